@@ -1,0 +1,125 @@
+"""The tiny Stable Diffusion: UNet and CLIP text encoder trained together on the VAE's latents."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sdlora.base import loop, text
+from sdlora.base.recipe import BaseRecipe
+
+TEXT_WIDTH = 192
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+
+
+def build_unet(latent_size: int) -> UNet2DConditionModel:
+    """A fresh UNet with SD 1.5's blocks in small."""
+    return UNet2DConditionModel(
+        sample_size=latent_size,
+        block_out_channels=(96, 160, 256),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTH,
+        attention_head_dim=8,
+    )
+
+
+def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
+    """A fresh CLIP text encoder: 4 layers of 192."""
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=4 * TEXT_WIDTH,
+            num_hidden_layers=4,
+            num_attention_heads=6,
+            max_position_embeddings=77,
+            projection_dim=TEXT_WIDTH,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
+    """Token ids (N, 77) as the pipeline makes them."""
+    ids: Tensor = tokenizer(
+        list(captions), padding="max_length", max_length=77, truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids
+
+
+def save(parts: nn.ModuleDict, vae: AutoencoderKL, tokenizer: CLIPTokenizer, out: Path) -> None:
+    """Write everything as a plain fp16 `StableDiffusionPipeline` folder."""
+    pipeline = StableDiffusionPipeline(
+        vae=vae,
+        text_encoder=parts["text_encoder"],
+        tokenizer=tokenizer,
+        unet=parts["unet"],
+        scheduler=PNDMScheduler(**SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(out)
+    for name in ("unet", "text_encoder", "vae"):
+        folder = out / name
+        module = type(getattr(pipeline, name)).from_pretrained(folder, torch_dtype=torch.float16)
+        module.save_pretrained(folder)
+    declare_float32(out / "text_encoder" / "config.json")
+
+
+def declare_float32(config: Path) -> None:
+    """Have transformers load fp16 weights as fp32, as diffusers does, so that the parts fit together."""
+    values = json.loads(config.read_text("utf-8"))
+    config.write_text(json.dumps({**values, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
+
+
+def train(
+    latents: Tensor, captions: Sequence[str], vae: AutoencoderKL, recipe: BaseRecipe, work: Path, out: Path, device: str
+) -> None:
+    """Train UNet and text encoder (epsilon, min-SNR weights, caption dropout) and save the pipeline."""
+    torch.manual_seed(recipe.seed + 3)
+    tokenizer = text.clip_tokenizer(captions, work / "clip-tokenizer")
+    latents = latents * vae.config.scaling_factor
+    parts = nn.ModuleDict(
+        {"unet": build_unet(latents.shape[-1]), "text_encoder": build_text_encoder(tokenizer)}
+    ).to(device)
+    parts.train()
+    ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])
+    noising = DDPMScheduler(**SCHEDULE)
+    snr = noising.alphas_cumprod / (1 - noising.alphas_cumprod)
+    weights = (snr.clamp(max=recipe.min_snr_gamma) / snr).to(device)
+
+    def loss_of_step(step: int) -> Tensor:
+        index = loop.batch_indices(recipe.seed + 3, step, recipe.unet_batch, len(latents))
+        generator = loop.step_generator(recipe.seed + 3, step)
+        clean = latents[index]
+        noise = torch.randn(clean.shape, generator=generator)
+        timesteps = torch.randint(0, 1000, (len(index),), generator=generator)
+        dropped = torch.rand(len(index), generator=generator) < recipe.caption_dropout
+        tokens = torch.where(dropped[:, None], empty, ids[index]).to(device)
+        noisy = noising.add_noise(clean, noise, timesteps).to(device)
+        with torch.autocast(device, torch.bfloat16):
+            context = parts["text_encoder"](tokens).last_hidden_state
+            predicted = parts["unet"](noisy, timesteps.to(device), context).sample.float()
+        per_picture = (predicted - noise.to(device)).square().mean(dim=(1, 2, 3))
+        return (per_picture * weights[timesteps.to(device)]).mean()
+
+    loop.train(
+        "diffusion",
+        parts,
+        loss_of_step,
+        steps=recipe.unet_steps,
+        peak_learning_rate=recipe.unet_learning_rate,
+        save_every=recipe.save_every,
+        folder=work,
+        on_save=lambda step: save(parts, vae, tokenizer, work / "preview"),
+    )
+    save(parts, vae, tokenizer, out)

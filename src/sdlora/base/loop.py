@@ -1,0 +1,140 @@
+"""The loop that trains a part of the embedded base: seeded, resumable after `kill -9`, with an ETA."""
+
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+EMA_DECAY = 0.999
+WARMUP_STEPS = 100
+
+
+def batch_indices(seed: int, step: int, batch: int, count: int) -> Tensor:
+    """Which examples step `step` sees (0-based): shuffled epochs, a function of (seed, step) alone."""
+    first = step * batch
+    found = []
+    for position in range(first, first + batch):
+        epoch, place = divmod(position, count)
+        found.append(int(_order(seed, epoch, count)[place]))
+    return torch.tensor(found)
+
+
+_orders: dict[tuple[int, int, int], Tensor] = {}
+
+
+def _order(seed: int, epoch: int, count: int) -> Tensor:
+    key = (seed, epoch, count)
+    if key not in _orders:
+        _orders.clear()
+        _orders[key] = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 100003 + epoch))
+    return _orders[key]
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The only source of randomness of a step."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+
+
+def learning_rate(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up, then cosine to zero."""
+    warmup = min(WARMUP_STEPS, max(1, steps // 10))
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+
+
+def save_atomically(state: object, path: Path) -> None:
+    """Write a torch file so that a crash leaves either the old or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    with part.open("wb") as handle:
+        torch.save(state, handle)
+        handle.flush()
+        os.fsync(handle.fileno())
+    os.replace(part, path)
+
+
+def train(
+    name: str,
+    module: nn.Module,
+    loss_of_step: Callable[[int], Tensor],
+    *,
+    steps: int,
+    peak_learning_rate: float,
+    save_every: int,
+    folder: Path,
+    on_save: Callable[[int], None] | None = None,
+) -> nn.Module:
+    """Train `module` in place and leave it with its averaged (EMA 0.999) weights.
+
+    Args:
+        name: What the progress lines and the state file are called.
+        module: The trained parameters; on return they hold the average.
+        loss_of_step: The loss of step n (0-based); all randomness must come from n.
+        steps: Optimizer steps in all.
+        peak_learning_rate: AdamW's rate after warm-up; cosine to zero.
+        save_every: Steps between saved states.
+        folder: Where the state is kept; a run that was stopped goes on from there.
+        on_save: Called with the step after each saved state, `module` holding averaged weights.
+
+    Returns:
+        `module`.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(parameters, lr=peak_learning_rate, weight_decay=1e-2)
+    ema = [p.detach().clone() for p in parameters]
+    state_path = folder / f"{name}.state.pt"
+    start = 0
+    if state_path.exists():
+        state = torch.load(state_path, weights_only=True)
+        with torch.no_grad():
+            for p, saved in zip(parameters, state["parameters"], strict=True):
+                p.copy_(saved)
+        ema, start = state["ema"], state["step"]
+        optimizer.load_state_dict(state["optimizer"])
+        print(f"{name}: resuming from step {start} of {steps}", flush=True)
+    began, running = time.monotonic(), torch.zeros(())
+    for step in range(start, steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, steps, peak_learning_rate)
+        loss = loss_of_step(step)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        decay = min(EMA_DECAY, (1 + step) / (10 + step))
+        torch._foreach_lerp_(ema, [p.detach() for p in parameters], 1 - decay)
+        running = running + loss.detach()
+        done = step + 1
+        if done % 50 == 0 or done == steps:
+            rate = (done - start) / (time.monotonic() - began)
+            mean = float(running) / (50 if done % 50 == 0 else max(1, done % 50))
+            print(f"{name}: step {done}/{steps} loss {mean:.4f} {rate:.2f} it/s ETA {(steps - done) / rate:.0f} s", flush=True)
+            running = torch.zeros(())
+        if done % save_every == 0 or done == steps:
+            save_atomically(
+                {
+                    "parameters": [p.detach() for p in parameters],
+                    "ema": ema,
+                    "optimizer": optimizer.state_dict(),
+                    "step": done,
+                },
+                state_path,
+            )
+            if on_save is not None and done != steps:
+                raw = [p.detach().clone() for p in parameters]
+                _load(parameters, ema)
+                on_save(done)
+                _load(parameters, raw)
+    _load(parameters, ema)
+    return module
+
+
+@torch.no_grad()
+def _load(parameters: list[nn.Parameter], values: list[Tensor]) -> None:
+    for p, value in zip(parameters, values, strict=True):
+        p.copy_(value)

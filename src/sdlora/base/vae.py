@@ -1,0 +1,84 @@
+"""The tiny VAE: diffusers' `AutoencoderKL`, 64 px, factor 4, four latent channels."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sdlora.base import loop
+from sdlora.base.recipe import BaseRecipe
+
+
+def build(size_px: int) -> AutoencoderKL:
+    """A fresh VAE of 2.7 M parameters."""
+    return AutoencoderKL(
+        block_out_channels=(32, 64, 128),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=16,
+        sample_size=size_px,
+    )
+
+
+def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
+    """(N, H, W, 3) uint8 -> (N, 3, H, W) float in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _loss(
+    vae: AutoencoderKL, pictures: NDArray[np.uint8], recipe: BaseRecipe, device: str
+) -> Callable[[int], Tensor]:
+    def loss_of_step(step: int) -> Tensor:
+        """L1 + 0.5 x gradient difference, decoding the posterior's mean with a little noise; a weak
+        pull on the mean's size keeps the latents near unit variance."""
+        index = loop.batch_indices(recipe.seed + 1, step, recipe.vae_batch, len(pictures))
+        images = to_tensor(pictures[index.numpy()]).to(device)
+        generator = loop.step_generator(recipe.seed + 1, step)
+        with torch.autocast(device, torch.bfloat16):
+            mean = vae.encode(images).latent_dist.mean
+            noise = torch.randn(mean.shape, generator=generator).to(device)
+            decoded = vae.decode(mean + 0.05 * noise).sample.float()
+        l1 = (decoded - images).abs().mean()
+        gradients = sum(
+            (decoded.diff(dim=axis) - images.diff(dim=axis)).abs().mean() for axis in (2, 3)
+        )
+        return l1 + 0.5 * gradients + 1e-4 * mean.float().square().mean()
+
+    return loss_of_step
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pictures: NDArray[np.uint8], device: str) -> Tensor:
+    """Posterior means (N, 4, h, w) fp32 on the CPU, not scaled."""
+    parts = []
+    for first in range(0, len(pictures), 64):
+        images = to_tensor(pictures[first : first + 64]).to(device)
+        with torch.autocast(device, torch.bfloat16):
+            parts.append(vae.encode(images).latent_dist.mean.float().cpu())
+    return torch.cat(parts)
+
+
+def train(pictures: NDArray[np.uint8], recipe: BaseRecipe, work: Path, out: Path, device: str) -> AutoencoderKL:
+    """Train the VAE, set its scaling factor to 1/std of its latents and save it as fp16."""
+    torch.manual_seed(recipe.seed + 1)
+    vae = build(recipe.size_px).to(device)
+    vae.quant_conv.requires_grad_(True)
+    loop.train(
+        "vae",
+        vae,
+        _loss(vae, pictures, recipe, device),
+        steps=recipe.vae_steps,
+        peak_learning_rate=recipe.vae_learning_rate,
+        save_every=recipe.save_every,
+        folder=work,
+    )
+    std = float(encode(vae, pictures[:512], device).std())
+    vae.register_to_config(scaling_factor=round(1 / std, 5))
+    vae.half().save_pretrained(out)
+    return AutoencoderKL.from_pretrained(out, torch_dtype=torch.float32).to(device).eval()

@@ -1,0 +1,134 @@
+"""Caption pictures with BLIP; the trigger comes first, so that 77 tokens never cut it off."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sdlora import provenance, records
+from sdlora.errors import DataError, MissingError, suggest
+from sdlora.params import Caption
+from sdlora.pictures import read_rgb
+
+
+def with_trigger(trigger: str, caption: str) -> str:
+    """`trigger, caption`, without saying it twice."""
+    caption = caption.strip()
+    if caption.lower().startswith(trigger.lower()):
+        return caption
+    return f"{trigger}, {caption}" if caption else trigger
+
+
+class Captioner:
+    """A BLIP model, loaded when the first picture needs it."""
+
+    def __init__(self, model: str, revision: str | None, settings: Caption) -> None:
+        self._model, self._revision, self._settings = model, revision, settings
+        self._loaded: Any = None
+
+    def _load(self) -> Any:
+        from transformers import BlipForConditionalGeneration, BlipProcessor
+
+        try:
+            options = {} if self._revision is None else {"revision": self._revision}
+            processor = BlipProcessor.from_pretrained(self._model, **options)
+            model = BlipForConditionalGeneration.from_pretrained(self._model, **options)
+        except OSError as error:
+            raise MissingError(
+                f"the captioner {self._model!r} is neither a folder nor reachable on the hub; on a machine with "
+                f"network: hf download {self._model} ({str(error).splitlines()[0]})"
+            ) from None
+        return processor, model.float().eval()
+
+    def captions(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """One caption a picture, in the same order."""
+        import torch
+
+        self._loaded = self._loaded or self._load()
+        processor, model = self._loaded
+        inputs = processor(images=list(pictures), return_tensors="pt")
+        with torch.inference_mode():
+            tokens = model.generate(
+                **inputs, max_new_tokens=self._settings.max_new_tokens, num_beams=self._settings.num_beams
+            )
+        texts: list[str] = processor.batch_decode(tokens, skip_special_tokens=True)
+        return [tidy(text) for text in texts]
+
+
+def tidy(text: str) -> str:
+    """BLIP's words without the tokenizer's spaces before punctuation."""
+    return " ".join(text.split()).replace(" ,", ",").replace(" - ", "-").strip(" ,")
+
+
+def read_overrides(path: str | None, rows: Sequence[records.Row]) -> dict[str, str]:
+    """Captions a user wrote, by picture id.
+
+    Raises:
+        DataError: If a row has no caption or names a picture that is not in the dataset.
+    """
+    if path is None:
+        return {}
+    if not Path(path).exists():
+        raise DataError(f"captions_override: there is no file {path!r}")
+    ids = {row["name"]: row["id"] for row in rows} | {row["id"]: row["id"] for row in rows}
+    found = {}
+    for number, row in enumerate(records.read_jsonl(Path(path)), start=1):
+        name = row.get("id") or row.get("file")
+        if name not in ids or not isinstance(row.get("caption"), str):
+            problem = "needs id or file, and caption" if name is None else f"no picture {name!r}{suggest(name, ids)}"
+            raise DataError(f"{path}:{number}: {problem}")
+        found[ids[name]] = row["caption"]
+    return found
+
+
+def caption_dataset(
+    settings: Caption,
+    captioner: Captioner,
+    identity: str,
+    trigger: str,
+    override: str | None,
+    folder: Path,
+    store: Path,
+) -> list[Path]:
+    """Write `captions.jsonl` for a folder of fitted pictures; only new pictures are captioned.
+
+    Args:
+        settings: Length, beams and batch size.
+        captioner: The model.
+        identity: Which weights it means; part of each remembered caption's key.
+        trigger: Query or trigger word, placed first.
+        override: A user's JSONL of captions that win.
+        folder: Fitted pictures with `fit.jsonl`.
+        store: Where captions are remembered by content.
+
+    Returns:
+        The files written.
+    """
+    rows = records.read_jsonl(folder / "fit.jsonl")
+    overrides = read_overrides(override, rows)
+    keys = {row["id"]: _key(folder / row["file"], identity, settings) for row in rows}
+    wanted = [row for row in rows if row["id"] not in overrides and not row["caption"]]
+    new = [row for row in wanted if not (store / f"{keys[row['id']]}.json").exists()]
+    for first in range(0, len(new), settings.batch_size):
+        batch = new[first : first + settings.batch_size]
+        texts = captioner.captions([read_rgb(folder / row["file"]) for row in batch])
+        for row, text in zip(batch, texts, strict=True):
+            records.write_json(store / f"{keys[row['id']]}.json", text)
+    print(f"caption: {len(new)} new, {len(wanted) - len(new)} known, {len(overrides)} written by hand", flush=True)
+    captioned = []
+    for row in rows:
+        if row["id"] in overrides:
+            text, origin = overrides[row["id"]], "override"
+        elif row["caption"]:
+            text, origin = row["caption"], "source"
+        else:
+            text, origin = records.read_json(store / f"{keys[row['id']]}.json"), identity
+        captioned.append({"id": row["id"], "caption": with_trigger(trigger, text), "origin": origin, "split": row["split"]})
+    records.write_jsonl(folder / "captions.jsonl", captioned)
+    return [folder / "captions.jsonl"]
+
+
+def _key(picture: Path, identity: str, settings: Caption) -> str:
+    parts = [provenance.sha256_of(picture), identity, settings.max_new_tokens, settings.num_beams]
+    return provenance.sha256_text(" ".join(map(str, parts)))

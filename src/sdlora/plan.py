@@ -1,0 +1,241 @@
+"""The DAG's names: which jobs the versions need, what each reads and where it writes."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sdlora import provenance
+from sdlora.errors import DataError, ParamsError
+from sdlora.params import Base, Dataset, FolderSource, Params, Version
+from sdlora.provenance import FileHashes, Job
+
+SETS = Path("data/sets")
+RESULTS = Path("results")
+SCRIPTS = Path("workflow/scripts")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+
+
+def fit_name(params: Params, name: str, method: str | None = None) -> str:
+    """Folder of a version's fitted pictures, such as `pad-edge-64`."""
+    version = params.versions[name]
+    side = version.fit.size_px or params.bases[version.base].size_px
+    method = method or version.fit.method
+    fill = f"-{version.fit.fill.removeprefix('#')}" if method == "pad" else ""
+    return f"{method}{fill}-{side}"
+
+
+def set_folder(dataset: str, fit: str = "") -> Path:
+    """Folder of a dataset, or of one way of fitting it."""
+    return SETS / dataset / fit
+
+
+def made(folder: Path, stage: str) -> Path:
+    """Where a stage's record lies."""
+    return folder / "made" / f"{stage}.json"
+
+
+def jobs(params: Params) -> list[Job]:
+    """Every job of every version, in topological order, each once.
+
+    Raises:
+        ParamsError: If two versions want different things under one name.
+    """
+    hashes = FileHashes()
+    found: dict[Path, Job] = {}
+    owner: dict[Path, str] = {}
+    for name in params.versions:
+        for job in _jobs_of_version(params, name, hashes):
+            known = found.setdefault(job.made, job)
+            if known.recipe != job.recipe:
+                raise ParamsError(
+                    f"versions {owner[job.made]} and {name} both write {job.made.parent.parent} but with different "
+                    f"{job.stage} settings; give one of them its own dataset entry"
+                )
+            owner.setdefault(job.made, name)
+    found_jobs = [*found.values(), _index_job(params)]
+    hashes.save()
+    return found_jobs
+
+
+def _code(stage: str) -> str:
+    return provenance.code_of(stage, SCRIPTS / f"{stage}.py")
+
+
+def _job(stage: str, name: str, folder: Path, recipe: dict[str, Any], inputs: list[Path], shown: list[str]) -> Job:
+    record = made(folder, name.rsplit("/", 1)[-1] if stage == "encode" else stage)
+    whole = {"stage": stage, "code": _code(stage), **recipe}
+    return Job(stage, name, whole, tuple(inputs), record, tuple(folder / path for path in shown))
+
+
+def _jobs_of_version(params: Params, name: str, hashes: FileHashes) -> Iterator[Job]:
+    version = params.versions[name]
+    base, dataset = params.bases[version.base], params.datasets[version.dataset]
+    scrape = _job(
+        "scrape",
+        version.dataset,
+        set_folder(version.dataset),
+        {"dataset": dataset.model_dump(mode="json", include={"sources", "minimum", "held_out"}),
+         "files": _source_files(dataset, hashes)},
+        [],
+        ["manifest.jsonl"],
+    )  # fmt: skip
+    yield scrape
+    references = fit_name(params, name, "pad")
+    for method in dict.fromkeys(("pad", version.fit.method)):
+        yield from _dataset_jobs(params, name, method, scrape, hashes)
+    own = set_folder(version.dataset, fit_name(params, name))
+    reference_folder = set_folder(version.dataset, references)
+    folder = RESULTS / name
+    model = {"base": base.model_dump(mode="json"), "base_identity": base_identity(base, hashes)}
+    train = _job(
+        "train",
+        name,
+        folder,
+        {**model, "threads": params.threads, "train": version.train.model_dump(mode="json"),
+         "flip": version.flip.model_dump(mode="json")},
+        [made(own, "flip"), made(own, f"encode-{version.base}")],
+        ["train_log.csv", "config.yaml"],
+    )  # fmt: skip
+    yield train
+    sample = _job(
+        "sample",
+        name,
+        folder,
+        {**model, "threads": params.threads, "sample": version.sample.model_dump(mode="json"),
+         "size_px": version.fit.size_px or base.size_px},
+        [train.made, made(reference_folder, "caption")],
+        ["samples/index.jsonl"],
+    )  # fmt: skip
+    yield sample
+    evaluate = _job(
+        "evaluate",
+        name,
+        folder,
+        {"evaluate": version.evaluate.model_dump(mode="json")},
+        [sample.made, made(reference_folder, "fit")],
+        ["metrics.csv", "metrics.json", "best.json"],
+    )
+    yield evaluate
+    yield _job(
+        "report", name, folder, {"version": name, "settings": summary(version)}, [evaluate.made], ["report/index.html"]
+    )
+
+
+def _dataset_jobs(params: Params, name: str, method: str, scrape: Job, hashes: FileHashes) -> Iterator[Job]:
+    """fit, caption, flip and encode of a version's dataset, for one method of fitting."""
+    version = params.versions[name]
+    base, dataset = params.bases[version.base], params.datasets[version.dataset]
+    fit_folder = fit_name(params, name, method)
+    folder = set_folder(version.dataset, fit_folder)
+    job_name = f"{version.dataset}/{fit_folder}"
+    side = version.fit.size_px or base.size_px
+    fit = _job(
+        "fit",
+        job_name,
+        folder,
+        {"fit": {**version.fit.model_dump(mode="json"), "method": method, "size_px": side}},
+        [scrape.made],
+        ["fit.jsonl"],
+    )
+    yield fit
+    caption = _job(
+        "caption",
+        job_name,
+        folder,
+        {"caption": version.caption.model_dump(mode="json"), "captioner": base.captioner,
+         "captioner_identity": _identity(base.captioner, base.captioner_revision, hashes),
+         "captioner_revision": base.captioner_revision, "trigger": dataset.trigger, "threads": params.threads,
+         "override": dataset.captions_override, "overrides": _override_identity(dataset, hashes)},
+        [fit.made],
+        ["captions.jsonl"],
+    )  # fmt: skip
+    yield caption
+    flip = _job(
+        "flip",
+        job_name,
+        folder,
+        {"mirror": dataset.flip and version.flip.probability > 0, "swap_words": version.flip.swap_words},
+        [caption.made],
+        ["train/metadata.jsonl"],
+    )
+    yield flip
+    yield _job(
+        "encode",
+        f"{job_name}/encode-{version.base}",
+        folder,
+        {"encode": version.encode.model_dump(mode="json"), "base": base.model_dump(mode="json"),
+         "base_identity": base_identity(base, hashes), "threads": params.threads},
+        [flip.made],
+        [f"latents/index-{version.base}.jsonl"],
+    )  # fmt: skip
+
+
+def _index_job(params: Params) -> Job:
+    """The page over all versions of `run`."""
+    folder = RESULTS / "report"
+    inputs = [made(RESULTS / name, "evaluate") for name in params.run]
+    settings = {name: summary(params.versions[name]) for name in params.run}
+    recipe = {"stage": "report", "code": _code("report"), "versions": settings}
+    return Job("report", "index", recipe, tuple(inputs), made(folder, "report"), (folder / "index.html",))
+
+
+def summary(version: Version) -> dict[str, Any]:
+    """The settings a reader compares versions by."""
+    train, sample = version.train, version.sample
+    return {
+        "base": version.base,
+        "dataset": version.dataset,
+        "fit": version.fit.method,
+        "rank": train.rank,
+        "alpha": train.scaling_alpha,
+        "learning_rate": train.learning_rate,
+        "steps": train.steps,
+        "optimizer": train.optimizer,
+        "hires": bool(sample.hires),
+    }
+
+
+def base_identity(base: Base, hashes: FileHashes) -> str:
+    """Which weights a base means: content for local files, id and revision for the hub."""
+    vae = f" + {_identity(base.vae, base.vae_revision, hashes)}" if base.vae else ""
+    return _identity(base.model, base.revision, hashes) + vae
+
+
+def _identity(model: str, revision: str | None, hashes: FileHashes) -> str:
+    path = Path(model)
+    if path.exists():
+        return f"sha256:{provenance.identity_of_folder(path, hashes)}"
+    return f"hub:{model}@{revision or 'main'}"
+
+
+def _source_files(dataset: Dataset, hashes: FileHashes) -> dict[str, str]:
+    """Content identity of each folder source; what is scraped is pinned by its manifest instead."""
+    return {
+        source.path: provenance.identity_of_folder(Path(source.path), hashes)
+        for source in dataset.sources
+        if isinstance(source, FolderSource) and Path(source.path).exists()
+    }
+
+
+def _override_identity(dataset: Dataset, hashes: FileHashes) -> str | None:
+    path = Path(dataset.captions_override) if dataset.captions_override else None
+    return hashes.of(path) if path and path.exists() else None
+
+
+def check_inputs(params: Params) -> None:
+    """Fail before any work when a version of `run` has no pictures to start from.
+
+    Raises:
+        DataError: If a folder source is missing or holds no picture.
+    """
+    for name in dict.fromkeys(params.versions[name].dataset for name in params.run):
+        for number, source in enumerate(params.datasets[name].sources):
+            if not isinstance(source, FolderSource):
+                continue
+            where = f"datasets.{name}.sources[{number}].path"
+            if not Path(source.path).is_dir():
+                raise DataError(f"{where}: there is no folder {source.path!r}")
+            if not any(p.suffix.lower() in PICTURE_SUFFIXES for p in Path(source.path).rglob("*")):
+                raise DataError(
+                    f"{where}: the folder {source.path!r} holds no picture (looked for {', '.join(PICTURE_SUFFIXES)})"
+                )

@@ -1,0 +1,29 @@
+"""Pictures that already lie in a folder."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from sdlora.errors import DataError
+from sdlora.params import FolderSource
+from sdlora.plan import PICTURE_SUFFIXES
+from sdlora.scrape.source import FoundImage
+
+
+def find(source: FolderSource) -> Iterator[FoundImage]:
+    """Every picture below the folder, in name order.
+
+    Raises:
+        DataError: If there is no such folder or it holds no picture.
+    """
+    folder = Path(source.path)
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {source.path!r}")
+    files = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in PICTURE_SUFFIXES and path.is_file() and not path.name.startswith(".")
+    ]
+    if not files:
+        raise DataError(f"the folder {source.path!r} holds no picture (looked for {', '.join(PICTURE_SUFFIXES)})")
+    for path in files:
+        yield FoundImage(path.read_bytes(), path.relative_to(folder).as_posix(), "folder")
