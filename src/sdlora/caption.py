@@ -23,13 +23,17 @@ def with_trigger(trigger: str, caption: str) -> str:
 class Captioner:
     """A BLIP model, loaded when the first picture needs it."""
 
-    def __init__(self, model: str, revision: str | None, settings: Caption) -> None:
-        self._model, self._revision, self._settings = model, revision, settings
+    def __init__(self, model: str, revision: str | None, settings: Caption, threads: int) -> None:
+        self._model, self._revision, self._settings, self._threads = model, revision, settings, threads
         self._loaded: Any = None
 
     def _load(self) -> Any:
+        import torch
         from transformers import BlipForConditionalGeneration, BlipProcessor
+        from transformers.utils import logging
 
+        torch.set_num_threads(self._threads)
+        logging.disable_progress_bar()
         try:
             options = {} if self._revision is None else {"revision": self._revision}
             processor = BlipProcessor.from_pretrained(self._model, **options)
@@ -124,7 +128,9 @@ def caption_dataset(
             text, origin = row["caption"], "source"
         else:
             text, origin = records.read_json(store / f"{keys[row['id']]}.json"), identity
-        captioned.append({"id": row["id"], "caption": with_trigger(trigger, text), "origin": origin, "split": row["split"]})
+        captioned.append(
+            {"id": row["id"], "caption": with_trigger(trigger, text), "origin": origin, "split": row["split"]}
+        )
     records.write_jsonl(folder / "captions.jsonl", captioned)
     return [folder / "captions.jsonl"]
 

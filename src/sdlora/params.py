@@ -360,11 +360,9 @@ def _unknown_names(params: Params, raw: Mapping[str, Any]) -> Iterator[Problem]:
 def _stated_at(raw: Any, place: tuple[str | int, ...]) -> tuple[str | int, ...]:
     """The part of a pydantic location that the file has: union tags removed."""
     kept: list[str | int] = []
-    node = raw
+    node: Any = raw
     for key in place:
-        if isinstance(node, dict) and key in node:
-            node = node[key]
-        elif isinstance(node, tuple) and isinstance(key, int) and key < len(node):
+        if _has(node, (key,)):
             node = node[key]
         elif isinstance(node, dict) and node.get("kind") == key:
             continue
@@ -377,7 +375,7 @@ def _stated_at(raw: Any, place: tuple[str | int, ...]) -> tuple[str | int, ...]:
 
 
 def _is_echo(item: Any) -> bool:
-    return item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"]
+    return bool(item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"])
 
 
 def _explain(item: Any, raw: Mapping[str, Any]) -> Problem:
@@ -425,7 +423,8 @@ def _line(tree: Any, place: tuple[str | int, ...]) -> int | None:
     line = None
     for key in place:
         try:
-            line = (tree.lc.key(key) if isinstance(tree, Mapping) else tree.lc.item(key))[0] + 1
+            position = tree.lc.key(key) if hasattr(tree, "keys") else tree.lc.item(key)
+            line = int(position[0]) + 1
             tree = tree[key]
         except (KeyError, AttributeError, TypeError, IndexError):
             break

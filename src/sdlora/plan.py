@@ -239,3 +239,14 @@ def check_inputs(params: Params) -> None:
                 raise DataError(
                     f"{where}: the folder {source.path!r} holds no picture (looked for {', '.join(PICTURE_SUFFIXES)})"
                 )
+
+
+def dataset_records(params: Params) -> list[Path]:
+    """The last records of every dataset that `run` learns from."""
+    found = []
+    for name in params.run:
+        version = params.versions[name]
+        own = set_folder(version.dataset, fit_name(params, name))
+        references = set_folder(version.dataset, fit_name(params, name, "pad"))
+        found += [made(own, f"encode-{version.base}"), made(references, "caption")]
+    return list(dict.fromkeys(found))

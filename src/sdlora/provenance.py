@@ -18,6 +18,7 @@ from sdlora import records
 
 STORE = Path(".sdlora")
 PACKAGE = Path(__file__).parent
+_TICK_NS = 1_000_000  # apart enough for every file system's clock
 # Modules whose behaviour reaches a stage only through its recipe, or never.
 _NOT_CODE = {"params", "errors", "plan", "provenance", "command"}
 
@@ -68,7 +69,7 @@ class FileHashes:
     def save(self) -> None:
         """Write what was learnt, without the files that are gone."""
         if self._changed:
-            kept = {name: row for name, row in self._known.items() if os.path.exists(name)}
+            kept = {name: row for name, row in self._known.items() if Path(name).exists()}
             records.write_json(self._path, kept)
 
 
@@ -147,7 +148,11 @@ def _meaning_of(path: Path) -> str:
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             body = node.body
             first = body[0] if body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 node.body = body[1:]
     return sha256_text(ast.dump(tree))
 
@@ -192,12 +197,12 @@ def settle(jobs: Sequence[Job]) -> list[Job]:
             fresh[job.made] = job
             newest = max(_mtime(p) for p in before)
             for output in after:
-                if _mtime(output) < newest:
-                    hashes.touch(output, newest)
+                if _mtime(output) <= newest:  # Snakemake takes an equal mtime for a newer input
+                    hashes.touch(output, newest + _TICK_NS)
         else:
             existing = [_mtime(p) for p in after if p.exists()]
             if existing and _mtime(path) <= max(existing):
-                os.utime(path, ns=(max(existing) + 1_000_000,) * 2)
+                os.utime(path, ns=(max(existing) + _TICK_NS,) * 2)
     hashes.save()
     return list(fresh.values())
 

@@ -21,7 +21,7 @@ def write_bytes(path: Path, content: bytes) -> None:
             handle.write(content)
             handle.flush()
             os.fsync(handle.fileno())
-        os.replace(part, path)
+        part.replace(path)
     finally:
         part.unlink(missing_ok=True)
 
@@ -81,6 +81,6 @@ def publish_folder(source: Path, target: Path) -> None:
     shutil.rmtree(part, ignore_errors=True)
     shutil.copytree(source, part)
     if target.exists():
-        os.replace(target, old)
-    os.replace(part, target)
+        target.replace(old)
+    part.replace(target)
     shutil.rmtree(old, ignore_errors=True)

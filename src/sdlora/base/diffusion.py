@@ -73,6 +73,10 @@ def save(parts: nn.ModuleDict, vae: AutoencoderKL, tokenizer: CLIPTokenizer, out
         module = type(getattr(pipeline, name)).from_pretrained(folder, torch_dtype=torch.float16)
         module.save_pretrained(folder)
     declare_float32(out / "text_encoder" / "config.json")
+    # as in SD 1.5's own file: other schedulers made from this one must not clip latents
+    config = out / "scheduler" / "scheduler_config.json"
+    values = json.loads(config.read_text("utf-8"))
+    config.write_text(json.dumps({**values, "clip_sample": False}, indent=2) + "\n", encoding="utf-8")
 
 
 def declare_float32(config: Path) -> None:
@@ -88,9 +92,9 @@ def train(
     torch.manual_seed(recipe.seed + 3)
     tokenizer = text.clip_tokenizer(captions, work / "clip-tokenizer")
     latents = latents * vae.config.scaling_factor
-    parts = nn.ModuleDict(
-        {"unet": build_unet(latents.shape[-1]), "text_encoder": build_text_encoder(tokenizer)}
-    ).to(device)
+    parts = nn.ModuleDict({"unet": build_unet(latents.shape[-1]), "text_encoder": build_text_encoder(tokenizer)}).to(
+        device
+    )
     parts.train()
     ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])
     noising = DDPMScheduler(**SCHEDULE)
@@ -110,7 +114,8 @@ def train(
             context = parts["text_encoder"](tokens).last_hidden_state
             predicted = parts["unet"](noisy, timesteps.to(device), context).sample.float()
         per_picture = (predicted - noise.to(device)).square().mean(dim=(1, 2, 3))
-        return (per_picture * weights[timesteps.to(device)]).mean()
+        weighted: Tensor = per_picture * weights[timesteps.to(device)]
+        return weighted.mean()
 
     loop.train(
         "diffusion",

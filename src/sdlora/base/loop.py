@@ -55,7 +55,7 @@ def save_atomically(state: object, path: Path) -> None:
         torch.save(state, handle)
         handle.flush()
         os.fsync(handle.fileno())
-    os.replace(part, path)
+    part.replace(path)
 
 
 def train(
@@ -113,7 +113,10 @@ def train(
         if done % 50 == 0 or done == steps:
             rate = (done - start) / (time.monotonic() - began)
             mean = float(running) / (50 if done % 50 == 0 else max(1, done % 50))
-            print(f"{name}: step {done}/{steps} loss {mean:.4f} {rate:.2f} it/s ETA {(steps - done) / rate:.0f} s", flush=True)
+            print(
+                f"{name}: step {done}/{steps} loss {mean:.4f} {rate:.2f} it/s ETA {(steps - done) / rate:.0f} s",
+                flush=True,
+            )
             running = torch.zeros(())
         if done % save_every == 0 or done == steps:
             save_atomically(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from tokenizers import BertWordPieceTokenizer, Tokenizer, models, normalizers, pre_tokenizers, trainers
+from tokenizers import BertWordPieceTokenizer, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, CLIPTokenizer
 
 EXTRA_WORDS = (
@@ -26,7 +26,10 @@ def clip_tokenizer(captions: Sequence[str], folder: Path) -> CLIPTokenizer:
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Lowercase()
     learner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(_clip_pattern(), "removed", invert=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Split(_clip_pattern(), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     learner.train_from_iterator([*captions, *[EXTRA_WORDS] * 50], trainer)
     folder.mkdir(parents=True, exist_ok=True)
@@ -47,9 +50,7 @@ def clip_tokenizer(captions: Sequence[str], folder: Path) -> CLIPTokenizer:
     return tokenizer
 
 
-def _clip_pattern():  # type: ignore[no-untyped-def]
-    from tokenizers import Regex
-
+def _clip_pattern() -> Regex:
     return Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
 
 

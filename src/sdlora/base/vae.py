@@ -31,9 +31,7 @@ def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _loss(
-    vae: AutoencoderKL, pictures: NDArray[np.uint8], recipe: BaseRecipe, device: str
-) -> Callable[[int], Tensor]:
+def _loss(vae: AutoencoderKL, pictures: NDArray[np.uint8], recipe: BaseRecipe, device: str) -> Callable[[int], Tensor]:
     def loss_of_step(step: int) -> Tensor:
         """L1 + 0.5 x gradient difference, decoding the posterior's mean with a little noise; a weak
         pull on the mean's size keeps the latents near unit variance."""
@@ -45,10 +43,9 @@ def _loss(
             noise = torch.randn(mean.shape, generator=generator).to(device)
             decoded = vae.decode(mean + 0.05 * noise).sample.float()
         l1 = (decoded - images).abs().mean()
-        gradients = sum(
-            (decoded.diff(dim=axis) - images.diff(dim=axis)).abs().mean() for axis in (2, 3)
-        )
-        return l1 + 0.5 * gradients + 1e-4 * mean.float().square().mean()
+        gradients = sum((decoded.diff(dim=axis) - images.diff(dim=axis)).abs().mean() for axis in (2, 3))
+        loss: Tensor = l1 + 0.5 * gradients + 1e-4 * mean.float().square().mean()
+        return loss
 
     return loss_of_step
 

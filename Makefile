@@ -1,0 +1,49 @@
+# make        the first run: install, train v8 on the embedded base, say where its table and page are
+# make test   everything CI runs
+# make check  formatting, types, lint, dry run
+# make base   train the embedded base anew (hours on a CPU)
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+SHELL := /bin/bash
+.DEFAULT_GOAL := run
+.PHONY: run test check format base clean
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "Python 3.11 is needed, this is %s; say make PYTHON=python3.11" % sys.version.split()[0])'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+run: $(INSTALLED)
+	@began=$$SECONDS; \
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores 1 results/v8/metrics.csv results/v8/report/index.html && \
+	echo && echo "done in $$((SECONDS - began)) s after installation" && \
+	echo "table:  results/v8/metrics.csv" && \
+	echo "page:   results/v8/report/index.html" && \
+	$(BIN)/python -c 'import json; print("best:  ", json.load(open("results/v8/best.json"))["why"])'
+
+test: $(INSTALLED) check
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --durations=10
+
+check: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/mypy
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --lint
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake -n --quiet rules
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile workflow
+
+base: $(INSTALLED)
+	$(BIN)/python -u -m sdlora.base.datasets
+	$(BIN)/python -u -m sdlora.base.make
+
+clean:
+	rm -rf .venv .snakemake logs

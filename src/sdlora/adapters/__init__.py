@@ -1,0 +1,5 @@
+"""Model adapters: what differs between families, behind one interface."""
+
+from sdlora.adapters.base import Adapter, Conditioning, load_adapter
+
+__all__ = ["Adapter", "Conditioning", "load_adapter"]

@@ -1,0 +1,78 @@
+"""Self-contained HTML pages: one a version, one over all versions."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+
+from sdlora import records
+from sdlora.report.plots import Series, metric_plot
+
+PAGES = Environment(loader=PackageLoader("sdlora.report", "templates"), autoescape=True, trim_blocks=True)
+
+
+def _uri(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def read_series(metrics_csv: Path) -> dict[str, list[tuple[int, float, float, float]]]:
+    """Metric -> (step, mean, ci_low, ci_high) of a version's table."""
+    found: dict[str, list[tuple[int, float, float, float]]] = {}
+    for row in records.read_csv(metrics_csv):
+        numbers = (float(row["mean"]), float(row["ci_low"]), float(row["ci_high"]))
+        found.setdefault(row["metric"], []).append((int(row["step"]), *numbers))
+    return found
+
+
+def write_version(name: str, settings: dict[str, Any], result: Path, references: Path, out: Path) -> list[Path]:
+    """Write a version's page: why this checkpoint, the table, the plots and every sample.
+
+    Args:
+        name: The version.
+        settings: What it is compared by.
+        result: `results/<version>`.
+        references: Folder of the references.
+        out: Folder to write.
+
+    Returns:
+        The files written.
+    """
+    series = read_series(result / "metrics.csv")
+    index = records.read_jsonl(result / "samples" / "index.jsonl")
+    columns = sorted({row["reference"] for row in index})
+    steps = sorted({row["step"] for row in index})
+    pictures = {(row["step"], row["reference"]): row for row in reversed(index)}
+    page = PAGES.get_template("version.html").render(
+        name=name,
+        settings=settings,
+        best=records.read_json(result / "best.json"),
+        table=records.read_csv(result / "metrics.csv"),
+        plots=[_uri(metric_plot(metric, {name: points})) for metric, points in series.items()],
+        prompts=[pictures[steps[0], column]["prompt"] for column in columns],
+        references=[_uri((references / f"{column}.png").read_bytes()) for column in columns],
+        rows=[
+            (step, [_uri((result / "samples" / pictures[step, column]["file"]).read_bytes()) for column in columns])
+            for step in steps
+        ],
+    )
+    records.write_text(out / "index.html", page)
+    return [out / "index.html"]
+
+
+def write_index(versions: dict[str, dict[str, Any]], results: Path, out: Path) -> list[Path]:
+    """Write the page over all versions: settings, best step, figures, one plot a metric."""
+    best = {name: records.read_json(results / name / "best.json") for name in versions}
+    series: dict[str, dict[str, Any]] = {}
+    for name in versions:
+        for metric, points in read_series(results / name / "metrics.csv").items():
+            series.setdefault(metric, {})[name] = points
+    plots: list[tuple[str, Series]] = list(series.items())
+    page = PAGES.get_template("index.html").render(
+        versions=versions,
+        best=best,
+        metrics=list(series),
+        plots=[_uri(metric_plot(metric, lines)) for metric, lines in plots],
+    )
+    records.write_text(out / "index.html", page)
+    return [out / "index.html"]

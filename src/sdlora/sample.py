@@ -1,0 +1,167 @@
+"""Draw every reference's prompt at every checkpoint; step 0 is the base without a LoRA."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from sdlora import choices, provenance, records, store
+from sdlora.adapters import Adapter, load_adapter
+from sdlora.params import Base, Sample
+from sdlora.pictures import png_bytes
+from sdlora.progress import Progress
+from sdlora.randomness import generator
+from sdlora.train.export import FILE_NAME
+
+KEPT_SETS = 600  # sets of pictures in the store, one a checkpoint and setting
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is drawn: a reference's id, its caption and a seed."""
+
+    reference: str
+    text: str
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.reference}-seed{self.seed}.png"
+
+
+class Painter:
+    """The base loaded once, adapters swapped over it; loaded when the first picture needs it."""
+
+    def __init__(self, base: Base, settings: Sample, size_px: int) -> None:
+        self._base, self._settings, self._size_px = base, settings, size_px
+        self._adapter: Adapter | None = None
+        self._img2img: Any = None
+
+    def _load(self) -> Adapter:
+        adapter = load_adapter(self._base)
+        scheduler = choices.pick(choices.SCHEDULERS, self._settings.scheduler)
+        adapter.pipeline.scheduler = scheduler.from_config(adapter.pipeline.scheduler.config)
+        if self._settings.hires is not None:
+            self._img2img = adapter.img2img_pipeline()
+        return adapter
+
+    def use(self, lora: Path | None) -> None:
+        """Put a LoRA file in place of the one before; None draws with the base alone."""
+        self._adapter = self._adapter or self._load()
+        pipeline = self._adapter.pipeline
+        if pipeline.get_list_adapters():
+            pipeline.unload_lora_weights()
+        if lora is not None:
+            pipeline.load_lora_weights(lora.parent, weight_name=lora.name, adapter_name="lora")
+            pipeline.set_adapters(["lora"], [self._settings.lora_scale])
+
+    def draw(self, prompt: Prompt) -> Image.Image:
+        """One picture; its noise is a function of (seed, reference) alone.
+
+        With hires fix the picture is enlarged (Lanczos) and denoised again: diffusers' image to image
+        runs int(inference_steps x denoising_strength) steps.
+        """
+        if self._adapter is None:
+            raise RuntimeError("call use() first")
+        settings = self._settings
+        shared = {
+            "prompt": prompt.text,
+            "negative_prompt": settings.negative_prompt,
+            "guidance_scale": settings.guidance_scale,
+            "num_inference_steps": settings.inference_steps,
+        }
+        image: Image.Image = self._adapter.pipeline(
+            **shared,
+            height=self._size_px,
+            width=self._size_px,
+            generator=generator("sample", prompt.seed, prompt.reference),
+        ).images[0]
+        if settings.hires is not None:
+            side = round(self._size_px * settings.hires.factor / 8) * 8
+            large = image.resize((side, side), Image.Resampling.LANCZOS)
+            image = self._img2img(
+                **shared,
+                image=large,
+                strength=settings.hires.denoising_strength,
+                generator=generator("hires", prompt.seed, prompt.reference),
+            ).images[0]
+        return image
+
+
+def prompts_of(captions: Path, settings: Sample) -> list[Prompt]:
+    """Prompts of a dataset's references, by id, each with every seed."""
+    rows = sorted((r for r in records.read_jsonl(captions) if r["split"] == "reference"), key=lambda r: str(r["id"]))
+    return [Prompt(r["id"], r["caption"], seed) for r in rows[: settings.max_references] for seed in settings.seeds]
+
+
+def sample_version(recipe: dict[str, Any], checkpoints: Path, captions: Path, out: Path) -> list[Path]:
+    """Draw all prompts at step 0 and at every checkpoint.
+
+    Pictures are kept by (weights, prompt, settings), so step 0 is drawn once for all versions that
+    share it, and a killed run goes on at the picture it was at.
+
+    Args:
+        recipe: Base, settings, code identity.
+        checkpoints: Folder of `step-…` folders.
+        captions: `captions.jsonl` of the references.
+        out: Folder to write: `step-000000/…`, `index.jsonl`.
+
+    Returns:
+        The files written.
+    """
+    torch.set_num_threads(recipe["threads"])
+    settings = Sample.model_validate_json(records.canonical_json(recipe["sample"]))
+    base = Base.model_validate_json(records.canonical_json(recipe["base"]))
+    prompts = prompts_of(captions, settings)
+    loras: dict[int, Path | None] = {0: None}
+    loras |= {int(p.name.removeprefix("step-")): p / FILE_NAME for p in sorted(checkpoints.glob("step-*"))}
+    painter = Painter(base, settings, recipe["size_px"])
+    progress = Progress("sample", len(loras) * len(prompts))
+    rows: list[records.Row] = []
+    files: list[Path] = []
+    for step, lora in loras.items():
+        kept = store.entry("sample", _key(recipe, lora, prompts))
+        with store.sole_use(kept):
+            _draw_missing(painter, lora, prompts, kept, progress)
+            for prompt in prompts:
+                target = out / f"step-{step:06d}" / prompt.file_name
+                records.write_bytes(target, (kept / prompt.file_name).read_bytes())
+                files.append(target)
+                file = target.relative_to(out).as_posix()
+                row = {"step": step, "reference": prompt.reference, "seed": prompt.seed, "file": file}
+                rows.append({**row, "prompt": prompt.text})
+    for stale in set(out.glob("step-*/*.png")) - set(files):
+        stale.unlink()
+    store.keep_newest("sample", KEPT_SETS)
+    records.write_jsonl(out / "index.jsonl", rows)
+    return [out / "index.jsonl", *files]
+
+
+def _key(recipe: dict[str, Any], lora: Path | None, prompts: Sequence[Prompt]) -> str:
+    settings = dict(recipe)
+    if lora is None:  # the strength of a LoRA says nothing about the base alone
+        settings["sample"] = {key: value for key, value in recipe["sample"].items() if key != "lora_scale"}
+    weights = provenance.sha256_of(lora) if lora else "base"
+    return provenance.sha256_text(records.canonical_json([settings, weights, [vars(p) for p in prompts]]))[:32]
+
+
+def _draw_missing(
+    painter: Painter, lora: Path | None, prompts: Sequence[Prompt], kept: Path, progress: Progress
+) -> None:
+    """Draw what is not whole in the store; `hashes.json` tells damaged pictures from whole ones."""
+    hashes_file = kept / "hashes.json"
+    hashes = records.read_json(hashes_file) if hashes_file.exists() else {}
+    ready = False
+    for prompt in prompts:
+        path = kept / prompt.file_name
+        if not path.exists() or provenance.sha256_of(path) != hashes.get(path.name):
+            if not ready:
+                painter.use(lora)
+                ready = True
+            records.write_bytes(path, png_bytes(painter.draw(prompt)))
+            hashes[path.name] = provenance.sha256_of(path)
+            records.write_json(hashes_file, hashes)
+        progress.advance()

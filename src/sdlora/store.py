@@ -1,0 +1,42 @@
+"""Finished work kept by recipe: going back to old settings publishes the old result again."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sdlora.errors import DataError
+
+STORE = Path(".sdlora/store")
+
+
+def entry(kind: str, key: str) -> Path:
+    """Folder of one recipe's work; using it makes it the newest."""
+    folder = STORE / kind / key
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder)
+    return folder
+
+
+@contextmanager
+def sole_use(folder: Path) -> Iterator[None]:
+    """Hold an entry; the kernel lets go when the process dies.
+
+    Raises:
+        DataError: If another live process holds it.
+    """
+    with (folder / "lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise DataError(f"another process is at work in {folder}; wait for it or stop it") from None
+        yield
+
+
+def keep_newest(kind: str, count: int) -> None:
+    """Drop all but the `count` most recently used entries of a kind."""
+    entries = sorted((p for p in (STORE / kind).iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime_ns)
+    for folder in entries[:-count]:
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,155 @@
+"""The training loop: draw, add noise, predict, step. The only one."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from sdlora.adapters import Adapter, Conditioning
+from sdlora.params import Flip, Train
+from sdlora.progress import Progress
+from sdlora.randomness import generator
+from sdlora.train.checkpoint import State
+from sdlora.train.dataset import Example, chosen, orientation
+
+
+@dataclass
+class Run:
+    """Everything a run holds while it trains."""
+
+    settings: Train
+    flip: Flip
+    adapter: Adapter
+    examples: list[Example]
+    conditioning: dict[str, Conditioning]  # by caption, one row each
+    parameters: list[nn.Parameter]
+    optimizer: Optimizer
+    lr_schedule: LRScheduler
+    accelerator: Accelerator
+    noising: DDPMScheduler
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one forward pass sees, on the device."""
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    conditioning: Conditioning
+
+
+def draw_batch(run: Run, step: int, part: int) -> Batch:
+    """Batch `part` of optimizer step `step`: a function of (seed, step, place) alone.
+
+    Returns:
+        Latents and noise (B, C, h, w), timesteps (B,) and the captions' conditioning.
+    """
+    size, seed = run.settings.batch_size, run.settings.seed
+    first = (step * run.settings.accumulation + part) * size
+    latents, noises, timesteps, texts = [], [], [], []
+    for draw in range(first, first + size):
+        example = run.examples[chosen(seed, draw, len(run.examples))]
+        side = orientation(example, run.flip.probability, seed, draw)
+        source = generator("draw", seed, draw, example.id)
+        mean, std = example.mean[side], example.std[side]
+        # always drawn, so that the noise below does not depend on the option
+        posterior = torch.randn(mean.shape, generator=source)
+        latents.append(mean + std * posterior if run.settings.latents == "sample" else mean)
+        noises.append(torch.randn(mean.shape, generator=source))
+        timesteps.append(torch.randint(0, run.noising.config.num_train_timesteps, (), generator=source))
+        texts.append(example.text[side])
+    device = run.accelerator.device
+    rows = [run.conditioning[text] for text in texts]
+    conditioning = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    return Batch(
+        torch.stack(latents).to(device), torch.stack(noises).to(device), torch.stack(timesteps).to(device), conditioning
+    )
+
+
+def loss_of(run: Run, batch: Batch) -> Tensor:
+    """Mean squared error of the prediction: of the noise, or of the velocity for a v-prediction base."""
+    noisy = run.noising.add_noise(batch.latents, batch.noise, batch.timesteps)
+    kind = run.noising.config.prediction_type
+    target = batch.noise if kind == "epsilon" else run.noising.get_velocity(batch.latents, batch.noise, batch.timesteps)
+    with run.accelerator.autocast():
+        predicted = run.adapter.predict(noisy.to(run.adapter.dtype), batch.timesteps, batch.conditioning)
+    return nn.functional.mse_loss(predicted.float(), target.float(), reduction="none").mean(dim=(1, 2, 3)).mean()
+
+
+def optimizer_step(run: Run, step: int) -> Tensor:
+    """One optimizer step over all accumulated batches.
+
+    Returns:
+        The mean loss, still on the device.
+    """
+    total = torch.zeros((), device=run.accelerator.device)
+    for part in range(run.settings.accumulation):
+        loss = loss_of(run, draw_batch(run, step, part)) / run.settings.accumulation
+        run.accelerator.backward(loss)
+        total += loss.detach()
+    run.accelerator.clip_grad_norm_(run.parameters, run.settings.max_grad_norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    run.lr_schedule.step()
+    return total
+
+
+def train_loop(run: Run, start: State | None, on_checkpoint: Callable[[State], None]) -> list[list[float]]:
+    """Train from `start` (or from nothing) to the last step.
+
+    Args:
+        run: The run, its LoRA added and nothing trained yet.
+        start: A state to go on from.
+        on_checkpoint: Called with the state at every checkpoint step.
+
+    Returns:
+        The log: step, loss, learning rate of every step.
+    """
+    first = restore(run, start) if start else 0
+    log = list(start.log) if start else []
+    waiting: list[tuple[int, Tensor, float]] = []
+    progress = Progress("train", run.settings.steps, first)
+    checkpoints = set(run.settings.checkpoint_steps)
+    for step in range(first, run.settings.steps):
+        rate = float(run.lr_schedule.get_last_lr()[0])
+        waiting.append((step + 1, optimizer_step(run, step), rate))
+        if len(waiting) >= 20 or step + 1 in checkpoints:
+            # losses stay on the device until here: reading one waits for the device
+            log += [[number, loss.item(), lr] for number, loss, lr in waiting]
+            waiting.clear()
+        if log:
+            progress.update(step + 1, f"loss {sum(row[1] for row in log[-50:]) / len(log[-50:]):.4f}")
+        if step + 1 in checkpoints:
+            on_checkpoint(snapshot(run, step + 1, log))
+    return log
+
+
+def snapshot(run: Run, step: int, log: list[list[float]]) -> State:
+    """The state after `step` optimizer steps."""
+    scaler = run.accelerator.scaler
+    return State(
+        step,
+        [p.detach().cpu().clone() for p in run.parameters],
+        run.optimizer.state_dict(),
+        run.lr_schedule.state_dict(),
+        scaler.state_dict() if scaler is not None else None,
+        log,
+    )
+
+
+def restore(run: Run, state: State) -> int:
+    """Put a state back and return its step."""
+    with torch.no_grad():
+        for parameter, saved in zip(run.parameters, state.parameters, strict=True):
+            parameter.copy_(saved)
+    run.optimizer.load_state_dict(state.optimizer)
+    run.lr_schedule.load_state_dict(state.lr_schedule)
+    if run.accelerator.scaler is not None and state.scaler is not None:
+        run.accelerator.scaler.load_state_dict(state.scaler)
+    return state.step

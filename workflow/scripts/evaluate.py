@@ -1,0 +1,19 @@
+"""Measure samples against references: `python workflow/scripts/evaluate.py --help`."""
+
+from pathlib import Path
+
+from sdlora import command, records
+from sdlora.evaluate import evaluate_version
+from sdlora.params import Evaluate
+
+command.run(
+    lambda recipe, args: evaluate_version(
+        Evaluate.model_validate_json(records.canonical_json(recipe["evaluate"])),
+        args.samples,
+        args.references,
+        args.out,
+    ),
+    samples=Path,
+    references=Path,
+    out=Path,
+)

@@ -1,0 +1,11 @@
+"""Write both orientations of the training pictures: `python workflow/scripts/flip.py --help`."""
+
+from pathlib import Path
+
+from sdlora import command
+from sdlora.flip import flip_dataset
+
+command.run(
+    lambda recipe, args: flip_dataset(args.folder, recipe["mirror"], recipe["swap_words"]),
+    folder=Path,
+)
