@@ -1,13 +1,14 @@
 # make        the first run: install, train v8 on the embedded base, say where its table and page are
 # make test   everything CI runs
 # make check  formatting, types, lint, dry run
+# make docs   write docs/params.md from the schema
 # make base   train the embedded base anew (hours on a CPU)
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 SHELL := /bin/bash
 .DEFAULT_GOAL := run
-.PHONY: run test check format base clean
+.PHONY: run test check format docs base clean
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "Python 3.11 is needed, this is %s; say make PYTHON=python3.11" % sys.version.split()[0])'
@@ -40,6 +41,9 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/snakefmt Snakefile workflow
+
+docs: $(INSTALLED)
+	$(BIN)/python -m sdlora.settings > docs/params.md
 
 base: $(INSTALLED)
 	$(BIN)/python -u -m sdlora.base.datasets

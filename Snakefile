@@ -7,7 +7,7 @@ from snakemake.utils import min_version
 min_version("9.0")
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
-from sdlora import guard, params as settings, plan, provenance
+from sdlora import guard, plan, provenance, settings
 from sdlora.errors import SdloraError
 
 try:

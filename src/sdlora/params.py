@@ -1,19 +1,15 @@
 """The schema of `params.yaml`: every number a user may change, typed, bounded and explained.
 
-`load` is the only reader of the file. It never imports torch, so that a mistake is told in a moment.
+`sdlora.settings` reads the file. Nothing here imports torch, so that a mistake is told in a moment.
 """
 
 import re
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sdlora import choices
-from sdlora.errors import ParamsError, suggest
+from sdlora.errors import suggest
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Unit = Annotated[float, Field(ge=0, le=1)]
@@ -23,6 +19,13 @@ class Section(BaseModel):
     """A frozen, strict section: unknown keys and wrong types are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+def on_menu(value: str, menu: dict[str, str]) -> str:
+    """The value, if the menu has it; a ValueError with the nearest entry if not."""
+    if value not in menu:
+        raise ValueError(f"{value!r} is not on the menu{suggest(value, menu)}")
+    return value
 
 
 class Base(Section):
@@ -105,11 +108,12 @@ class Fit(Section):
     fill: str = Field("edge", description="padding: edge, blur (blurred edge) or a colour #rrggbb")
     size_px: int | None = Field(None, ge=32, le=4096, multiple_of=8, description="side, px; null = the base's")
 
-    @model_validator(mode="after")
-    def _known_fill(self) -> Self:
-        if self.fill not in ("edge", "blur") and not re.fullmatch(r"#[0-9a-f]{6}", self.fill):
-            raise ValueError(f"fill is {self.fill!r}; choices: edge, blur or a colour such as '#ffffff'")
-        return self
+    @field_validator("fill")
+    @classmethod
+    def _known_fill(cls, value: str) -> str:
+        if value not in ("edge", "blur") and not re.fullmatch(r"#[0-9a-f]{6}", value):
+            raise ValueError(f"{value!r} is not a fill; choices: edge, blur or a colour such as '#ffffff'")
+        return value
 
 
 class Caption(Section):
@@ -166,6 +170,16 @@ class Train(Section):
     mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast type of the forward pass")
     seed: int = Field(42, ge=0, description="seed of initialisation, order, noise, timesteps and flips")
 
+    @field_validator("optimizer")
+    @classmethod
+    def _known_optimizer(cls, value: str) -> str:
+        return on_menu(value, choices.OPTIMIZERS)
+
+    @field_validator("lr_schedule")
+    @classmethod
+    def _known_lr_schedule(cls, value: str) -> str:
+        return on_menu(value, choices.LR_SCHEDULES)
+
     @model_validator(mode="after")
     def _possible(self) -> Self:
         if self.checkpoint_every > self.steps:
@@ -173,12 +187,6 @@ class Train(Section):
                 f"checkpoint_every is {self.checkpoint_every} but steps is {self.steps}: no checkpoint would be "
                 f"written; checkpoint_every must be at most steps"
             )
-        for value, menu, key in (
-            (self.optimizer, choices.OPTIMIZERS, "optimizer"),
-            (self.lr_schedule, choices.LR_SCHEDULES, "lr_schedule"),
-        ):
-            if value not in menu:
-                raise ValueError(f"{key} is {value!r}{suggest(value, menu)}")
         if (self.lr_schedule == "staged") != bool(self.lr_stages):
             raise ValueError("lr_stages belongs to lr_schedule: staged, and staged needs lr_stages")
         if self.lr_stages and (self.lr_warmup_steps or self.lr_stages[-1].until_step != self.steps):
@@ -220,11 +228,10 @@ class Sample(Section):
     hires: Hires | None = Field(None, description="null = off")
     max_references: int = Field(10, ge=1, le=1000, description="references drawn and measured, first by name")
 
-    @model_validator(mode="after")
-    def _known_scheduler(self) -> Self:
-        if self.scheduler not in choices.SCHEDULERS:
-            raise ValueError(f"scheduler is {self.scheduler!r}{suggest(self.scheduler, choices.SCHEDULERS)}")
-        return self
+    @field_validator("scheduler")
+    @classmethod
+    def _known_scheduler(cls, value: str) -> str:
+        return on_menu(value, choices.SCHEDULERS)
 
 
 class Evaluate(Section):
@@ -234,11 +241,13 @@ class Evaluate(Section):
     choose_by: str = Field("psnr_db", description="the metric whose mean chooses the best step")
     bootstrap_samples: int = Field(2000, ge=100, le=100_000, description="resamples of the 95 % interval")
 
+    @field_validator("metrics")
+    @classmethod
+    def _known_metrics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(on_menu(name, choices.METRICS) for name in value)
+
     @model_validator(mode="after")
-    def _known_metrics(self) -> Self:
-        for name in self.metrics:
-            if name not in choices.METRICS:
-                raise ValueError(f"metric {name!r}{suggest(name, choices.METRICS)}")
+    def _chosen_is_measured(self) -> Self:
         if self.choose_by not in self.metrics:
             raise ValueError(f"choose_by is {self.choose_by!r}{suggest(self.choose_by, self.metrics)}")
         return self
@@ -278,163 +287,9 @@ class Params(Section):
         return self
 
 
-def load(path: Path) -> Params:
-    """Read and validate `params.yaml`.
-
-    Raises:
-        ParamsError: With file, line, key path, value and the nearest valid name of every mistake.
-    """
-    if not path.exists():
-        raise ParamsError(f"{path}: there is no such file")
-    try:
-        tree = YAML(typ="rt").load(path.read_text("utf-8"))
-    except YAMLError as error:
-        raise ParamsError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(tree, Mapping):
-        raise ParamsError(f"{path}: expected a mapping of settings")
-    raw = _plain(tree)
-    problems = list(_unknown_stage_keys(raw))
-    values = {key: value for key, value in raw.items() if key != "defaults"}
-    if isinstance(values.get("versions"), dict):
-        values["versions"] = {name: _resolve(raw, version) for name, version in values["versions"].items()}
-    try:
-        params = Params.model_validate(values)
-    except ValidationError as error:
-        # a tuple whose items are wrong is also reported as too short: the items' own errors say it better
-        problems += [_explain(item, raw) for item in error.errors() if not _is_echo(item)]
-        raise ParamsError(_message(path, tree, problems)) from None
-    problems += list(_unknown_names(params, raw))
-    if problems:
-        raise ParamsError(_message(path, tree, problems))
-    return params
-
-
-Problem = tuple[tuple[str | int, ...], str]
-
-
-def _plain(node: Any) -> Any:
-    """Plain dicts, tuples and numbers instead of ruamel's."""
-    if isinstance(node, Mapping):
-        return {str(key): _plain(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return tuple(_plain(value) for value in node)
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
-
-
-def _merge(below: Any, above: Any) -> Any:
-    if isinstance(below, dict) and isinstance(above, dict):
-        keys = [*below, *(key for key in above if key not in below)]
-        return {key: _merge(below[key], above[key]) if key in below and key in above else
-                above.get(key, below.get(key)) for key in keys}  # fmt: skip
-    return above
-
-
-def _resolve(raw: Mapping[str, Any], version: Any) -> Any:
-    """A version's settings over the defaults and the two knobs."""
-    knobs = {"base": raw.get("base"), "dataset": raw.get("dataset")}
-    merged = _merge(_merge(knobs, raw.get("defaults") or {}), version or {})
-    return merged
-
-
-def _unknown_stage_keys(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    stages = {name for name in Version.model_fields if name not in ("base", "dataset")}
-    for key in raw.get("defaults") or {}:
-        if key not in stages:
-            yield ("defaults", key), f"unknown key{suggest(key, stages)}"
-
-
-def _unknown_names(params: Params, raw: Mapping[str, Any]) -> Iterator[Problem]:
-    for name, version in params.versions.items():
-        for key, value, menu in (
-            ("base", version.base, params.bases),
-            ("dataset", version.dataset, params.datasets),
-        ):
-            if value not in menu:
-                place = ("versions", name, key) if _has(raw, ("versions", name, key)) else (key,)
-                yield place, f"{value!r} is not defined{suggest(value, menu)}"
-
-
-def _stated_at(raw: Any, place: tuple[str | int, ...]) -> tuple[str | int, ...]:
-    """The part of a pydantic location that the file has: union tags removed."""
-    kept: list[str | int] = []
-    node: Any = raw
-    for key in place:
-        if _has(node, (key,)):
-            node = node[key]
-        elif isinstance(node, dict) and node.get("kind") == key:
-            continue
-        else:
-            kept.append(key)
-            node = None
-            continue
-        kept.append(key)
-    return tuple(kept)
-
-
-def _is_echo(item: Any) -> bool:
-    return bool(item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"])
-
-
-def _explain(item: Any, raw: Mapping[str, Any]) -> Problem:
-    place = _stated_at(raw, tuple(item["loc"]))
-    if place[:1] == ("versions",) and len(place) > 2 and not _has(raw, place):
-        general = ("defaults", *place[2:])
-        place = general if _has(raw, general) else place
-    if item["type"] == "extra_forbidden":
-        return place, f"unknown key{suggest(str(place[-1]), _fields_at(tuple(item['loc'][:-1])))}"
-    if item["type"] == "missing":
-        return place, "is missing"
-    reason = str(item["msg"]).removeprefix("Value error, ")
-    reason = reason[0].lower() + reason[1:]
-    value = item["input"]
-    shown = "" if isinstance(value, dict) or item["type"] == "value_error" else f"{value!r} is not allowed: "
-    return place, shown + reason
-
-
-def _has(raw: Any, place: tuple[str | int, ...]) -> bool:
-    for key in place:
-        if not isinstance(raw, dict | tuple):
-            return False
-        if key not in (raw if isinstance(raw, dict) else range(len(raw))):
-            return False
-        raw = raw[key]  # type: ignore[index]
-    return True
-
-
-_MODELS: dict[str, type[Section]] = {
+#: Every section by the key it stands under, for error messages and docs/params.md.
+SECTIONS: dict[str, type[Section]] = {
     "bases": Base, "datasets": Dataset, "versions": Version, "fit": Fit, "caption": Caption, "flip": Flip,
     "encode": Encode, "train": Train, "sample": Sample, "evaluate": Evaluate, "hires": Hires, "lr_stages": LrStage,
     "folder": FolderSource, "bing": BingSource, "selenium": SeleniumSource, "hub": HubSource,
 }  # fmt: skip
-
-
-def _fields_at(place: tuple[str | int, ...]) -> list[str]:
-    """Names that are valid at a location: those of the innermost section it names."""
-    for key in reversed(place):
-        if key in _MODELS:
-            return [*_MODELS[str(key)].model_fields]
-    return [*Params.model_fields, "defaults"]
-
-
-def _line(tree: Any, place: tuple[str | int, ...]) -> int | None:
-    line = None
-    for key in place:
-        try:
-            position = tree.lc.key(key) if hasattr(tree, "keys") else tree.lc.item(key)
-            line = int(position[0]) + 1
-            tree = tree[key]
-        except (KeyError, AttributeError, TypeError, IndexError):
-            break
-    return line
-
-
-def _message(path: Path, tree: Any, problems: list[Problem]) -> str:
-    lines = []
-    for place, reason in dict.fromkeys(problems):
-        line = _line(tree, place)
-        where = f"{path}:{line}" if line else str(path)
-        lines.append(f"{where}: {'.'.join(str(key) for key in place) or 'settings'}: {reason}")
-    return "\n".join(lines)

@@ -9,7 +9,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sdlora.errors import DataError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF", "MPO")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 MAX_PIXELS = 64_000_000
 
 
@@ -29,7 +29,8 @@ def open_picture(content: bytes, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(content), formats=FORMATS)
+            Image.init()  # AVIF is not in every build of Pillow
+            picture = Image.open(io.BytesIO(content), formats=[kind for kind in FORMATS if kind in Image.OPEN])
             if picture.width * picture.height > MAX_PIXELS:
                 raise DataError(f"{name}: {picture.width} x {picture.height} px is more than {MAX_PIXELS} pixels")
             picture.load()

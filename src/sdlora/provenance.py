@@ -20,7 +20,7 @@ STORE = Path(".sdlora")
 PACKAGE = Path(__file__).parent
 _TICK_NS = 1_000_000  # apart enough for every file system's clock
 # Modules whose behaviour reaches a stage only through its recipe, or never.
-_NOT_CODE = {"params", "errors", "plan", "provenance", "command"}
+_NOT_CODE = {"params", "settings", "errors", "plan", "provenance", "command"}
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,7 @@ def settle(jobs: Sequence[Job]) -> list[Job]:
             fresh[job.made] = job
             newest = max(_mtime(p) for p in before)
             for output in after:
-                if _mtime(output) <= newest:  # Snakemake takes an equal mtime for a newer input
+                if _mtime(output) <= newest:  # equal would do, if every tool rounded alike
                     hashes.touch(output, newest + _TICK_NS)
         else:
             existing = [_mtime(p) for p in after if p.exists()]

@@ -7,8 +7,6 @@ rule sample:
         made="results/{version}/made/sample.json",
     log:
         "logs/{version}/sample.log",
-    benchmark:
-        "logs/{version}/sample.tsv"
     resources:
         gpu=1,
     params:

@@ -8,8 +8,6 @@ rule train:
         made="results/{version}/made/train.json",
     log:
         "logs/{version}/train.log",
-    benchmark:
-        "logs/{version}/train.tsv"
     resources:
         gpu=1,
     params:

@@ -28,10 +28,6 @@ EYE_PATCH = (
     '<ellipse cx="455" cy="398" rx="58" ry="50" fill="#151515"/>'
 )
 CLOTHES_COLOURS = ("#151613", "#0b3286", "#545454", "#147f3c", "#f97316", "#731ac3", "#b11f1f", "#e8e9e6")
-LICENCES = {
-    "captain": "Toon Head by Johan Melin, CC BY 4.0, recoloured and with an eye patch added (DiceBear 10).",
-    "pixel-avatars": "Pixel Art by Florian Koerner (plastic.de), CC0 1.0 (DiceBear 10).",
-}
 
 
 def captain(count: int, seed: int) -> list[Picture]:
@@ -86,8 +82,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("data/embedded"))
     out = parser.parse_args().out
-    write(out / "captain", captain(35, 0), 10, 1.75, LICENCES["captain"])
-    write(out / "pixel-avatars", pixel_avatars(120, 0), 20, 1.0, LICENCES["pixel-avatars"])
+    recoloured = "; recoloured and with an eye patch added"
+    write(out / "captain", captain(35, 0), 10, 1.75, world.attribution("toon-head") + recoloured)
+    write(out / "pixel-avatars", pixel_avatars(120, 0), 20, 1.0, world.attribution(world.HELD_OUT_STYLE))
 
 
 if __name__ == "__main__":

@@ -175,6 +175,11 @@ def _definition(name: str) -> dict[str, Any]:
     return definition
 
 
+def attribution(style: str) -> str:
+    """Who drew a style and under which licence, in the words its package gives."""
+    return str(_definition(style)["meta"]["license"]["text"])
+
+
 @cache
 def _style(name: str) -> Style:
     return Style(_definition(name))

@@ -7,7 +7,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader
 
 from sdlora import records
+from sdlora.pictures import png_bytes, read_rgb
 from sdlora.report.plots import Series, metric_plot
+from sdlora.report.sheet import contact_sheet
 
 PAGES = Environment(loader=PackageLoader("sdlora.report", "templates"), autoescape=True, trim_blocks=True)
 
@@ -26,7 +28,7 @@ def read_series(metrics_csv: Path) -> dict[str, list[tuple[int, float, float, fl
 
 
 def write_version(name: str, settings: dict[str, Any], result: Path, references: Path, out: Path) -> list[Path]:
-    """Write a version's page: why this checkpoint, the table, the plots and every sample.
+    """Write a version's page: why this checkpoint, the table, the plots and every sample; and `sheet.png`.
 
     Args:
         name: The version.
@@ -57,7 +59,18 @@ def write_version(name: str, settings: dict[str, Any], result: Path, references:
         ],
     )
     records.write_text(out / "index.html", page)
-    return [out / "index.html"]
+    best = records.read_json(result / "best.json")["best_step"]
+    sheet = contact_sheet(
+        [
+            ("reference", [read_rgb(references / f"{column}.png") for column in columns]),
+            *(
+                (label, [read_rgb(result / "samples" / pictures[step, column]["file"]) for column in columns])
+                for label, step in (("base", 0), (f"step {best}", best))
+            ),
+        ]
+    )
+    records.write_bytes(out / "sheet.png", png_bytes(sheet))
+    return [out / "index.html", out / "sheet.png"]
 
 
 def write_index(versions: dict[str, dict[str, Any]], results: Path, out: Path) -> list[Path]:

@@ -1,0 +1,184 @@
+"""Read `params.yaml`: the only reader, and how every mistake in it is told."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from sdlora.errors import ParamsError, suggest
+from sdlora.params import SECTIONS, Params, Version
+
+
+def load(path: Path) -> Params:
+    """Read and validate `params.yaml`.
+
+    Raises:
+        ParamsError: With file, line, key path, value and the nearest valid name of every mistake.
+    """
+    if not path.exists():
+        raise ParamsError(f"{path}: there is no such file")
+    try:
+        tree = YAML(typ="rt").load(path.read_text("utf-8"))
+    except YAMLError as error:
+        raise ParamsError(f"{path}: not valid YAML: {error}") from None
+    if not isinstance(tree, Mapping):
+        raise ParamsError(f"{path}: expected a mapping of settings")
+    raw = _plain(tree)
+    problems = list(_unknown_stage_keys(raw))
+    values = {key: value for key, value in raw.items() if key != "defaults"}
+    if isinstance(values.get("versions"), dict):
+        values["versions"] = {name: _resolve(raw, version) for name, version in values["versions"].items()}
+    try:
+        params = Params.model_validate(values)
+    except ValidationError as error:
+        # a tuple whose items are wrong is also reported as too short: the items' own errors say it better
+        problems += [_explain(item, raw) for item in error.errors() if not _is_echo(item)]
+        raise ParamsError(_message(path, tree, problems)) from None
+    problems += list(_unknown_names(params, raw))
+    if problems:
+        raise ParamsError(_message(path, tree, problems))
+    return params
+
+
+Problem = tuple[tuple[str | int, ...], str]
+
+
+def _plain(node: Any) -> Any:
+    """Plain dicts, tuples and numbers instead of ruamel's."""
+    if isinstance(node, Mapping):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return tuple(_plain(value) for value in node)
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _merge(below: Any, above: Any) -> Any:
+    if isinstance(below, dict) and isinstance(above, dict):
+        keys = [*below, *(key for key in above if key not in below)]
+        return {key: _merge(below[key], above[key]) if key in below and key in above else
+                above.get(key, below.get(key)) for key in keys}  # fmt: skip
+    return above
+
+
+def _resolve(raw: Mapping[str, Any], version: Any) -> Any:
+    """A version's settings over the defaults and the two knobs."""
+    knobs = {"base": raw.get("base"), "dataset": raw.get("dataset")}
+    merged = _merge(_merge(knobs, raw.get("defaults") or {}), version or {})
+    return merged
+
+
+def _unknown_stage_keys(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    stages = {name for name in Version.model_fields if name not in ("base", "dataset")}
+    for key in raw.get("defaults") or {}:
+        if key not in stages:
+            yield ("defaults", key), f"unknown key{suggest(key, stages)}"
+
+
+def _unknown_names(params: Params, raw: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, version in params.versions.items():
+        for key, value, menu in (
+            ("base", version.base, params.bases),
+            ("dataset", version.dataset, params.datasets),
+        ):
+            if value not in menu:
+                place = ("versions", name, key) if _has(raw, ("versions", name, key)) else (key,)
+                yield place, f"{value!r} is not defined{suggest(value, menu)}"
+
+
+def _stated_at(raw: Any, place: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """The part of a pydantic location that the file has: union tags removed."""
+    kept: list[str | int] = []
+    node: Any = raw
+    for key in place:
+        if _has(node, (key,)):
+            node = node[key]
+        elif isinstance(node, dict) and node.get("kind") == key:
+            continue
+        else:
+            kept.append(key)
+            node = None
+            continue
+        kept.append(key)
+    return tuple(kept)
+
+
+def _is_echo(item: Any) -> bool:
+    return bool(item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"])
+
+
+def _explain(item: Any, raw: Mapping[str, Any]) -> Problem:
+    place = _stated_at(raw, tuple(item["loc"]))
+    if place[:1] == ("versions",) and len(place) > 2 and not _has(raw, place):
+        general = ("defaults", *place[2:])
+        place = general if _has(raw, general) else place
+    if item["type"] == "extra_forbidden":
+        return place, f"unknown key{suggest(str(place[-1]), _fields_at(tuple(item['loc'][:-1])))}"
+    if item["type"] == "missing":
+        return place, "is missing"
+    reason = str(item["msg"]).removeprefix("Value error, ")
+    reason = reason[0].lower() + reason[1:]
+    value = item["input"]
+    shown = "" if isinstance(value, dict) or item["type"] == "value_error" else f"{value!r} is not allowed: "
+    return place, shown + reason
+
+
+def _has(raw: Any, place: tuple[str | int, ...]) -> bool:
+    for key in place:
+        if not isinstance(raw, dict | tuple):
+            return False
+        if key not in (raw if isinstance(raw, dict) else range(len(raw))):
+            return False
+        raw = raw[key]  # type: ignore[index]
+    return True
+
+
+def _fields_at(place: tuple[str | int, ...]) -> list[str]:
+    """Names that are valid at a location: those of the innermost section it names."""
+    for key in reversed(place):
+        if key in SECTIONS:
+            return [*SECTIONS[str(key)].model_fields]
+    return [*Params.model_fields, "defaults"]
+
+
+def _line(tree: Any, place: tuple[str | int, ...]) -> int | None:
+    line = None
+    for key in place:
+        try:
+            position = tree.lc.key(key) if hasattr(tree, "keys") else tree.lc.item(key)
+            line = int(position[0]) + 1
+            tree = tree[key]
+        except (KeyError, AttributeError, TypeError, IndexError):
+            break
+    return line
+
+
+def _message(path: Path, tree: Any, problems: list[Problem]) -> str:
+    lines = []
+    for place, reason in dict.fromkeys(problems):
+        line = _line(tree, place)
+        where = f"{path}:{line}" if line else str(path)
+        lines.append(f"{where}: {'.'.join(str(key) for key in place) or 'settings'}: {reason}")
+    return "\n".join(lines)
+
+
+def reference_page() -> str:
+    """docs/params.md: one table a section, made from the schema."""
+    lines = ["# Every setting", "", "Made from the schema by `make docs`. Unknown keys are errors.", ""]
+    for name, section in SECTIONS.items():
+        title = (section.__doc__ or "").strip().splitlines()[0]
+        lines += [f"## {name}", "", title, "", "| key | default | meaning |", "| --- | --- | --- |"]
+        for key, field in section.model_fields.items():
+            default = "required" if field.is_required() else f"`{field.default!r}`"
+            lines.append(f"| `{key}` | {default} | {field.description or ''} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(reference_page(), end="")

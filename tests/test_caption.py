@@ -1,0 +1,109 @@
+"""Captions: the real tiny BLIP, the trigger, a user's overrides."""
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+from PIL import Image
+
+from sdlora import records
+from sdlora.caption import Captioner, caption_dataset, read_overrides, tidy, with_trigger
+from sdlora.errors import DataError, MissingError
+from sdlora.flip import flip_dataset, swap_left_right
+from sdlora.params import Caption
+from sdlora.pictures import png_bytes, read_rgb
+
+SETTINGS = Caption(max_new_tokens=40, batch_size=2)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rows = []
+    for number in range(1, 4):
+        source = ROOT / "data/embedded/captain/train" / f"{number:03d}.png"
+        with Image.open(source) as picture:
+            square = picture.convert("RGB").resize((64, 64))
+        records.write_bytes(tmp_path / "set" / f"p{number}.png", png_bytes(square))
+        split = "reference" if number == 3 else "train"
+        rows.append(
+            {"id": f"p{number}", "name": f"{number}.png", "file": f"p{number}.png", "split": split, "caption": None}
+        )
+    records.write_jsonl(tmp_path / "set" / "fit.jsonl", rows)
+    return tmp_path / "set"
+
+
+class Counting(Captioner):
+    """The real captioner, counting the pictures it is shown."""
+
+    seen = 0
+
+    def captions(self, pictures):  # type: ignore[no-untyped-def]
+        self.seen += len(pictures)
+        return super().captions(pictures)
+
+
+def captioner() -> Counting:
+    return Counting(str(ROOT / "models/tiny-blip"), None, SETTINGS, threads=2)
+
+
+def caption(folder: Path, blip: Captioner, override: str | None = None) -> dict[str, str]:
+    caption_dataset(SETTINGS, blip, "identity", "captain", override, folder, folder.parent / "store")
+    return {row["id"]: row["caption"] for row in records.read_jsonl(folder / "captions.jsonl")}
+
+
+def test_only_new_pictures_are_captioned(folder: Path) -> None:
+    blip = captioner()
+    first = caption(folder, blip)
+    assert blip.seen == 3
+    assert all(text.startswith("captain, ") and len(text) > 15 for text in first.values())
+    assert caption(folder, blip) == first
+    assert blip.seen == 3
+    rows = records.read_jsonl(folder / "fit.jsonl")
+    records.write_bytes(folder / "p4.png", png_bytes(Image.new("RGB", (64, 64), "red")))
+    records.write_jsonl(folder / "fit.jsonl", [*rows, {**rows[0], "id": "p4", "file": "p4.png", "name": "4.png"}])
+    assert len(caption(folder, blip)) == 4
+    assert blip.seen == 4
+
+
+def test_a_users_caption_wins(folder: Path, tmp_path: Path) -> None:
+    override = tmp_path / "mine.jsonl"
+    records.write_jsonl(override, [{"file": "1.png", "caption": "at the helm"}, {"id": "p2", "caption": "asleep"}])
+    texts = caption(folder, captioner(), str(override))
+    assert (texts["p1"], texts["p2"]) == ("captain, at the helm", "captain, asleep")
+
+
+def test_an_override_for_an_unknown_picture_is_an_error(tmp_path: Path) -> None:
+    records.write_jsonl(tmp_path / "mine.jsonl", [{"file": "01.png", "caption": "x"}])
+    with pytest.raises(DataError, match=r"mine.jsonl:1: no picture '01.png'; did you mean 1.png"):
+        read_overrides(str(tmp_path / "mine.jsonl"), [{"name": "1.png", "id": "p1"}])
+
+
+def test_trigger_comes_first_and_once() -> None:
+    assert with_trigger("captain", "a man") == "captain, a man"
+    assert with_trigger("captain", "Captain at sea") == "Captain at sea"
+    assert with_trigger("captain", "") == "captain"
+    assert tidy("teal hair , red shirt ,") == "teal hair, red shirt"
+
+
+def test_missing_captioner_says_how_to_get_it() -> None:
+    blip = Captioner("Salesforce/blip-image-captioning-base", None, SETTINGS, threads=2)
+    with pytest.raises(MissingError, match="hf download Salesforce/blip-image-captioning-base"):
+        blip.captions([Image.new("RGB", (64, 64))])
+
+
+def test_flip_writes_both_orientations(folder: Path) -> None:
+    rows = [{"id": "p1", "caption": "captain on the Left", "split": "train"}]
+    rows.append({"id": "p3", "caption": "captain", "split": "reference"})
+    records.write_jsonl(folder / "captions.jsonl", rows)
+    flip_dataset(folder, mirror=True, swap_words=True)
+    metadata = records.read_jsonl(folder / "train" / "metadata.jsonl")
+    assert [row["text"] for row in metadata] == ["captain on the Left", "captain on the Right"]
+    plain, mirrored = (read_rgb(folder / "train" / row["file_name"]) for row in metadata)
+    assert plain.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes() == mirrored.tobytes()
+    flip_dataset(folder, mirror=False, swap_words=True)
+    assert [row["mirrored"] for row in records.read_jsonl(folder / "train" / "metadata.jsonl")] == [False]
+    assert not (folder / "train" / "p1.flip.png").exists()
+
+
+def test_left_and_right_change_places() -> None:
+    assert swap_left_right("LEFT of the right, leftover") == "RIGHT of the left, leftover"

@@ -1,0 +1,126 @@
+"""Freshness by content: code identity and truthful mtimes."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sdlora import provenance, records
+from sdlora.provenance import Job
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the package that `code_of` reads instead of the installed one."""
+    shutil.copytree(provenance.PACKAGE, tmp_path / "sdlora")
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path / "sdlora")
+    return tmp_path / "sdlora"
+
+
+def code_of(stage: str) -> str:
+    provenance._parsed.clear()
+    return provenance.code_of(stage, Path("none.py"))
+
+
+def edit(path: Path, before: str, after: str) -> None:
+    text = path.read_text("utf-8")
+    assert before in text
+    path.write_text(text.replace(before, after, 1), "utf-8")
+
+
+STAGES = ("scrape", "fit", "caption", "flip", "encode", "train", "sample", "evaluate", "report")
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "changed"),
+    [
+        ("evaluate/ssim.py", '"""Structural similarity."""', '"""Other words."""  # and a comment', set()),
+        ("evaluate/ssim.py", "sigma=1.5", "sigma=1.4", {"evaluate"}),
+        ("train/loop.py", "dim=(1, 2, 3)", "dim=(3, 2, 1)", {"train"}),
+        ("fit.py", "size_px / 32", "size_px / 16", {"fit"}),
+        ("flip.py", '"left": "right"', '"left": "up"', {"flip"}),
+        ("adapters/sd.py", "max_length=77", "max_length=76", {"encode", "train", "sample"}),
+        ("params.py", "le=1024", "le=2048", set()),
+    ],
+)
+def test_code_identity(package: Path, file: str, before: str, after: str, changed: set[str]) -> None:
+    old = {stage: code_of(stage) for stage in STAGES}
+    edit(package / file, before, after)
+    assert {stage for stage in STAGES if code_of(stage) != old[stage]} == changed
+
+
+@pytest.fixture
+def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+    """Two jobs that have run: a -> b."""
+    monkeypatch.chdir(tmp_path)
+    a = Job("fit", "a", {"x": 1}, (), Path("a/made.json"), (Path("a/out"),))
+    b = Job("flip", "b", {"y": 1}, (a.made,), Path("b/made.json"), (Path("b/out"),))
+    provenance.settle([a, b])
+    for job in (a, b):
+        records.write_text(job.shown[0], job.stage)
+        provenance.write_made(job.made, job.recipe_path, job.inputs, job.shown)
+    return [a, b]
+
+
+def newer(job: Job) -> bool:
+    """Whether Snakemake would see an input as new as an output."""
+    inputs = max(path.stat().st_mtime for path in (job.recipe_path, *job.inputs))
+    return inputs >= min(path.stat().st_mtime for path in (job.made, *job.shown))
+
+
+def test_fresh_jobs_stay_fresh_in_any_checkout_order(chain: list[Job]) -> None:
+    for path, age in ((chain[0].made, 0), (chain[1].made, 900), (chain[1].shown[0], 500)):
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
+    assert provenance.settle(chain) == chain
+    assert not any(map(newer, chain))
+
+
+@pytest.mark.parametrize(
+    ("damage", "stale"),
+    [
+        ("recipe of a", {"a", "b"}),
+        ("recipe of b", {"b"}),
+        ("output of b", {"b"}),
+        ("output of a", {"a", "b"}),
+        ("record of a", {"a", "b"}),
+        ("garbled record", {"b"}),
+    ],
+)
+def test_what_does_not_fit_is_run_again(chain: list[Job], damage: str, stale: set[str]) -> None:
+    a, b = chain
+    if damage == "recipe of a":
+        a = Job(a.stage, a.name, {"x": 2}, a.inputs, a.made, a.shown)
+    elif damage == "recipe of b":
+        b = Job(b.stage, b.name, {"y": 2}, b.inputs, b.made, b.shown)
+    elif damage == "record of a":
+        a.made.unlink()
+    elif damage == "garbled record":
+        b.made.write_text("{")
+    else:
+        (a if damage.endswith("a") else b).shown[0].write_text("tampered")
+    fresh = provenance.settle([a, b])
+    assert {job.name for job in (a, b) if job not in fresh} == stale
+    for job in (a, b):
+        if job.name in stale and job.made.exists():
+            assert not a.made.exists() or newer(job) or newer(a)
+
+
+def test_going_back_is_fresh_again(chain: list[Job]) -> None:
+    a, b = chain
+    provenance.settle([a, Job(b.stage, b.name, {"y": 2}, b.inputs, b.made, b.shown)])
+    assert provenance.settle([a, b]) == [a, b]
+    assert not any(map(newer, (a, b)))
+
+
+def test_writes_are_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records.write_text(tmp_path / "x", "old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        records.write_text(tmp_path / "x", "new")
+    assert (tmp_path / "x").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]

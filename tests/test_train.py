@@ -1,0 +1,264 @@
+"""The training loop on the real tiny base."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from conftest import ROOT
+from diffusers import StableDiffusionPipeline
+from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_warmup
+from torch import nn
+
+from sdlora import choices, provenance, records, tensors
+from sdlora.adapters import load_adapter
+from sdlora.errors import DataError, MissingError
+from sdlora.params import Base, Flip, LrStage, Train
+from sdlora.train import dataset, lr_schedules
+from sdlora.train.checkpoint import State, newest_state, save_state
+from sdlora.train.dataset import Example
+from sdlora.train.export import FILE_NAME, write_lora
+from sdlora.train.loop import draw_batch, loss_of, train_loop
+from sdlora.train.run import prepare
+
+TINY = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
+
+
+def examples(count: int = 3) -> list[Example]:
+    """Random latents with a mirrored side, shaped as the tiny VAE's."""
+    source = torch.Generator().manual_seed(1)
+    made = []
+    for number in range(count):
+        means = tuple(torch.randn(4, 16, 16, generator=source) for _ in range(2))
+        stds = tuple(torch.full((4, 16, 16), 0.1) for _ in range(2))
+        made.append(Example(f"p{number}", means, stds, ("captain, left", "captain, right")))
+    return made
+
+
+def settings(**changes: object) -> Train:
+    values = {"rank": 2, "steps": 4, "checkpoint_every": 2, "learning_rate": 1e-3, "optimizer": "adamw", **changes}
+    return Train(**values)
+
+
+def trained(
+    train: Train, run_folder: Path, start: State | None = None, stop_after: int | None = None
+) -> list[list[float]]:
+    """Train and save a state and a LoRA at each checkpoint, stopping early like a killed process."""
+    torch.set_num_threads(2)
+    run = prepare(train, Flip(), TINY, examples())
+
+    class Stopped(Exception):
+        pass
+
+    def on_checkpoint(state: State) -> None:
+        write_lora(run_folder / f"step-{state.step}", run.adapter, train)
+        save_state(run_folder, state)
+        if state.step == stop_after:
+            raise Stopped
+
+    try:
+        return train_loop(run, start, on_checkpoint)
+    except Stopped:
+        return []
+
+
+def same(one: object, other: object) -> bool:
+    """Equal to the last bit, tensors and all."""
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and torch.equal(one, other)
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+@pytest.mark.parametrize("optimizer", sorted(choices.OPTIMIZERS))
+def test_resume_is_exact(tmp_path: Path, optimizer: str) -> None:
+    train = settings(optimizer=optimizer, batch_size=2, accumulation=2, lr_schedule="cosine")
+    log = trained(train, tmp_path / "straight")
+    trained(train, tmp_path / "stopped", stop_after=2)
+    state = newest_state(tmp_path / "stopped")
+    assert state is not None and state.step == 2
+    assert trained(train, tmp_path / "stopped", state) == log
+    straight, stopped = (tmp_path / name / "step-4" / FILE_NAME for name in ("straight", "stopped"))
+    assert provenance.sha256_of(straight) == provenance.sha256_of(stopped)
+    # torch.save's bytes also depend on which objects are shared, so states are compared by value
+    states = [newest_state(tmp_path / name) for name in ("straight", "stopped")]
+    assert same(vars(states[0]), vars(states[1]))
+
+
+def test_a_damaged_state_is_skipped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    trained(settings(), tmp_path)
+    newest = tmp_path / "state/step-000004/state.pt"
+    content = bytearray(newest.read_bytes())
+    content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    state = newest_state(tmp_path)
+    assert state is not None and state.step == 2
+    assert "damaged state step-000004" in capsys.readouterr().out
+
+
+@pytest.fixture(autouse=True)
+def _one_precision_a_test() -> None:
+    """accelerate keeps its precision for the whole process; a stage runs only once in one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rank": 3}, {"alpha": 1.0}, {"learning_rate": 2e-3}, {"optimizer": "adamw8bit"}, {"betas": (0.5, 0.999)},
+        {"weight_decay": 5.0}, {"epsilon": 1e-2}, {"lr_schedule": "linear"},
+        {"lr_schedule": "constant_with_warmup", "lr_warmup_steps": 3},
+        {"lr_schedule": "cosine_with_restarts", "lr_cycles": 2}, {"batch_size": 2}, {"accumulation": 2},
+        {"max_grad_norm": 1e-6}, {"latents": "mean"}, {"mixed_precision": "bf16"}, {"seed": 1},
+        {"lr_schedule": "staged", "lr_stages": (LrStage(until_step=4, learning_rate=5e-4),)},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_every_option_changes_the_lora(tmp_path: Path, plain_lora: bytes, change: dict[str, object]) -> None:
+    trained(settings(**change), tmp_path)
+    assert (tmp_path / "step-4" / FILE_NAME).read_bytes() != plain_lora
+
+
+@pytest.fixture(scope="module")
+def plain_lora(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    folder = tmp_path_factory.mktemp("plain")
+    trained(settings(), folder)
+    return (folder / "step-4" / FILE_NAME).read_bytes()
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path, plain_lora: bytes) -> None:
+    trained(settings(), tmp_path)
+    assert (tmp_path / "step-4" / FILE_NAME).read_bytes() == plain_lora
+
+
+def test_gradient_checkpointing_changes_memory_not_the_gradient(tmp_path: Path, plain_lora: bytes) -> None:
+    trained(settings(gradient_checkpointing=True), tmp_path)
+    found = records_of(tmp_path / "step-4" / FILE_NAME)
+    (tmp_path / "plain").write_bytes(plain_lora)
+    for name, value in records_of(tmp_path / "plain").items():
+        assert torch.allclose(found[name], value, atol=1e-4), name
+
+
+def records_of(path: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(path)
+
+
+def test_training_lowers_the_loss() -> None:
+    train = settings(steps=40, checkpoint_every=40, rank=8, learning_rate=5e-3)
+    run = prepare(train, Flip(probability=0), TINY, examples(1))
+
+    def unseen() -> float:
+        with torch.no_grad():
+            return sum(loss_of(run, draw_batch(run, step, 0)).item() for step in range(1000, 1020))
+
+    before = unseen()
+    train_loop(run, None, lambda state: None)
+    assert unseen() < 0.95 * before
+
+
+def test_batches_are_a_function_of_seed_and_step() -> None:
+    run = prepare(settings(batch_size=2), Flip(), TINY, examples())
+    again, other = draw_batch(run, 7, 0), draw_batch(run, 8, 0)
+    assert torch.equal(draw_batch(run, 7, 0).noise, again.noise)
+    assert not torch.equal(again.noise, other.noise)
+    # a batch of two sees what two batches of one see
+    single = prepare(settings(batch_size=1, accumulation=2), Flip(), TINY, examples())
+    apart = [draw_batch(single, 7, part).latents for part in (0, 1)]
+    assert torch.equal(torch.cat(apart), again.latents)
+
+
+def test_every_epoch_sees_each_picture_once() -> None:
+    seen = [dataset.chosen(42, draw, 5) for draw in range(15)]
+    assert [sorted(seen[first : first + 5]) for first in (0, 5, 10)] == [list(range(5))] * 3
+    assert seen[:5] != seen[5:10] or seen[5:10] != seen[10:]
+
+
+def test_flips_come_as_often_as_asked() -> None:
+    example = examples(1)[0]
+    sides = [dataset.orientation(example, 0.5, 0, draw) for draw in range(2000)]
+    assert 900 < sum(sides) < 1100
+    assert sides == [dataset.orientation(example, 0.5, 0, draw) for draw in range(2000)]
+    assert not any(dataset.orientation(example, 0.0, 0, draw) for draw in range(100))
+
+
+def test_cosine_with_restarts_is_diffusers() -> None:
+    train = Train(steps=100, lr_schedule="cosine_with_restarts", lr_cycles=3, lr_warmup_steps=10)
+    pair = [torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0) for _ in range(2)]
+    ours = lr_schedules.from_diffusers(pair[0], train)
+    theirs = get_cosine_with_hard_restarts_schedule_with_warmup(pair[1], 10, 100, 3)
+    for _ in range(100):
+        assert ours.get_last_lr() == theirs.get_last_lr()
+        for optimizer, schedule in zip(pair, (ours, theirs), strict=True):
+            optimizer.step()
+            schedule.step()
+
+
+def test_staged_schedule_is_the_write_ups() -> None:
+    stages = (
+        LrStage(until_step=300, learning_rate=1e-4),
+        LrStage(until_step=765, learning_rate=3e-5, schedule="cosine"),
+    )
+    rates = [lr_schedules.staged_rate(stages, step) for step in (0, 299, 300, 764, 765)]
+    assert rates[:3] == [1e-4, 1e-4, 3e-5]
+    assert 0 < rates[3] < 1e-8
+    assert rates[4] == 0
+
+
+def test_base_multiplies_the_learning_rate() -> None:
+    base = TINY.model_copy(update={"learning_rate_scale": 3.0})
+    run = prepare(settings(), Flip(), base, examples(1))
+    assert run.optimizer.param_groups[0]["lr"] == pytest.approx(3e-3)
+
+
+def test_diffusers_reads_the_file_at_the_right_strength(tmp_path: Path) -> None:
+    train = settings(rank=4, alpha=1.0, learning_rate=1e-2)
+    run = prepare(train, Flip(), TINY, examples(1))
+    train_loop(run, None, lambda state: None)
+    write_lora(tmp_path, run.adapter, train)
+    pipeline = StableDiffusionPipeline.from_pretrained(TINY.model)
+    pipeline.load_lora_weights(tmp_path, weight_name=FILE_NAME)
+    batch = draw_batch(run, 0, 0)
+    context = batch.conditioning["context"]
+    run.adapter.pipeline.unet.eval()
+    with torch.no_grad():
+        ours = run.adapter.predict(batch.latents, batch.timesteps, {"context": context})
+        theirs = pipeline.unet(batch.latents, batch.timesteps, context).sample
+        pipeline.unload_lora_weights()
+        without = pipeline.unet(batch.latents, batch.timesteps, context).sample
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    assert not torch.allclose(ours, without, atol=1e-3)
+
+
+def test_a_flipped_bit_in_the_cache_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors.write(path, {"mean": torch.ones(4, 4)})
+    assert tensors.is_whole(path)
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="damaged"):
+        tensors.read(path)
+
+
+def test_missing_base_says_what_to_do() -> None:
+    base = Base(model="stabilityai/stable-diffusion-xl-base-1.0", family="sdxl", size_px=1024, captioner="-")
+    with pytest.raises(MissingError, match=r"hf download stabilityai/stable-diffusion-xl-base-1.0"):
+        load_adapter(base)
+    with pytest.raises(MissingError, match=r"no file .mine\.safetensors"):
+        load_adapter(base.model_copy(update={"model": "mine.safetensors"}))
+
+
+def test_header_has_rank_alpha_and_no_time(tmp_path: Path) -> None:
+    trained(settings(alpha=1.0), tmp_path)
+    raw = (tmp_path / "step-4" / FILE_NAME).read_bytes()
+    header = json.loads(raw[8 : 8 + int.from_bytes(raw[:8], "little")])
+    metadata = json.loads(header["__metadata__"]["lora_adapter_metadata"])
+    assert (metadata["unet.r"], metadata["unet.lora_alpha"]) == (2, 1.0)
+    assert len(header["__metadata__"]) == 1
+    assert records.canonical_json(metadata)
