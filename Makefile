@@ -48,6 +48,8 @@ docs: $(INSTALLED)
 base: $(INSTALLED)
 	$(BIN)/python -u -m sdlora.base.datasets
 	$(BIN)/python -u -m sdlora.base.make
+	$(BIN)/python -u -m sdlora.base.quality
+	$(BIN)/python -m sdlora.base.cards
 
 clean:
 	rm -rf .venv .snakemake logs

@@ -43,7 +43,8 @@ class Captioner:
                 f"the captioner {self._model!r} is neither a folder nor reachable on the hub; on a machine with "
                 f"network: hf download {self._model} ({str(error).splitlines()[0]})"
             ) from None
-        return processor, model.float().eval()
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return processor, model.float().eval().to(device)
 
     def captions(self, pictures: Sequence[Image.Image]) -> list[str]:
         """One caption a picture, in the same order."""
@@ -51,7 +52,7 @@ class Captioner:
 
         self._loaded = self._loaded or self._load()
         processor, model = self._loaded
-        inputs = processor(images=list(pictures), return_tensors="pt")
+        inputs = processor(images=list(pictures), return_tensors="pt").to(model.device)
         with torch.inference_mode():
             tokens = model.generate(
                 **inputs, max_new_tokens=self._settings.max_new_tokens, num_beams=self._settings.num_beams

@@ -12,6 +12,7 @@ from sdlora.provenance import FileHashes, Job
 SETS = Path("data/sets")
 RESULTS = Path("results")
 SCRIPTS = Path("workflow/scripts")
+MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
 
@@ -204,14 +205,14 @@ def base_identity(base: Base, hashes: FileHashes) -> str:
 def _identity(model: str, revision: str | None, hashes: FileHashes) -> str:
     path = Path(model)
     if path.exists():
-        return f"sha256:{provenance.identity_of_folder(path, hashes)}"
+        return f"sha256:{provenance.identity_of_folder(path, MODEL_SUFFIXES, hashes)}"
     return f"hub:{model}@{revision or 'main'}"
 
 
 def _source_files(dataset: Dataset, hashes: FileHashes) -> dict[str, str]:
     """Content identity of each folder source; what is scraped is pinned by its manifest instead."""
     return {
-        source.path: provenance.identity_of_folder(Path(source.path), hashes)
+        source.path: provenance.identity_of_folder(Path(source.path), PICTURE_SUFFIXES, hashes)
         for source in dataset.sources
         if isinstance(source, FolderSource) and Path(source.path).exists()
     }

@@ -84,15 +84,11 @@ def sha256_text(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
 
 
-def identity_of_folder(folder: Path, hashes: FileHashes) -> str:
-    """One hash for the names and bytes of all files below a folder (or of one file)."""
+def identity_of_folder(folder: Path, suffixes: Sequence[str], hashes: FileHashes) -> str:
+    """One hash for the names and bytes of the files of some kinds below a folder (or of one file)."""
     files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
-    lines = [f"{p.relative_to(folder)} {hashes.of(p)}" for p in files if not _is_noise(p)]
-    return sha256_text("\n".join(lines))
-
-
-def _is_noise(path: Path) -> bool:
-    return path.name.startswith(".") or path.suffix == ".part"
+    kept = [p for p in files if p.suffix.lower() in suffixes and not p.name.startswith(".")]
+    return sha256_text("\n".join(f"{p.relative_to(folder)} {hashes.of(p)}" for p in kept))
 
 
 def code_of(stage: str, script: Path) -> str:

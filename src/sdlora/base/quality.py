@@ -1,0 +1,127 @@
+"""Measure the embedded base on pictures it never saw: `python -m sdlora.base.quality`."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from numpy.typing import NDArray
+from PIL import Image
+
+from sdlora import records
+from sdlora.adapters.base import quieten
+from sdlora.base import pictures, vae
+from sdlora.caption import Captioner
+from sdlora.evaluate.psnr import psnr_db
+from sdlora.evaluate.ssim import ssim
+from sdlora.params import Caption
+from sdlora.progress import Progress
+from sdlora.randomness import generator
+from sdlora.report.sheet import contact_sheet
+
+Pixels = NDArray[np.uint8]
+CANDIDATES = 20
+
+
+def vae_quality(pipeline: StableDiffusionPipeline, truths: Pixels) -> dict[str, float]:
+    """Mean PSNR and SSIM of decoded posterior means."""
+    decoded = []
+    with torch.inference_mode():
+        for first in range(0, len(truths), 25):
+            mean = pipeline.vae.encode(vae.to_tensor(truths[first : first + 25])).latent_dist.mean
+            decoded.append(pipeline.vae.decode(mean).sample)
+    pixels = ((torch.cat(decoded).clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    pairs = list(zip(pixels, truths, strict=True))
+    return {
+        "psnr_db": round(float(np.mean([psnr_db(a, b) for a, b in pairs])), 3),
+        "ssim": round(float(np.mean([ssim(a, b) for a, b in pairs])), 4),
+    }
+
+
+def draw_all(pipeline: StableDiffusionPipeline, captions: Sequence[str]) -> list[Image.Image]:
+    """Each caption at CFG 7 and 30 steps, with noise of its own."""
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+    progress = Progress("quality", len(captions))
+    drawn = []
+    for number, caption in enumerate(captions):
+        picture = pipeline(
+            caption, guidance_scale=7.0, num_inference_steps=30, generator=generator("quality", number)
+        ).images[0]
+        drawn.append(picture)
+        progress.advance()
+    return drawn
+
+
+def style_of(caption: str) -> str:
+    """The style a caption names first."""
+    return caption.split(",")[0]
+
+
+def nearest_shares(drawn: Sequence[Image.Image], truths: Pixels, captions: Sequence[str]) -> dict[str, float]:
+    """How often the nearest truth, by mean squared pixel difference, is the picture's own, and of its style.
+
+    Returns:
+        `own`: among 20 of the same style (its own and up to 19 others; chance about 0.05).
+        `style`: among all truths.
+    """
+    own, right_style = [], []
+    for number, picture in enumerate(drawn):
+        difference = truths.astype(np.float64) - np.asarray(picture, np.float64)
+        distance = np.square(difference).mean(axis=(1, 2, 3))
+        right_style.append(style_of(captions[int(distance.argmin())]) == style_of(captions[number]))
+        others = [n for n, text in enumerate(captions) if n != number and style_of(text) == style_of(captions[number])]
+        candidates = [number, *others[: CANDIDATES - 1]]
+        own.append(candidates[int(distance[candidates].argmin())] == number)
+    return {"own": round(float(np.mean(own)), 4), "style": round(float(np.mean(right_style)), 4)}
+
+
+def word_f1(said: Sequence[str], truth: Sequence[str]) -> float:
+    """Mean F1 of the sets of words of each caption."""
+    scores = []
+    for one, other in zip(said, truth, strict=True):
+        a, b = (set(text.replace(",", " ").split()) for text in (one, other))
+        scores.append(2 * len(a & b) / (len(a) + len(b)))
+    return round(float(np.mean(scores)), 4)
+
+
+def measure(models: Path, work: Path, count: int, sheet: Path) -> dict[str, object]:
+    """All figures on the first `count` held-out pictures; also writes a sheet of truths and drawings."""
+    quieten()
+    truths, captions = pictures.load(work, "held_out")
+    truths, captions = np.asarray(truths[:count]), captions[:count]
+    pipeline = StableDiffusionPipeline.from_pretrained(models / "tiny-sd")
+    pipeline.set_progress_bar_config(disable=True)
+    figures: dict[str, object] = {"pictures": len(captions), "vae": vae_quality(pipeline, truths)}
+    settings = Caption(max_new_tokens=60, batch_size=8)
+    blip = Captioner(str(models / "tiny-blip"), None, settings, torch.get_num_threads())
+    images = [Image.fromarray(truth) for truth in truths]
+    said = [text for first in range(0, len(images), 8) for text in blip.captions(images[first : first + 8])]
+    figures["blip_word_f1"] = word_f1(said, captions)
+    drawn = draw_all(pipeline, captions)
+    figures["nearest_truth_by_pixels"] = nearest_shares(drawn, truths, captions)
+    rows = []
+    for first in range(0, min(64, count), 16):
+        rows += [("truth", images[first : first + 16]), ("drawn", drawn[first : first + 16])]
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(rows).save(sheet)
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", type=Path, default=Path("models"))
+    parser.add_argument("--work", type=Path, default=Path("models/.work"), help="where the held-out pictures lie")
+    parser.add_argument("--count", type=int, default=200)
+    parser.add_argument("--out", type=Path, default=Path("results/base/quality.json"))
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    figures = measure(args.models, args.work, args.count, args.out.with_name("sheet.png"))
+    records.write_json(args.out, figures)
+    print(records.canonical_json(figures))
+
+
+if __name__ == "__main__":
+    main()
