@@ -17,12 +17,9 @@ try:
 except SdloraError as error:
     raise WorkflowError(str(error))
 
-if workflow.is_main_process:
+# While another run is at work its recipes stay as they are: a dry run then shows the plan as it was.
+if workflow.is_main_process and guard.acquire():
     provenance.settle(JOBS)
-
-
-# One image for every rule, for those who run with --software-deployment-method apptainer.
-container: "docker://python:3.11-slim"
 
 
 wildcard_constraints:
@@ -33,7 +30,7 @@ wildcard_constraints:
 
 
 onstart:
-    guard.acquire()
+    guard.leave_unless_held()
 
 
 include: "workflow/rules/common.smk"

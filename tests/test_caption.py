@@ -47,7 +47,8 @@ def captioner() -> Counting:
 
 
 def caption(folder: Path, blip: Captioner, override: str | None = None) -> dict[str, str]:
-    caption_dataset(SETTINGS, blip, "identity", "captain", override, folder, folder.parent / "store")
+    recipe = {"caption": SETTINGS.model_dump(), "captioner_identity": "x", "trigger": "captain", "override": override}
+    caption_dataset(recipe, blip, folder, folder.parent / "store")
     return {row["id"]: row["caption"] for row in records.read_jsonl(folder / "captions.jsonl")}
 
 
@@ -82,6 +83,7 @@ def test_trigger_comes_first_and_once() -> None:
     assert with_trigger("captain", "a man") == "captain, a man"
     assert with_trigger("captain", "Captain at sea") == "Captain at sea"
     assert with_trigger("captain", "") == "captain"
+    assert with_trigger("levi", "leviathan at sea") == "levi, leviathan at sea"
     assert tidy("teal hair , red shirt ,") == "teal hair, red shirt"
 
 

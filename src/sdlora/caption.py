@@ -1,6 +1,7 @@
 """Caption pictures with BLIP; the trigger comes first, so that 77 tokens never cut it off."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from sdlora.pictures import read_rgb
 def with_trigger(trigger: str, caption: str) -> str:
     """`trigger, caption`, without saying it twice."""
     caption = caption.strip()
-    if caption.lower().startswith(trigger.lower()):
+    if re.match(rf"{re.escape(trigger)}\b", caption, flags=re.IGNORECASE):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
 
@@ -87,32 +88,22 @@ def read_overrides(path: str | None, rows: Sequence[records.Row]) -> dict[str, s
     return found
 
 
-def caption_dataset(
-    settings: Caption,
-    captioner: Captioner,
-    identity: str,
-    trigger: str,
-    override: str | None,
-    folder: Path,
-    store: Path,
-) -> list[Path]:
+def caption_dataset(recipe: Mapping[str, Any], captioner: Captioner, folder: Path, store: Path) -> list[Path]:
     """Write `captions.jsonl` for a folder of fitted pictures; only new pictures are captioned.
 
     Args:
-        settings: Length, beams and batch size.
+        recipe: Settings, trigger (placed first), a user's overrides, identity of captioner and code.
         captioner: The model.
-        identity: Which weights it means; part of each remembered caption's key.
-        trigger: Query or trigger word, placed first.
-        override: A user's JSONL of captions that win.
         folder: Fitted pictures with `fit.jsonl`.
         store: Where captions are remembered by content.
 
     Returns:
         The files written.
     """
+    settings = Caption(**recipe["caption"])
     rows = records.read_jsonl(folder / "fit.jsonl")
-    overrides = read_overrides(override, rows)
-    keys = {row["id"]: _key(folder / row["file"], identity, settings) for row in rows}
+    overrides = read_overrides(recipe["override"], rows)
+    keys = {row["id"]: _key(folder / row["file"], recipe) for row in rows}
     wanted = [row for row in rows if row["id"] not in overrides and not row["caption"]]
     new = [row for row in wanted if not (store / f"{keys[row['id']]}.json").exists()]
     for first in range(0, len(new), settings.batch_size):
@@ -128,14 +119,15 @@ def caption_dataset(
         elif row["caption"]:
             text, origin = row["caption"], "source"
         else:
-            text, origin = records.read_json(store / f"{keys[row['id']]}.json"), identity
+            text, origin = records.read_json(store / f"{keys[row['id']]}.json"), recipe["captioner_identity"]
         captioned.append(
-            {"id": row["id"], "caption": with_trigger(trigger, text), "origin": origin, "split": row["split"]}
+            {"id": row["id"], "caption": with_trigger(recipe["trigger"], text), "origin": origin, "split": row["split"]}
         )
     records.write_jsonl(folder / "captions.jsonl", captioned)
     return [folder / "captions.jsonl"]
 
 
-def _key(picture: Path, identity: str, settings: Caption) -> str:
-    parts = [provenance.sha256_of(picture), identity, settings.max_new_tokens, settings.num_beams]
-    return provenance.sha256_text(" ".join(map(str, parts)))
+def _key(picture: Path, recipe: Mapping[str, Any]) -> str:
+    """A caption's key: the picture and everything that BLIP's answer depends on."""
+    asked = {key: value for key, value in recipe.items() if key not in ("trigger", "override", "overrides")}
+    return provenance.sha256_text(provenance.sha256_of(picture) + records.canonical_json(asked))

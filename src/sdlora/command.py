@@ -1,12 +1,13 @@
 """The command line that every stage's script has: paths, one recipe, one record."""
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from sdlora import provenance, records
+from sdlora import provenance
 from sdlora.errors import SdloraError
 
 Work = Callable[[dict[str, Any], argparse.Namespace], Iterable[Path]]
@@ -26,8 +27,9 @@ def run(work: Work, **arguments: type) -> None:
     for name, kind in arguments.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind, required=True)
     args = parser.parse_args()
+    recipe = args.recipe.read_text("utf-8")
     try:
-        outputs = list(work(records.read_json(args.recipe), args))
+        outputs = list(work(json.loads(recipe), args))
     except SdloraError as error:
         sys.exit(f"error: {error}")
-    provenance.write_made(args.made, args.recipe, args.inputs, outputs)
+    provenance.write_made(args.made, recipe, args.inputs, outputs)

@@ -1,6 +1,8 @@
 """Encode pictures once: the posterior's mean and deviation, stored by content."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,36 +14,27 @@ from sdlora.pictures import read_rgb
 from sdlora.progress import Progress
 
 
-def latent_key(picture_sha256: str, base_identity: str, dtype: str, threads: int) -> str:
-    """Name of a picture's latents: everything their bytes depend on."""
-    return provenance.sha256_text(f"{picture_sha256} {base_identity} {dtype} {threads}")[:32]
+def latent_key(picture: Path, recipe: Mapping[str, Any]) -> str:
+    """Name of a picture's latents: its bytes and everything else their values depend on."""
+    return provenance.sha256_text(provenance.sha256_of(picture) + records.canonical_json(recipe))[:32]
 
 
-def encode_dataset(
-    settings: Encode, base: Base, base_identity: str, base_name: str, folder: Path, threads: int
-) -> list[Path]:
+def encode_dataset(recipe: Mapping[str, Any], base_name: str, folder: Path) -> list[Path]:
     """Write `latents/<key>.safetensors` for each picture of `train/`, and an index.
 
     Args:
-        settings: Precision.
-        base: Whose VAE encodes.
-        base_identity: Which weights that means.
+        recipe: Settings, base, code identity and threads.
         base_name: Entry of `bases`; names the index.
         folder: Fitted dataset with `train/metadata.jsonl`.
-        threads: CPU threads.
 
     Returns:
-        The files written; existing latents of the same key are kept as they are.
+        The files written; undamaged latents of the same key are kept as they are.
     """
-    torch.set_num_threads(threads)
+    settings, base = Encode(**recipe["encode"]), Base(**recipe["base"])
+    torch.set_num_threads(recipe["threads"])
     out = folder / "latents"
     rows = [
-        {
-            **row,
-            "key": latent_key(
-                provenance.sha256_of(folder / "train" / row["file_name"]), base_identity, settings.dtype, threads
-            ),
-        }
+        {**row, "key": latent_key(folder / "train" / row["file_name"], recipe)}
         for row in records.read_jsonl(folder / "train" / "metadata.jsonl")
     ]
     new = [row for row in rows if not tensors.is_whole(out / f"{row['key']}.safetensors")]

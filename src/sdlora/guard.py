@@ -8,12 +8,25 @@ from typing import IO
 _held: IO[str] | None = None
 
 
-def acquire(path: Path = Path(".sdlora/run.lock")) -> None:
-    """Hold the lock until this process ends, or say who else holds it and leave."""
+def acquire(path: Path = Path(".sdlora/run.lock")) -> bool:
+    """Hold the lock until this process ends.
+
+    Returns:
+        Whether it is held now; False if another live process has it.
+    """
     global _held
     path.parent.mkdir(parents=True, exist_ok=True)
-    _held = path.open("w")
+    handle = path.open("w")
     try:
-        fcntl.flock(_held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
+        handle.close()
+        return False
+    _held = handle
+    return True
+
+
+def leave_unless_held() -> None:
+    """End this process if another one holds the lock: called before any job starts."""
+    if _held is None:
         sys.exit("another run of the pipeline is active in this directory; wait for it or stop it")

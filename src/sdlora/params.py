@@ -37,7 +37,9 @@ class Base(Section):
     vae: str | None = Field(None, description="hub id or folder of another VAE; null = the base's own")
     vae_revision: str | None = Field(None, description="hub revision of that VAE")
     size_px: int = Field(ge=32, le=4096, multiple_of=8, description="native side of a square picture, px")
-    dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="precision of the frozen weights")
+    dtype: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="precision of the frozen weights on a GPU; fp32 on a CPU"
+    )
     captioner: str = Field(description="hub id or folder of the BLIP that captions pictures for this base")
     captioner_revision: str | None = Field(None, description="hub revision of the captioner")
     learning_rate_scale: float = Field(
@@ -134,7 +136,9 @@ class Flip(Section):
 class Encode(Section):
     """The latent cache."""
 
-    dtype: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="precision of VAE and stored latents")
+    dtype: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="precision the VAE runs in; latents are stored in fp32"
+    )
 
 
 class LrStage(Section):
@@ -167,7 +171,9 @@ class Train(Section):
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     latents: Literal["sample", "mean"] = Field("sample", description="draw from the posterior each step, or its mean")
     gradient_checkpointing: bool = Field(False, description="less memory, more time")
-    mixed_precision: Literal["no", "bf16", "fp16"] = Field("no", description="autocast type of the forward pass")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
+        None, description="autocast type of the forward pass; null = the base's dtype (fp32: no)"
+    )
     seed: int = Field(42, ge=0, description="seed of initialisation, order, noise, timesteps and flips")
 
     @field_validator("optimizer")
@@ -226,7 +232,7 @@ class Sample(Section):
     negative_prompt: str = Field("", description="what the picture should not be")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((42,), min_length=1, description="one picture each")
     hires: Hires | None = Field(None, description="null = off")
-    max_references: int = Field(10, ge=1, le=1000, description="references drawn and measured, first by name")
+    max_references: int = Field(10, ge=1, le=1000, description="references drawn and measured, first by id")
 
     @field_validator("scheduler")
     @classmethod
@@ -281,6 +287,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
+        if "report" in self.versions:
+            raise ValueError("a version cannot be called report: results/report is the page over all versions")
         for name in self.run:
             if name not in self.versions:
                 raise ValueError(f"run names the version {name!r}{suggest(name, self.versions)}")

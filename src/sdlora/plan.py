@@ -1,19 +1,32 @@
 """The DAG's names: which jobs the versions need, what each reads and where it writes."""
 
 from collections.abc import Iterator
+from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
-from sdlora import provenance
+from sdlora import choices, provenance
 from sdlora.errors import DataError, ParamsError
-from sdlora.params import Base, Dataset, FolderSource, Params, Version
+from sdlora.params import Base, Dataset, FolderSource, Params, Train, Version
 from sdlora.provenance import FileHashes, Job
+from sdlora.scrape.source import PICTURE_SUFFIXES
 
 SETS = Path("data/sets")
 RESULTS = Path("results")
 SCRIPTS = Path("workflow/scripts")
+# Packages whose version changes what a stage writes.
+SOFTWARE = {
+    "scrape": ("pillow",),
+    "fit": ("pillow", "numpy"),
+    "caption": ("pillow", "torch", "transformers"),
+    "flip": ("pillow",),
+    "encode": ("diffusers", "pillow", "torch"),
+    "train": ("accelerate", "bitsandbytes", "diffusers", "peft", "torch", "transformers"),
+    "sample": ("diffusers", "peft", "pillow", "torch", "transformers"),
+    "evaluate": ("numpy", "pillow", "scikit-image"),
+    "report": ("jinja2", "matplotlib", "pillow"),
+}
 MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 
 
 def fit_name(params: Params, name: str, method: str | None = None) -> str:
@@ -58,13 +71,15 @@ def jobs(params: Params) -> list[Job]:
     return found_jobs
 
 
-def _code(stage: str) -> str:
-    return provenance.code_of(stage, SCRIPTS / f"{stage}.py")
+def _maker(stage: str) -> dict[str, Any]:
+    """Which code and which packages a stage runs on."""
+    software = {name: package_version(name) for name in SOFTWARE[stage]}
+    return {"code": provenance.code_of(stage, SCRIPTS / f"{stage}.py"), "software": software}
 
 
 def _job(stage: str, name: str, folder: Path, recipe: dict[str, Any], inputs: list[Path], shown: list[str]) -> Job:
     record = made(folder, name.rsplit("/", 1)[-1] if stage == "encode" else stage)
-    whole = {"stage": stage, "code": _code(stage), **recipe}
+    whole = {"stage": stage, **_maker(stage), **recipe}
     return Job(stage, name, whole, tuple(inputs), record, tuple(folder / path for path in shown))
 
 
@@ -87,13 +102,14 @@ def _jobs_of_version(params: Params, name: str, hashes: FileHashes) -> Iterator[
     own = set_folder(version.dataset, fit_name(params, name))
     reference_folder = set_folder(version.dataset, references)
     folder = RESULTS / name
-    model = {"base": base.model_dump(mode="json"), "base_identity": base_identity(base, hashes)}
+    model = {"base_identity": base_identity(base, hashes), "threads": params.threads}
     train = _job(
         "train",
         name,
         folder,
-        {**model, "threads": params.threads, "train": version.train.model_dump(mode="json"),
-         "flip": version.flip.model_dump(mode="json")},
+        {**model, "base": _weights(base, base.learning_rate_scale), "train": _resolved(version.train, base),
+         "flip": version.flip.model_dump(mode="json"), "checkpoint_steps": version.train.checkpoint_steps,
+         "entries": [choices.OPTIMIZERS[version.train.optimizer], choices.LR_SCHEDULES[version.train.lr_schedule]]},
         [made(own, "flip"), made(own, f"encode-{version.base}")],
         ["train_log.csv", "config.yaml"],
     )  # fmt: skip
@@ -102,8 +118,8 @@ def _jobs_of_version(params: Params, name: str, hashes: FileHashes) -> Iterator[
         "sample",
         name,
         folder,
-        {**model, "threads": params.threads, "sample": version.sample.model_dump(mode="json"),
-         "size_px": version.fit.size_px or base.size_px},
+        {**model, "base": _weights(base), "sample": version.sample.model_dump(mode="json"),
+         "size_px": version.fit.size_px or base.size_px, "entries": [choices.SCHEDULERS[version.sample.scheduler]]},
         [train.made, made(reference_folder, "caption")],
         ["samples/index.jsonl"],
     )  # fmt: skip
@@ -112,7 +128,10 @@ def _jobs_of_version(params: Params, name: str, hashes: FileHashes) -> Iterator[
         "evaluate",
         name,
         folder,
-        {"evaluate": version.evaluate.model_dump(mode="json")},
+        {
+            "evaluate": version.evaluate.model_dump(mode="json"),
+            "entries": [choices.METRICS[name] for name in version.evaluate.metrics],
+        },
         [sample.made, made(reference_folder, "fit")],
         ["metrics.csv", "metrics.json", "best.json"],
     )
@@ -164,7 +183,7 @@ def _dataset_jobs(params: Params, name: str, method: str, scrape: Job, hashes: F
         "encode",
         f"{job_name}/encode-{version.base}",
         folder,
-        {"encode": version.encode.model_dump(mode="json"), "base": base.model_dump(mode="json"),
+        {"encode": version.encode.model_dump(mode="json"), "base": _weights(base),
          "base_identity": base_identity(base, hashes), "threads": params.threads},
         [flip.made],
         [f"latents/index-{version.base}.jsonl"],
@@ -176,8 +195,20 @@ def _index_job(params: Params) -> Job:
     folder = RESULTS / "report"
     inputs = [made(RESULTS / name, "evaluate") for name in params.run]
     settings = {name: summary(params.versions[name]) for name in params.run}
-    recipe = {"stage": "report", "code": _code("report"), "versions": settings}
+    recipe = {"stage": "report", **_maker("report"), "versions": settings}
     return Job("report", "index", recipe, tuple(inputs), made(folder, "report"), (folder / "index.html",))
+
+
+def _weights(base: Base, learning_rate_scale: float = 1.0) -> dict[str, Any]:
+    """A base without what the job does not use, so that changing that does not make it run again."""
+    unused = {"captioner": "-", "captioner_revision": None, "learning_rate_scale": learning_rate_scale}
+    return {**base.model_dump(mode="json"), **unused}
+
+
+def _resolved(train: Train, base: Base) -> dict[str, Any]:
+    """A training section with every null replaced by what it means."""
+    precision = train.mixed_precision or {"fp32": "no"}.get(base.dtype, base.dtype)
+    return {**train.model_dump(mode="json"), "alpha": train.scaling_alpha, "mixed_precision": precision}
 
 
 def summary(version: Version) -> dict[str, Any]:

@@ -19,8 +19,8 @@ from sdlora import records
 STORE = Path(".sdlora")
 PACKAGE = Path(__file__).parent
 _TICK_NS = 1_000_000  # apart enough for every file system's clock
-# Modules whose behaviour reaches a stage only through its recipe, or never.
-_NOT_CODE = {"params", "settings", "errors", "plan", "provenance", "command"}
+# Modules whose behaviour reaches a stage only through its recipe (plan.py resolves what they decide), or never.
+_NOT_CODE = {"params", "settings", "errors", "plan", "provenance", "command", "choices"}
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def code_of(stage: str, script: Path) -> str:
 
 
 def _files_of(path: Path) -> list[Path]:
-    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    return sorted([*path.rglob("*.py"), *path.rglob("*.html")]) if path.is_dir() else [path]
 
 
 _parsed: dict[Path, ast.Module] = {}
@@ -123,6 +123,8 @@ def _tree_of(path: Path) -> ast.Module:
 
 def _imports_of(path: Path) -> list[Path]:
     found: list[Path] = []
+    if path.suffix != ".py":
+        return found
     for node in ast.walk(_tree_of(path)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sdlora":
             inside = node.module.split(".")[1:]
@@ -139,6 +141,8 @@ def _imports_of(path: Path) -> list[Path]:
 
 
 def _meaning_of(path: Path) -> str:
+    if path.suffix != ".py":
+        return sha256_of(path)
     tree = _tree_of(path)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -158,12 +162,15 @@ def outputs_identity(made: Path) -> str:
     return sha256_text(records.canonical_json(records.read_json(made)["outputs"]))
 
 
-def write_made(made: Path, recipe: Path, inputs: Sequence[Path], outputs: Iterable[Path]) -> None:
-    """Record what made a job's files; written last, so its presence means the job is whole."""
+def write_made(made: Path, recipe: str, inputs: Sequence[Path], outputs: Iterable[Path]) -> None:
+    """Record what made a job's files; written last, so its presence means the job is whole.
+
+    `recipe` is the text the job read at its start: the file may have changed since.
+    """
     records.write_json(
         made,
         {
-            "recipe": sha256_of(recipe),
+            "recipe": sha256_text(recipe),
             "inputs": {str(path): outputs_identity(path) for path in inputs},
             "outputs": {str(path): sha256_of(path) for path in sorted(outputs)},
         },

@@ -78,7 +78,8 @@ def publish_folder(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f"{target.name}.{os.getpid()}.part")
     old = target.with_name(f"{target.name}.{os.getpid()}.old.part")
-    shutil.rmtree(part, ignore_errors=True)
+    for left in target.parent.glob(f"{target.name}.*.part"):  # of a process that was killed
+        shutil.rmtree(left, ignore_errors=True)
     shutil.copytree(source, part)
     if target.exists():
         target.replace(old)

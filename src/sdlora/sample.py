@@ -124,7 +124,7 @@ def sample_version(recipe: dict[str, Any], checkpoints: Path, captions: Path, ou
     files: list[Path] = []
     for step, lora in loras.items():
         kept = store.entry("sample", _key(recipe, lora, prompts))
-        with store.sole_use(kept):
+        with store.sole_use(kept, wait=True):
             _draw_missing(painter, lora, prompts, kept, progress)
             for prompt in prompts:
                 target = out / f"step-{step:06d}" / prompt.file_name

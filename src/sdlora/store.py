@@ -4,7 +4,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sdlora.errors import DataError
@@ -21,22 +21,23 @@ def entry(kind: str, key: str) -> Path:
 
 
 @contextmanager
-def sole_use(folder: Path) -> Iterator[None]:
+def sole_use(folder: Path, wait: bool = False) -> Iterator[None]:
     """Hold an entry; the kernel lets go when the process dies.
 
     Raises:
-        DataError: If another live process holds it.
+        DataError: If another live process holds it and `wait` is false.
     """
     with (folder / "lock").open("w") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise DataError(f"another process is at work in {folder}; wait for it or stop it") from None
         yield
 
 
 def keep_newest(kind: str, count: int) -> None:
-    """Drop all but the `count` most recently used entries of a kind."""
+    """Drop all but the `count` most recently used entries of a kind; what is in use stays."""
     entries = sorted((p for p in (STORE / kind).iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime_ns)
     for folder in entries[:-count]:
-        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(DataError), sole_use(folder):
+            shutil.rmtree(folder, ignore_errors=True)

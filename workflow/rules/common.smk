@@ -1,4 +1,4 @@
-# No rule has a benchmark: Snakemake counts its file among the outputs, and nothing keeps its mtime truthful.
+# Benchmarks stay out: Snakemake counts their files among the outputs, and nothing keeps their mtimes truthful.
 # What the rules share: a job's recipe is its first input, the records of the jobs before it follow.
 JOB_OF = {job.made: job for job in JOBS}
 

@@ -13,8 +13,7 @@ from sdlora.store import STORE
 def work(recipe: dict[str, Any], args: argparse.Namespace) -> list[Path]:
     settings = Caption(**recipe["caption"])
     captioner = Captioner(recipe["captioner"], recipe["captioner_revision"], settings, recipe["threads"])
-    identity, store = recipe["captioner_identity"], STORE / "caption"
-    return caption_dataset(settings, captioner, identity, recipe["trigger"], recipe["override"], args.folder, store)
+    return caption_dataset(recipe, captioner, args.folder, STORE / "caption")
 
 
 command.run(work, folder=Path)

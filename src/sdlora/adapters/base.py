@@ -26,6 +26,8 @@ class Adapter:
     def __init__(self, base: Base, device: torch.device) -> None:
         self.base, self.device = base, device
         self.dtype = DTYPES[base.dtype] if device.type != "cpu" else torch.float32
+        if self.dtype != DTYPES[base.dtype]:
+            print(f"no GPU: weights are kept in fp32, not {base.dtype}", flush=True)
         self.pipeline: Any = self._load().to(device)
         self.pipeline.set_progress_bar_config(disable=True)
         for part in self.parts():
@@ -74,7 +76,7 @@ class Adapter:
 
     def img2img_pipeline(self) -> Any:
         """An image-to-image pipeline on the same networks."""
-        pipeline = self.img2img.from_pipe(self.pipeline)
+        pipeline = self.img2img.from_pipe(self.pipeline, dtype=self.dtype)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -43,10 +43,7 @@ difference, AdamW {recipe.vae_learning_rate}); UNet and text encoder {recipe.une
 (epsilon, min-SNR {recipe.min_snr_gamma:g}, caption dropout {recipe.caption_dropout:g}, AdamW
 {recipe.unet_learning_rate}); cosine rates, EMA 0.999, bf16 autocast, seed {recipe.seed}.
 
-The weights here were trained on two shared CPU cores in one sitting, with three departures from an undisturbed run
-of that recipe: the first 1,500 VAE steps saw pictures drawn with undescribed beards and glasses (a drawing mistake,
-corrected since), the first 500 UNet steps followed the learning rate of a 3,000-step schedule, and both were stopped
-and resumed several times.
+{note}
 
 ## Measured
 
@@ -103,12 +100,14 @@ def _files(folder: Path) -> str:
     return "\n".join(["| weights | sha256 |", "| --- | --- |", *rows])
 
 
-def write(models: Path, quality: dict[str, Any]) -> None:
+def write(models: Path, quality: dict[str, Any], note: str) -> None:
     """Write both cards."""
     data = "\n".join(f"- {world.attribution(style)}" for style in world.STYLES)
     for name, card in (("tiny-sd", SD_CARD), ("tiny-blip", BLIP_CARD)):
         nearest = quality["nearest_truth_by_pixels"]
-        text = card.format(recipe=BaseRecipe(), quality=quality, data=data, files=_files(models / name), **nearest)
+        text = card.format(
+            recipe=BaseRecipe(), quality=quality, data=data, files=_files(models / name), note=note, **nearest
+        )
         records.write_text(models / name / "README.md", text)
 
 
@@ -116,8 +115,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=Path("models"))
     parser.add_argument("--quality", type=Path, default=Path("results/base/quality.json"))
+    parser.add_argument("--note", default="", help="what was unusual about this run")
     args = parser.parse_args()
-    write(args.models, records.read_json(args.quality))
+    write(args.models, records.read_json(args.quality), args.note)
 
 
 if __name__ == "__main__":

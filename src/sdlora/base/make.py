@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
+from sdlora import records
 from sdlora.base import blip, diffusion, pictures, vae
 from sdlora.base.recipe import BaseRecipe
 
@@ -18,11 +19,13 @@ def make(recipe: BaseRecipe, work: Path, out: Path, device: str) -> None:
         autoencoder = AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.float32).to(device).eval()
     else:
         autoencoder = vae.train(images, recipe, work, work / "vae", device)
-    if not (out / "tiny-blip" / "config.json").exists():
-        blip.train(images, captions, recipe, work, out / "tiny-blip", device)
-    if not (out / "tiny-sd" / "model_index.json").exists():
+    if not (work / "tiny-blip" / "config.json").exists():
+        blip.train(images, captions, recipe, work, work / "tiny-blip", device)
+    if not (work / "tiny-sd" / "model_index.json").exists():
         latents = vae.encode(autoencoder, images, device)
-        diffusion.train(latents, captions, autoencoder, recipe, work, out / "tiny-sd", device)
+        diffusion.train(latents, captions, autoencoder, recipe, work, work / "tiny-sd", device)
+    for name in ("tiny-blip", "tiny-sd"):
+        records.publish_folder(work / name, out / name)
 
 
 def main() -> None:

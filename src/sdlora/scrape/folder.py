@@ -5,8 +5,7 @@ from pathlib import Path
 
 from sdlora.errors import DataError
 from sdlora.params import FolderSource
-from sdlora.plan import PICTURE_SUFFIXES
-from sdlora.scrape.source import FoundImage
+from sdlora.scrape.source import PICTURE_SUFFIXES, FoundImage
 
 
 def find(source: FolderSource) -> Iterator[FoundImage]:

@@ -1,7 +1,7 @@
 """Candidates in, accepted pictures and a manifest out."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +86,3 @@ def _split(rows: list[records.Row], held_out: int | str) -> list[records.Row]:
 def sources_of(recipe: dict[str, Any]) -> Dataset:
     """The typed dataset of a recipe (its trigger belongs to a later stage)."""
     return Dataset.model_validate_json(records.canonical_json({**recipe["dataset"], "trigger": "-"}))
-
-
-def rows_of(rows: Iterable[records.Row], split: str) -> list[records.Row]:
-    """The manifest rows of one split."""
-    return [row for row in rows if row["split"] == split]

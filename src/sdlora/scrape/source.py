@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+
 
 @dataclass(frozen=True)
 class FoundImage:

@@ -1,5 +1,6 @@
 """The training loop: draw, add noise, predict, step. The only one."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -11,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sdlora.adapters import Adapter, Conditioning
+from sdlora.errors import DataError
 from sdlora.params import Flip, Train
 from sdlora.progress import Progress
 from sdlora.randomness import generator
@@ -121,13 +123,19 @@ def train_loop(run: Run, start: State | None, on_checkpoint: Callable[[State], N
         waiting.append((step + 1, optimizer_step(run, step), rate))
         if len(waiting) >= 20 or step + 1 in checkpoints:
             # losses stay on the device until here: reading one waits for the device
-            log += [[number, loss.item(), lr] for number, loss, lr in waiting]
+            log += [[number, _finite(loss.item(), number), lr] for number, loss, lr in waiting]
             waiting.clear()
         if log:
             progress.update(step + 1, f"loss {sum(row[1] for row in log[-50:]) / len(log[-50:]):.4f}")
         if step + 1 in checkpoints:
             on_checkpoint(snapshot(run, step + 1, log))
     return log
+
+
+def _finite(loss: float, step: int) -> float:
+    if not math.isfinite(loss):
+        raise DataError(f"the loss is {loss} at step {step}; a lower learning_rate or mixed_precision: bf16 may help")
+    return loss
 
 
 def snapshot(run: Run, step: int, log: list[list[float]]) -> State:

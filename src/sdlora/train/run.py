@@ -11,11 +11,12 @@ from ruamel.yaml import YAML
 
 from sdlora import choices, provenance, records, store
 from sdlora.adapters import Adapter, Conditioning, load_adapter
+from sdlora.errors import MissingError
 from sdlora.params import Base, Flip, Train
 from sdlora.train import lora
 from sdlora.train.checkpoint import State, newest_state, save_state
 from sdlora.train.dataset import Example, load_examples
-from sdlora.train.export import write_lora
+from sdlora.train.export import FILE_NAME, write_lora
 from sdlora.train.loop import Run, train_loop
 
 LOG_COLUMNS = ("step", "loss", "learning_rate")
@@ -74,13 +75,15 @@ def _train(recipe: dict[str, Any], folder: Path, base_name: str, kept: Path) -> 
     )
     with (kept / "config.yaml").open("w", encoding="utf-8") as handle:
         YAML(typ="safe", pure=True).dump(recipe, handle)
-    files = [kept / "train_log.csv", kept / "config.yaml", *sorted((kept / "checkpoints").rglob("*.*"))]
+    files = [kept / "train_log.csv", kept / "config.yaml", *sorted((kept / "checkpoints").rglob(FILE_NAME))]
     records.write_json(kept / "done.json", {str(p.relative_to(kept)): provenance.sha256_of(p) for p in files})
     shutil.rmtree(kept / "state", ignore_errors=True)
 
 
 def prepare(settings: Train, flip: Flip, base: Base, examples: list[Example]) -> Run:
     """Load the base, encode every caption once, add the LoRA, build optimizer and schedule."""
+    if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise MissingError("mixed_precision fp16 needs a GPU; on a CPU use a base with dtype: fp32 or bf16")
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=not torch.cuda.is_available())
     adapter = load_adapter(base, accelerator.device.type)
     texts = sorted({text for example in examples for text in example.text})
