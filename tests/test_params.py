@@ -78,6 +78,7 @@ MISTAKES = [
     ("threads: 2", "thread: 2", ("thread", "did you mean threads")),
     ("flip: {probability: 0.5}", "flop: {probability: 0.5}", ("defaults.flop", "did you mean flip")),
     ("fill: edge", "fill: egde", ("defaults.fit.fill", "egde", "blur")),
+    ("  v2:\n", "  report:\n", ("cannot be called report",)),
     ("lr_cycles: 1 ", "lr_cycles: 0 ", ("defaults.train.lr_cycles", "0")),
 ]
 
@@ -95,7 +96,7 @@ def test_mistakes_name_place_value_and_choice(tmp_path: Path, before: str, after
     for part in said:
         assert part in message
     line = next(n for n, row in enumerate(changed.splitlines(), 1) if after.split("\n")[0] in row)
-    assert f"{file}:{line}:" in message or "run names" in message
+    assert f"{file}:{line}:" in message or f"{file}: settings:" in message
 
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:

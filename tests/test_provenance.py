@@ -42,6 +42,8 @@ STAGES = ("scrape", "fit", "caption", "flip", "encode", "train", "sample", "eval
         ("flip.py", '"left": "right"', '"left": "up"', {"flip"}),
         ("adapters/sd.py", "max_length=77", "max_length=76", {"encode", "train", "sample"}),
         ("params.py", "le=1024", "le=2048", set()),
+        ("choices.py", "sdlora.evaluate.ssim:ssim", "sdlora.evaluate.psnr:psnr_db", set()),
+        ("report/templates/index.html", "<h1>", "<h1 class='x'>", {"report"}),
     ],
 )
 def test_code_identity(package: Path, file: str, before: str, after: str, changed: set[str]) -> None:
@@ -59,7 +61,7 @@ def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     provenance.settle([a, b])
     for job in (a, b):
         records.write_text(job.shown[0], job.stage)
-        provenance.write_made(job.made, job.recipe_path, job.inputs, job.shown)
+        provenance.write_made(job.made, job.recipe_path.read_text("utf-8"), job.inputs, job.shown)
     return [a, b]
 
 
@@ -111,6 +113,23 @@ def test_going_back_is_fresh_again(chain: list[Job]) -> None:
     provenance.settle([a, Job(b.stage, b.name, {"y": 2}, b.inputs, b.made, b.shown)])
     assert provenance.settle([a, b]) == [a, b]
     assert not any(map(newer, (a, b)))
+
+
+def test_a_recipe_that_changed_during_the_job_makes_it_stale(chain: list[Job]) -> None:
+    _, b = chain
+    read_at_start = b.recipe_path.read_text("utf-8")
+    changed = Job(b.stage, b.name, {"y": 2}, b.inputs, b.made, b.shown)
+    provenance.settle([chain[0], changed])
+    provenance.write_made(b.made, read_at_start, b.inputs, b.shown)
+    assert changed not in provenance.settle([chain[0], changed])
+
+
+def test_publishing_replaces_the_folder_and_clears_what_a_killed_process_left(tmp_path: Path) -> None:
+    for name in ("new", "old", "old.123.part"):
+        records.write_text(tmp_path / name / name, name)
+    records.publish_folder(tmp_path / "new", tmp_path / "old")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "old"]
+    assert [p.name for p in (tmp_path / "old").iterdir()] == ["new"]
 
 
 def test_writes_are_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,8 @@ def examples(count: int = 3) -> list[Example]:
 
 
 def settings(**changes: object) -> Train:
-    values = {"rank": 2, "steps": 4, "checkpoint_every": 2, "learning_rate": 1e-3, "optimizer": "adamw", **changes}
+    values = {"rank": 2, "steps": 4, "checkpoint_every": 2, "learning_rate": 1e-3, "optimizer": "adamw"}
+    values |= {"mixed_precision": "no", **changes}
     return Train(**values)
 
 
@@ -244,6 +245,15 @@ def test_a_flipped_bit_in_the_cache_is_found(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match="damaged"):
         tensors.read(path)
+
+
+def test_fp16_on_a_cpu_and_a_loss_that_is_no_number_are_told() -> None:
+    with pytest.raises(MissingError, match="fp16 needs a GPU"):
+        prepare(settings(mixed_precision="fp16"), Flip(), TINY, examples(1))
+    broken = Example("p0", (torch.full((4, 16, 16), torch.nan),), (torch.zeros(4, 16, 16),), ("captain",))
+    run = prepare(settings(mixed_precision="no"), Flip(), TINY, [broken])
+    with pytest.raises(DataError, match="the loss is nan at step 1"):
+        train_loop(run, None, lambda state: None)
 
 
 def test_missing_base_says_what_to_do() -> None:

@@ -163,6 +163,11 @@ def test_a_second_run_and_an_orphan_are_refused(built: Project) -> None:
     try:
         wait_for(lambda: any((new / "lock").exists() for new in set(store.iterdir()) - before))
         assert "another run of the pipeline is active" in built.snakemake("results/b/train_log.csv", check=False)
+        recipe = built.read(".sdlora/recipes/train/b.json")
+        built.edit("params.yaml", "steps: 4000", "steps: 5000")
+        built.snakemake("-n", check=False)
+        assert built.read(".sdlora/recipes/train/b.json") == recipe, "a dry run must not touch a live run's recipe"
+        built.edit("params.yaml", "steps: 5000", "steps: 4000")
         os.kill(run.pid, signal.SIGKILL)  # Snakemake alone: its training lives on
         run.wait()
         assert "another process is at work in" in built.snakemake("results/b/train_log.csv", check=False)
