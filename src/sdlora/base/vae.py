@@ -1,5 +1,6 @@
 """The tiny VAE: diffusers' `AutoencoderKL`, 64 px, factor 4, four latent channels."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from sdlora.base import loop
 from sdlora.base.recipe import BaseRecipe
+
+NOISE = 0.05  # deviation of the posterior that the decoder learns to bear
 
 
 def build(size_px: int) -> AutoencoderKL:
@@ -41,13 +44,21 @@ def _loss(vae: AutoencoderKL, pictures: NDArray[np.uint8], recipe: BaseRecipe, d
         with torch.autocast(device, torch.bfloat16):
             mean = vae.encode(images).latent_dist.mean
             noise = torch.randn(mean.shape, generator=generator).to(device)
-            decoded = vae.decode(mean + 0.05 * noise).sample.float()
+            decoded = vae.decode(mean + NOISE * noise).sample.float()
         l1 = (decoded - images).abs().mean()
         gradients = sum((decoded.diff(dim=axis) - images.diff(dim=axis)).abs().mean() for axis in (2, 3))
         loss: Tensor = l1 + 0.5 * gradients + 1e-4 * mean.float().square().mean()
         return loss
 
     return loss_of_step
+
+
+@torch.no_grad()
+def set_deviation(vae: AutoencoderKL) -> None:
+    """Make the posterior's deviation the constant it was trained with; the loss never sees it otherwise."""
+    channels = vae.config.latent_channels
+    vae.quant_conv.weight[channels:] = 0
+    vae.quant_conv.bias[channels:] = 2 * math.log(NOISE)
 
 
 @torch.no_grad()
@@ -75,6 +86,7 @@ def train(pictures: NDArray[np.uint8], recipe: BaseRecipe, work: Path, out: Path
         save_every=recipe.save_every,
         folder=work,
     )
+    set_deviation(vae)
     std = float(encode(vae, pictures[:512], device).std())
     vae.register_to_config(scaling_factor=round(1 / std, 5))
     vae.half().save_pretrained(out)
