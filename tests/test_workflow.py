@@ -142,7 +142,7 @@ def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project)
     store = built.folder / ".sdlora/store/train"
     before = set(store.iterdir())
     run = start(built, "snakemake", "--cores", "1", "results/b/train_log.csv")
-    wait_for(lambda: any((new / "state").glob("step-000020/state.json") for new in set(store.iterdir()) - before))
+    wait_for(lambda: [p for new in set(store.iterdir()) - before for p in new.glob("state/step-000040/state.json")])
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     saved = max(
