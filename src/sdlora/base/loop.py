@@ -1,13 +1,16 @@
 """The loop that trains a part of the embedded base: seeded, resumable after `kill -9`, with an ETA."""
 
+import io
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sdlora import records
 
 EMA_DECAY = 0.999
 WARMUP_STEPS = 100
@@ -47,15 +50,22 @@ def learning_rate(step: int, steps: int, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def save_atomically(state: object, path: Path) -> None:
-    """Write a torch file so that a crash leaves either the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    with part.open("wb") as handle:
-        torch.save(state, handle)
-        handle.flush()
-        os.fsync(handle.fileno())
-    part.replace(path)
+def _save(path: Path, step: int, parameters: list[nn.Parameter], ema: list[Tensor], optimizer: Optimizer) -> None:
+    buffer = io.BytesIO()
+    raw = [p.detach() for p in parameters]
+    torch.save({"parameters": raw, "ema": ema, "optimizer": optimizer.state_dict(), "step": step}, buffer)
+    records.write_bytes(path, buffer.getvalue())
+
+
+def _resume(path: Path, parameters: list[nn.Parameter], ema: list[Tensor], optimizer: Optimizer) -> int:
+    """Put a saved state back and return its step; 0 where there is none."""
+    if not path.exists():
+        return 0
+    state = torch.load(path, weights_only=True)
+    _load(parameters, state["parameters"])
+    ema[:] = state["ema"]
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])
 
 
 def train(
@@ -88,14 +98,8 @@ def train(
     optimizer = torch.optim.AdamW(parameters, lr=peak_learning_rate, weight_decay=1e-2)
     ema = [p.detach().clone() for p in parameters]
     state_path = folder / f"{name}.state.pt"
-    start = 0
-    if state_path.exists():
-        state = torch.load(state_path, weights_only=True)
-        with torch.no_grad():
-            for p, saved in zip(parameters, state["parameters"], strict=True):
-                p.copy_(saved)
-        ema, start = state["ema"], state["step"]
-        optimizer.load_state_dict(state["optimizer"])
+    start = _resume(state_path, parameters, ema, optimizer)
+    if start:
         print(f"{name}: resuming from step {start} of {steps}", flush=True)
     began, running = time.monotonic(), torch.zeros(())
     for step in range(start, steps):
@@ -119,15 +123,7 @@ def train(
             )
             running = torch.zeros(())
         if done % save_every == 0 or done == steps:
-            save_atomically(
-                {
-                    "parameters": [p.detach() for p in parameters],
-                    "ema": ema,
-                    "optimizer": optimizer.state_dict(),
-                    "step": done,
-                },
-                state_path,
-            )
+            _save(state_path, done, parameters, ema, optimizer)
             if on_save is not None and done != steps:
                 raw = [p.detach().clone() for p in parameters]
                 _load(parameters, ema)

@@ -76,7 +76,6 @@ def train(pictures: NDArray[np.uint8], recipe: BaseRecipe, work: Path, out: Path
     """Train the VAE, set its scaling factor to 1/std of its latents and save it as fp16."""
     torch.manual_seed(recipe.seed + 1)
     vae = build(recipe.size_px).to(device)
-    vae.quant_conv.requires_grad_(True)
     loop.train(
         "vae",
         vae,
