@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
@@ -25,7 +26,7 @@ def build_unet(latent_size: int) -> UNet2DConditionModel:
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
         cross_attention_dim=TEXT_WIDTH,
-        attention_head_dim=8,
+        attention_head_dim=4,  # diffusers' name: this is the number of heads
     )
 
 
@@ -96,6 +97,7 @@ def train(
         device
     )
     parts.train()
+    parts["unet"].set_attn_processor(AttnProcessor())  # twice as fast as SDPA for bf16 heads this small on a CPU
     ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])
     noising = DDPMScheduler(**SCHEDULE)
     snr = noising.alphas_cumprod / (1 - noising.alphas_cumprod)
@@ -106,6 +108,7 @@ def train(
         generator = loop.step_generator(recipe.seed + 3, step)
         clean = latents[index]
         noise = torch.randn(clean.shape, generator=generator)
+        noise += recipe.noise_offset * torch.randn(*clean.shape[:2], 1, 1, generator=generator)
         timesteps = torch.randint(0, 1000, (len(index),), generator=generator)
         dropped = torch.rand(len(index), generator=generator) < recipe.caption_dropout
         tokens = torch.where(dropped[:, None], empty, ids[index]).to(device)

@@ -1,6 +1,8 @@
 """Make the embedded base from packages alone: `python -m sdlora.base.make`."""
 
 import argparse
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -11,21 +13,40 @@ from sdlora.base import blip, diffusion, pictures, vae
 from sdlora.base.recipe import BaseRecipe
 
 
-def make(recipe: BaseRecipe, work: Path, out: Path, device: str) -> None:
-    """Draw the pictures, train VAE, BLIP and diffusion; each part resumes where it was stopped."""
+PARTS = ("vae", "decoder", "blip", "diffusion")
+
+
+def make(recipe: BaseRecipe, work: Path, out: Path, device: str, only: Sequence[str] = PARTS) -> None:
+    """Draw the pictures and train the parts; each resumes where it was stopped.
+
+    Parts of `only` that do not need each other (blip; decoder and diffusion, once the VAE is there)
+    may run at the same time, each in a process of its own. The models are published when all are there.
+    """
     pictures.make(work, recipe.pictures, recipe.seed, recipe.size_px)
     images, captions = pictures.load(work, "pictures")
-    if (work / "vae" / "config.json").exists():
-        autoencoder = AutoencoderKL.from_pretrained(work / "vae", torch_dtype=torch.float32).to(device).eval()
-    else:
-        autoencoder = vae.train(images, recipe, work, work / "vae", device)
-    if not (work / "tiny-blip" / "config.json").exists():
-        blip.train(images, captions, recipe, work, work / "tiny-blip", device)
-    if not (work / "tiny-sd" / "model_index.json").exists():
+    made = {part: work / folder for part, folder in zip(PARTS, ("vae", "vae-decoder", "tiny-blip", "tiny-sd"), strict=True)}
+    if "vae" in only and not _is_whole(made["vae"]):
+        vae.train(images, recipe, work, made["vae"], device)
+    if "decoder" in only and not _is_whole(made["decoder"]):
+        vae.train_decoder(_load_vae(made["vae"], device), images, recipe, work, made["decoder"], device)
+    if "blip" in only and not _is_whole(made["blip"]):
+        blip.train(images, captions, recipe, work, made["blip"], device)
+    if "diffusion" in only and not _is_whole(made["diffusion"]):
+        autoencoder = _load_vae(made["vae"], device)
         latents = vae.encode(autoencoder, images, device)
-        diffusion.train(latents, captions, autoencoder, recipe, work, work / "tiny-sd", device)
-    for name in ("tiny-blip", "tiny-sd"):
-        records.publish_folder(work / name, out / name)
+        diffusion.train(latents, captions, autoencoder, recipe, work, made["diffusion"], device)
+    if all(map(_is_whole, made.values())):
+        shutil.copytree(made["decoder"], made["diffusion"] / "vae", dirs_exist_ok=True)
+        for name in ("tiny-blip", "tiny-sd"):
+            records.publish_folder(work / name, out / name)
+
+
+def _is_whole(folder: Path) -> bool:
+    return any((folder / name).exists() for name in ("config.json", "model_index.json"))
+
+
+def _load_vae(folder: Path, device: str) -> AutoencoderKL:
+    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(device).eval()
 
 
 def main() -> None:
@@ -35,10 +56,11 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=1.0, help="share of the recipe's pictures and steps (rehearsal)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; the result depends on it")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to train in this process")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     recipe = BaseRecipe() if args.share == 1.0 else BaseRecipe().shortened(args.share)
-    make(recipe, args.work, args.out, args.device)
+    make(recipe, args.work, args.out, args.device, args.only)
 
 
 if __name__ == "__main__":

@@ -10,23 +10,27 @@ class BaseRecipe:
     seed: int = 0
     size_px: int = 64
     pictures: int = 16000
-    vae_steps: int = 3000
+    vae_steps: int = 2200
     vae_batch: int = 16
     vae_learning_rate: float = 1e-3
-    blip_steps: int = 1500
+    decoder_steps: int = 3000  # the decoder alone, after the encoder is frozen
+    decoder_learning_rate: float = 5e-4
+    blip_steps: int = 2500
     blip_batch: int = 64
     blip_learning_rate: float = 8e-4
-    unet_steps: int = 1700
+    unet_steps: int = 6000
     unet_batch: int = 32
     unet_learning_rate: float = 6e-4
     caption_dropout: float = 0.1
     min_snr_gamma: float = 5.0
+    # Without it the noisiest step still shows a small picture's mean colour, and prompts are not needed for it.
+    noise_offset: float = 0.1
     save_every: int = 250
 
     def shortened(self, share: float) -> "BaseRecipe":
         """The same recipe with a share of its pictures and steps, for a rehearsal."""
         values = dict(self.__dict__)
-        for key in ("pictures", "vae_steps", "blip_steps", "unet_steps"):
+        for key in ("pictures", "vae_steps", "decoder_steps", "blip_steps", "unet_steps"):
             values[key] = max(8, round(values[key] * share))
         values["save_every"] = max(2, round(self.save_every * share))
         return BaseRecipe(**values)

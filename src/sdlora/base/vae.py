@@ -1,4 +1,8 @@
-"""The tiny VAE: diffusers' `AutoencoderKL`, 64 px, factor 4, four latent channels."""
+"""The tiny VAE: diffusers' `AutoencoderKL`, 64 px, factor 4, four latent channels.
+
+It is trained whole first; then the decoder goes on alone, which leaves the latents as they are, so
+that the diffusion model can be trained at the same time.
+"""
 
 import math
 from collections.abc import Callable
@@ -7,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -34,15 +39,18 @@ def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _loss(vae: AutoencoderKL, pictures: NDArray[np.uint8], recipe: BaseRecipe, device: str) -> Callable[[int], Tensor]:
+def _loss(
+    vae: AutoencoderKL, pictures: NDArray[np.uint8], seed: int, batch: int, device: str, encoder_learns: bool
+) -> Callable[[int], Tensor]:
     def loss_of_step(step: int) -> Tensor:
         """L1 + 0.5 x gradient difference, decoding the posterior's mean with a little noise; a weak
         pull on the mean's size keeps the latents near unit variance."""
-        index = loop.batch_indices(recipe.seed + 1, step, recipe.vae_batch, len(pictures))
+        index = loop.batch_indices(seed, step, batch, len(pictures))
         images = to_tensor(pictures[index.numpy()]).to(device)
-        generator = loop.step_generator(recipe.seed + 1, step)
+        generator = loop.step_generator(seed, step)
         with torch.autocast(device, torch.bfloat16):
-            mean = vae.encode(images).latent_dist.mean
+            with torch.set_grad_enabled(encoder_learns):
+                mean = vae.encode(images).latent_dist.mean
             noise = torch.randn(mean.shape, generator=generator).to(device)
             decoded = vae.decode(mean + NOISE * noise).sample.float()
         l1 = (decoded - images).abs().mean()
@@ -72,14 +80,15 @@ def encode(vae: AutoencoderKL, pictures: NDArray[np.uint8], device: str) -> Tens
     return torch.cat(parts)
 
 
-def train(pictures: NDArray[np.uint8], recipe: BaseRecipe, work: Path, out: Path, device: str) -> AutoencoderKL:
+def train(pictures: NDArray[np.uint8], recipe: BaseRecipe, work: Path, out: Path, device: str) -> None:
     """Train the VAE, set its scaling factor to 1/std of its latents and save it as fp16."""
     torch.manual_seed(recipe.seed + 1)
     vae = build(recipe.size_px).to(device)
+    vae.set_attn_processor(AttnProcessor())
     loop.train(
         "vae",
         vae,
-        _loss(vae, pictures, recipe, device),
+        _loss(vae, pictures, recipe.seed + 1, recipe.vae_batch, device, encoder_learns=True),
         steps=recipe.vae_steps,
         peak_learning_rate=recipe.vae_learning_rate,
         save_every=recipe.save_every,
@@ -89,4 +98,22 @@ def train(pictures: NDArray[np.uint8], recipe: BaseRecipe, work: Path, out: Path
     std = float(encode(vae, pictures[:512], device).std())
     vae.register_to_config(scaling_factor=round(1 / std, 5))
     vae.half().save_pretrained(out)
-    return AutoencoderKL.from_pretrained(out, torch_dtype=torch.float32).to(device).eval()
+
+
+def train_decoder(
+    vae: AutoencoderKL, pictures: NDArray[np.uint8], recipe: BaseRecipe, work: Path, out: Path, device: str
+) -> None:
+    """Train the decoder on with the encoder frozen: better pictures from the same latents."""
+    for part in (vae.encoder, vae.quant_conv):
+        part.requires_grad_(False)
+    vae.set_attn_processor(AttnProcessor())
+    loop.train(
+        "decoder",
+        vae,
+        _loss(vae, pictures, recipe.seed + 4, recipe.vae_batch, device, encoder_learns=False),
+        steps=recipe.decoder_steps,
+        peak_learning_rate=recipe.decoder_learning_rate,
+        save_every=recipe.save_every,
+        folder=work,
+    )
+    vae.half().save_pretrained(out)
