@@ -15,9 +15,9 @@ from sdlora.adapters import Adapter, Conditioning
 from sdlora.errors import DataError
 from sdlora.params import Flip, Train
 from sdlora.progress import Progress
-from sdlora.randomness import generator
+from sdlora.train.batch import Batch, draw_batch
 from sdlora.train.checkpoint import State
-from sdlora.train.dataset import Example, chosen, orientation
+from sdlora.train.dataset import Example
 
 
 @dataclass
@@ -34,44 +34,6 @@ class Run:
     lr_schedule: LRScheduler
     accelerator: Accelerator
     noising: DDPMScheduler
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one forward pass sees, on the device."""
-
-    latents: Tensor
-    noise: Tensor
-    timesteps: Tensor
-    conditioning: Conditioning
-
-
-def draw_batch(run: Run, step: int, part: int) -> Batch:
-    """Batch `part` of optimizer step `step`: a function of (seed, step, place) alone.
-
-    Returns:
-        Latents and noise (B, C, h, w), timesteps (B,) and the captions' conditioning.
-    """
-    size, seed = run.settings.batch_size, run.settings.seed
-    first = (step * run.settings.accumulation + part) * size
-    latents, noises, timesteps, texts = [], [], [], []
-    for draw in range(first, first + size):
-        example = run.examples[chosen(seed, draw, len(run.examples))]
-        side = orientation(example, run.flip.probability, seed, draw)
-        source = generator("draw", seed, draw, example.id)
-        mean, std = example.mean[side], example.std[side]
-        # always drawn, so that the noise below does not depend on the option
-        posterior = torch.randn(mean.shape, generator=source)
-        latents.append(mean + std * posterior if run.settings.latents == "sample" else mean)
-        noises.append(torch.randn(mean.shape, generator=source))
-        timesteps.append(torch.randint(0, run.noising.config.num_train_timesteps, (), generator=source))
-        texts.append(example.text[side])
-    device = run.accelerator.device
-    rows = [run.conditioning[text] for text in texts]
-    conditioning = {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
-    return Batch(
-        torch.stack(latents).to(device), torch.stack(noises).to(device), torch.stack(timesteps).to(device), conditioning
-    )
 
 
 def loss_of(run: Run, batch: Batch) -> Tensor:
