@@ -8,6 +8,10 @@ from sdlora.errors import ParamsError, suggest
 OPTIMIZERS = {
     "adamw": "sdlora.train.optimizers:adamw",
     "adamw8bit": "sdlora.train.optimizers:adamw8bit",
+    "prodigy": "sdlora.train.optimizers:prodigy",
+    "lion": "sdlora.train.optimizers:lion",
+    "adafactor": "sdlora.train.optimizers:adafactor",
+    "schedulefree_adamw": "sdlora.train.optimizers:schedulefree_adamw",
 }
 LR_SCHEDULES = {
     "constant": "sdlora.train.lr_schedules:from_diffusers",
@@ -17,6 +21,31 @@ LR_SCHEDULES = {
     "cosine_with_restarts": "sdlora.train.lr_schedules:from_diffusers",
     "polynomial": "sdlora.train.lr_schedules:from_diffusers",
     "staged": "sdlora.train.lr_schedules:staged",
+}
+LORA_TYPES = {
+    "lora": "sdlora.train.lora:lora_config",
+    "dora": "sdlora.train.lora:lora_config",
+    "loha": "sdlora.train.lora:loha_config",
+    "lokr": "sdlora.train.lora:lokr_config",
+}
+TARGETS = {
+    "attention": "sdlora.train.lora:ATTENTION",
+    "attention_feed_forward": "sdlora.train.lora:ATTENTION_FEED_FORWARD",
+    "all": "sdlora.train.lora:ALL_LAYERS",
+}
+LOSSES = {
+    "mse": "sdlora.train.losses:mse",
+    "huber": "sdlora.train.losses:huber",
+}
+WEIGHTINGS = {
+    "none": "sdlora.train.losses:unweighted",
+    "min_snr": "sdlora.train.losses:min_snr",
+    "soft_min_snr": "sdlora.train.losses:soft_min_snr",
+    "debiased": "sdlora.train.losses:debiased",
+}
+NOISES = {
+    "offset": "sdlora.train.noise:offset",
+    "pyramid": "sdlora.train.noise:pyramid",
 }
 SCHEDULERS = {
     "ddim": "diffusers:DDIMScheduler",

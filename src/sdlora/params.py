@@ -6,26 +6,12 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from sdlora import choices
 from sdlora.errors import suggest
-
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
-Unit = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A frozen, strict section: unknown keys and wrong types are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-def on_menu(value: str, menu: dict[str, str]) -> str:
-    """The value, if the menu has it; a ValueError with the nearest entry if not."""
-    if value not in menu:
-        raise ValueError(f"{value!r} is not on the menu{suggest(value, menu)}")
-    return value
+from sdlora.sections import Name, Section, Unit, on_menu
+from sdlora.train_section import Ema, LrStage, Pivotal, Prior, TextEncoder, Train
 
 
 class Base(Section):
@@ -141,80 +127,6 @@ class Encode(Section):
     )
 
 
-class LrStage(Section):
-    """One stretch of a staged learning-rate schedule."""
-
-    until_step: int = Field(ge=1, description="first step after this stretch")
-    learning_rate: float = Field(gt=0, le=10, description="rate at its start")
-    schedule: Literal["constant", "cosine"] = Field("constant", description="constant, or cosine to zero")
-
-
-class Train(Section):
-    """One LoRA."""
-
-    rank: int = Field(16, ge=1, le=1024, description="rank r of the update B A")
-    alpha: float | None = Field(None, gt=0, description="the update is scaled by alpha / rank; null = rank")
-    targets: Literal["attention"] = Field("attention", description="which layers carry a LoRA")
-    learning_rate: float = Field(1e-4, gt=0, le=10, description="peak rate, before the base's multiplier")
-    optimizer: str = Field("adamw8bit", description="entry of choices.OPTIMIZERS")
-    betas: tuple[Unit, Unit] = Field((0.9, 0.999), description="decay rates of the two moments")
-    weight_decay: float = Field(1e-2, ge=0, le=10, description="decoupled weight decay")
-    epsilon: float = Field(1e-8, gt=0, le=1, description="added to the root of the second moment")
-    lr_schedule: str = Field("constant", description="entry of choices.LR_SCHEDULES")
-    lr_warmup_steps: int = Field(0, ge=0, description="linear warm-up, optimizer steps")
-    lr_cycles: int = Field(1, ge=1, le=100, description="restarts of cosine_with_restarts (1 = plain cosine)")
-    lr_stages: tuple[LrStage, ...] = Field((), description="stretches of the schedule 'staged'")
-    steps: int = Field(1000, ge=1, le=1_000_000, description="optimizer steps in all")
-    batch_size: int = Field(1, ge=1, le=512, description="pictures a forward pass")
-    accumulation: int = Field(1, ge=1, le=512, description="forward passes an optimizer step")
-    checkpoint_every: int = Field(100, ge=1, description="optimizer steps between checkpoints")
-    max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
-    latents: Literal["sample", "mean"] = Field("sample", description="draw from the posterior each step, or its mean")
-    gradient_checkpointing: bool = Field(False, description="less memory, more time")
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
-        None, description="autocast type of the forward pass; null = the base's dtype (fp32: no)"
-    )
-    seed: int = Field(42, ge=0, description="seed of initialisation, order, noise, timesteps and flips")
-
-    @field_validator("optimizer")
-    @classmethod
-    def _known_optimizer(cls, value: str) -> str:
-        return on_menu(value, choices.OPTIMIZERS)
-
-    @field_validator("lr_schedule")
-    @classmethod
-    def _known_lr_schedule(cls, value: str) -> str:
-        return on_menu(value, choices.LR_SCHEDULES)
-
-    @model_validator(mode="after")
-    def _possible(self) -> Self:
-        if self.checkpoint_every > self.steps:
-            raise ValueError(
-                f"checkpoint_every is {self.checkpoint_every} but steps is {self.steps}: no checkpoint would be "
-                f"written; checkpoint_every must be at most steps"
-            )
-        if (self.lr_schedule == "staged") != bool(self.lr_stages):
-            raise ValueError("lr_stages belongs to lr_schedule: staged, and staged needs lr_stages")
-        if self.lr_stages and (self.lr_warmup_steps or self.lr_stages[-1].until_step != self.steps):
-            raise ValueError("lr_stages must end at `steps`, and a staged schedule has no lr_warmup_steps")
-        if self.lr_cycles > 1 and self.lr_schedule != "cosine_with_restarts":
-            raise ValueError(f"lr_cycles has no effect with lr_schedule: {self.lr_schedule}")
-        if self.lr_warmup_steps and self.lr_schedule == "constant":
-            raise ValueError("lr_warmup_steps has no effect with constant; did you mean constant_with_warmup?")
-        return self
-
-    @property
-    def checkpoint_steps(self) -> tuple[int, ...]:
-        """Steps at which a checkpoint is written: every so many, and the last."""
-        every = range(self.checkpoint_every, self.steps + 1, self.checkpoint_every)
-        return tuple(sorted({*every, self.steps}))
-
-    @property
-    def scaling_alpha(self) -> float:
-        """alpha, with null meaning rank."""
-        return float(self.rank) if self.alpha is None else self.alpha
-
-
 class Hires(Section):
     """Hires fix: enlarge the picture and denoise it again (image to image)."""
 
@@ -225,6 +137,7 @@ class Hires(Section):
 class Sample(Section):
     """Pictures drawn at every checkpoint, one for each reference and seed."""
 
+    weights: Literal["raw", "ema"] = Field("raw", description="the LoRA as trained, or its average (train.ema)")
     lora_scale: float = Field(1.0, ge=0, le=4, description="strength of the LoRA")
     guidance_scale: float = Field(7.0, ge=1, le=50, description="classifier-free guidance (CFG)")
     inference_steps: int = Field(30, ge=1, le=1000, description="denoising steps")
@@ -272,6 +185,12 @@ class Version(Section):
     sample: Sample = Sample()
     evaluate: Evaluate = Evaluate()
 
+    @model_validator(mode="after")
+    def _average_exists(self) -> Self:
+        if self.sample.weights == "ema" and self.train.ema is None:
+            raise ValueError("sample.weights is ema, but train.ema is null: there is no average to draw with")
+        return self
+
 
 class Params(Section):
     """All of `params.yaml`."""
@@ -299,5 +218,6 @@ class Params(Section):
 SECTIONS: dict[str, type[Section]] = {
     "bases": Base, "datasets": Dataset, "versions": Version, "fit": Fit, "caption": Caption, "flip": Flip,
     "encode": Encode, "train": Train, "sample": Sample, "evaluate": Evaluate, "hires": Hires, "lr_stages": LrStage,
+    "ema": Ema, "text_encoder": TextEncoder, "pivotal": Pivotal, "prior": Prior,
     "folder": FolderSource, "bing": BingSource, "selenium": SeleniumSource, "hub": HubSource,
 }  # fmt: skip

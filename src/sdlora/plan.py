@@ -7,9 +7,10 @@ from typing import Any
 
 from sdlora import choices, provenance
 from sdlora.errors import DataError, ParamsError
-from sdlora.params import Base, Dataset, FolderSource, Params, Train, Version
+from sdlora.params import Base, Dataset, FolderSource, Params, Version
 from sdlora.provenance import FileHashes, Job
 from sdlora.scrape.source import PICTURE_SUFFIXES
+from sdlora.train_section import MENUS, Train
 
 SETS = Path("data/sets")
 RESULTS = Path("results")
@@ -109,7 +110,7 @@ def _jobs_of_version(params: Params, name: str, hashes: FileHashes) -> Iterator[
         folder,
         {**model, "base": _weights(base, base.learning_rate_scale), "train": _resolved(version.train, base),
          "flip": version.flip.model_dump(mode="json"), "checkpoint_steps": version.train.checkpoint_steps,
-         "entries": [choices.OPTIMIZERS[version.train.optimizer], choices.LR_SCHEDULES[version.train.lr_schedule]]},
+         "trigger": dataset.trigger, "entries": _train_entries(version.train)},
         [made(own, "flip"), made(own, f"encode-{version.base}")],
         ["train_log.csv", "config.yaml"],
     )  # fmt: skip
@@ -209,6 +210,12 @@ def _resolved(train: Train, base: Base) -> dict[str, Any]:
     """A training section with every null replaced by what it means."""
     precision = train.mixed_precision or {"fp32": "no"}.get(base.dtype, base.dtype)
     return {**train.model_dump(mode="json"), "alpha": train.scaling_alpha, "mixed_precision": precision}
+
+
+def _train_entries(train: Train) -> list[str]:
+    """What the menus mean today: an entry that leads elsewhere makes the training run again."""
+    chosen = [menu[getattr(train, option)] for option, menu in MENUS.items()]
+    return [*chosen, *(choices.NOISES[name] for name in train.noise)]
 
 
 def summary(version: Version) -> dict[str, Any]:

@@ -14,7 +14,9 @@ from sdlora.params import Base, Sample
 from sdlora.pictures import png_bytes
 from sdlora.progress import Progress
 from sdlora.randomness import generator
-from sdlora.train.export import FILE_NAME
+from sdlora.train import pivotal
+from sdlora.train.attach import attach_lora, detach_lora
+from sdlora.train.export import AVERAGE, FILE_NAME
 
 KEPT_SETS = 600  # sets of pictures in the store, one a checkpoint and setting
 
@@ -39,6 +41,7 @@ class Painter:
         self._base, self._settings, self._size_px = base, settings, size_px
         self._adapter: Adapter | None = None
         self._img2img: Any = None
+        self._trigger: str | None = None  # whose learnt embeddings are attached
 
     def _load(self) -> Adapter:
         adapter = load_adapter(self._base)
@@ -49,14 +52,20 @@ class Painter:
         return adapter
 
     def use(self, lora: Path | None) -> None:
-        """Put a LoRA file in place of the one before; None draws with the base alone."""
+        """Put a LoRA file in place of the one before; None draws with the base alone.
+
+        Embeddings that were learnt along lie beside the file and stand for the trigger in every prompt.
+        """
         self._adapter = self._adapter or self._load()
         pipeline = self._adapter.pipeline
-        if pipeline.get_list_adapters():
-            pipeline.unload_lora_weights()
+        detach_lora(pipeline)
+        if self._trigger is not None:
+            pivotal.detach(pipeline, self._trigger)
+            self._trigger = None
         if lora is not None:
-            pipeline.load_lora_weights(lora.parent, weight_name=lora.name, adapter_name="lora")
-            pipeline.set_adapters(["lora"], [self._settings.lora_scale])
+            attach_lora(pipeline, lora, self._settings.lora_scale)
+            if (lora.parent / pivotal.FILE_NAME).exists():
+                self._trigger = pivotal.attach(pipeline, lora.parent / pivotal.FILE_NAME)
 
     def draw(self, prompt: Prompt) -> Image.Image:
         """One picture; its noise is a function of (seed, reference) alone.
@@ -68,7 +77,7 @@ class Painter:
             raise RuntimeError("call use() first")
         settings = self._settings
         shared = {
-            "prompt": prompt.text,
+            "prompt": prompt.text if self._trigger is None else pivotal.with_token(prompt.text, self._trigger),
             "negative_prompt": settings.negative_prompt,
             "guidance_scale": settings.guidance_scale,
             "num_inference_steps": settings.inference_steps,
@@ -117,7 +126,8 @@ def sample_version(recipe: dict[str, Any], checkpoints: Path, captions: Path, ou
     base = Base.model_validate_json(records.canonical_json(recipe["base"]))
     prompts = prompts_of(captions, settings)
     loras: dict[int, Path | None] = {0: None}
-    loras |= {int(p.name.removeprefix("step-")): p / FILE_NAME for p in sorted(checkpoints.glob("step-*"))}
+    place = Path(AVERAGE) / FILE_NAME if settings.weights == "ema" else Path(FILE_NAME)
+    loras |= {int(p.name.removeprefix("step-")): p / place for p in sorted(checkpoints.glob("step-*"))}
     painter = Painter(base, settings, recipe["size_px"])
     progress = Progress("sample", len(loras) * len(prompts))
     rows: list[records.Row] = []
@@ -143,8 +153,9 @@ def sample_version(recipe: dict[str, Any], checkpoints: Path, captions: Path, ou
 def _key(recipe: dict[str, Any], lora: Path | None, prompts: Sequence[Prompt]) -> str:
     settings = dict(recipe)
     if lora is None:  # the strength of a LoRA says nothing about the base alone
-        settings["sample"] = {key: value for key, value in recipe["sample"].items() if key != "lora_scale"}
-    weights = provenance.sha256_of(lora) if lora else "base"
+        unused = ("lora_scale", "weights")
+        settings["sample"] = {key: value for key, value in recipe["sample"].items() if key not in unused}
+    weights = [provenance.sha256_of(p) for p in sorted(lora.parent.glob("*.safetensors"))] if lora else "base"
     return provenance.sha256_text(records.canonical_json([settings, weights, [vars(p) for p in prompts]]))[:32]
 
 

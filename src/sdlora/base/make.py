@@ -12,7 +12,6 @@ from sdlora import records
 from sdlora.base import blip, diffusion, pictures, vae
 from sdlora.base.recipe import BaseRecipe
 
-
 PARTS = ("vae", "decoder", "blip", "diffusion")
 
 
@@ -24,7 +23,9 @@ def make(recipe: BaseRecipe, work: Path, out: Path, device: str, only: Sequence[
     """
     pictures.make(work, recipe.pictures, recipe.seed, recipe.size_px)
     images, captions = pictures.load(work, "pictures")
-    made = {part: work / folder for part, folder in zip(PARTS, ("vae", "vae-decoder", "tiny-blip", "tiny-sd"), strict=True)}
+    made = {
+        part: work / folder for part, folder in zip(PARTS, ("vae", "vae-decoder", "tiny-blip", "tiny-sd"), strict=True)
+    }
     if "vae" in only and not _is_whole(made["vae"]):
         vae.train(images, recipe, work, made["vae"], device)
     if "decoder" in only and not _is_whole(made["decoder"]):

@@ -24,6 +24,7 @@ class State:
     lr_schedule: dict[str, Any]
     scaler: dict[str, Any] | None
     log: list[list[float]]
+    ema: list[Tensor] | None = None
 
 
 def _folder(run: Path, step: int) -> Path:

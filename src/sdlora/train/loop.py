@@ -1,8 +1,9 @@
 """The training loop: draw, add noise, predict, step. The only one."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
@@ -11,13 +12,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from sdlora import choices
 from sdlora.adapters import Adapter, Conditioning
 from sdlora.errors import DataError
-from sdlora.params import Flip, Train
+from sdlora.params import Flip
 from sdlora.progress import Progress
+from sdlora.randomness import seed_of
+from sdlora.train import ema
 from sdlora.train.batch import Batch, draw_batch
 from sdlora.train.checkpoint import State
 from sdlora.train.dataset import Example
+from sdlora.train.lora import limit_norms
+from sdlora.train.losses import masked_mean
+from sdlora.train_section import Train
 
 
 @dataclass
@@ -34,16 +41,33 @@ class Run:
     lr_schedule: LRScheduler
     accelerator: Accelerator
     noising: DDPMScheduler
+    average: list[Tensor] | None = None  # the EMA of `parameters`
+    prior: "Run | None" = None  # the same run over the prior's pictures
+    trigger: str = ""
+    initial: dict[str, Tensor] | None = None  # A and B at the start, where they were taken out of the base
+    snr: Tensor = field(init=False)  # by timestep, on the device
+
+    def __post_init__(self) -> None:
+        abar = self.noising.alphas_cumprod.double()
+        self.snr = (abar / (1 - abar)).float().to(self.accelerator.device)
 
 
 def loss_of(run: Run, batch: Batch) -> Tensor:
-    """Mean squared error of the prediction: of the noise, or of the velocity for a v-prediction base."""
-    noisy = run.noising.add_noise(batch.latents, batch.noise, batch.timesteps)
-    kind = run.noising.config.prediction_type
+    """Mean over the batch of each picture's loss times its timestep's weight.
+
+    The target is the noise, or the velocity for a v-prediction base.
+    """
+    settings, kind = run.settings, run.noising.config.prediction_type
+    noisy = run.noising.add_noise(batch.latents, batch.input_noise, batch.timesteps)
     target = batch.noise if kind == "epsilon" else run.noising.get_velocity(batch.latents, batch.noise, batch.timesteps)
     with run.accelerator.autocast():
         predicted = run.adapter.predict(noisy.to(run.adapter.dtype), batch.timesteps, batch.conditioning)
-    return nn.functional.mse_loss(predicted.float(), target.float(), reduction="none").mean(dim=(1, 2, 3)).mean()
+    snr = run.snr[batch.timesteps]
+    loss = choices.pick(choices.LOSSES, settings.loss)
+    error = loss(predicted.float(), target.float(), snr, batch.timesteps, settings)
+    weight = choices.pick(choices.WEIGHTINGS, settings.weighting)(snr, kind, settings)
+    weighted: Tensor = masked_mean(error, batch.mask) * weight
+    return weighted.mean()
 
 
 def optimizer_step(run: Run, step: int) -> Tensor:
@@ -52,15 +76,25 @@ def optimizer_step(run: Run, step: int) -> Tensor:
     Returns:
         The mean loss, still on the device.
     """
+    settings = run.settings
     total = torch.zeros((), device=run.accelerator.device)
-    for part in range(run.settings.accumulation):
-        loss = loss_of(run, draw_batch(run, step, part)) / run.settings.accumulation
+    for part in range(settings.accumulation):
+        if settings.dropout:
+            torch.manual_seed(seed_of("dropout", settings.seed, step, part))
+        loss = loss_of(run, draw_batch(run, step, part))
+        if run.prior is not None and settings.prior is not None:
+            loss = loss + settings.prior.weight * loss_of(run.prior, draw_batch(run.prior, step, part))
+        loss = loss / settings.accumulation
         run.accelerator.backward(loss)
         total += loss.detach()
-    run.accelerator.clip_grad_norm_(run.parameters, run.settings.max_grad_norm)
+    run.accelerator.clip_grad_norm_(run.parameters, settings.max_grad_norm)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
     run.lr_schedule.step()
+    if settings.max_norm is not None:
+        limit_norms(run.adapter.pipeline.unet, settings.max_norm)
+    if settings.ema is not None and run.average is not None:
+        ema.update(settings.ema, run.average, run.parameters, step + 1)
     return total
 
 
@@ -73,19 +107,20 @@ def train_loop(run: Run, start: State | None, on_checkpoint: Callable[[State], N
         on_checkpoint: Called with the state at every checkpoint step.
 
     Returns:
-        The log: step, loss, learning rate of every step.
+        The log: step, loss, learning rate and the optimizer's own factor on it (Prodigy's d, else 1) of every step.
     """
     first = restore(run, start) if start else 0
     log = list(start.log) if start else []
-    waiting: list[tuple[int, Tensor, float]] = []
+    waiting: list[tuple[int, Tensor, float, float]] = []
     progress = Progress("train", run.settings.steps, first)
     checkpoints = set(run.settings.checkpoint_steps)
     for step in range(first, run.settings.steps):
         rate = float(run.lr_schedule.get_last_lr()[0])
-        waiting.append((step + 1, optimizer_step(run, step), rate))
+        loss = optimizer_step(run, step)
+        waiting.append((step + 1, loss, rate, float(run.optimizer.param_groups[0].get("d", 1.0))))
         if len(waiting) >= 20 or step + 1 in checkpoints:
             # losses stay on the device until here: reading one waits for the device
-            log += [[number, _finite(loss.item(), number), lr] for number, loss, lr in waiting]
+            log += [[number, _finite(loss.item(), number), *rates] for number, loss, *rates in waiting]
             waiting.clear()
         if log:
             progress.update(step + 1, f"loss {sum(row[1] for row in log[-50:]) / len(log[-50:]):.4f}")
@@ -110,6 +145,7 @@ def snapshot(run: Run, step: int, log: list[list[float]]) -> State:
         run.lr_schedule.state_dict(),
         scaler.state_dict() if scaler is not None else None,
         log,
+        None if run.average is None else [a.detach().cpu().clone() for a in run.average],
     )
 
 
@@ -118,8 +154,25 @@ def restore(run: Run, state: State) -> int:
     with torch.no_grad():
         for parameter, saved in zip(run.parameters, state.parameters, strict=True):
             parameter.copy_(saved)
+        for average, saved in zip(run.average or [], state.ema or [], strict=True):
+            average.copy_(saved)
     run.optimizer.load_state_dict(state.optimizer)
     run.lr_schedule.load_state_dict(state.lr_schedule)
     if run.accelerator.scaler is not None and state.scaler is not None:
         run.accelerator.scaler.load_state_dict(state.scaler)
     return state.step
+
+
+@contextmanager
+@torch.no_grad()
+def holding(parameters: Sequence[nn.Parameter], values: Sequence[Tensor] | None) -> Iterator[None]:
+    """Let parameters hold other values for a while (None: their own), then exactly those they had."""
+    if values is None:
+        yield
+        return
+    kept = [p.detach().clone() for p in parameters]
+    torch._foreach_copy_([p.data for p in parameters], list(values))
+    try:
+        yield
+    finally:
+        torch._foreach_copy_([p.data for p in parameters], kept)

@@ -6,7 +6,7 @@ from diffusers.optimization import get_scheduler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from sdlora.params import LrStage, Train
+from sdlora.train_section import LrStage, Train
 
 
 def from_diffusers(optimizer: Optimizer, settings: Train) -> LRScheduler:

@@ -1,6 +1,7 @@
 """One version's training from recipe to published checkpoints."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from ruamel.yaml import YAML
 from sdlora import choices, provenance, records, store
 from sdlora.adapters import Adapter, Conditioning, load_adapter
 from sdlora.errors import MissingError
-from sdlora.params import Base, Flip, Train
-from sdlora.train import lora
+from sdlora.params import Base, Flip
+from sdlora.train import lora, pivotal, prior
 from sdlora.train.checkpoint import State, newest_state, save_state
 from sdlora.train.dataset import Example, load_examples
-from sdlora.train.export import FILE_NAME, write_lora
-from sdlora.train.loop import Run, train_loop
+from sdlora.train.export import AVERAGE, write_lora
+from sdlora.train.loop import Run, holding, train_loop
+from sdlora.train.optimizers import point_to_save
+from sdlora.train_section import Train
 
-LOG_COLUMNS = ("step", "loss", "learning_rate")
+LOG_COLUMNS = ("step", "loss", "learning_rate", "d")  # d: Prodigy's factor on the rate; 1 for the others
 
 
 def train_version(
@@ -60,46 +63,95 @@ def _train(recipe: dict[str, Any], folder: Path, base_name: str, kept: Path) -> 
     settings = Train.model_validate_json(records.canonical_json(recipe["train"]))
     base = Base.model_validate_json(records.canonical_json(recipe["base"]))
     flip = Flip.model_validate_json(records.canonical_json(recipe["flip"]))
-    run = prepare(settings, flip, base, load_examples(folder, base_name))
+    run = prepare(settings, flip, base, load_examples(folder, base_name), recipe["trigger"], recipe["base_identity"])
     state = newest_state(kept)
     if state is not None:
         print(f"train: resuming from step {state.step} of {settings.steps}", flush=True)
 
     def on_checkpoint(state: State) -> None:
-        write_lora(kept / "checkpoints" / f"step-{state.step:06d}", run.adapter, settings)
+        write_checkpoint(run, kept / "checkpoints" / f"step-{state.step:06d}")
         save_state(kept, state)
 
     log = train_loop(run, state, on_checkpoint)
     records.write_csv(
-        kept / "train_log.csv", LOG_COLUMNS, ([int(s), f"{loss:.6f}", f"{lr:.8g}"] for s, loss, lr in log)
+        kept / "train_log.csv",
+        LOG_COLUMNS,
+        ([int(s), f"{loss:.6f}", f"{lr:.8g}", f"{d:.8g}"] for s, loss, lr, d in log),
     )
     with (kept / "config.yaml").open("w", encoding="utf-8") as handle:
         YAML(typ="safe", pure=True).dump(recipe, handle)
-    files = [kept / "train_log.csv", kept / "config.yaml", *sorted((kept / "checkpoints").rglob(FILE_NAME))]
+    files = [kept / "train_log.csv", kept / "config.yaml", *sorted((kept / "checkpoints").rglob("*.safetensors"))]
     records.write_json(kept / "done.json", {str(p.relative_to(kept)): provenance.sha256_of(p) for p in files})
     shutil.rmtree(kept / "state", ignore_errors=True)
 
 
-def prepare(settings: Train, flip: Flip, base: Base, examples: list[Example]) -> Run:
-    """Load the base, encode every caption once, add the LoRA, build optimizer and schedule."""
+def write_checkpoint(run: Run, folder: Path) -> None:
+    """Write the LoRA, its average below `ema/` and learnt embeddings, as the settings want them."""
+    settings = run.settings
+    for target, values in ((folder, point_to_save(run.optimizer, run.parameters)), (folder / AVERAGE, run.average)):
+        if target != folder and values is None:
+            continue
+        with holding(run.parameters, values):
+            write_lora(target, run.adapter, settings, run.initial)
+            if settings.pivotal is not None:
+                pivotal.write(target, run.adapter.pipeline, run.trigger)
+
+
+def prepare(
+    settings: Train, flip: Flip, base: Base, examples: list[Example], trigger: str = "", identity: str = ""
+) -> Run:
+    """Load the base, make what the run's draws need, add the LoRA, build optimizer and schedule.
+
+    Args:
+        settings: The training section.
+        flip: Mirroring.
+        base: The base.
+        examples: What is learnt.
+        trigger: The dataset's trigger, for pivotal tuning.
+        identity: Which weights the base has, for what is kept between runs.
+    """
     if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise MissingError("mixed_precision fp16 needs a GPU; on a CPU use a base with dtype: fp32 or bf16")
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=not torch.cuda.is_available())
     adapter = load_adapter(base, accelerator.device.type)
-    texts = sorted({text for example in examples for text in example.text})
+    kept = (
+        [] if settings.prior is None else prior.examples(adapter, settings.prior, identity, settings.seed, base.size_px)
+    )
+    texts = sorted({text for example in (*examples, *kept) for text in example.text})
     conditioning = {text: adapter.encode_prompts([text]) for text in texts}
     _leave_only_unet(adapter, conditioning)
-    unet = adapter.pipeline.unet
-    parameters = lora.add_lora(unet, settings)
-    unet.train()
+    pipeline = adapter.pipeline
+    lora.add_lora(pipeline, settings)
+    pipeline.unet.train()
     if settings.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    rate = settings.learning_rate * base.learning_rate_scale
-    optimizer = choices.pick(choices.OPTIMIZERS, settings.optimizer)(parameters, settings, rate)
+        pipeline.unet.enable_gradient_checkpointing()
+    # Prodigy finds its own rate, whatever the size of the base
+    scale = 1.0 if settings.optimizer == "prodigy" else base.learning_rate_scale
+    groups = lora.parameter_groups(pipeline, settings, scale)
+    if settings.pivotal is not None:
+        rate = settings.pivotal.learning_rate * scale
+        groups.append({"params": pivotal.add(pipeline, settings.pivotal, trigger), "lr": rate, "weight_decay": 0.0})
+    parameters = [p for group in groups for p in group["params"]]
+    optimizer = choices.pick(choices.OPTIMIZERS, settings.optimizer)(groups, settings)
     schedule = choices.pick(choices.LR_SCHEDULES, settings.lr_schedule)(optimizer, settings)
-    optimizer = accelerator.prepare_optimizer(optimizer)
-    noising = DDPMScheduler.from_config(adapter.pipeline.scheduler.config)
-    return Run(settings, flip, adapter, examples, conditioning, parameters, optimizer, schedule, accelerator, noising)
+    run = Run(
+        settings=settings,
+        flip=flip,
+        adapter=adapter,
+        examples=examples,
+        conditioning=conditioning,
+        parameters=parameters,
+        optimizer=accelerator.prepare_optimizer(optimizer),
+        lr_schedule=schedule,
+        accelerator=accelerator,
+        noising=DDPMScheduler.from_config(pipeline.scheduler.config),
+        average=None if settings.ema is None else [p.detach().clone() for p in parameters],
+        trigger=trigger,
+        initial=lora.initial_tensors(pipeline.unet, settings),
+    )
+    if kept:
+        run.prior = replace(run, examples=kept)
+    return run
 
 
 def _leave_only_unet(adapter: Adapter, conditioning: dict[str, Conditioning]) -> None:

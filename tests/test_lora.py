@@ -1,0 +1,226 @@
+"""LoRA types and optimizers: what is saved is what was trained, and each follows its definition."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import StableDiffusionPipeline
+from peft.tuners.lora import LoraLayer
+from test_train import TINY, examples
+from torch import nn
+
+from sdlora import choices
+from sdlora.params import Flip
+from sdlora.train import lora
+from sdlora.train.attach import attach_lora, detach_lora
+from sdlora.train.export import AVERAGE, FILE_NAME
+from sdlora.train.loop import Run, train_loop
+from sdlora.train.run import prepare, write_checkpoint
+from sdlora.train_section import Ema, Train
+
+
+def run_of(**options: Any) -> Run:
+    values = {"rank": 4, "steps": 3, "checkpoint_every": 3, "learning_rate": 1e-2, "optimizer": "adamw"}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.set_num_threads(2)
+    return prepare(Train(**{**values, "mixed_precision": "no", **options}), Flip(), TINY, examples(), "captain")
+
+
+def trained(out: Path, **options: Any) -> Run:
+    run = run_of(**options)
+    train_loop(run, None, lambda state: write_checkpoint(run, out))
+    return run
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> StableDiffusionPipeline:
+    torch.set_num_threads(2)
+    return StableDiffusionPipeline.from_pretrained(TINY.model, safety_checker=None)
+
+
+@torch.no_grad()
+def predicted(unet: nn.Module) -> torch.Tensor:
+    source = torch.Generator().manual_seed(5)
+    latents, context = torch.randn(1, 4, 16, 16, generator=source), torch.randn(1, 77, 192, generator=source)
+    output: torch.Tensor = unet.eval()(latents, torch.tensor([400]), context).sample
+    return output
+
+
+def drawn_with(pipeline: StableDiffusionPipeline, path: Path, scale: float) -> torch.Tensor:
+    """The prediction with a LoRA on; it is off again afterwards."""
+    attach_lora(pipeline, path, scale)
+    try:
+        return predicted(pipeline.unet)
+    finally:
+        detach_lora(pipeline)
+
+
+CASES: list[dict[str, Any]] = [
+    *({"lora_type": name} for name in choices.LORA_TYPES),
+    *({"lora_type": name, "targets": "all"} for name in choices.LORA_TYPES),
+    {"targets": "attention_feed_forward", "alpha": 1.0},
+    {"rslora": True, "alpha": 2.0},
+    *({"init": name, "alpha": 3.0} for name in ("kaiming", "pissa", "olora")),
+    {"init": "pissa", "rslora": True, "alpha": 3.0},
+    {"rank_pattern": {"attn2.to_k": 7}, "alpha_pattern": {"attn2.to_v": 9.0}, "alpha": 2.0},
+    {"optimizer": "schedulefree_adamw"},
+]
+
+
+@pytest.mark.parametrize("options", CASES, ids=str)
+def test_the_file_draws_what_was_trained(tmp_path: Path, pipeline: StableDiffusionPipeline, options: Any) -> None:
+    base = predicted(pipeline.unet)
+    run = trained(tmp_path, **options)
+    if options.get("optimizer") == "schedulefree_adamw":
+        run.optimizer.optimizer.eval()  # its own way to the averaged point
+    expected = predicted(run.adapter.pipeline.unet)
+    assert (expected - base).abs().max() > 1e-3
+    found = drawn_with(pipeline, tmp_path / FILE_NAME, 1.0)
+    assert (found - expected).abs().max() < 1e-3 * (expected - base).abs().max() + 2e-5
+    assert torch.equal(predicted(pipeline.unet), base)
+
+
+@pytest.mark.parametrize("name", ["lora", "loha", "lokr"])
+def test_strength_zero_is_the_base(tmp_path: Path, pipeline: StableDiffusionPipeline, name: str) -> None:
+    trained(tmp_path, lora_type=name)
+    base = predicted(pipeline.unet)
+    assert torch.allclose(drawn_with(pipeline, tmp_path / FILE_NAME, 0.0), base, atol=1e-5)
+    assert not torch.allclose(drawn_with(pipeline, tmp_path / FILE_NAME, 1.0), base, atol=1e-4)
+
+
+@pytest.mark.parametrize("init", ["gaussian", "kaiming", "pissa", "olora"])
+def test_training_starts_at_the_base(pipeline: StableDiffusionPipeline, init: str) -> None:
+    run = run_of(init=init)
+    assert torch.allclose(predicted(run.adapter.pipeline.unet), predicted(pipeline.unet), atol=1e-4)
+
+
+def test_targets_grow() -> None:
+    counts = {}
+    for name in choices.TARGETS:
+        unet = run_of(targets=name).adapter.pipeline.unet
+        counts[name] = sum(isinstance(module, LoraLayer) for module in unet.modules())
+    # 6 transformers in the tiny UNet: 8 attention layers and 2 feed-forward layers each
+    transformers = counts["attention"] // 8
+    assert counts["attention_feed_forward"] == counts["attention"] + 2 * transformers
+    layers = [
+        name
+        for name, module in run_of().adapter.pipeline.unet.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and "lora" not in name and "blocks" in name or "mid_block" in name
+    ]
+    assert counts["all"] > counts["attention_feed_forward"]
+    assert counts["all"] <= len(layers)
+
+
+def test_rank_and_alpha_patterns() -> None:
+    unet = run_of(rank_pattern={"attn2.to_k": 7}, alpha_pattern={"attn2.to_v": 9.0}).adapter.pipeline.unet
+    for name, module in unet.named_modules():
+        if isinstance(module, LoraLayer):
+            assert module.r["default"] == (7 if name.endswith("attn2.to_k") else 4)
+            expected = 9.0 / 4 if name.endswith("attn2.to_v") else 4 / module.r["default"]
+            assert module.scaling["default"] == pytest.approx(expected)
+
+
+def test_rslora_scales_by_the_root_of_the_rank() -> None:
+    layers = [m for m in run_of(rslora=True, alpha=6.0).adapter.pipeline.unet.modules() if isinstance(m, LoraLayer)]
+    assert {layer.scaling["default"] for layer in layers} == {6.0 / 4**0.5}
+
+
+def test_max_norm_bounds_every_update(tmp_path: Path) -> None:
+    def norms(run: Run) -> list[float]:
+        return [
+            float((m.get_delta_weight("default")).norm())
+            for m in run.adapter.pipeline.unet.modules()
+            if isinstance(m, LoraLayer)
+        ]
+
+    free = norms(trained(tmp_path / "free", alpha=2.0))
+    limit = sorted(free)[len(free) // 2]
+    bound = norms(trained(tmp_path / "bound", alpha=2.0, max_norm=limit))
+    assert max(bound) <= limit * 1.0001 < max(free)
+
+
+def test_loraplus_moves_b_faster() -> None:
+    groups = lora.parameter_groups(run_of(loraplus_ratio=16.0).adapter.pipeline, Train(loraplus_ratio=16.0), 1.0)
+    assert [group["lr"] for group in groups] == [1e-4, 16e-4]
+    assert all(p.shape[0] == 4 for p in groups[0]["params"])  # A: (rank, in)
+    assert all(p.shape[1] == 4 for p in groups[1]["params"])  # B: (out, rank)
+
+
+def test_dropout_is_a_function_of_seed_and_step(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        torch.manual_seed(len(name))
+        trained(tmp_path / name, dropout=0.5)
+        torch.randn(17 * len(name))
+    trained(tmp_path / "none")
+    files = [(tmp_path / name / FILE_NAME).read_bytes() for name in ("one", "two", "none")]
+    assert files[0] == files[1] != files[2]
+
+
+def test_ema_is_saved_beside_the_raw_weights(tmp_path: Path, pipeline: StableDiffusionPipeline) -> None:
+    trained(tmp_path, ema=Ema(decay=0.5))
+    drawn = [drawn_with(pipeline, place / FILE_NAME, 1.0) for place in (tmp_path, tmp_path / AVERAGE)]
+    assert not torch.allclose(drawn[0], drawn[1], atol=1e-4)
+
+
+# One step from the same point with the same gradient, by each optimizer's definition.
+def _one_step(name: str, **options: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    torch.manual_seed(0)
+    parameter = nn.Parameter(torch.randn(80, 64))
+    before, gradient = parameter.detach().clone(), torch.randn(80, 64)
+    settings = Train(optimizer=name, weight_decay=0.0, **options)
+    optimizer = choices.pick(choices.OPTIMIZERS, name)([{"params": [parameter], "lr": 1e-2}], settings)
+    parameter.grad = gradient.clone()
+    optimizer.step()
+    return before, gradient, parameter.detach()
+
+
+def test_first_steps_follow_the_definitions() -> None:
+    for name in ("adamw", "adamw8bit", "schedulefree_adamw", "lion"):
+        before, gradient, after = _one_step(name)
+        if name == "schedulefree_adamw":
+            continue  # its point y is checked in test_the_file_draws_what_was_trained
+        # Adam's first step is lr x sign for every entry, and Lion's always is
+        assert torch.allclose(after, before - 1e-2 * gradient.sign(), atol=1e-4), name
+
+
+def test_adafactor_divides_by_row_and_column_means() -> None:
+    before, gradient, after = _one_step("adafactor")
+    square = gradient.square() + 1e-30
+    estimate = square.mean(1, keepdim=True) * square.mean(0, keepdim=True) / square.mean()
+    update = gradient / estimate.sqrt()
+    update /= max(1.0, float(update.square().mean().sqrt()))  # clipping threshold 1
+    assert torch.allclose(after, before - 1e-2 * update, atol=1e-5)
+
+
+def test_prodigy_raises_its_estimate() -> None:
+    run = run_of(optimizer="prodigy", learning_rate=1.0, steps=12, checkpoint_every=12, d_coef=4.0)
+    log = train_loop(run, None, lambda state: None)
+    factors = [row[3] for row in log]
+    assert factors[0] == pytest.approx(1e-6)
+    assert factors[-1] > 1.05e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"optimizer": "prodigy", "loraplus_ratio": 2.0}, "one learning rate"),
+        ({"lora_type": "loha", "init": "pissa"}, "init does not apply"),
+        ({"lora_type": "lokr", "rslora": True}, "rslora does not apply"),
+        ({"lora_type": "dora", "init": "olora"}, "magnitudes"),
+        ({"init": "pissa", "targets": "all"}, "convolutions"),
+        ({"init": "pissa", "max_norm": 1.0}, "max_norm does not apply"),
+        ({"huber_c": 0.2}, "no effect without loss: huber"),
+        ({"snr_gamma": 5.0}, "no effect without weighting"),
+        ({"noise_offset": 0.1}, "no effect without noise: offset"),
+        ({"d0": 1e-5}, "no effect without optimizer: prodigy"),
+        ({"noise": ("pyramid", "pyramid")}, "twice"),
+        ({"noise": ("pyramyd",)}, "did you mean pyramid"),
+        ({"optimizer": "schedulefree_adamw", "lr_schedule": "cosine"}, "would fight"),
+    ],
+    ids=str,
+)
+def test_options_that_cannot_apply_are_refused(options: Any, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        Train(**options)
