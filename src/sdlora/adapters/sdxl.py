@@ -23,10 +23,11 @@ class StableDiffusionXL(Adapter):
         return {"context": context, "pooled": pooled}
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        factor = self.pipeline.vae_scale_factor
-        height, width = noisy.shape[-2] * factor, noisy.shape[-1] * factor
-        # original size, crop corner, target size: fitted pictures are whole squares, so nothing was cropped
-        sizes = torch.tensor([height, width, 0, 0, height, width], device=noisy.device).repeat(len(noisy), 1)
+        sizes = conditioning.get("sizes")
+        if sizes is None:  # whole squares of the base's own size
+            factor = self.pipeline.vae_scale_factor
+            height, width = noisy.shape[-2] * factor, noisy.shape[-1] * factor
+            sizes = torch.tensor([height, width, 0, 0, height, width], device=noisy.device).repeat(len(noisy), 1)
         added = {"text_embeds": conditioning["pooled"], "time_ids": sizes.to(conditioning["pooled"].dtype)}
         output: Tensor = self.pipeline.unet(noisy, timesteps, conditioning["context"], added_cond_kwargs=added).sample
         return output

@@ -11,13 +11,16 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from sdlora.adapters import Adapter, Conditioning
+from sdlora.adapters import Adapter
 from sdlora.errors import DataError
 from sdlora.params import Flip, Train
 from sdlora.progress import Progress
 from sdlora.train.batch import Batch, draw_batch
 from sdlora.train.checkpoint import State
-from sdlora.train.dataset import Example
+from sdlora.train.dataset import BatchOrder, Example
+from sdlora.train.latents import LatentsOf
+from sdlora.train.losses import masked_mean
+from sdlora.train.texts import ConditioningOf
 
 
 @dataclass
@@ -28,7 +31,9 @@ class Run:
     flip: Flip
     adapter: Adapter
     examples: list[Example]
-    conditioning: dict[str, Conditioning]  # by caption, one row each
+    order: BatchOrder
+    latents_of: LatentsOf
+    conditioning_of: ConditioningOf
     parameters: list[nn.Parameter]
     optimizer: Optimizer
     lr_schedule: LRScheduler
@@ -43,7 +48,8 @@ def loss_of(run: Run, batch: Batch) -> Tensor:
     target = batch.noise if kind == "epsilon" else run.noising.get_velocity(batch.latents, batch.noise, batch.timesteps)
     with run.accelerator.autocast():
         predicted = run.adapter.predict(noisy.to(run.adapter.dtype), batch.timesteps, batch.conditioning)
-    return nn.functional.mse_loss(predicted.float(), target.float(), reduction="none").mean(dim=(1, 2, 3)).mean()
+    error = nn.functional.mse_loss(predicted.float(), target.float(), reduction="none")
+    return masked_mean(error, batch.mask).mean()
 
 
 def optimizer_step(run: Run, step: int) -> Tensor:

@@ -10,12 +10,13 @@ from diffusers import DDPMScheduler
 from ruamel.yaml import YAML
 
 from sdlora import choices, provenance, records, store
-from sdlora.adapters import Adapter, Conditioning, load_adapter
+from sdlora.adapters import load_adapter
 from sdlora.errors import MissingError
-from sdlora.params import Base, Flip, Train
+from sdlora.params import Base, Encode, Flip, Train
 from sdlora.train import lora
 from sdlora.train.checkpoint import State, newest_state, save_state
-from sdlora.train.dataset import Example, load_examples
+from sdlora.train.data import prepare_data
+from sdlora.train.dataset import BatchOrder, Example, load_examples
 from sdlora.train.export import FILE_NAME, write_lora
 from sdlora.train.loop import Run, train_loop
 
@@ -60,7 +61,9 @@ def _train(recipe: dict[str, Any], folder: Path, base_name: str, kept: Path) -> 
     settings = Train.model_validate_json(records.canonical_json(recipe["train"]))
     base = Base.model_validate_json(records.canonical_json(recipe["base"]))
     flip = Flip.model_validate_json(records.canonical_json(recipe["flip"]))
-    run = prepare(settings, flip, base, load_examples(folder, base_name))
+    examples = load_examples(folder, base_name, settings.cache_latents)
+    encode = Encode.model_validate_json(records.canonical_json(recipe["encode"] or {}))
+    run = prepare(settings, flip, base, examples, encode, recipe["base_identity"], recipe["trigger"])
     state = newest_state(kept)
     if state is not None:
         print(f"train: resuming from step {state.step} of {settings.steps}", flush=True)
@@ -80,15 +83,31 @@ def _train(recipe: dict[str, Any], folder: Path, base_name: str, kept: Path) -> 
     shutil.rmtree(kept / "state", ignore_errors=True)
 
 
-def prepare(settings: Train, flip: Flip, base: Base, examples: list[Example]) -> Run:
-    """Load the base, encode every caption once, add the LoRA, build optimizer and schedule."""
+def prepare(
+    settings: Train,
+    flip: Flip,
+    base: Base,
+    examples: list[Example],
+    encode: Encode | None = None,
+    identity: str = "",
+    trigger: str = "",
+) -> Run:
+    """Load the base, make what its draws need, add the LoRA, build optimizer and schedule.
+
+    Args:
+        settings: The training section.
+        flip: Mirroring.
+        base: The base.
+        examples: What is learnt.
+        encode: How latents are made, where they are not read from the cache.
+        identity: Which weights the base has: part of the name of each text embedding on disk.
+        trigger: Must not be cut off.
+    """
     if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise MissingError("mixed_precision fp16 needs a GPU; on a CPU use a base with dtype: fp32 or bf16")
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=not torch.cuda.is_available())
     adapter = load_adapter(base, accelerator.device.type)
-    texts = sorted({text for example in examples for text in example.text})
-    conditioning = {text: adapter.encode_prompts([text]) for text in texts}
-    _leave_only_unet(adapter, conditioning)
+    data = prepare_data(settings, base, adapter, examples, encode or Encode(), identity, trigger)
     unet = adapter.pipeline.unet
     parameters = lora.add_lora(unet, settings)
     unet.train()
@@ -99,16 +118,20 @@ def prepare(settings: Train, flip: Flip, base: Base, examples: list[Example]) ->
     schedule = choices.pick(choices.LR_SCHEDULES, settings.lr_schedule)(optimizer, settings)
     optimizer = accelerator.prepare_optimizer(optimizer)
     noising = DDPMScheduler.from_config(adapter.pipeline.scheduler.config)
-    return Run(settings, flip, adapter, examples, conditioning, parameters, optimizer, schedule, accelerator, noising)
-
-
-def _leave_only_unet(adapter: Adapter, conditioning: dict[str, Conditioning]) -> None:
-    """Give back the memory of VAE and text encoders: their outputs are cached."""
-    for name in ("vae", "text_encoder", "text_encoder_2"):
-        if getattr(adapter.pipeline, name, None) is not None:
-            setattr(adapter.pipeline, name, None)
-    if adapter.device.type == "cuda":
-        torch.cuda.empty_cache()
+    return Run(
+        settings,
+        flip,
+        adapter,
+        data.examples,
+        BatchOrder.of(data.examples, settings.seed, settings.batch_size),
+        data.latents_of,
+        data.conditioning_of,
+        parameters,
+        optimizer,
+        schedule,
+        accelerator,
+        noising,
+    )
 
 
 def _publish(kept: Path, out: Path) -> list[Path]:
