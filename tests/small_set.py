@@ -5,14 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import ROOT
+from conftest import ROOT, SMALL
 from PIL import Image
 
 from sdlora import provenance, records
+from sdlora import settings as settings_file
 from sdlora.encode import encode_dataset
 from sdlora.fit import fit_dataset
 from sdlora.flip import flip_dataset
-from sdlora.params import Base, Encode, Fit, Train
+from sdlora.params import Base, Encode, Fit, Params, Train
 from sdlora.pictures import png_bytes
 from sdlora.train.dataset import Example, load_examples
 
@@ -73,3 +74,16 @@ def examples_of(folder: Path, cache: str = "disk") -> list[Example]:
 def settings(**changes: object) -> Train:
     values = {"rank": 2, "steps": 4, "checkpoint_every": 2, "learning_rate": 1e-3, "optimizer": "adamw"}
     return Train(**{**values, "mixed_precision": "no", **changes})
+
+
+def edited(folder: Path, *changes: tuple[str, str]) -> Params:
+    """The tests' small settings, read after changes of their text; `folder` gets the code and the models."""
+    text = SMALL
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after, 1)
+    (folder / "params.yaml").write_text(text, encoding="utf-8")
+    for name in ("models", "workflow"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    return settings_file.load(folder / "params.yaml")

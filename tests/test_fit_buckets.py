@@ -1,13 +1,15 @@
 """Aspect buckets: which there are, that nothing is cropped or lost, and what fitting again costs."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image, ImageOps
-from small_set import make_set, noise, write_manifest
+from small_set import edited, make_set, noise, write_manifest
 
-from sdlora import records
+from sdlora import plan, records
 from sdlora.fit import LANCZOS, bucket_step_px, buckets, center_crop, fit_dataset, fit_picture, nearest_bucket
 from sdlora.params import Fit
 
@@ -86,12 +88,12 @@ def test_options_change_the_bucket_or_say_why_not() -> None:
 
 
 def test_the_crops_corner_is_recorded() -> None:
-    picture = noise(100, 50)
-    fitted = fit_picture(picture, Fit(method="center_crop", size_px=50))
-    assert fitted.corner == (25, 0)
-    assert np.array_equal(np.asarray(fitted.picture), np.asarray(picture.crop((25, 0, 75, 50))))
-    assert fit_picture(noise(50, 200), Fit(method="center_crop", size_px=100)).corner == (0, 150)
-    assert np.array_equal(np.asarray(center_crop(picture, 50, "edge")[0]), np.asarray(fitted.picture))
+    picture = noise(128, 64)
+    fitted = fit_picture(picture, Fit(method="center_crop", size_px=64))
+    assert fitted.corner == (32, 0)
+    assert np.array_equal(np.asarray(fitted.picture), np.asarray(picture.crop((32, 0, 96, 64))))
+    assert fit_picture(noise(32, 128), Fit(method="center_crop", size_px=64)).corner == (0, 96)
+    assert np.array_equal(np.asarray(center_crop(picture, 64, "edge")[0]), np.asarray(fitted.picture))
 
 
 def test_every_picture_is_accounted_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -128,3 +130,22 @@ def test_only_what_changed_is_fitted_again(tmp_path: Path, capsys: pytest.Captur
     assert fitted(fill="blur") == "fit: 4 new, 0 kept"
     fit_dataset(Fit(size_px=64, fill="blur"), tmp_path, tmp_path / "out", identity="other code")
     assert capsys.readouterr().out.startswith("fit: 4 new")
+
+
+def test_each_list_of_buckets_has_its_folder_and_references_stay_padded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = {"a": "bucket_max_aspect: 1.5", "b": "bucket_step_px: 16, fill: blur"}
+    changes = [(f"  {name}:\n", f"  {name}:\n    fit: {{method: bucket, {text}}}\n") for name, text in options.items()]
+    params = edited(tmp_path, *changes)
+    fits = {job.name: job.recipe["fit"] for job in plan.jobs(params) if job.stage == "fit"}
+    assert set(fits) == {
+        "small/bucket-edge-aspect1p5-64", "small/pad-edge-64", "small/bucket-blur-step16-64", "small/pad-blur-64",
+    }  # fmt: skip
+    assert {name: Fit(**fit).method for name, fit in fits.items() if "pad" in name} == {
+        "small/pad-edge-64": "pad", "small/pad-blur-64": "pad",
+    }  # fmt: skip
+    # the names that Snakemake's rules take
+    pattern = re.search(r'fit=r"(.*)",', (ROOT / "Snakefile").read_text("utf-8"))
+    assert pattern and all(re.fullmatch(pattern.group(1), name.split("/")[1]) for name in fits)

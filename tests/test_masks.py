@@ -5,17 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT
 from PIL import Image
-from small_set import TINY, captain, examples_of, make_set, noise, settings
+from small_set import TINY, captain, edited, examples_of, make_set, noise, settings
 from torch import Tensor
 
-from sdlora import masks, plan, provenance, records
-from sdlora import settings as settings_file
+from sdlora import masks, plan, records
 from sdlora.errors import DataError, ParamsError
 from sdlora.fit import BILINEAR, fit_picture
 from sdlora.params import Fit, Flip
-from sdlora.pictures import png_bytes, read_rgb
+from sdlora.pictures import png_bytes
 from sdlora.train.batch import draw_batch
 from sdlora.train.loop import Run, loss_of
 from sdlora.train.losses import masked_mean
@@ -125,7 +123,7 @@ def test_a_users_mask_leaves_out_what_is_black_and_the_padding(tmp_path: Path) -
     half_masks(tmp_path / "masks", pictures)
     folder = make_set(tmp_path, pictures, masks=str(tmp_path / "masks"), mirror=False)
     grad, mask = gradient_of_prediction(run_on(folder, mask="user"))
-    assert mask[0, 0, 8, :8].eq(1).all(), "left half of the picture"
+    assert mask[0, 0, 8, :7].eq(1).all(), "left half of the picture"
     assert mask[0, 0, :, 9:].eq(0).all(), "right half"
     assert mask[0, 0, :3].eq(0).all(), "padding"
     assert grad[(mask == 0).expand_as(grad)].eq(0).all()
@@ -240,42 +238,27 @@ def test_training_without_the_masks_says_so(tmp_path: Path) -> None:
         run_on(folder, mask="user")
 
 
-def edited(tmp_path: Path, *changes: tuple[str, str]) -> Path:
-    text = (ROOT / "params.yaml").read_text("utf-8")
-    for before, after in changes:
-        assert before in text
-        text = text.replace(before, after, 1)
-    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
-    return tmp_path / "params.yaml"
-
-
 def test_user_needs_masks_and_masks_need_a_folder(tmp_path: Path) -> None:
-    user = ("mask: padding ", "mask: user ")
-    with pytest.raises(ParamsError, match=r"train\.mask is user, but datasets\.captain\.masks is not set"):
-        settings_file.load(edited(tmp_path, user))
-    nowhere = ("trigger: captain\n", "trigger: captain\n    masks: no/such/folder\n")
-    params = settings_file.load(edited(tmp_path, nowhere))
-    with pytest.raises(DataError, match=r"datasets\.captain\.masks: there is no folder 'no/such/folder'"):
+    with pytest.raises(ParamsError, match=r"a\.train\.mask is user, but datasets\.small\.masks is not set"):
+        edited(tmp_path, ("rank: 2", "rank: 2, mask: user"))
+    params = edited(tmp_path, ("trigger: captain\n", "trigger: captain\n    masks: no/such/folder\n"))
+    with pytest.raises(DataError, match=r"datasets\.small\.masks: there is no folder 'no/such/folder'"):
         plan.check_inputs(params)
 
 
 def test_masks_are_part_of_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)
-    monkeypatch.setattr(provenance, "STORE", tmp_path)
+    monkeypatch.chdir(tmp_path)  # where the hashes are remembered
 
-    def keys(*changes: tuple[str, str]) -> dict[str, str]:
-        params = settings_file.load(edited(tmp_path, *changes))
-        return {str(job.made): records.canonical_json(job.recipe) for job in plan.jobs(params)}
+    def recipes(*changes: tuple[str, str]) -> dict[Path, str]:
+        return {job.made: records.canonical_json(job.recipe) for job in plan.jobs(edited(tmp_path, *changes))}
 
-    plain, unmasked = keys(), keys(("mask: padding ", "mask: none "))
-    changed = {name.split("/")[-1] for name in plain if plain[name] != unmasked[name]}
-    assert changed == {"train.json"}
-    folder = tmp_path / "masks"
-    folder.mkdir()
-    records.write_bytes(folder / "a.png", png_bytes(Image.new("L", (4, 4), 255)))
-    before = keys(("trigger: captain\n", f"trigger: captain\n    masks: {folder}\n"))
-    records.write_bytes(folder / "a.png", png_bytes(Image.new("L", (4, 4), 128)))
-    after = keys(("trigger: captain\n", f"trigger: captain\n    masks: {folder}\n"))
-    changed = {name.split("/")[-1] for name in before if before[name] != after[name]}
-    assert changed == {"fit.json"}
-    assert read_rgb(folder / "a.png").size == (4, 4)
+    def changed(before: dict[Path, str], after: dict[Path, str]) -> list[str]:
+        return sorted(str(path) for path in before if before[path] != after[path])
+
+    assert changed(recipes(), recipes(("rank: 2", "rank: 2, mask: none"))) == ["results/a/made/train.json"]
+    folder = ("trigger: captain\n", "trigger: captain\n    masks: masks\n")
+    found = []
+    for value in (255, 128):
+        records.write_bytes(Path("masks/a.png"), png_bytes(Image.new("L", (4, 4), value)))
+        found.append(recipes(folder))
+    assert changed(*found) == ["data/sets/small/pad-edge-64/made/fit.json"]

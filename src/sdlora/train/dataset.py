@@ -41,8 +41,8 @@ class Example:
 
     @property
     def bucket(self) -> tuple[int, ...]:
-        """What pictures of one batch have in common: the latents' shape, or the size they will come from."""
-        return tuple(self.mean[0].shape) if self.mean else self.geometry[0].size
+        """What pictures of one batch have in common: their size, or for latents from elsewhere their shape."""
+        return self.geometry[0].size if self.geometry else tuple(self.mean[0].shape)
 
 
 def load_examples(folder: Path, base_name: str, cache_latents: str = "disk") -> list[Example]:
