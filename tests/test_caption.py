@@ -13,7 +13,7 @@ from sdlora.flip import flip_dataset, swap_left_right
 from sdlora.params import Caption
 from sdlora.pictures import png_bytes, read_rgb
 
-SETTINGS = Caption(max_new_tokens=40, batch_size=2)
+SETTINGS = Caption(max_new_tokens=40)
 
 
 @pytest.fixture
@@ -25,9 +25,8 @@ def folder(tmp_path: Path) -> Path:
             square = picture.convert("RGB").resize((64, 64))
         records.write_bytes(tmp_path / "set" / f"p{number}.png", png_bytes(square))
         split = "reference" if number == 3 else "train"
-        rows.append(
-            {"id": f"p{number}", "name": f"{number}.png", "file": f"p{number}.png", "split": split, "caption": None}
-        )
+        row = {"id": f"p{number}", "name": f"{number}.png", "file": f"p{number}.png", "split": split, "caption": None}
+        rows.append({**row, "box": [0, 0, 64, 64], "bucket": [64, 64], "original": [64, 64], "corner": [0, 0]})
     records.write_jsonl(tmp_path / "set" / "fit.jsonl", rows)
     return tmp_path / "set"
 
@@ -37,9 +36,9 @@ class Counting(Captioner):
 
     seen = 0
 
-    def captions(self, pictures):  # type: ignore[no-untyped-def]
-        self.seen += len(pictures)
-        return super().captions(pictures)
+    def caption(self, picture: Image.Image) -> str:
+        self.seen += 1
+        return super().caption(picture)
 
 
 def captioner() -> Counting:
@@ -90,7 +89,7 @@ def test_trigger_comes_first_and_once() -> None:
 def test_missing_captioner_says_how_to_get_it() -> None:
     blip = Captioner("Salesforce/blip-image-captioning-base", None, SETTINGS, threads=2)
     with pytest.raises(MissingError, match="hf download Salesforce/blip-image-captioning-base"):
-        blip.captions([Image.new("RGB", (64, 64))])
+        blip.caption(Image.new("RGB", (64, 64)))
 
 
 def test_flip_writes_both_orientations(folder: Path) -> None:

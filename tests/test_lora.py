@@ -13,19 +13,21 @@ from torch import nn
 
 from sdlora import choices
 from sdlora.params import Flip
-from sdlora.train import lora
+from sdlora.train import lora, pivotal
 from sdlora.train.attach import attach_lora, detach_lora
+from sdlora.train.batch import draw_batch
+from sdlora.train.checkpoint import State
 from sdlora.train.export import AVERAGE, FILE_NAME
-from sdlora.train.loop import Run, train_loop
+from sdlora.train.loop import Run, loss_of, optimizer_step, train_loop
 from sdlora.train.run import prepare, write_checkpoint
-from sdlora.train_section import Ema, Train
+from sdlora.train_section import Ema, Pivotal, Prior, TextEncoder, Train
 
 
 def run_of(**options: Any) -> Run:
     values = {"rank": 4, "steps": 3, "checkpoint_every": 3, "learning_rate": 1e-2, "optimizer": "adamw"}
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.set_num_threads(2)
-    return prepare(Train(**{**values, "mixed_precision": "no", **options}), Flip(), TINY, examples(), "captain")
+    return prepare(Train(**{**values, "mixed_precision": "no", **options}), Flip(), TINY, examples(), trigger="captain")
 
 
 def trained(out: Path, **options: Any) -> Run:
@@ -104,13 +106,14 @@ def test_targets_grow() -> None:
     # 6 transformers in the tiny UNet: 8 attention layers and 2 feed-forward layers each
     transformers = counts["attention"] // 8
     assert counts["attention_feed_forward"] == counts["attention"] + 2 * transformers
+    assert counts["all"] > counts["attention_feed_forward"]
+    inside = ("down_blocks", "mid_block", "up_blocks")
     layers = [
         name
-        for name, module in run_of().adapter.pipeline.unet.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d) and "lora" not in name and "blocks" in name or "mid_block" in name
+        for name, module in StableDiffusionPipeline.from_pretrained(TINY.model).unet.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d) and name.startswith(inside)
     ]
-    assert counts["all"] > counts["attention_feed_forward"]
-    assert counts["all"] <= len(layers)
+    assert counts["all"] == len(layers)
 
 
 def test_rank_and_alpha_patterns() -> None:
@@ -224,3 +227,83 @@ def test_prodigy_raises_its_estimate() -> None:
 def test_options_that_cannot_apply_are_refused(options: Any, told: str) -> None:
     with pytest.raises(ValueError, match=told):
         Train(**options)
+
+
+def test_a_text_encoder_lora_is_trained_saved_and_drawn_with(tmp_path: Path, pipeline: StableDiffusionPipeline) -> None:
+    run = trained(tmp_path, text_encoder=TextEncoder(rank=2, alpha=1.0, learning_rate=1e-2))
+    rates = [group["lr"] for group in run.optimizer.param_groups]
+    assert rates == [1e-2, 1e-2]
+    with torch.no_grad():
+        expected = run.conditioning_of(["captain, left"])["context"]
+    before = context_of(pipeline, "captain, left")
+    attach_lora(pipeline, tmp_path / FILE_NAME, 1.0)
+    try:
+        found = context_of(pipeline, "captain, left")
+    finally:
+        detach_lora(pipeline)
+    assert (expected - before).abs().max() > 1e-2
+    assert torch.allclose(found, expected, atol=1e-4)
+    assert torch.equal(context_of(pipeline, "captain, left"), before)
+
+
+@torch.no_grad()
+def context_of(pipeline: StableDiffusionPipeline, prompt: str) -> torch.Tensor:
+    context: torch.Tensor = pipeline.encode_prompt(prompt, "cpu", 1, False)[0]
+    return context
+
+
+def test_pivotal_tuning_learns_the_trigger_and_nothing_else(tmp_path: Path, pipeline: StableDiffusionPipeline) -> None:
+    run = trained(tmp_path, pivotal=Pivotal(vectors=3, learning_rate=1e-1))
+    with torch.no_grad():
+        expected = run.conditioning_of(["captain, left", "toon head"])["context"]
+    plain = {text: context_of(pipeline, text) for text in ("captain, left", "toon head")}
+    trigger = pivotal.attach(pipeline, tmp_path / pivotal.FILE_NAME)
+    try:
+        assert trigger == "captain"
+        spoken = pivotal.with_token("captain, left", trigger)
+        assert spoken == "<captain>, left"
+        assert torch.allclose(context_of(pipeline, spoken), expected[:1], atol=1e-4)
+        assert (context_of(pipeline, spoken) - plain["captain, left"]).abs().max() > 1e-2
+        assert torch.equal(context_of(pipeline, "toon head"), plain["toon head"])
+    finally:
+        pivotal.detach(pipeline, trigger)
+    assert "<captain>" not in pipeline.tokenizer.get_vocab()
+
+
+def test_resume_with_everything_on_is_exact(tmp_path: Path) -> None:
+    options: dict[str, Any] = {
+        "text_encoder": TextEncoder(rank=2), "pivotal": Pivotal(), "ema": Ema(), "dropout": 0.1,
+        "noise": ("pyramid", "offset"), "input_perturbation": 0.1, "loss": "huber", "weighting": "soft_min_snr",
+        "loraplus_ratio": 4.0, "steps": 4, "checkpoint_every": 2,
+    }  # fmt: skip
+    states: list[State] = []
+
+    def go(out: Path, start: State | None) -> None:
+        run = run_of(**options)
+
+        def on_checkpoint(state: State) -> None:
+            write_checkpoint(run, out / f"step-{state.step}")
+            states.append(state)
+
+        train_loop(run, start, on_checkpoint)
+
+    go(tmp_path / "straight", None)
+    go(tmp_path / "resumed", states[0])
+    files = sorted((tmp_path / "straight/step-4").rglob("*.safetensors"))
+    assert len(files) >= 4  # LoRA and embeddings, raw and averaged
+    for file in files:
+        assert file.read_bytes() == (tmp_path / "resumed" / file.relative_to(tmp_path / "straight")).read_bytes()
+
+
+def test_prior_preservation_adds_the_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the store lies in the project
+    run = run_of(prior=Prior(prompt="toon head", pictures=2, weight=0.5))
+    assert run.prior is not None and len(run.prior.examples) == 2
+    torch.manual_seed(0)
+    total = optimizer_step(run, 0)
+    alone = run_of()
+    expected = loss_of(alone, draw_batch(alone, 0, 0)) + 0.5 * loss_of(run.prior, draw_batch(run.prior, 0, 0))
+    # the LoRA's first step has not changed the prior's loss by much
+    assert float(total) == pytest.approx(float(expected), rel=0.2)
+    kept = sorted((tmp_path / ".sdlora/store/prior").rglob("*.safetensors"))
+    assert len(kept) == 2

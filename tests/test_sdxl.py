@@ -9,11 +9,12 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPi
 from test_train import examples
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from sdlora.params import Base, Flip, Sample, Train
+from sdlora.params import Base, Flip, Sample
 from sdlora.sample import Painter, Prompt
 from sdlora.train.export import FILE_NAME, write_lora
 from sdlora.train.loop import train_loop
 from sdlora.train.run import prepare
+from sdlora.train_section import Train
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from torch import nn
 from sdlora import choices, provenance, records, tensors
 from sdlora.adapters import load_adapter
 from sdlora.errors import DataError, MissingError
-from sdlora.params import Base, Flip, LrStage, Train
+from sdlora.params import Base, Flip
 from sdlora.train import dataset, lr_schedules
 from sdlora.train.batch import draw_batch
 from sdlora.train.checkpoint import State, newest_state, save_state
@@ -22,6 +22,7 @@ from sdlora.train.dataset import Example
 from sdlora.train.export import FILE_NAME, write_lora
 from sdlora.train.loop import loss_of, train_loop
 from sdlora.train.run import prepare
+from sdlora.train_section import LrStage, Train
 
 TINY = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
 

@@ -47,19 +47,22 @@ class Captioner:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return processor, model.float().eval().to(device)
 
-    def captions(self, pictures: Sequence[Image.Image]) -> list[str]:
-        """One caption a picture, in the same order."""
+    def caption(self, picture: Image.Image) -> str:
+        """One picture's caption.
+
+        Pictures are described one by one: in a batch, the last digits of a picture's features, and with
+        them its words, could depend on its neighbours, so adding a picture could change another's caption.
+        """
         import torch
 
         self._loaded = self._loaded or self._load()
         processor, model = self._loaded
-        inputs = processor(images=list(pictures), return_tensors="pt").to(model.device)
+        inputs = processor(images=[picture], return_tensors="pt").to(model.device)
         with torch.inference_mode():
             tokens = model.generate(
                 **inputs, max_new_tokens=self._settings.max_new_tokens, num_beams=self._settings.num_beams
             )
-        texts: list[str] = processor.batch_decode(tokens, skip_special_tokens=True)
-        return [tidy(text) for text in texts]
+        return tidy(processor.batch_decode(tokens, skip_special_tokens=True)[0])
 
 
 def tidy(text: str) -> str:
@@ -100,17 +103,14 @@ def caption_dataset(recipe: Mapping[str, Any], captioner: Captioner, folder: Pat
     Returns:
         The files written.
     """
-    settings = Caption(**recipe["caption"])
     rows = records.read_jsonl(folder / "fit.jsonl")
     overrides = read_overrides(recipe["override"], rows)
     keys = {row["id"]: _key(folder / row["file"], recipe) for row in rows}
     wanted = [row for row in rows if row["id"] not in overrides and not row["caption"]]
     new = [row for row in wanted if not (store / f"{keys[row['id']]}.json").exists()]
-    for first in range(0, len(new), settings.batch_size):
-        batch = new[first : first + settings.batch_size]
-        texts = captioner.captions([read_rgb(folder / row["file"]) for row in batch])
-        for row, text in zip(batch, texts, strict=True):
-            records.write_json(store / f"{keys[row['id']]}.json", text)
+    for row in new:
+        text = captioner.caption(read_rgb(folder / row["file"]))
+        records.write_json(store / f"{keys[row['id']]}.json", text)
     print(f"caption: {len(new)} new, {len(wanted) - len(new)} known, {len(overrides)} written by hand", flush=True)
     captioned = []
     for row in rows:

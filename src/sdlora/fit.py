@@ -1,78 +1,195 @@
-"""Fit pictures to a square: pad without losing a pixel's worth of the scene, or crop the centre."""
+"""Fit pictures to a square or to a bucket: pad without losing a pixel's worth of the scene, or crop the centre."""
 
-from collections.abc import Callable
+import math
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from sdlora import records
+from sdlora import masks, provenance, records
 from sdlora.params import Fit
 from sdlora.pictures import open_picture, png_bytes, to_rgb
 
 Box = tuple[int, int, int, int]
-LANCZOS = Image.Resampling.LANCZOS
+Size = tuple[int, int]  # width, height, px
+LANCZOS, BILINEAR = Image.Resampling.LANCZOS, Image.Resampling.BILINEAR
+
+
+def place(picture: Image.Image, size: Size, fill: str, resample: Image.Resampling = LANCZOS) -> tuple[Image.Image, Box]:
+    """Scale a picture until it just fits into `size`, centre it and fill the rest.
+
+    Args:
+        picture: RGB, or L for a mask.
+        size: Width and height to reach, px.
+        fill: `edge` repeats the border pixels, `blur` repeats and blurs them, `#rrggbb` is a colour.
+        resample: Filter of the scaling.
+
+    Returns:
+        The filled picture and (left, top, width, height) of the given one inside it.
+    """
+    inner = ImageOps.contain(picture, size, resample)
+    left, top = (size[0] - inner.width) // 2, (size[1] - inner.height) // 2
+    if fill in ("edge", "blur"):
+        right, bottom = size[0] - inner.width - left, size[1] - inner.height - top
+        whole = Image.fromarray(np.pad(np.asarray(inner), ((top, bottom), (left, right), (0, 0)), mode="edge"))
+        if fill == "blur":
+            whole = whole.filter(ImageFilter.GaussianBlur(max(size) / 32))
+    else:
+        whole = Image.new(picture.mode, size, fill)
+    whole.paste(inner, (left, top))
+    return whole, (left, top, inner.width, inner.height)
 
 
 def pad(picture: Image.Image, size_px: int, fill: str) -> tuple[Image.Image, Box]:
-    """Scale the longer side to `size_px` and fill the rest.
+    """Scale the longer side to `size_px` and fill the rest of the square: `place` in a square."""
+    return place(picture, (size_px, size_px), fill)
+
+
+def center_crop(
+    picture: Image.Image, size_px: int, fill: str, resample: Image.Resampling = LANCZOS
+) -> tuple[Image.Image, Box]:
+    """Scale the shorter side to `size_px` and cut the longer one off evenly; `fill` is not needed."""
+    return ImageOps.fit(picture, (size_px, size_px), resample), (0, 0, size_px, size_px)
+
+
+def buckets(size_px: int, step_px: int, max_aspect: float) -> list[Size]:
+    """Sizes of nearly the same area, `size_px` squared or a little less.
+
+    For each width that is a multiple of `step_px`, the largest such height within the area, and the
+    same turned round; as in NovelAI's aspect-ratio bucketing, but by the longest aspect allowed.
 
     Args:
-        picture: RGB.
-        size_px: Side of the square, px.
-        fill: `edge` repeats the border pixels, `blur` repeats and blurs them, `#rrggbb` is a colour.
+        size_px: Side of the square whose area none exceeds, px.
+        step_px: Sides are multiples of this, px.
+        max_aspect: Longer side over shorter side, at most.
 
     Returns:
-        The square and (left, top, width, height) of the picture inside it.
+        Sizes (width, height), from the tallest to the widest.
     """
-    inner = ImageOps.contain(picture, (size_px, size_px), LANCZOS)
-    left, top = (size_px - inner.width) // 2, (size_px - inner.height) // 2
-    if fill in ("edge", "blur"):
-        right, bottom = size_px - inner.width - left, size_px - inner.height - top
-        square = Image.fromarray(np.pad(np.asarray(inner), ((top, bottom), (left, right), (0, 0)), mode="edge"))
-        if fill == "blur":
-            square = square.filter(ImageFilter.GaussianBlur(size_px / 32))
-    else:
-        square = Image.new("RGB", (size_px, size_px), fill)
-    square.paste(inner, (left, top))
-    return square, (left, top, inner.width, inner.height)
+    found = {(size_px // step_px * step_px,) * 2}
+    for width in range(step_px, math.floor(size_px * math.sqrt(max_aspect)) + 1, step_px):
+        height = size_px * size_px // width // step_px * step_px
+        if height and max(width, height) <= max_aspect * min(width, height):
+            found |= {(width, height), (height, width)}
+    return sorted(found, key=lambda size: (size[0] / size[1], size))
 
 
-def center_crop(picture: Image.Image, size_px: int, fill: str) -> tuple[Image.Image, Box]:
-    """Scale the shorter side to `size_px` and cut the longer one off evenly; `fill` is not needed."""
-    return ImageOps.fit(picture, (size_px, size_px), LANCZOS), (0, 0, size_px, size_px)
+def nearest_bucket(size: Size, choices: Iterable[Size]) -> Size:
+    """The bucket whose aspect ratio is nearest (by its logarithm; the larger one of two equally near)."""
+    aspect = math.log(size[0] / size[1])
+    return min(choices, key=lambda one: (round(abs(math.log(one[0] / one[1]) - aspect), 9), -one[0] * one[1], one))
 
 
-METHODS: dict[str, Callable[[Image.Image, int, str], tuple[Image.Image, Box]]] = {
-    "pad": pad,
-    "center_crop": center_crop,
-}
+def bucket_step_px(settings: Fit) -> int:
+    """Multiple of a bucket's sides: an eighth of the base's side, between 8 and 64 px."""
+    return settings.bucket_step_px or max(8, min(64, (settings.size_px or 512) // 64 * 8))
 
 
-def fit_dataset(settings: Fit, source: Path, out: Path) -> list[Path]:
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted picture and where it came from."""
+
+    picture: Image.Image
+    box: Box  # left, top, width, height of the picture inside the fitted one, px
+    corner: Size  # left, top that a crop cut off, px of the scaled picture
+
+
+def fit_picture(picture: Image.Image, settings: Fit, resample: Image.Resampling = LANCZOS) -> Fitted:
+    """Fit one picture, or one mask (`L`, padded with black and scaled by `resample`).
+
+    Padding and buckets never cut anything off: what a bucket's shape does not fit exactly is padded
+    (and `train.mask: padding` keeps that from being learnt). Only `center_crop` cuts.
+    """
+    side = _side(settings)
+    fill = "#000000" if picture.mode == "L" else settings.fill
+    if settings.method == "center_crop":
+        square, box = center_crop(picture, side, fill, resample)
+        scale = side / min(picture.size)
+        corner = (round((picture.width * scale - side) / 2), round((picture.height * scale - side) / 2))
+        return Fitted(square, box, corner)
+    size = (side, side)
+    if settings.method == "bucket":
+        every = buckets(side, bucket_step_px(settings), settings.bucket_max_aspect or 2.0)
+        size = nearest_bucket(picture.size, every)
+    whole, box = place(picture, size, fill, resample)
+    return Fitted(whole, box, (0, 0))
+
+
+def _side(settings: Fit) -> int:
+    if settings.size_px is None:
+        raise ValueError("fitting needs size_px")
+    return settings.size_px
+
+
+def fit_dataset(
+    settings: Fit, source: Path, out: Path, mask_source: str | None = None, identity: str = ""
+) -> list[Path]:
     """Write `<id>.png` for every picture of a manifest, and `fit.jsonl` saying where each lies.
+
+    A picture that was fitted by the same settings and code, and is undamaged, is kept as it is.
 
     Args:
         settings: Method, fill and side; `size_px` must be set.
         source: Folder with `manifest.jsonl` and `raw/`.
         out: Folder to write.
+        mask_source: Where masks come from: `alpha`, a folder, or None; they go to `masks/<id>.png`.
+        identity: Whatever else the pixels depend on, such as the code.
 
     Returns:
         The files written.
+
+    Raises:
+        DataError: If a training picture's mask is missing, empty or of another size.
     """
-    if settings.size_px is None:
-        raise ValueError("fit_dataset needs size_px")
-    matte = settings.fill if settings.fill.startswith("#") else "#ffffff"
-    rows, files = [], []
+    known = {row["id"]: row for row in records.read_jsonl(out / "fit.jsonl")}
+    rows, files, new = [], [], 0
     for row in records.read_jsonl(source / "manifest.jsonl"):
-        picture = to_rgb(open_picture((source / "raw" / row["file"]).read_bytes(), row["name"]), matte)
-        square, box = METHODS[settings.method](picture, settings.size_px, settings.fill)
-        path = out / f"{row['id']}.png"
-        records.write_bytes(path, png_bytes(square))
-        files.append(path)
-        kept = {key: row[key] for key in ("id", "name", "sha256", "split", "caption")}
-        rows.append({**kept, "file": path.name, "method": settings.method, "box": box})
-    for stale in set(out.glob("*.png")) - set(files):
+        mask_file = masks.find(mask_source, row) if row["split"] == "train" else None
+        wanted = [out / f"{row['id']}.png"]
+        if mask_source is not None and row["split"] == "train":
+            wanted.append(out / masks.FOLDER / f"{row['id']}.png")
+        parts = [identity, settings.model_dump_json(), row["sha256"], str(mask_source == "alpha")]
+        key = provenance.sha256_text("\n".join([*parts, provenance.sha256_of(mask_file) if mask_file else ""]))
+        before = known.get(row["id"], {})
+        if before.get("key") == key and before.get("files") == _hashes(wanted):
+            fitted = {name: before[name] for name in ("box", "bucket", "original", "corner")}
+        else:
+            fitted = _write(settings, source, row, wanted, mask_file)
+            new += 1
+        kept = {name: row[name] for name in ("id", "name", "sha256", "split", "caption")}
+        made = {"file": wanted[0].name, "method": settings.method, **fitted, "key": key, "files": _hashes(wanted)}
+        rows.append({**kept, **made})
+        files += wanted
+    for stale in {*out.glob("*.png"), *(out / masks.FOLDER).glob("*.png")} - set(files):
         stale.unlink()
     records.write_jsonl(out / "fit.jsonl", rows)
+    counts = Counter("x".join(map(str, row["bucket"])) for row in rows)
+    shapes = ", ".join(f"{count} of {shape} px" for shape, count in sorted(counts.items()))
+    print(f"fit: {new} new, {len(rows) - new} kept; {shapes}", flush=True)
     return [out / "fit.jsonl", *files]
+
+
+def _hashes(files: list[Path]) -> list[str | None]:
+    return [provenance.sha256_of(path) if path.exists() else None for path in files]
+
+
+def _write(
+    settings: Fit, source: Path, row: records.Row, wanted: list[Path], mask_file: Path | None
+) -> dict[str, object]:
+    """Fit one picture and its mask; returns what `fit.jsonl` says about their geometry."""
+    matte = settings.fill if settings.fill.startswith("#") else "#ffffff"
+    opened = open_picture((source / "raw" / row["file"]).read_bytes(), row["name"])
+    picture = to_rgb(opened, matte)
+    fitted = fit_picture(picture, settings)
+    records.write_bytes(wanted[0], png_bytes(fitted.picture))
+    if len(wanted) > 1:
+        mask = masks.read(mask_file, picture.size, row["name"]) if mask_file else masks.of_alpha(opened, row["name"])
+        same = fit_picture(mask, settings, BILINEAR)
+        if same.box != fitted.box:
+            raise ValueError(f"{row['name']}: its mask lies at {same.box}, not at {fitted.box}")
+        records.write_bytes(wanted[1], png_bytes(same.picture))
+    geometry = {"box": fitted.box, "bucket": fitted.picture.size, "original": picture.size, "corner": fitted.corner}
+    return {name: list(value) for name, value in geometry.items()}

@@ -13,6 +13,9 @@ from sdlora.errors import suggest
 from sdlora.sections import Name, Section, Unit, on_menu
 from sdlora.train_section import Ema, LrStage, Pivotal, Prior, TextEncoder, Train
 
+ALPHA = "alpha"  # the value of datasets.<name>.masks that means each picture's own alpha channel
+Repeats = Annotated[int, Field(ge=1, le=1000)]
+
 
 class Base(Section):
     """A base model: a hub id, a local diffusers folder or one `.safetensors` checkpoint."""
@@ -81,6 +84,15 @@ class Dataset(Section):
     )
     captions_override: str | None = Field(None, description="JSONL of {id or file, caption} that wins over BLIP")
     flip: bool = Field(True, description="false where mirroring changes the meaning (text, one-sided faces)")
+    masks: str | None = Field(
+        None,
+        min_length=1,
+        description="what train.mask: user weighs the loss with: alpha (each picture's own), or a folder of masks",
+    )
+    repeats: dict[str, Repeats] | Literal["kohya"] = Field(
+        {},
+        description="draws per epoch of a subfolder's pictures, {subfolder: N}; kohya reads N from names such as 3_hat",
+    )
 
     @model_validator(mode="after")
     def _held_out_in_range(self) -> Self:
@@ -90,11 +102,24 @@ class Dataset(Section):
 
 
 class Fit(Section):
-    """How a picture becomes a square."""
+    """How a picture becomes a square, or one of a few shapes of nearly the same area."""
 
-    method: Literal["pad", "center_crop"] = Field("pad", description="pad keeps the whole picture")
+    method: Literal["pad", "center_crop", "bucket"] = Field(
+        "pad",
+        description="pad and bucket keep the whole picture: in a square, or in the nearest of a list of shapes",
+    )
     fill: str = Field("edge", description="padding: edge, blur (blurred edge) or a colour #rrggbb")
     size_px: int | None = Field(None, ge=32, le=4096, multiple_of=8, description="side, px; null = the base's")
+    bucket_step_px: int | None = Field(
+        None,
+        ge=8,
+        le=256,
+        multiple_of=8,
+        description="multiple of a bucket's sides, px; null = an eighth of size_px, 8 to 64",
+    )
+    bucket_max_aspect: float | None = Field(
+        None, ge=1, le=8, description="longest bucket: longer side / shorter side; null = 2"
+    )
 
     @field_validator("fill")
     @classmethod
@@ -103,13 +128,21 @@ class Fit(Section):
             raise ValueError(f"{value!r} is not a fill; choices: edge, blur or a colour such as '#ffffff'")
         return value
 
+    @model_validator(mode="after")
+    def _buckets_apply(self) -> Self:
+        for name in ("bucket_step_px", "bucket_max_aspect"):
+            if self.method != "bucket" and getattr(self, name) is not None:
+                raise ValueError(f"{name} has no effect with method: {self.method}; did you mean method: bucket?")
+        if self.method == "bucket" and self.size_px and (self.bucket_step_px or 8) > self.size_px:
+            raise ValueError(f"bucket_step_px is {self.bucket_step_px}, more than size_px ({self.size_px})")
+        return self
+
 
 class Caption(Section):
     """How BLIP describes a picture."""
 
     max_new_tokens: int = Field(60, ge=1, le=75, description="longest caption, tokens")
     num_beams: int = Field(1, ge=1, le=16, description="beams of the search; 1 = greedy")
-    batch_size: int = Field(8, ge=1, le=256, description="pictures captioned at once")
 
 
 class Flip(Section):
@@ -211,6 +244,25 @@ class Params(Section):
         for name in self.run:
             if name not in self.versions:
                 raise ValueError(f"run names the version {name!r}{suggest(name, self.versions)}")
+        return self
+
+    @model_validator(mode="after")
+    def _datasets_have_what_versions_ask_for(self) -> Self:
+        for name, version in self.versions.items():
+            dataset = self.datasets.get(version.dataset)
+            if dataset is None:  # told by settings.load, with the nearest name
+                continue
+            if version.train.mask == "user" and dataset.masks is None:
+                raise ValueError(
+                    f"versions.{name}.train.mask is user, but datasets.{version.dataset}.masks is not set; "
+                    f"set it to alpha or to a folder of masks"
+                )
+            tags = dataset.trigger.count(",") + 1
+            if version.train.changes_tags and version.train.keep_tokens < tags:
+                raise ValueError(
+                    f"versions.{name}.train.keep_tokens is {version.train.keep_tokens}, but the trigger "
+                    f"{dataset.trigger!r} of datasets.{version.dataset} has {tags} tags: they would be shuffled"
+                )
         return self
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from sdlora import choices, provenance
 from sdlora.errors import DataError, ParamsError
-from sdlora.params import Base, Dataset, FolderSource, Params, Version
+from sdlora.params import ALPHA, Base, Dataset, Fit, FolderSource, Params, Version
 from sdlora.provenance import FileHashes, Job
 from sdlora.scrape.source import PICTURE_SUFFIXES
 from sdlora.train_section import MENUS, Train
@@ -35,8 +35,10 @@ def fit_name(params: Params, name: str, method: str | None = None) -> str:
     version = params.versions[name]
     side = version.fit.size_px or params.bases[version.base].size_px
     method = method or version.fit.method
-    fill = f"-{version.fit.fill.removeprefix('#')}" if method == "pad" else ""
-    return f"{method}{fill}-{side}"
+    fill = f"-{version.fit.fill.removeprefix('#')}" if method in ("pad", "bucket") else ""
+    step, aspect = version.fit.bucket_step_px, version.fit.bucket_max_aspect
+    shapes = (f"-step{step}" if step else "") + (f"-aspect{aspect:g}".replace(".", "p") if aspect else "")
+    return f"{method}{fill}{shapes if method == 'bucket' else ''}-{side}"
 
 
 def set_folder(dataset: str, fit: str = "") -> Path:
@@ -104,14 +106,16 @@ def _jobs_of_version(params: Params, name: str, hashes: FileHashes) -> Iterator[
     reference_folder = set_folder(version.dataset, references)
     folder = RESULTS / name
     model = {"base_identity": base_identity(base, hashes), "threads": params.threads}
+    cached = version.train.cache_latents == "disk"
     train = _job(
         "train",
         name,
         folder,
         {**model, "base": _weights(base, base.learning_rate_scale), "train": _resolved(version.train, base),
          "flip": version.flip.model_dump(mode="json"), "checkpoint_steps": version.train.checkpoint_steps,
-         "trigger": dataset.trigger, "entries": _train_entries(version.train)},
-        [made(own, "flip"), made(own, f"encode-{version.base}")],
+         "trigger": dataset.trigger, "encode": None if cached else version.encode.model_dump(mode="json"),
+         "entries": _train_entries(version.train)},
+        [made(own, "flip"), *([made(own, f"encode-{version.base}")] if cached else [])],
         ["train_log.csv", "config.yaml"],
     )  # fmt: skip
     yield train
@@ -154,10 +158,11 @@ def _dataset_jobs(params: Params, name: str, method: str, scrape: Job, hashes: F
         "fit",
         job_name,
         folder,
-        {"fit": {**version.fit.model_dump(mode="json"), "method": method, "size_px": side}},
+        {"fit": _fitting(version.fit, method, side), "masks": dataset.masks,
+         "mask_files": _mask_identity(dataset, hashes)},
         [scrape.made],
         ["fit.jsonl"],
-    )
+    )  # fmt: skip
     yield fit
     caption = _job(
         "caption",
@@ -175,10 +180,11 @@ def _dataset_jobs(params: Params, name: str, method: str, scrape: Job, hashes: F
         "flip",
         job_name,
         folder,
-        {"mirror": dataset.flip and version.flip.probability > 0, "swap_words": version.flip.swap_words},
-        [caption.made],
+        {"mirror": dataset.flip and version.flip.probability > 0, "swap_words": version.flip.swap_words,
+         "repeats": dataset.repeats},
+        [fit.made, caption.made],
         ["train/metadata.jsonl"],
-    )
+    )  # fmt: skip
     yield flip
     yield _job(
         "encode",
@@ -209,7 +215,14 @@ def _weights(base: Base, learning_rate_scale: float = 1.0) -> dict[str, Any]:
 def _resolved(train: Train, base: Base) -> dict[str, Any]:
     """A training section with every null replaced by what it means."""
     precision = train.mixed_precision or {"fp32": "no"}.get(base.dtype, base.dtype)
-    return {**train.model_dump(mode="json"), "alpha": train.scaling_alpha, "mixed_precision": precision}
+    meant = {"alpha": train.scaling_alpha, "mixed_precision": precision, "cache_text": train.text_cache}
+    return {**train.model_dump(mode="json"), **meant}
+
+
+def _fitting(fit: Fit, method: str, side: int) -> dict[str, Any]:
+    """A fitting section with its size, and without what the method does not use."""
+    unused = {} if method == "bucket" else {"bucket_step_px": None, "bucket_max_aspect": None}
+    return {**fit.model_dump(mode="json"), "method": method, "size_px": side, **unused}
 
 
 def _train_entries(train: Train) -> list[str]:
@@ -261,6 +274,12 @@ def _override_identity(dataset: Dataset, hashes: FileHashes) -> str | None:
     return hashes.of(path) if path and path.exists() else None
 
 
+def _mask_identity(dataset: Dataset, hashes: FileHashes) -> str | None:
+    if dataset.masks in (None, ALPHA) or not Path(str(dataset.masks)).is_dir():
+        return None
+    return provenance.identity_of_folder(Path(str(dataset.masks)), PICTURE_SUFFIXES, hashes)
+
+
 def check_inputs(params: Params) -> None:
     """Fail before any work when a version of `run` has no pictures to start from.
 
@@ -268,6 +287,9 @@ def check_inputs(params: Params) -> None:
         DataError: If a folder source is missing or holds no picture.
     """
     for name in dict.fromkeys(params.versions[name].dataset for name in params.run):
+        masks = params.datasets[name].masks
+        if masks not in (None, ALPHA) and not Path(str(masks)).is_dir():
+            raise DataError(f"datasets.{name}.masks: there is no folder {masks!r}; or did you mean alpha?")
         for number, source in enumerate(params.datasets[name].sources):
             if not isinstance(source, FolderSource):
                 continue
@@ -287,5 +309,6 @@ def dataset_records(params: Params) -> list[Path]:
         version = params.versions[name]
         own = set_folder(version.dataset, fit_name(params, name))
         references = set_folder(version.dataset, fit_name(params, name, "pad"))
-        found += [made(own, f"encode-{version.base}"), made(references, "caption")]
+        cached = version.train.cache_latents == "disk"
+        found += [made(own, f"encode-{version.base}" if cached else "flip"), made(references, "caption")]
     return list(dict.fromkeys(found))

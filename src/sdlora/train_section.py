@@ -125,6 +125,21 @@ class Train(Section):
     checkpoint_every: int = Field(100, ge=1, description="optimizer steps between checkpoints")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     latents: Literal["sample", "mean"] = Field("sample", description="draw from the posterior each step, or its mean")
+    mask: Literal["none", "padding", "user"] = Field(
+        "padding",
+        description="what the loss leaves out: nothing; padding; padding and what the dataset's masks leave out",
+    )
+    shuffle_tags: bool = Field(False, description="shuffle a caption's comma-separated tags at every draw")
+    keep_tokens: int = Field(1, ge=1, le=75, description="first tags that are neither shuffled nor dropped")
+    tag_dropout: float = Field(0.0, ge=0, lt=1, description="chance that a draw leaves a tag out, each by itself")
+    caption_dropout: float = Field(0.0, ge=0, lt=1, description="chance that a draw has an empty caption")
+    cache_latents: Literal["disk", "ram", "none"] = Field(
+        "disk",
+        description="latents: files shared by versions; made by each training; made at each draw (VAE in memory)",
+    )
+    cache_text: Literal["disk", "ram", "none"] | None = Field(
+        None, description="text embeddings, likewise; null = ram, or none where captions or their embeddings change"
+    )
     gradient_checkpointing: bool = Field(False, description="less memory, more time")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
         None, description="autocast type of the forward pass; null = the base's dtype (fp32: no)"
@@ -145,7 +160,12 @@ class Train(Section):
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
-        for problem in (*self._steps_problems(), *self._option_problems(), *self._lora_problems()):
+        for problem in (
+            *self._steps_problems(),
+            *self._option_problems(),
+            *self._lora_problems(),
+            *self._data_problems(),
+        ):
             raise ValueError(problem)
         return self
 
@@ -197,6 +217,37 @@ class Train(Section):
             if self.targets == "all":
                 found.append(f"init: {self.init} factors matrices, and targets: all has convolutions")
         return found
+
+    def _data_problems(self) -> list[str]:
+        found = []
+        if self.cache_text not in (None, "none"):
+            if self.changes_tags:
+                option = "shuffle_tags" if self.shuffle_tags else "tag_dropout"
+                found.append(
+                    f"cache_text: {self.cache_text} cannot hold captions that {option} makes anew at every draw; "
+                    f"set cache_text: none, or leave it out"
+                )
+            if self.learns_text:
+                option = "text_encoder" if self.text_encoder else "pivotal"
+                found.append(f"cache_text: {self.cache_text} would hold embeddings that {option} changes at every step")
+        if self.keep_tokens > 1 and not self.changes_tags:
+            found.append("keep_tokens has no effect without shuffle_tags or tag_dropout")
+        return found
+
+    @property
+    def changes_tags(self) -> bool:
+        """Whether a caption's tags differ from draw to draw."""
+        return self.shuffle_tags or self.tag_dropout > 0
+
+    @property
+    def learns_text(self) -> bool:
+        """Whether what the UNet is told about a caption changes as the training goes on."""
+        return self.text_encoder is not None or self.pivotal is not None
+
+    @property
+    def text_cache(self) -> str:
+        """cache_text, with null meaning what the captions allow."""
+        return self.cache_text or ("none" if self.changes_tags or self.learns_text else "ram")
 
     @property
     def checkpoint_steps(self) -> tuple[int, ...]:

@@ -70,9 +70,26 @@ class Adapter:
         """What the UNet is told about each prompt: tensors whose first dimension is the prompt."""
         raise NotImplementedError
 
+    def token_counts(self, prompts: list[str]) -> list[int]:
+        """Tokens of each prompt, without those that mark begin and end; none is cut off."""
+        return [len(ids) - 2 for ids in self.pipeline.tokenizer(prompts, truncation=False).input_ids]
+
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        """The UNet's output for noisy latents (B, C, h, w); same shape."""
+        """The UNet's output for noisy latents (B, C, h, w); same shape.
+
+        Beside what `encode_prompts` gives, the conditioning may hold `sizes` (B, 6): original height and
+        width, top and left of the crop, target height and width, px; families without a use for it ignore it.
+        """
         raise NotImplementedError
+
+    def keep_only(self, *names: str) -> None:
+        """Give back the memory of the networks that are not named: `unet`, `vae`, `text_encoder`."""
+        kept = {*names, *(["text_encoder_2"] if "text_encoder" in names else [])}
+        for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
+            if name not in kept and getattr(self.pipeline, name, None) is not None:
+                setattr(self.pipeline, name, None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def img2img_pipeline(self) -> Any:
         """An image-to-image pipeline on the same networks."""

@@ -1,6 +1,5 @@
 """Stable Diffusion 1.x and 2.x, and the embedded base: one text encoder."""
 
-import torch
 from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline
 from torch import Tensor
 
@@ -13,9 +12,9 @@ class StableDiffusion(Adapter):
     text2img = StableDiffusionPipeline
     img2img = StableDiffusionImg2ImgPipeline
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """`context` (B, 77, D)."""
+        prompts = self.pipeline.maybe_convert_prompt(prompts, self.pipeline.tokenizer)
         tokens = self.pipeline.tokenizer(
             prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt"
         ).input_ids

@@ -16,17 +16,17 @@ class StableDiffusionXL(Adapter):
     def parts(self) -> list[nn.Module]:
         return [*super().parts(), self.pipeline.text_encoder_2]
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> Conditioning:
         """`context` (B, 77, D1 + D2) and `pooled` (B, D2)."""
         context, _, pooled, _ = self.pipeline.encode_prompt(prompts, do_classifier_free_guidance=False)
         return {"context": context, "pooled": pooled}
 
     def predict(self, noisy: Tensor, timesteps: Tensor, conditioning: Conditioning) -> Tensor:
-        factor = self.pipeline.vae_scale_factor
-        height, width = noisy.shape[-2] * factor, noisy.shape[-1] * factor
-        # original size, crop corner, target size: fitted pictures are whole squares, so nothing was cropped
-        sizes = torch.tensor([height, width, 0, 0, height, width], device=noisy.device).repeat(len(noisy), 1)
+        sizes = conditioning.get("sizes")
+        if sizes is None:  # whole squares of the base's own size
+            factor = self.pipeline.vae_scale_factor
+            height, width = noisy.shape[-2] * factor, noisy.shape[-1] * factor
+            sizes = torch.tensor([height, width, 0, 0, height, width], device=noisy.device).repeat(len(noisy), 1)
         added = {"text_embeds": conditioning["pooled"], "time_ids": sizes.to(conditioning["pooled"].dtype)}
         output: Tensor = self.pipeline.unet(noisy, timesteps, conditioning["context"], added_cond_kwargs=added).sample
         return output

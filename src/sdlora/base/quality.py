@@ -94,10 +94,10 @@ def measure(models: Path, work: Path, count: int, sheet: Path) -> dict[str, obje
     pipeline = StableDiffusionPipeline.from_pretrained(models / "tiny-sd")
     pipeline.set_progress_bar_config(disable=True)
     figures: dict[str, object] = {"pictures": len(captions), "vae": vae_quality(pipeline, truths)}
-    settings = Caption(max_new_tokens=60, batch_size=8)
+    settings = Caption(max_new_tokens=60)
     blip = Captioner(str(models / "tiny-blip"), None, settings, torch.get_num_threads())
     images = [Image.fromarray(truth) for truth in truths]
-    said = [text for first in range(0, len(images), 8) for text in blip.captions(images[first : first + 8])]
+    said = [blip.caption(image) for image in images]
     figures["blip_word_f1"] = word_f1(said, captions)
     drawn = draw_all(pipeline, captions)
     figures["nearest_truth_by_pixels"] = nearest_shares(drawn, truths, captions)

@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from sdlora import choices
-from sdlora.adapters import Adapter, Conditioning
+from sdlora.adapters import Adapter
 from sdlora.errors import DataError
 from sdlora.params import Flip
 from sdlora.progress import Progress
@@ -21,9 +21,11 @@ from sdlora.randomness import seed_of
 from sdlora.train import ema
 from sdlora.train.batch import Batch, draw_batch
 from sdlora.train.checkpoint import State
-from sdlora.train.dataset import Example
+from sdlora.train.dataset import BatchOrder, Example
+from sdlora.train.latents import LatentsOf
 from sdlora.train.lora import limit_norms
 from sdlora.train.losses import masked_mean
+from sdlora.train.texts import ConditioningOf
 from sdlora.train_section import Train
 
 
@@ -35,7 +37,9 @@ class Run:
     flip: Flip
     adapter: Adapter
     examples: list[Example]
-    conditioning: dict[str, Conditioning]  # by caption, one row each
+    order: BatchOrder
+    latents_of: LatentsOf
+    conditioning_of: ConditioningOf
     parameters: list[nn.Parameter]
     optimizer: Optimizer
     lr_schedule: LRScheduler

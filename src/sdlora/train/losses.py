@@ -68,7 +68,15 @@ def debiased(snr: Tensor, prediction_type: str, settings: Train) -> Tensor:
 
 
 def masked_mean(error: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean of (B, C, h, w) over each sample, weighted by a mask (B, 1, h, w); (B,)."""
+    """Mean of each sample over the cells that are learnt.
+
+    Args:
+        error: (B, C, h, w).
+        mask: (B, 1, h, w), weights in [0, 1], not all zero in any sample; None weighs all cells alike.
+
+    Returns:
+        (B,). Cells of weight 0 have no part in it: their gradient is exactly zero.
+    """
     if mask is None:
         return error.mean(dim=(1, 2, 3))
     return (error * mask).sum(dim=(1, 2, 3)) / (mask.sum(dim=(1, 2, 3)) * error.shape[1])

@@ -1,7 +1,7 @@
 """Pivotal tuning: the trigger stands for new tokens whose embeddings are learnt along with the LoRA."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,11 @@ def token_of(trigger: str) -> str:
 def with_token(text: str, trigger: str) -> str:
     """A caption with the trigger's first mention replaced by its token."""
     return re.sub(re.escape(trigger), token_of(trigger), text, count=1, flags=re.IGNORECASE)
+
+
+def spoken(trigger: str) -> Callable[[str], str]:
+    """Rewrites captions so that they say the token."""
+    return lambda text: with_token(text, trigger)
 
 
 def _encoders(pipeline: Any) -> Iterator[tuple[str, Any, Any]]:

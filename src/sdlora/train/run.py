@@ -11,12 +11,13 @@ from diffusers import DDPMScheduler
 from ruamel.yaml import YAML
 
 from sdlora import choices, provenance, records, store
-from sdlora.adapters import Adapter, Conditioning, load_adapter
+from sdlora.adapters import load_adapter
 from sdlora.errors import MissingError
-from sdlora.params import Base, Flip
-from sdlora.train import lora, pivotal, prior
+from sdlora.params import Base, Encode, Flip
+from sdlora.train import latents, lora, pivotal, prior, texts
 from sdlora.train.checkpoint import State, newest_state, save_state
-from sdlora.train.dataset import Example, load_examples
+from sdlora.train.data import prepare_data
+from sdlora.train.dataset import BatchOrder, Example, load_examples
 from sdlora.train.export import AVERAGE, write_lora
 from sdlora.train.loop import Run, holding, train_loop
 from sdlora.train.optimizers import point_to_save
@@ -63,7 +64,9 @@ def _train(recipe: dict[str, Any], folder: Path, base_name: str, kept: Path) -> 
     settings = Train.model_validate_json(records.canonical_json(recipe["train"]))
     base = Base.model_validate_json(records.canonical_json(recipe["base"]))
     flip = Flip.model_validate_json(records.canonical_json(recipe["flip"]))
-    run = prepare(settings, flip, base, load_examples(folder, base_name), recipe["trigger"], recipe["base_identity"])
+    examples = load_examples(folder, base_name, settings.cache_latents)
+    encode = Encode.model_validate_json(records.canonical_json(recipe["encode"] or {}))
+    run = prepare(settings, flip, base, examples, encode, recipe["base_identity"], recipe["trigger"])
     state = newest_state(kept)
     if state is not None:
         print(f"train: resuming from step {state.step} of {settings.steps}", flush=True)
@@ -98,17 +101,24 @@ def write_checkpoint(run: Run, folder: Path) -> None:
 
 
 def prepare(
-    settings: Train, flip: Flip, base: Base, examples: list[Example], trigger: str = "", identity: str = ""
+    settings: Train,
+    flip: Flip,
+    base: Base,
+    examples: list[Example],
+    encode: Encode | None = None,
+    identity: str = "",
+    trigger: str = "",
 ) -> Run:
-    """Load the base, make what the run's draws need, add the LoRA, build optimizer and schedule.
+    """Load the base, make what its draws need, add the LoRA, build optimizer and schedule.
 
     Args:
         settings: The training section.
         flip: Mirroring.
         base: The base.
         examples: What is learnt.
-        trigger: The dataset's trigger, for pivotal tuning.
-        identity: Which weights the base has, for what is kept between runs.
+        encode: How latents are made, where they are not read from the cache.
+        identity: Which weights the base has: part of the name of what is kept between runs.
+        trigger: Must not be cut off; pivotal tuning learns its embedding.
     """
     if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise MissingError("mixed_precision fp16 needs a GPU; on a CPU use a base with dtype: fp32 or bf16")
@@ -117,9 +127,8 @@ def prepare(
     kept = (
         [] if settings.prior is None else prior.examples(adapter, settings.prior, identity, settings.seed, base.size_px)
     )
-    texts = sorted({text for example in (*examples, *kept) for text in example.text})
-    conditioning = {text: adapter.encode_prompts([text]) for text in texts}
-    _leave_only_unet(adapter, conditioning)
+    also = [text for example in kept for text in example.text]
+    data = prepare_data(settings, base, adapter, examples, encode or Encode(), identity, trigger, also)
     pipeline = adapter.pipeline
     lora.add_lora(pipeline, settings)
     pipeline.unet.train()
@@ -134,12 +143,18 @@ def prepare(
     parameters = [p for group in groups for p in group["params"]]
     optimizer = choices.pick(choices.OPTIMIZERS, settings.optimizer)(groups, settings)
     schedule = choices.pick(choices.LR_SCHEDULES, settings.lr_schedule)(optimizer, settings)
+    conditioning_of = data.conditioning_of
+    if settings.learns_text:
+        spoken = pivotal.spoken(trigger) if settings.pivotal is not None else None
+        conditioning_of = texts.learning(adapter, accelerator.autocast, spoken)
     run = Run(
         settings=settings,
         flip=flip,
         adapter=adapter,
-        examples=examples,
-        conditioning=conditioning,
+        examples=data.examples,
+        order=BatchOrder.of(data.examples, settings.seed, settings.batch_size),
+        latents_of=data.latents_of,
+        conditioning_of=conditioning_of,
         parameters=parameters,
         optimizer=accelerator.prepare_optimizer(optimizer),
         lr_schedule=schedule,
@@ -150,17 +165,9 @@ def prepare(
         initial=lora.initial_tensors(pipeline.unet, settings),
     )
     if kept:
-        run.prior = replace(run, examples=kept)
+        order = BatchOrder.of(kept, settings.seed, settings.batch_size)
+        run.prior = replace(run, examples=kept, order=order, latents_of=latents.cached)
     return run
-
-
-def _leave_only_unet(adapter: Adapter, conditioning: dict[str, Conditioning]) -> None:
-    """Give back the memory of VAE and text encoders: their outputs are cached."""
-    for name in ("vae", "text_encoder", "text_encoder_2"):
-        if getattr(adapter.pipeline, name, None) is not None:
-            setattr(adapter.pipeline, name, None)
-    if adapter.device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def _publish(kept: Path, out: Path) -> list[Path]:

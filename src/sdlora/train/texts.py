@@ -1,0 +1,96 @@
+"""Text embeddings: kept in memory, kept on disk between runs, or made at each draw; the same bits each way."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from sdlora import provenance, records, tensors
+from sdlora.adapters import Adapter, Conditioning
+
+#: Texts in, one row of conditioning a text out.
+ConditioningOf = Callable[[Sequence[str]], Conditioning]
+
+
+def stacked(rows: Sequence[Conditioning]) -> Conditioning:
+    """Several prompts' conditioning as one, a row each."""
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def live(adapter: Adapter) -> ConditioningOf:
+    """Encode at each call; the adapter's text encoders must stay in memory.
+
+    Each text is encoded by itself, so that its embedding does not depend on its batch mates and is the
+    one that a cache would hold.
+    """
+    return torch.no_grad()(lambda texts: stacked([adapter.encode_prompts([text]) for text in texts]))
+
+
+def learning(
+    adapter: Adapter, autocast: Callable[[], AbstractContextManager[None]], spoken: Callable[[str], str] | None
+) -> ConditioningOf:
+    """Encode at each call, with gradients for what the text encoders learn.
+
+    Args:
+        adapter: With its text encoders.
+        autocast: The run's precision.
+        spoken: Rewrites a caption before it is read (pivotal tuning's token for the trigger).
+    """
+
+    def conditioning_of(texts: Sequence[str]) -> Conditioning:
+        with autocast():
+            return stacked([adapter.encode_prompts([spoken(text) if spoken else text]) for text in texts])
+
+    return conditioning_of
+
+
+@torch.no_grad()
+def cached(adapter: Adapter, texts: Sequence[str]) -> ConditioningOf:
+    """Encode every text now and keep it in memory; the text encoders are not needed after."""
+    return _lookup({text: adapter.encode_prompts([text]) for text in texts})
+
+
+@torch.no_grad()
+def on_disk(adapter: Adapter, texts: Sequence[str], identity: str, folder: Path) -> ConditioningOf:
+    """Read every text's embedding from a folder that versions share; encode and write what is not there.
+
+    Args:
+        adapter: Encodes what is new.
+        texts: Everything that will be asked for.
+        identity: Which weights the text encoders have.
+        folder: `<key>.safetensors` each; may be deleted at any time.
+
+    Returns:
+        What `cached` returns.
+    """
+    rows, new = {}, 0
+    for text in texts:
+        path = folder / f"{text_key(adapter, text, identity)}.safetensors"
+        if not tensors.is_whole(path):
+            row = adapter.encode_prompts([text])
+            tensors.write(path, {name: value.cpu() for name, value in row.items()})
+            new += 1
+        rows[text] = {name: value.to(adapter.device) for name, value in tensors.read(path).items()}
+    print(f"train: {new} captions encoded, {len(rows) - new} already in the cache", flush=True)
+    return _lookup(rows)
+
+
+def text_key(adapter: Adapter, text: str, identity: str) -> str:
+    """Name of a text's embedding: the text and everything else its bits depend on."""
+    depends_on = {
+        "text": text,
+        "weights": identity,
+        "family": adapter.base.family,
+        "dtype": str(adapter.dtype),
+        "device": adapter.device.type,
+        "threads": torch.get_num_threads(),
+        "software": {name: version(name) for name in ("diffusers", "torch", "transformers")},
+        "code": provenance.code_of("adapters", provenance.PACKAGE / "train" / "texts.py"),
+    }
+    return provenance.sha256_text(records.canonical_json(depends_on))[:32]
+
+
+def _lookup(rows: Mapping[str, Conditioning]) -> ConditioningOf:
+    return lambda texts: stacked([rows[text] for text in texts])

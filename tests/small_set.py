@@ -1,0 +1,90 @@
+"""A small dataset made by the real stages: a few pictures fitted, captioned by hand, mirrored and encoded."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from conftest import ROOT, SMALL
+from PIL import Image
+
+from sdlora import provenance, records
+from sdlora import settings as settings_file
+from sdlora.encode import encode_dataset
+from sdlora.fit import fit_dataset
+from sdlora.flip import flip_dataset
+from sdlora.params import Base, Encode, Fit, Params
+from sdlora.pictures import png_bytes
+from sdlora.train.dataset import Example, load_examples
+from sdlora.train_section import Train
+
+TINY = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
+CAPTION = "captain, black coat on the left, smile mouth, lavender background"
+ENCODE = {"encode": Encode().model_dump(), "base": TINY.model_dump(), "threads": 1, "code": "x"}
+
+
+def captain(number: int, size: tuple[int, int] = (112, 64)) -> Image.Image:
+    """An embedded picture at another size."""
+    with Image.open(ROOT / "data/embedded/captain/train" / f"{number:03d}.png") as picture:
+        return picture.convert("RGB").resize(size)
+
+
+def noise(width: int, height: int, seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
+
+
+def write_manifest(source: Path, pictures: Mapping[str, Image.Image], split: str = "train") -> None:
+    """`raw/` and `manifest.jsonl`; ids are p0, p1, …"""
+    rows = []
+    for number, (name, picture) in enumerate(pictures.items()):
+        content = png_bytes(picture)
+        file = f"{provenance.hashlib.sha256(content).hexdigest()}.png"
+        records.write_bytes(source / "raw" / file, content)
+        row = {"id": f"p{number}", "name": name, "file": file, "sha256": file[:-4], "split": split, "caption": None}
+        rows.append(row)
+    records.write_jsonl(source / "manifest.jsonl", rows)
+
+
+def make_set(
+    source: Path,
+    pictures: Mapping[str, Image.Image],
+    fit: Fit | None = None,
+    masks: str | None = None,
+    mirror: bool = True,
+    repeats: Any = None,
+    captions: Sequence[str] | None = None,
+    encode: bool = True,
+) -> Path:
+    """Run fit, flip and encode; returns the folder of the fitted set."""
+    write_manifest(source, pictures)
+    folder = source / "fitted"
+    fit_dataset(fit or Fit(size_px=64), source, folder, masks)
+    texts = captions or [CAPTION] * len(pictures)
+    rows = [{"id": f"p{n}", "caption": text, "origin": "-", "split": "train"} for n, text in enumerate(texts)]
+    records.write_jsonl(folder / "captions.jsonl", rows)
+    flip_dataset(folder, mirror, True, repeats)
+    if encode:
+        encode_dataset(ENCODE, "tiny", folder)
+    return folder
+
+
+def examples_of(folder: Path, cache: str = "disk") -> list[Example]:
+    return load_examples(folder, "tiny", cache)
+
+
+def settings(**changes: object) -> Train:
+    values = {"rank": 2, "steps": 4, "checkpoint_every": 2, "learning_rate": 1e-3, "optimizer": "adamw"}
+    return Train(**{**values, "mixed_precision": "no", **changes})
+
+
+def edited(folder: Path, *changes: tuple[str, str]) -> Params:
+    """The tests' small settings, read after changes of their text; `folder` gets the code and the models."""
+    text = SMALL
+    for before, after in changes:
+        assert before in text
+        text = text.replace(before, after, 1)
+    (folder / "params.yaml").write_text(text, encoding="utf-8")
+    for name in ("models", "workflow"):
+        if not (folder / name).exists():
+            (folder / name).symlink_to(ROOT / name)
+    return settings_file.load(folder / "params.yaml")
