@@ -56,7 +56,9 @@ SCHEDULERS = {
 METRICS = {
     "psnr_db": "sdlora.evaluate.psnr:psnr_db",
     "ssim": "sdlora.evaluate.ssim:ssim",
+    "effnet_lite0_distance": "sdlora.evaluate.effnet:effnet_lite0_distance",
 }
+LOWER_IS_BETTER = {"effnet_lite0_distance"}  # of METRICS; of the others, higher is better
 SOURCES = {
     "folder": "sdlora.scrape.folder:find",
 }

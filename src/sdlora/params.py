@@ -210,6 +210,7 @@ class Version(Section):
 
     base: str = Field(description="entry of bases")
     dataset: str = Field(description="entry of datasets")
+    preset: str | None = Field(None, description="entry of presets to start from, over the defaults; null = none")
     fit: Fit = Fit()
     caption: Caption = Caption()
     flip: Flip = Flip()
@@ -235,6 +236,7 @@ class Params(Section):
     keep_runs: int = Field(20, ge=1, le=10_000, description="finished runs kept by recipe in .sdlora/store")
     bases: dict[Name, Base] = Field(min_length=1)
     datasets: dict[Name, Dataset] = Field(min_length=1)
+    presets: dict[Name, Version] = Field({}, description="named blocks of settings a version can start from")
     versions: dict[Name, Version] = Field(min_length=1)
 
     @model_validator(mode="after")

