@@ -87,11 +87,12 @@ def _unknown_stage_keys(raw: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _unknown_names(params: Params, raw: Mapping[str, Any]) -> Iterator[Problem]:
     for name, version in params.versions.items():
-        for key, value, menu in (
+        named: list[tuple[str, str, Mapping[str, object]]] = [
             ("base", version.base, params.bases),
             ("dataset", version.dataset, params.datasets),
             *([("preset", version.preset, params.presets)] if version.preset else []),
-        ):
+        ]
+        for key, value, menu in named:
             if value not in menu:
                 place = ("versions", name, key) if _has(raw, ("versions", name, key)) else (key,)
                 yield place, f"{value!r} is not defined{suggest(value, menu)}"
@@ -122,7 +123,7 @@ def _explain(item: Any, raw: Mapping[str, Any]) -> Problem:
     place = _stated_at(raw, tuple(item["loc"]))
     if place[:1] in (("versions",), ("presets",)) and len(place) > 2 and not _has(raw, place):
         stated = raw[str(place[0])].get(place[1]) or {}
-        chosen = ("presets", stated.get("preset"), *place[2:]) if isinstance(stated, dict) else place
+        chosen = ("presets", str(stated.get("preset")), *place[2:]) if isinstance(stated, dict) else place
         general = ("defaults", *place[2:])
         place = chosen if _has(raw, chosen) else general if _has(raw, general) else place
     if item["type"] == "extra_forbidden":

@@ -62,20 +62,15 @@ def style_of(caption: str) -> str:
 
 def pixel_distances(drawn: Sequence[Image.Image], truths: Pixels) -> NDArray[np.float64]:
     """Mean squared difference of every drawing (row) and truth (column)."""
-    return np.stack(
-        [
-            np.square(truths.astype(np.float64) - np.asarray(picture, np.float64)).mean(axis=(1, 2, 3))
-            for picture in drawn
-        ]
-    )
+    known = truths.astype(np.float64)
+    return np.stack([np.square(known - np.asarray(picture, np.float64)).mean(axis=(1, 2, 3)) for picture in drawn])
 
 
 def feature_distances(drawn: Sequence[Image.Image], truths: Pixels) -> NDArray[np.float64]:
     """EffNet-Lite0 feature distance of every drawing (row) and truth (column)."""
     known = [effnet.features(truth) for truth in truths]
-    return np.array(
-        [[effnet.distance(found, k) for k in known] for found in map(effnet.features, map(np.asarray, drawn))]
-    )
+    found = [effnet.features(np.asarray(picture)) for picture in drawn]
+    return np.array([[effnet.distance(one, other) for other in known] for one in found])
 
 
 def nearest_shares(distances: NDArray[np.float64], captions: Sequence[str]) -> dict[str, float]:

@@ -29,12 +29,13 @@ def explain(values: Values, settings: Evaluate) -> dict[str, Any]:
         for metric in settings.metrics
     }
     gain = figures[settings.choose_by]
+    extreme = "lowest" if settings.choose_by in choices.LOWER_IS_BETTER else "highest"
     sure = (
         "its 95 % interval excludes 0" if gain["ci_low"] > 0 or gain["ci_high"] < 0 else "its 95 % interval includes 0"
     )
     return {
         "best_step": step,
-        "rule": f"{'lowest' if settings.choose_by in choices.LOWER_IS_BETTER else 'highest'} mean {settings.choose_by} of {len(steps)} checkpoints",
+        "rule": f"{extreme} mean {settings.choose_by} of {len(steps)} checkpoints",
         "why": f"step {step}: mean {settings.choose_by} {gain['best']}, {gain['delta']:+} against step 0 "
         f"[{gain['ci_low']}, {gain['ci_high']}]; {sure}",
         **figures,
