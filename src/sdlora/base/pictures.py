@@ -46,6 +46,19 @@ def make(folder: Path, count: int, seed: int, size_px: int, workers: int = 2) ->
     (folder / "captions.json").write_text(json.dumps(captions), encoding="utf-8")
 
 
+def held_out(seed: int, size_px: int, count: int = HELD_OUT_COUNT) -> tuple[NDArray[np.uint8], list[str]]:
+    """The first held-out pictures (N, H, W, 3) uint8 and their captions: those that `make` keeps from training."""
+    found: list[world.Picture] = []
+    index = 0
+    while len(found) < count:
+        picture = world.sample(index, seed)
+        index += 1
+        if world.is_held_out(picture):
+            found.append(picture)
+    drawn = [np.asarray(world.draw(picture, size_px)) for picture in found]
+    return np.stack(drawn), [picture.caption for picture in found]
+
+
 def load(folder: Path, name: str) -> tuple[NDArray[np.uint8], list[str]]:
     """Pictures (N, H, W, 3) uint8 and their captions; `name` is `pictures` or `held_out`."""
     captions = json.loads((folder / "captions.json").read_text("utf-8"))[name]

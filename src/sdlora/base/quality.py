@@ -13,6 +13,7 @@ from PIL import Image
 from sdlora import records
 from sdlora.adapters.base import quieten
 from sdlora.base import pictures, vae
+from sdlora.base.recipe import BaseRecipe
 from sdlora.caption import Captioner
 from sdlora.evaluate import effnet
 from sdlora.evaluate.psnr import psnr_db
@@ -102,11 +103,11 @@ def word_f1(said: Sequence[str], truth: Sequence[str]) -> float:
     return round(float(np.mean(scores)), 4)
 
 
-def measure(models: Path, work: Path, count: int, sheet: Path) -> dict[str, object]:
+def measure(models: Path, count: int, sheet: Path) -> dict[str, object]:
     """All figures on the first `count` held-out pictures; also writes a sheet of truths and drawings."""
     quieten()
-    truths, captions = pictures.load(work, "held_out")
-    truths, captions = np.asarray(truths[:count]), captions[:count]
+    recipe = BaseRecipe()
+    truths, captions = pictures.held_out(recipe.seed, recipe.size_px, count)
     pipeline = StableDiffusionPipeline.from_pretrained(models / "tiny-sd")
     pipeline.set_progress_bar_config(disable=True)
     figures: dict[str, object] = {"pictures": len(captions), "vae": vae_quality(pipeline, truths)}
@@ -129,13 +130,12 @@ def measure(models: Path, work: Path, count: int, sheet: Path) -> dict[str, obje
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", type=Path, default=Path("models"))
-    parser.add_argument("--work", type=Path, default=Path("models/.work"), help="where the held-out pictures lie")
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path("results/base/quality.json"))
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    figures = measure(args.models, args.work, args.count, args.out.with_name("sheet.png"))
+    figures = measure(args.models, args.count, args.out.with_name("sheet.png"))
     records.write_json(args.out, figures)
     print(records.canonical_json(figures))
 

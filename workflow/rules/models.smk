@@ -1,0 +1,27 @@
+# The embedded base. `snakemake --cores 2 models` trains it anew; nothing else asks for that.
+rule models:
+    log:
+        "logs/base/models.log",
+    threads: 2
+    params:
+        python=sys.executable,
+    shell:
+        "{params.python} -u -m sdlora.base.make --threads {threads} 2>&1 | tee {log}"
+
+
+rule base_quality:
+    input:
+        "models/tiny-sd/model_index.json",
+        "models/tiny-sd/unet/diffusion_pytorch_model.safetensors",
+        "models/tiny-sd/vae/diffusion_pytorch_model.safetensors",
+        "models/tiny-blip/model.safetensors",
+    output:
+        "results/base/quality.json",
+        "results/base/sheet.png",
+    log:
+        "logs/base/quality.log",
+    threads: 2
+    params:
+        python=sys.executable,
+    shell:
+        "{params.python} -m sdlora.base.quality --threads {threads} --out {output[0]} 2>&1 | tee {log}"
