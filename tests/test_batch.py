@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_set import TINY, captain, examples_of, make_set, settings
+from small_set import TINY, captain, edited, examples_of, make_set, settings
 from torch import Tensor
 
-from sdlora.errors import DataError
+from sdlora import plan
+from sdlora.errors import DataError, ParamsError
 from sdlora.flip import repeats_of
 from sdlora.params import Fit, Flip
 from sdlora.train.batch import draw_batch, sizes_of
@@ -111,6 +112,24 @@ def test_repeats_by_subfolder() -> None:
     for names in (["a.png", "hat/b.png"], ["0_a/b.png"]):
         with pytest.raises(DataError, match="names such as 3_hat"):
             repeats_of(names, "kohya")
+
+
+def test_repeats_are_said_once(tmp_path: Path) -> None:
+    trigger = "trigger: captain\n"
+    with pytest.raises(ParamsError, match="repeats and kohya_repeats both say"):
+        edited(tmp_path, (trigger, f"{trigger}    repeats: {{hat: 2}}\n    kohya_repeats: true\n"))
+    with pytest.raises(ParamsError, match=r"datasets\.small\.repeats\.hat: 0 is not allowed"):
+        edited(tmp_path, (trigger, f"{trigger}    repeats: {{hat: 0}}\n"))
+
+
+def test_repeats_reach_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    trigger = "trigger: captain\n"
+    found = []
+    for line in ("", "    repeats: {train: 2}\n", "    kohya_repeats: true\n"):
+        jobs = plan.jobs(edited(tmp_path, (trigger, trigger + line)))
+        found += [job.recipe["repeats"] for job in jobs if job.stage == "flip"]
+    assert found == [{}, {"train": 2}, "kohya"]
 
 
 def test_repeats_reach_the_examples(tmp_path: Path) -> None:

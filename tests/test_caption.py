@@ -65,6 +65,15 @@ def test_only_new_pictures_are_captioned(folder: Path) -> None:
     assert blip.seen == 4
 
 
+def test_a_caption_does_not_depend_on_the_other_pictures(folder: Path, tmp_path: Path) -> None:
+    together = caption(folder, captioner())
+    rows = records.read_jsonl(folder / "fit.jsonl")
+    for row in reversed(rows):
+        records.write_jsonl(folder / "fit.jsonl", [row])
+        (tmp_path / "store").rename(tmp_path / f"store-{row['id']}")
+        assert caption(folder, captioner()) == {row["id"]: together[row["id"]]}
+
+
 def test_a_users_caption_wins(folder: Path, tmp_path: Path) -> None:
     override = tmp_path / "mine.jsonl"
     records.write_jsonl(override, [{"file": "1.png", "caption": "at the helm"}, {"id": "p2", "caption": "asleep"}])

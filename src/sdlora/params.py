@@ -89,15 +89,19 @@ class Dataset(Section):
         min_length=1,
         description="what train.mask: user weighs the loss with: alpha (each picture's own), or a folder of masks",
     )
-    repeats: dict[str, Repeats] | Literal["kohya"] = Field(
-        {},
-        description="draws per epoch of a subfolder's pictures, {subfolder: N}; kohya reads N from names such as 3_hat",
-    )
+    repeats: dict[str, Repeats] = Field({}, description="draws per epoch of a subfolder's pictures: {subfolder: N}")
+    kohya_repeats: bool = Field(False, description="read repeats from subfolders' names, as kohya does: 3_hat is 3")
 
     @model_validator(mode="after")
     def _held_out_in_range(self) -> Self:
         if isinstance(self.held_out, int) and self.held_out < 0:
             raise ValueError(f"held_out is {self.held_out}; it must be 0 or more, or a subfolder's name")
+        return self
+
+    @model_validator(mode="after")
+    def _repeats_said_once(self) -> Self:
+        if self.repeats and self.kohya_repeats:
+            raise ValueError("repeats and kohya_repeats both say how often pictures are drawn; set one of them")
         return self
 
 

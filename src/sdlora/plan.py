@@ -181,7 +181,7 @@ def _dataset_jobs(params: Params, name: str, method: str, scrape: Job, hashes: F
         job_name,
         folder,
         {"mirror": dataset.flip and version.flip.probability > 0, "swap_words": version.flip.swap_words,
-         "repeats": dataset.repeats},
+         "repeats": "kohya" if dataset.kohya_repeats else dataset.repeats},
         [fit.made, caption.made],
         ["train/metadata.jsonl"],
     )  # fmt: skip
