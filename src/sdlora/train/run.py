@@ -14,10 +14,13 @@ from sdlora.adapters import Adapter, Conditioning, load_adapter
 from sdlora.errors import MissingError
 from sdlora.params import Base, Flip, Train
 from sdlora.train import lora
-from sdlora.train.checkpoint import State, newest_state, save_state
+from sdlora.train.checkpoint import State, keep_states, newest_state, save_state, told_when_full
 from sdlora.train.dataset import Example, load_examples
 from sdlora.train.export import FILE_NAME, write_lora
+from sdlora.train.identity import Identity, identity_of
+from sdlora.train.longer import go_on, is_undamaged
 from sdlora.train.loop import Run, train_loop
+from sdlora.train.publish import publish, write_about
 
 LOG_COLUMNS = ("step", "loss", "learning_rate")
 
@@ -40,34 +43,34 @@ def train_version(
     """
     key = provenance.sha256_text(records.canonical_json([recipe, *map(provenance.outputs_identity, inputs)]))[:32]
     kept = store.entry("train", key)
-    with store.sole_use(kept):
-        if (kept / "done.json").exists() and _is_undamaged(kept):
+    with store.sole_use(kept), told_when_full(kept):
+        if (kept / "done.json").exists() and is_undamaged(kept):
             print(f"train: these settings were trained before; publishing run {key[:12]} again", flush=True)
         else:
-            _train(recipe, folder, base_name, kept)
-        published = _publish(kept, out)
+            if (kept / "done.json").exists():  # damaged since: its last state would not bring back its checkpoints
+                shutil.rmtree(kept / "state", ignore_errors=True)
+                (kept / "done.json").unlink()
+            _train(recipe, identity_of(recipe, inputs), folder, base_name, kept)
+        published = publish(kept, out, recipe)
     store.keep_newest("train", keep_runs)
     return published
 
 
-def _is_undamaged(kept: Path) -> bool:
-    outputs = records.read_json(kept / "done.json")
-    return all((kept / n).exists() and provenance.sha256_of(kept / n) == digest for n, digest in outputs.items())
-
-
-def _train(recipe: dict[str, Any], folder: Path, base_name: str, kept: Path) -> None:
+def _train(recipe: dict[str, Any], identity: Identity, folder: Path, base_name: str, kept: Path) -> None:
     torch.set_num_threads(recipe["threads"])
     settings = Train.model_validate_json(records.canonical_json(recipe["train"]))
     base = Base.model_validate_json(records.canonical_json(recipe["base"]))
     flip = Flip.model_validate_json(records.canonical_json(recipe["flip"]))
     run = prepare(settings, flip, base, load_examples(folder, base_name))
-    state = newest_state(kept)
+    state = newest_state(kept, identity)
     if state is not None:
         print(f"train: resuming from step {state.step} of {settings.steps}", flush=True)
+    else:
+        state = go_on(kept, identity, settings)
 
     def on_checkpoint(state: State) -> None:
         write_lora(kept / "checkpoints" / f"step-{state.step:06d}", run.adapter, settings)
-        save_state(kept, state)
+        save_state(kept, state, identity)
 
     log = train_loop(run, state, on_checkpoint)
     records.write_csv(
@@ -75,9 +78,10 @@ def _train(recipe: dict[str, Any], folder: Path, base_name: str, kept: Path) -> 
     )
     with (kept / "config.yaml").open("w", encoding="utf-8") as handle:
         YAML(typ="safe", pure=True).dump(recipe, handle)
-    files = [kept / "train_log.csv", kept / "config.yaml", *sorted((kept / "checkpoints").rglob(FILE_NAME))]
+    about = write_about(kept, run, recipe["trigger"])
+    files = [about, kept / "train_log.csv", kept / "config.yaml", *sorted((kept / "checkpoints").rglob(FILE_NAME))]
     records.write_json(kept / "done.json", {str(p.relative_to(kept)): provenance.sha256_of(p) for p in files})
-    shutil.rmtree(kept / "state", ignore_errors=True)
+    keep_states(kept, 1)  # a version with more steps goes on from it
 
 
 def prepare(settings: Train, flip: Flip, base: Base, examples: list[Example]) -> Run:
@@ -109,11 +113,3 @@ def _leave_only_unet(adapter: Adapter, conditioning: dict[str, Conditioning]) ->
             setattr(adapter.pipeline, name, None)
     if adapter.device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def _publish(kept: Path, out: Path) -> list[Path]:
-    names = records.read_json(kept / "done.json")
-    records.publish_folder(kept / "checkpoints", out / "checkpoints")
-    for name in ("train_log.csv", "config.yaml"):
-        records.write_bytes(out / name, (kept / name).read_bytes())
-    return [out / name for name in names]
