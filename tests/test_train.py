@@ -25,13 +25,13 @@ from sdlora.train.run import prepare
 TINY = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
 
 
-def examples(count: int = 3) -> list[Example]:
+def examples(count: int = 3, side: int = 16) -> list[Example]:
     """Random latents with a mirrored side, shaped as the tiny VAE's."""
     source = torch.Generator().manual_seed(1)
     made = []
     for number in range(count):
-        means = tuple(torch.randn(4, 16, 16, generator=source) for _ in range(2))
-        stds = tuple(torch.full((4, 16, 16), 0.1) for _ in range(2))
+        means = tuple(torch.randn(4, side, side, generator=source) for _ in range(2))
+        stds = tuple(torch.full((4, side, side), 0.1) for _ in range(2))
         made.append(Example(f"p{number}", means, stds, ("captain, left", "captain, right")))
     return made
 

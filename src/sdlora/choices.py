@@ -8,6 +8,7 @@ from sdlora.errors import ParamsError, suggest
 OPTIMIZERS = {
     "adamw": "sdlora.train.optimizers:adamw",
     "adamw8bit": "sdlora.train.optimizers:adamw8bit",
+    "prodigy": "sdlora.train.optimizers:prodigy",
 }
 LR_SCHEDULES = {
     "constant": "sdlora.train.lr_schedules:from_diffusers",

@@ -86,6 +86,12 @@ def keep_states(run: Path, count: int) -> None:
         shutil.rmtree(old)
 
 
+def clear_leftovers(run: Path) -> None:
+    """Remove half-written files of a process that was killed; only the owner of the run may call this."""
+    for left in [*run.rglob("*.part")]:
+        shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
+
+
 @contextmanager
 def told_when_full(run: Path) -> Iterator[None]:
     """Turn a full disk into an error that says what is safe and what to do."""

@@ -77,8 +77,9 @@ def _taken_over(folder: Path, manifest: Manifest, kept: Path, identity: Identity
         raise DataError("its files are damaged")
     _set_schedule(state, before, settings)
     for step in settings.checkpoint_steps:
-        for file in sorted((folder / "checkpoints" / f"step-{step:06d}").glob("*")):
-            records.write_bytes(kept / "checkpoints" / file.parent.name / file.name, file.read_bytes())
+        if step <= state.step:
+            name = f"checkpoints/step-{step:06d}"
+            records.publish_folder(folder / name, kept / name)
     save_state(kept, state, identity)
     print(f"train: the same but for its length: going on from step {state.step} of run {folder.name[:12]}", flush=True)
     return state

@@ -30,3 +30,19 @@ def adamw8bit(parameters: list[nn.Parameter], settings: Train, learning_rate: fl
         weight_decay=settings.weight_decay,
     )
     return optimizer
+
+
+def prodigy(parameters: list[nn.Parameter], settings: Train, learning_rate: float) -> Optimizer:
+    """Prodigy (Mishchenko and Defazio, arXiv 2306.06101): estimates its own rate d; use learning_rate 1."""
+    from prodigyopt import Prodigy
+
+    optimizer: Optimizer = Prodigy(
+        parameters,
+        lr=learning_rate,
+        betas=settings.betas,
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        use_bias_correction=True,
+        safeguard_warmup=True,
+    )
+    return optimizer

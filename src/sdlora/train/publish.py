@@ -49,12 +49,15 @@ def publish(kept: Path, out: Path, recipe: dict[str, Any]) -> list[Path]:
         if not name.startswith("checkpoints/"):
             records.write_bytes(out / name, (kept / name).read_bytes())
     kohya = []
-    for lora in sorted((out / "checkpoints").glob(f"step-*/{FILE_NAME}")):
-        step = int(lora.parent.name.removeprefix("step-"))
-        kohya.append(write_kohya(lora, f"{out.name}-step{step:06d}", step, settings, base, about))
+    loras = sorted((out / "checkpoints").rglob(FILE_NAME))
+    for lora in loras:
+        folder, *kind = lora.parent.relative_to(out / "checkpoints").parts
+        name = "-".join([out.name, folder.replace("-", ""), *kind])
+        step = int(folder.removeprefix("step-"))
+        kohya.append(write_kohya(lora, name, step, settings, base, about))
     identity = str(recipe["base_identity"])
     hub_id = identity.removeprefix("hub:").split("@")[0] if identity.startswith("hub:") else None
-    text = card(out.name, settings, base, hub_id, about, _facts(kept, lora))
+    text = card(out.name, settings, base, hub_id, about, _facts(kept, loras[-1]))
     records.write_text(out / "README.md", text)
     return [*(out / name for name in names), *(path for path in kohya if path), out / "README.md"]
 

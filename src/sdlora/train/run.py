@@ -14,7 +14,7 @@ from sdlora.adapters import Adapter, Conditioning, load_adapter
 from sdlora.errors import MissingError
 from sdlora.params import Base, Flip, Train
 from sdlora.train import lora
-from sdlora.train.checkpoint import State, keep_states, newest_state, save_state, told_when_full
+from sdlora.train.checkpoint import State, clear_leftovers, keep_states, newest_state, save_state, told_when_full
 from sdlora.train.dataset import Example, load_examples
 from sdlora.train.export import FILE_NAME, write_lora
 from sdlora.train.identity import Identity, identity_of
@@ -62,6 +62,7 @@ def _train(recipe: dict[str, Any], identity: Identity, folder: Path, base_name: 
     base = Base.model_validate_json(records.canonical_json(recipe["base"]))
     flip = Flip.model_validate_json(records.canonical_json(recipe["flip"]))
     run = prepare(settings, flip, base, load_examples(folder, base_name))
+    clear_leftovers(kept)
     state = newest_state(kept, identity)
     if state is not None:
         print(f"train: resuming from step {state.step} of {settings.steps}", flush=True)
