@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +239,33 @@ def test_what_a_killed_process_left_is_not_published(place: Place) -> None:
     once = hashes(place.train())
     unfinish(place.runs()[0])
     assert hashes(place.train()) == once
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"only root may mount a small disk: {done.stderr}")
+    yield folder
+    os.chdir(tmp_path)
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_and_training_goes_on_when_there_is_room(
+    small_disk: Path, other: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(small_disk / "here", monkeypatch)
+    with pytest.raises(DataError, match=r"No space left on device; .* MiB are free.*the state after step 2 is whole"):
+        place.train()
+    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    found = hashes(place.train())
+    assert "resuming from step 2 of 4" in capsys.readouterr().out
+    assert found == hashes(other.train())
 
 
 def test_a_state_copied_from_another_run_is_refused(place: Place) -> None:
