@@ -1,4 +1,4 @@
-"""Killing a run at any moment changes no byte. Damage and full disks: `test_checkpoint.py`; the rest: `test_runs.py`."""
+"""Killing a run at any moment changes no byte. Damage and full disks: `test_checkpoint.py`; more: `test_runs.py`."""
 
 import json
 import os
