@@ -1,11 +1,13 @@
 """Every file format the stages share, and atomic writes: the only file-format code."""
 
 import csv
+import hashlib
 import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,51 @@ def write_bytes(path: Path, content: bytes) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def write_pieces(path: Path, content: Iterable[bytes]) -> str:
+    """Write a file of a `new_folder` to the disk.
+
+    Returns:
+        Its sha256 in hex.
+    """
+    digest = hashlib.sha256()
+    with path.open("wb") as handle:
+        for piece in content:
+            handle.write(piece)
+            digest.update(piece)
+        handle.flush()
+        os.fsync(handle.fileno())
+    return digest.hexdigest()
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder to fill that becomes `target` when all is written: whole or not at all, also after a power cut."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    for left in target.parent.glob(".*.part"):  # of a process that was killed
+        shutil.rmtree(left)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    old = target.with_name(f".{target.name}.{os.getpid()}.old.part")
+    part.mkdir()
+    try:
+        yield part
+        _sync_folder(part)
+        if target.exists():
+            target.replace(old)
+        part.replace(target)
+        _sync_folder(target.parent)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def write_text(path: Path, content: str) -> None:

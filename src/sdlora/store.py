@@ -20,6 +20,12 @@ def entry(kind: str, key: str) -> Path:
     return folder
 
 
+def entries(kind: str) -> list[Path]:
+    """Every entry of a kind, the most recently used first."""
+    found = [p for p in (STORE / kind).glob("*") if p.is_dir()]
+    return sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True)
+
+
 @contextmanager
 def sole_use(folder: Path, wait: bool = False) -> Iterator[None]:
     """Hold an entry; the kernel lets go when the process dies.
@@ -37,7 +43,6 @@ def sole_use(folder: Path, wait: bool = False) -> Iterator[None]:
 
 def keep_newest(kind: str, count: int) -> None:
     """Drop all but the `count` most recently used entries of a kind; what is in use stays."""
-    entries = sorted((p for p in (STORE / kind).iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime_ns)
-    for folder in entries[:-count]:
+    for folder in reversed(entries(kind)[count:]):
         with suppress(DataError), sole_use(folder):
             shutil.rmtree(folder, ignore_errors=True)

@@ -4,8 +4,11 @@ safetensors and torch both load a flipped bit without a word, so each file carri
 """
 
 import hashlib
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
@@ -14,6 +17,37 @@ from sdlora import records
 from sdlora.errors import DataError
 
 _KEY = "sha256"  # the only metadata key: with two, their order in the file would vary
+_CODES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2",
+}  # fmt: skip
+
+
+def pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> Iterator[bytes]:
+    """A safetensors file, piece by piece: equal tensors and metadata give equal bytes.
+
+    safetensors' own writer orders metadata at random once there are two keys. Here all keys are sorted, and tensors lie
+    by (element size, name), so that each is aligned.
+
+    Raises:
+        TypeError: If a tensor's type has no name in the format.
+    """
+    ordered = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
+    header: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    place = 0
+    for name in ordered:
+        value = tensors[name]
+        if value.dtype not in _CODES or value.layout != torch.strided:
+            raise TypeError(f"{name}: a {value.layout} tensor of {value.dtype} cannot be saved")
+        end = place + value.numel() * value.element_size()
+        header[name] = {"dtype": _CODES[value.dtype], "shape": list(value.shape), "data_offsets": [place, end]}
+        place = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little") + text
+    for name in ordered:
+        yield tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
 def _digest(tensors: dict[str, Tensor]) -> str:

@@ -15,12 +15,15 @@ from sdlora.adapters import load_adapter
 from sdlora.errors import MissingError
 from sdlora.params import Base, Encode, Flip
 from sdlora.train import latents, lora, pivotal, prior, texts
-from sdlora.train.checkpoint import State, newest_state, save_state
+from sdlora.train.checkpoint import State, clear_leftovers, keep_states, newest_state, save_state, told_when_full
 from sdlora.train.data import prepare_data
 from sdlora.train.dataset import BatchOrder, Example, load_examples
 from sdlora.train.export import AVERAGE, write_lora
+from sdlora.train.identity import Identity, identity_of
+from sdlora.train.longer import go_on, is_undamaged
 from sdlora.train.loop import Run, holding, train_loop
 from sdlora.train.optimizers import point_to_save
+from sdlora.train.publish import publish, write_about
 from sdlora.train_section import Train
 
 LOG_COLUMNS = ("step", "loss", "learning_rate", "d")  # d: Prodigy's factor on the rate; 1 for the others
@@ -44,22 +47,20 @@ def train_version(
     """
     key = provenance.sha256_text(records.canonical_json([recipe, *map(provenance.outputs_identity, inputs)]))[:32]
     kept = store.entry("train", key)
-    with store.sole_use(kept):
-        if (kept / "done.json").exists() and _is_undamaged(kept):
+    with store.sole_use(kept), told_when_full(kept):
+        if (kept / "done.json").exists() and is_undamaged(kept):
             print(f"train: these settings were trained before; publishing run {key[:12]} again", flush=True)
         else:
-            _train(recipe, folder, base_name, kept)
-        published = _publish(kept, out)
+            if (kept / "done.json").exists():  # damaged since: its last state would not bring back its checkpoints
+                shutil.rmtree(kept / "state", ignore_errors=True)
+                (kept / "done.json").unlink()
+            _train(recipe, identity_of(recipe, inputs), folder, base_name, kept)
+        published = publish(kept, out, recipe)
     store.keep_newest("train", keep_runs)
     return published
 
 
-def _is_undamaged(kept: Path) -> bool:
-    outputs = records.read_json(kept / "done.json")
-    return all((kept / n).exists() and provenance.sha256_of(kept / n) == digest for n, digest in outputs.items())
-
-
-def _train(recipe: dict[str, Any], folder: Path, base_name: str, kept: Path) -> None:
+def _train(recipe: dict[str, Any], identity: Identity, folder: Path, base_name: str, kept: Path) -> None:
     torch.set_num_threads(recipe["threads"])
     settings = Train.model_validate_json(records.canonical_json(recipe["train"]))
     base = Base.model_validate_json(records.canonical_json(recipe["base"]))
@@ -67,13 +68,16 @@ def _train(recipe: dict[str, Any], folder: Path, base_name: str, kept: Path) -> 
     examples = load_examples(folder, base_name, settings.cache_latents)
     encode = Encode.model_validate_json(records.canonical_json(recipe["encode"] or {}))
     run = prepare(settings, flip, base, examples, encode, recipe["base_identity"], recipe["trigger"])
-    state = newest_state(kept)
+    clear_leftovers(kept)
+    state = newest_state(kept, identity)
     if state is not None:
         print(f"train: resuming from step {state.step} of {settings.steps}", flush=True)
+    else:
+        state = go_on(kept, identity, settings)
 
     def on_checkpoint(state: State) -> None:
         write_checkpoint(run, kept / "checkpoints" / f"step-{state.step:06d}")
-        save_state(kept, state)
+        save_state(kept, state, identity)
 
     log = train_loop(run, state, on_checkpoint)
     records.write_csv(
@@ -83,9 +87,11 @@ def _train(recipe: dict[str, Any], folder: Path, base_name: str, kept: Path) -> 
     )
     with (kept / "config.yaml").open("w", encoding="utf-8") as handle:
         YAML(typ="safe", pure=True).dump(recipe, handle)
-    files = [kept / "train_log.csv", kept / "config.yaml", *sorted((kept / "checkpoints").rglob("*.safetensors"))]
+    about = write_about(kept, run, recipe["trigger"])
+    weights = sorted((kept / "checkpoints").rglob("*.safetensors"))
+    files = [about, kept / "train_log.csv", kept / "config.yaml", *weights]
     records.write_json(kept / "done.json", {str(p.relative_to(kept)): provenance.sha256_of(p) for p in files})
-    shutil.rmtree(kept / "state", ignore_errors=True)
+    keep_states(kept, 1)  # a version with more steps goes on from it
 
 
 def write_checkpoint(run: Run, folder: Path) -> None:
@@ -168,11 +174,3 @@ def prepare(
         order = BatchOrder.of(kept, settings.seed, settings.batch_size)
         run.prior = replace(run, examples=kept, order=order, latents_of=latents.cached)
     return run
-
-
-def _publish(kept: Path, out: Path) -> list[Path]:
-    names = records.read_json(kept / "done.json")
-    records.publish_folder(kept / "checkpoints", out / "checkpoints")
-    for name in ("train_log.csv", "config.yaml"):
-        records.write_bytes(out / name, (kept / name).read_bytes())
-    return [out / name for name in names]

@@ -1,0 +1,53 @@
+"""What a run is, by name: settings, base, data, code and packages, so that a refusal can say what differs."""
+
+from pathlib import Path
+from typing import Any
+
+from sdlora import provenance, records
+
+Identity = dict[str, Any]
+
+
+def identity_of(recipe: dict[str, Any], inputs: list[Path]) -> Identity:
+    """Every value of a recipe by its dotted name (`train.rank`), and the hash of each input (`dataset.flip`)."""
+    named = _dotted(recipe)
+    named |= {f"dataset.{path.stem}": provenance.outputs_identity(path) for path in inputs}
+    return named
+
+
+def section(identity: Identity, name: str) -> dict[str, Any]:
+    """One section of the recipe, as it was before its names were dotted."""
+    found: dict[str, Any] = {}
+    for key, value in identity.items():
+        if key.startswith(f"{name}."):
+            *outer, last = key.removeprefix(f"{name}.").split(".")
+            place = found
+            for part in outer:
+                place = place.setdefault(part, {})
+            place[last] = value
+    return found
+
+
+def differing(saved: Identity, wanted: Identity) -> list[str]:
+    """Names whose values are not the same in both."""
+    return [n for n in sorted({*saved, *wanted}) if saved.get(n) != wanted.get(n)]
+
+
+def told(names: list[str], saved: Identity, wanted: Identity) -> str:
+    """The differences in words, both values of each."""
+    return "; ".join(f"{name} was {_short(saved.get(name))} and is {_short(wanted.get(name))}" for name in names)
+
+
+def _short(value: Any) -> str:
+    text = records.canonical_json(value).strip().replace("\n", "")
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _dotted(value: dict[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            found |= _dotted(item, f"{before}{key}.")
+        else:
+            found[f"{before}{key}"] = item
+    return found
