@@ -83,12 +83,35 @@ class HubSource(Section):
 Source = Annotated[FolderSource | BingSource | SeleniumSource | HubSource, Field(discriminator="kind")]
 
 
+class Scrape(Section):
+    """Limits on what a search may bring; your own folders and captioned datasets are taken as they are."""
+
+    max_mib: float = Field(20.0, gt=0, le=1000, description="largest file, MiB; reading stops there")
+    max_megapixels: float = Field(64.0, gt=0, le=64, description="largest picture, megapixels, checked before decoding")
+    min_side_px: int = Field(128, ge=1, le=4096, description="shortest side of a picture worth learning from, px")
+    timeout_s: float = Field(10.0, gt=0, le=600, description="longest wait for a connection or for more bytes, s")
+    deadline_s: float = Field(
+        60.0, gt=0, le=3600, description="longest fetch of one picture with redirects and retries, s"
+    )
+    retries: int = Field(3, ge=0, le=10, description="further attempts after 408, 425, 429, 5xx and lost connections")
+    concurrency: int = Field(16, ge=1, le=128, description="pictures fetched at once")
+    host_concurrency: int = Field(4, ge=1, le=128, description="pictures fetched at once from one host")
+    host_rate_per_s: float = Field(10.0, gt=0, le=10_000, description="requests a second to one host, at most")
+    honour_opt_out: bool = Field(
+        True, description="leave pictures whose X-Robots-Tag says noai, noimageai, noindex or noimageindex"
+    )
+    duplicate_bits: int = Field(
+        6, ge=-1, le=64, description="pictures whose 128-bit dHash differs in at most this many bits are one; -1 = off"
+    )
+
+
 class Dataset(Section):
     """Pictures to learn from and pictures held out to measure against."""
 
     sources: tuple[Source, ...] = Field(min_length=1, description="where pictures come from, in order")
     trigger: str = Field(min_length=1, max_length=200, description="query or trigger word, first in each caption")
     minimum: int = Field(1, ge=1, description="fewer accepted training pictures than this is an error")
+    scrape: Scrape = Field(Scrape(), description="limits on what a search may bring")
     held_out: int | str = Field(
         0,
         description="references kept from training: how many (chosen by content hash), or a subfolder's name",
@@ -299,5 +322,5 @@ class Params(Section):
 SECTIONS: dict[str, type[Section]] = {
     "bases": Base, "datasets": Dataset, "versions": Version, "fit": Fit, "caption": Caption, "flip": Flip,
     "encode": Encode, "train": Train, "sample": Sample, "evaluate": Evaluate, "hires": Hires, "lr_stages": LrStage,
-    "folder": FolderSource, "bing": BingSource, "selenium": SeleniumSource, "hub": HubSource,
+    "scrape": Scrape, "folder": FolderSource, "bing": BingSource, "selenium": SeleniumSource, "hub": HubSource,
 }  # fmt: skip

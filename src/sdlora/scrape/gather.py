@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,10 @@ from sdlora import choices, records
 from sdlora.errors import DataError, MissingError
 from sdlora.params import Dataset
 from sdlora.pictures import open_picture
-from sdlora.scrape.source import FoundImage
+from sdlora.scrape.source import Candidate, ScrapeContext
 
 
-def gather(dataset: Dataset, out: Path) -> list[Path]:
+def gather(dataset: Dataset, out: Path, context: ScrapeContext | None = None) -> list[Path]:
     """Write `raw/<sha256>.<ext>`, `manifest.jsonl` and `rejected.jsonl`.
 
     Args:
@@ -25,22 +26,25 @@ def gather(dataset: Dataset, out: Path) -> list[Path]:
     Raises:
         DataError: If fewer training pictures than the minimum were accepted.
     """
+    context = replace(context or ScrapeContext(), limits=dataset.scrape)
     accepted: dict[str, records.Row] = {}
     rejected: list[records.Row] = []
     raw = out / "raw"
-    for found in _candidates(dataset):
+    for found in _candidates(dataset, context):
+        if found.content is None:
+            raise MissingError(f"{found.label}: this release fetches nothing yet")
         digest = hashlib.sha256(found.content).hexdigest()
         try:
             if digest in accepted:
-                raise DataError(f"{found.name}: the same bytes as {accepted[digest]['name']}")
-            picture = open_picture(found.content, found.name)
+                raise DataError(f"{found.label}: the same bytes as {accepted[digest]['name']}")
+            picture = open_picture(found.content, found.label)
         except DataError as error:
-            rejected.append({"name": found.name, "engine": found.engine, "sha256": digest, "reason": str(error)})
+            rejected.append({"name": found.label, "engine": found.engine, "sha256": digest, "reason": str(error)})
             continue
         file = f"{digest}.{str(picture.format).lower()}"
         records.write_bytes(raw / file, found.content)
         accepted[digest] = {
-            "id": digest[:16], "file": file, "sha256": digest, "name": found.name, "engine": found.engine,
+            "id": digest[:16], "file": file, "sha256": digest, "name": found.label, "engine": found.engine,
             "query": found.query, "page_url": found.page_url, "licence": found.licence, "caption": found.caption,
             "format": picture.format, "width_px": picture.width, "height_px": picture.height,
         }  # fmt: skip
@@ -62,14 +66,14 @@ def gather(dataset: Dataset, out: Path) -> list[Path]:
     return [out / "manifest.jsonl", out / "rejected.jsonl", *(raw / file for file in sorted(files))]
 
 
-def _candidates(dataset: Dataset) -> Iterator[FoundImage]:
+def _candidates(dataset: Dataset, context: ScrapeContext) -> Iterator[Candidate]:
     for source in dataset.sources:
         if source.kind not in choices.SOURCES:
             raise MissingError(
                 f"the source {source.kind!r} cannot be read by this release (it reads: {', '.join(choices.SOURCES)}); "
                 f"put the pictures into a folder and use {{kind: folder, path: …}}"
             )
-        yield from choices.pick(choices.SOURCES, source.kind)(source)
+        yield from choices.pick(choices.SOURCES, source.kind)(source, context)
 
 
 def _split(rows: list[records.Row], held_out: int | str) -> list[records.Row]:
