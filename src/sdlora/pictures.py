@@ -1,7 +1,11 @@
 """Opening pictures of any kind as plain RGB: orientation, alpha, palette, CMYK, 16 bit, animation."""
 
 import io
+import struct
+import threading
 import warnings
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,34 +15,41 @@ from sdlora.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 MAX_PIXELS = 64_000_000
+_warnings_lock = threading.Lock()  # what is done about warnings is the whole process's
 
 
-def open_picture(content: bytes, name: str) -> Image.Image:
-    """Decode a picture whole.
+def open_picture(
+    content: bytes, name: str, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS
+) -> Image.Image:
+    """Decode a picture whole; of an animation, the first frame.
 
     Args:
         content: The file's bytes; the format is told by content, never by name.
         name: What to call it in an error.
+        max_pixels: Most pixels, checked before anything is decoded.
+        formats: The only formats that are tried.
 
     Returns:
-        The first frame, not yet converted, with `format` set.
+        The picture, not yet converted, with `format` set.
 
     Raises:
-        DataError: If it is not a picture of `FORMATS`, is damaged or has over 64 megapixels.
+        DataError: If it is not a picture of `formats`, is damaged or has more pixels.
     """
     try:
-        with warnings.catch_warnings():
+        with _warnings_lock, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             Image.init()  # AVIF is not in every build of Pillow
-            picture = Image.open(io.BytesIO(content), formats=[kind for kind in FORMATS if kind in Image.OPEN])
-            if picture.width * picture.height > MAX_PIXELS:
-                raise DataError(f"{name}: {picture.width} x {picture.height} px is more than {MAX_PIXELS} pixels")
-            picture.load()
+            picture = Image.open(io.BytesIO(content), formats=[kind for kind in formats if kind in Image.OPEN])
+        if picture.width * picture.height > max_pixels:
+            raise DataError(f"{name}: {picture.width} x {picture.height} px is more than {max_pixels} pixels")
+        picture.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name}: {error}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = str(error).replace("<_io.BytesIO object", "<the file")
+    except UnidentifiedImageError:  # its own text holds a memory address
+        reason = f"none of {', '.join(formats)}" if content else "no bytes"
         raise DataError(f"{name}: not a readable picture: {reason}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        raise DataError(f"{name}: not a readable picture: {error}") from None
     return picture
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from sdlora.params import Scrape
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
@@ -44,9 +45,16 @@ class Candidate:
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address belongs to the public internet (no loopback, private, link-local, multicast or mapped one)."""
-    mapped = getattr(address, "ipv4_mapped", None) or getattr(address, "sixtofour", None)
-    return is_public(mapped) if mapped else address.is_global and not address.is_multicast
+    """Whether an address belongs to the public internet: not loopback, private, link-local, multicast or reserved.
+
+    An IPv6 address that carries an IPv4 one (mapped, 6to4, NAT64) is judged by the one it carries.
+    """
+    if isinstance(address, ipaddress.IPv6Address):
+        nat64 = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else None
+        carried = address.ipv4_mapped or address.sixtofour or nat64
+        if carried:
+            return is_public(carried)
+    return address.is_global and not address.is_multicast
 
 
 def resolve_by_system(host: str, port: int) -> list[tuple[str, int]]:
@@ -71,9 +79,10 @@ class ScrapeContext:
 
 
 class Source(Protocol):
-    """Entry of choices.SOURCES: finds candidates lazily, best first, and stops by itself when there are no more.
+    """Entry of choices.SOURCES, a generator: finds candidates lazily, best first, and ends when there are no more.
 
-    It must not stop at the source's `limit`: that counts accepted pictures, so `gather` stops asking. Finding again
+    It must not stop at the source's `limit`: that counts accepted pictures, so `gather` stops asking and
+    closes the generator: a browser or a file is closed in its `finally`. Finding again
     after an interruption must give the same candidates in the same order as far as the source can.
     """
 
