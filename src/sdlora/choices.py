@@ -30,6 +30,12 @@ METRICS = {
 }
 SOURCES = {
     "folder": "sdlora.scrape.folder:find",
+    "bing": "sdlora.scrape.bing:find",
+    "selenium": "sdlora.scrape.selenium:find",
+    "hub": "sdlora.scrape.hub:find",
+}
+ENGINES = {
+    "bing": "sdlora.scrape.engines.bing:Bing",
 }
 FAMILIES = {
     "sd": "sdlora.adapters.sd:StableDiffusion",

@@ -4,6 +4,7 @@
 """
 
 import re
+import unicodedata
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -54,30 +55,66 @@ class FolderSource(Section):
     path: str = Field(description="folder with pictures, searched with its subfolders")
 
 
-class BingSource(Section):
+class Search(Section):
+    """What every image search understands."""
+
+    query: str = Field(min_length=1, max_length=300, description="what to search for")
+    limit: int = Field(ge=1, le=1000, description="accepted pictures to stop at")
+    licence: (
+        Literal["creative_commons", "public_domain", "share", "share_commercially", "modify", "modify_commercially"]
+        | None
+    ) = Field(None, description="only pictures that the search believes to be under such a licence; null = any")
+    size: Literal["small", "medium", "large", "extra_large"] | None = Field(
+        None, description="only pictures of this size; null = any"
+    )
+    type: Literal["photo", "clipart", "line_drawing", "transparent", "animated"] | None = Field(
+        None, description="only pictures of this type; null = any"
+    )
+    adult_filter: bool = Field(True, description="ask for the search's strict filter; false turns it off")
+
+    @field_validator("query")
+    @classmethod
+    def _says_something(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("the query is blank; say what to search for")
+        if any(unicodedata.category(letter) in ("Cc", "Cs", "Zl", "Zp") for letter in value):
+            raise ValueError(f"{value!r} has control characters or line breaks; a query is one line of text")
+        return value
+
+
+class BingSource(Search):
     """Bing image search through bing-image-downloader."""
 
     kind: Literal["bing"]
-    query: str = Field(min_length=1, max_length=300, description="what to search for")
-    limit: int = Field(ge=1, le=1000, description="accepted pictures to stop at")
 
 
-class SeleniumSource(Section):
-    """Image search in a real browser."""
+class SeleniumSource(Search):
+    """Image search in a real browser: Debian's chromium and chromium-driver, or your own Chrome."""
 
     kind: Literal["selenium"]
-    query: str = Field(min_length=1, max_length=300, description="what to search for")
-    limit: int = Field(ge=1, le=1000, description="accepted pictures to stop at")
-    engine: Literal["bing"] = Field("bing", description="which search engine's page is read")
+    engine: str = Field("bing", description="which search engine's page is read: entry of choices.ENGINES")
+
+    @field_validator("engine")
+    @classmethod
+    def _known_engine(cls, value: str) -> str:
+        return on_menu(value, choices.ENGINES)
 
 
 class HubSource(Section):
     """A Hugging Face image dataset with captions."""
 
     kind: Literal["hub"]
-    repository: str = Field(pattern=r"^[\w.-]+/[\w.-]+$", description="owner/name on the hub")
-    revision: str | None = Field(None, description="commit, tag or branch")
-    limit: int | None = Field(None, ge=1, description="first rows to take; null = all")
+    repository: str = Field(pattern=r"^\w[\w.-]*/\w[\w.-]*$", description="owner/name on the hub")
+    revision: str | None = Field(None, description="commit, tag or branch; null = main; the manifest has the commit")
+    local: str | None = Field(
+        None, description="folder with a copy: parquet files, save_to_disk or an image folder; nothing is downloaded"
+    )
+    split: str = Field("train", min_length=1, description="which split")
+    image_column: str | None = Field(None, description="null = the only column with pictures")
+    caption_column: str | None = Field(
+        None, description="null = the first of text, caption, captions, prompt, description that there is"
+    )
+    limit: int | None = Field(None, ge=1, description="accepted pictures to stop at; null = all rows")
 
 
 Source = Annotated[FolderSource | BingSource | SeleniumSource | HubSource, Field(discriminator="kind")]

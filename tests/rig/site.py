@@ -81,7 +81,7 @@ def page_html(query: str, search: Search, qft: str) -> str:
 
 
 _PAGE = """<!doctype html><html><head><meta charset="utf-8"><title>QUERY - images</title>
-<style>.iuscp { display: inline-block; width: 300px; height: 300px } .btn_seemore { display: none }</style></head>
+<style>.iuscp { display: inline-block; width: 300px; height: 420px } .btn_seemore { display: none }</style></head>
 <body><div id="mmComponent_images_1">FIRST</div>
 <div class="mm_seemore"><a class="btn_seemore" href="#">See more images</a></div>
 <script>

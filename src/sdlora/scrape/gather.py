@@ -52,7 +52,7 @@ def gather(dataset: Dataset, out: Path, context: ScrapeContext | None = None) ->
     with closing(_Workshop(raw, journal, context)) as workshop:
         for number, source in enumerate(dataset.sources):
             _take_source(number, source, workshop, judge, context)
-    rows = _split(sorted(map(manifest_row, judge.entries), key=lambda row: str(row["id"])), dataset.held_out)
+    rows = split(sorted(map(manifest_row, judge.entries), key=lambda row: str(row["id"])), dataset.held_out)
     records.write_jsonl(out / "rejected.jsonl", judge.rejected)
     _check_minimum(dataset, rows, judge, out)
     files = {row["file"] for row in rows}
@@ -210,7 +210,7 @@ def _clear(folder: Path, pattern: str, keep: set[str] | frozenset[str] = frozens
             path.unlink()
 
 
-def _split(rows: list[records.Row], held_out: int | str) -> list[records.Row]:
+def split(rows: list[records.Row], held_out: int | str) -> list[records.Row]:
     """Mark references: a subfolder's pictures, or as many as asked for, evenly by content hash."""
     if isinstance(held_out, str):
         references = {row["id"] for row in rows if str(row["name"]).split("/")[0] == held_out}
