@@ -48,6 +48,7 @@ include: "workflow/rules/report.smk"
 localrules:
     all,
     datasets,
+    scrape,  # where there is a network, and where --forcerun is known
 
 
 rule all:

@@ -124,7 +124,7 @@ class Scrape(Section):
     """Limits on what a search may bring; your own folders and captioned datasets are taken as they are."""
 
     max_mib: float = Field(20.0, gt=0, le=1000, description="largest file, MiB; reading stops there")
-    max_megapixels: float = Field(64.0, gt=0, le=64, description="largest picture, megapixels, checked before decoding")
+    max_megapixels: float = Field(32.0, gt=0, le=64, description="largest picture, megapixels, checked before decoding")
     min_side_px: int = Field(128, ge=1, le=4096, description="shortest side of a picture worth learning from, px")
     timeout_s: float = Field(10.0, gt=0, le=600, description="longest wait for a connection or for more bytes, s")
     deadline_s: float = Field(
@@ -138,7 +138,7 @@ class Scrape(Section):
         True, description="leave pictures whose X-Robots-Tag says noai, noimageai, noindex or noimageindex"
     )
     duplicate_bits: int = Field(
-        6, ge=-1, le=64, description="pictures whose 128-bit dHash differs in at most this many bits are one; -1 = off"
+        10, ge=-1, le=64, description="pictures whose 128-bit dHash differs in at most this many bits are one; -1 = off"
     )
 
 
@@ -339,6 +339,10 @@ class Params(Section):
     base: str = Field(description="the base of every version that names none")
     dataset: str = Field(description="the dataset of every version that names none")
     run: tuple[Name, ...] = Field(min_length=1, description="versions that `snakemake all` and `dvc repro` make")
+    scraping: bool = Field(
+        False,
+        description="true allows sources that ask the web (bing, selenium, hub); read docs/scraping.md before",
+    )
     threads: int = Field(2, ge=1, le=256, description="CPU threads of torch; results depend on it")
     keep_runs: int = Field(20, ge=1, le=10_000, description="finished runs kept by recipe in .sdlora/store")
     bases: dict[Name, Base] = Field(min_length=1)

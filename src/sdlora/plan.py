@@ -7,8 +7,9 @@ from typing import Any
 
 from sdlora import choices, provenance
 from sdlora.errors import DataError, ParamsError
-from sdlora.params import Base, Dataset, FolderSource, Params, Train, Version
+from sdlora.params import Base, Dataset, FolderSource, HubSource, Params, Train, Version
 from sdlora.provenance import FileHashes, Job
+from sdlora.scrape import pin
 from sdlora.scrape.source import PICTURE_SUFFIXES
 
 SETS = Path("data/sets")
@@ -86,15 +87,7 @@ def _job(stage: str, name: str, folder: Path, recipe: dict[str, Any], inputs: li
 def _jobs_of_version(params: Params, name: str, hashes: FileHashes) -> Iterator[Job]:
     version = params.versions[name]
     base, dataset = params.bases[version.base], params.datasets[version.dataset]
-    scrape = _job(
-        "scrape",
-        version.dataset,
-        set_folder(version.dataset),
-        {"dataset": dataset.model_dump(mode="json", include={"sources", "minimum", "held_out"}),
-         "files": _source_files(dataset, hashes)},
-        [],
-        ["manifest.jsonl"],
-    )  # fmt: skip
+    scrape = _scrape_job(version.dataset, dataset, hashes)
     yield scrape
     references = fit_name(params, name, "pad")
     for method in dict.fromkeys(("pad", version.fit.method)):
@@ -139,6 +132,25 @@ def _jobs_of_version(params: Params, name: str, hashes: FileHashes) -> Iterator[
     yield _job(
         "report", name, folder, {"version": name, "settings": summary(version)}, [evaluate.made], ["report/index.html"]
     )
+
+
+def _scrape_job(name: str, dataset: Dataset, hashes: FileHashes) -> Job:
+    """The job that gathers a dataset; what comes from the web is pinned, so code and packages say nothing about it."""
+    recipe = {
+        "dataset": dataset.model_dump(mode="json", include={"sources", "scrape", "minimum", "held_out"}),
+        "files": _source_files(dataset, hashes),
+    }
+    pinned: dict[str, Any] = {"code": None, "software": {}} if pin.uses_web(dataset) else {}
+    return _job("scrape", name, set_folder(name), {**recipe, **pinned}, [], ["manifest.jsonl"])
+
+
+def may_scrape(params: Params, job: Job, forced: bool) -> None:
+    """Called before a scrape job is planned.
+
+    Raises:
+        SdloraError: If its pictures are neither there nor may be scraped now; the message says what to do.
+    """
+    pin.may_run(job.name, job.recipe, set_folder(job.name), params.scraping, forced)
 
 
 def _dataset_jobs(params: Params, name: str, method: str, scrape: Job, hashes: FileHashes) -> Iterator[Job]:
@@ -241,11 +253,11 @@ def _identity(model: str, revision: str | None, hashes: FileHashes) -> str:
 
 
 def _source_files(dataset: Dataset, hashes: FileHashes) -> dict[str, str]:
-    """Content identity of each folder source; what is scraped is pinned by its manifest instead."""
+    """Content identity of each source on this machine; what is scraped is pinned instead."""
     return {
-        source.path: provenance.identity_of_folder(Path(source.path), PICTURE_SUFFIXES, hashes)
-        for source in dataset.sources
-        if isinstance(source, FolderSource) and Path(source.path).exists()
+        path: provenance.identity_of_folder(Path(path), suffixes, hashes)
+        for path, suffixes in map(pin.on_this_machine, dataset.sources)
+        if path and Path(path).exists()
     }
 
 
@@ -262,9 +274,11 @@ def check_inputs(params: Params) -> None:
     """
     for name in dict.fromkeys(params.versions[name].dataset for name in params.run):
         for number, source in enumerate(params.datasets[name].sources):
+            where = f"datasets.{name}.sources[{number}].path"
+            if isinstance(source, HubSource) and source.local and not Path(source.local).is_dir():
+                raise DataError(f"{where.removesuffix('path')}local: there is no folder {source.local!r}")
             if not isinstance(source, FolderSource):
                 continue
-            where = f"datasets.{name}.sources[{number}].path"
             if not Path(source.path).is_dir():
                 raise DataError(f"{where}: there is no folder {source.path!r}")
             if not any(p.suffix.lower() in PICTURE_SUFFIXES for p in Path(source.path).rglob("*")):

@@ -164,7 +164,7 @@ class Rig:
         """Chromium's way here: each known host to the rig, every other name to nowhere."""
         rules = [f"MAP {host}:443 127.0.0.1:{self.port}" for host in self.hosts]
         return (
-            f"--host-resolver-rules={', '.join([*rules, 'MAP * ~NOTFOUND', 'EXCLUDE 127.0.0.1'])}",
+            f"--host-resolver-rules={', '.join([*rules, 'MAP * ~NOTFOUND'])}",
             f"--ignore-certificate-errors-spki-list={self.authority.spki}",
         )
 

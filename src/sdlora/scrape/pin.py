@@ -6,15 +6,18 @@ written anew from it: after another choice of references, after a scrape that fa
 `snakemake <target> --forcerun scrape` asks the web again, and only with `scraping: true`.
 """
 
+import json
 from pathlib import Path
 from typing import Any
 
 from sdlora import records
 from sdlora.errors import DataError, ParamsError
-from sdlora.params import BingSource, Dataset, HubSource, SeleniumSource
+from sdlora.params import BingSource, Dataset, FolderSource, HubSource, SeleniumSource, Source
 from sdlora.provenance import sha256_of
 from sdlora.scrape.gather import gather, sources_of, split
-from sdlora.scrape.source import ScrapeContext
+from sdlora.scrape.source import PICTURE_SUFFIXES, ScrapeContext
+
+ROW_SUFFIXES = (".parquet", ".arrow", ".csv", ".json", ".jsonl", ".md")  # of a copy of a hub dataset
 
 NOTICE = """scraping: please note
   Search engines' terms generally forbid automated access (Microsoft's for Bing:
@@ -29,6 +32,15 @@ def uses_web(dataset: Dataset) -> bool:
         isinstance(source, BingSource | SeleniumSource) or (isinstance(source, HubSource) and source.local is None)
         for source in dataset.sources
     )
+
+
+def on_this_machine(source: Source) -> tuple[str | None, tuple[str, ...]]:
+    """The folder of a source that lies here, if it does, and which files count there."""
+    if isinstance(source, FolderSource):
+        return source.path, PICTURE_SUFFIXES
+    if isinstance(source, HubSource):
+        return source.local, (*PICTURE_SUFFIXES, *ROW_SUFFIXES)
+    return None, ()
 
 
 def asked_for(recipe: dict[str, Any]) -> dict[str, Any]:
@@ -101,7 +113,8 @@ def scrape(recipe: dict[str, Any], out: Path, again: bool, context: ScrapeContex
     print(NOTICE, flush=True)
     files = gather(dataset, out, context)
     rows = [{k: v for k, v in row.items() if k != "split"} for row in records.read_jsonl(out / "manifest.jsonl")]
-    records.write_json(out / "pin.json", {"asked": asked_for(recipe), "rows": rows})
+    # in the manifest's own order of keys, so that what is written from it is the same to the byte
+    records.write_text(out / "pin.json", json.dumps({"asked": asked_for(recipe), "rows": rows}, ensure_ascii=False))
     return files
 
 
