@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sdlora.errors import DataError
 
@@ -54,8 +54,12 @@ def open_picture(
 
 
 def to_rgb(picture: Image.Image, matte: str = "#ffffff") -> Image.Image:
-    """Upright RGB: EXIF orientation applied, alpha laid on `matte`, 16-bit scaled, not clipped."""
-    picture = ImageOps.exif_transpose(picture)
+    """Upright RGB: EXIF orientation applied, alpha laid on `matte`, 16-bit scaled, not clipped.
+
+    A picture that is all that already is returned itself.
+    """
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # it copies a picture that stands upright as well
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
         values = np.asarray(picture).astype(np.float64)
         top = 65535.0 if picture.mode != "F" or values.max(initial=0.0) > 255 else 255.0
@@ -64,7 +68,7 @@ def to_rgb(picture: Image.Image, matte: str = "#ffffff") -> Image.Image:
         ground = Image.new("RGBA", picture.size, matte)
         ground.alpha_composite(picture.convert("RGBA"))
         picture = ground
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def read_rgb(path: Path) -> Image.Image:

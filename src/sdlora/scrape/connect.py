@@ -126,7 +126,7 @@ def connection_to(url: Url, context: ScrapeContext, tls: ssl.SSLContext, deadlin
         tls: Verifies https.
         deadline: `time.monotonic()` at which the connection must be over; the caller cuts its leash then.
     """
-    host, timeout_s = cast(str, url.host), context.limits.timeout_s
+    host, timeout_s = cast(str, url.host).strip("[]"), context.limits.timeout_s
     connection: _Checked
     if url.scheme == "https":
         connection = _CheckedTls(host, url.port or 443, ssl_context=tls, timeout=timeout_s)

@@ -7,6 +7,7 @@ credentials, and asks for an unpacked body. A connection is used once: search re
 """
 
 import hashlib
+import logging
 import os
 import ssl
 import threading
@@ -79,6 +80,7 @@ class Fetcher:
         self._gate = Gate(context.limits)
         self._tls = ssl.create_default_context(cafile=str(context.ca_file) if context.ca_file else None)
         self._open: set[HTTPConnection] = set()
+        logging.getLogger("urllib3").setLevel(logging.ERROR)  # a server's odd headers are nobody's news
         self._lock = threading.Lock()
 
     def fetch(self, url: str) -> Fetched:
@@ -157,6 +159,8 @@ class Fetcher:
         alarm.start()
         with self._lock:
             self._open.add(connection)
+        if self.is_stopped:  # between the gate and here
+            leash.cut()
         try:
             connection.request(
                 "GET", place.request_uri, headers=self._headers, preload_content=False, decode_content=False
@@ -191,8 +195,9 @@ class Fetcher:
             raise too_large
         part = self._folder / f"{uuid4().hex}.part"
         digest, size = hashlib.sha256(), 0
+        file = PartFile(part)
         try:
-            with closing(PartFile(part)) as handle:
+            with closing(file) as handle:
                 while chunk := response.read1(CHUNK):
                     size += len(chunk)
                     if size > cap:

@@ -23,7 +23,8 @@ class Journal:
 
     def __init__(self, folder: Path, limits: Scrape) -> None:
         self._path, self._whole = folder / "journal.part.jsonl", folder / "journal.jsonl"
-        self._lock = threading.Lock()
+        self._lock, self._syncing = threading.Lock(), threading.Lock()
+        self._written = self._synced = 0  # rows of this run
         self._stamp = {"limits": {key: getattr(limits, key) for key in _DECISIVE}}
         self._rows = self._read()
 
@@ -34,13 +35,22 @@ class Journal:
         return None if row is None or row.get("again") else row
 
     def add(self, url: str, **facts: Any) -> None:
-        """Write a row; it is on the disk when this returns."""
+        """Write a row; it is on the disk when this returns, one sync for all that came while the last was at work."""
         row = {"url": url, **facts}
         with self._lock:
             if not self._path.exists():
                 self._append(self._stamp)
             self._append(row)
             self._rows[url] = row
+            self._written += 1
+            mine = self._written
+        with self._syncing:
+            if self._synced < mine:
+                with self._lock:
+                    now = self._written
+                with self._path.open("ab") as handle:
+                    os.fsync(handle.fileno())
+                self._synced = now
 
     def finish(self) -> None:
         """The dataset is whole: the next run is a new one."""
@@ -53,8 +63,6 @@ class Journal:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         with self._path.open("ab") as handle:
             handle.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n")
-            handle.flush()
-            os.fsync(handle.fileno())
 
     def _read(self) -> dict[str, records.Row]:
         """The rows of an interrupted run; what the interruption tore is cut off."""

@@ -14,6 +14,7 @@ from sdlora.pictures import FORMATS, open_picture, to_rgb
 # What a browser shows: a search result of another kind (TIFF, ICNS, PSD, ...) is no picture for us.
 WEB_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 HASH_SIDE = 8
+THUMBNAIL = HASH_SIDE * (HASH_SIDE + 1)  # whole areas for both marks
 SAME_COLOURS = 6.0  # root of the mean squared difference of two 8 x 8 thumbnails, of 255
 _decoders = threading.BoundedSemaphore(min(os.cpu_count() or 1, 4))  # decoded pictures are large: few at once
 
@@ -67,23 +68,24 @@ def examine(content: bytes, name: str, limits: Scrape | None) -> Look:
         kind = "JPEG" if picture.format == "MPO" else str(picture.format)  # MPO: a JPEG with more pictures behind it
         try:
             rgb = to_rgb(picture)
+            thumbnail = rgb.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
         except Exception as error:  # metadata of any kind of brokenness, told apart by nothing
             raise DataError(f"{name}: not a readable picture: {type(error).__name__}: {error}") from None
-        look = Look(kind, rgb.width, rgb.height, dhash(rgb), colours(rgb))
+        look = Look(kind, rgb.width, rgb.height, dhash(thumbnail), colours(thumbnail))
     return look
 
 
-def dhash(rgb: Image.Image) -> str:
+def dhash(thumbnail: Image.Image) -> str:
     """Difference hash: is each of 8 x 8 areas brighter than its left and its upper neighbour? 128 bits in hex.
 
     Source: N. Krawetz, "Kind of Like That" (2013); both directions as in B. Hoyt's dhash.
     """
     side = HASH_SIDE + 1
-    grey = np.asarray(rgb.convert("L").resize((side, side), Image.Resampling.BOX), dtype=np.int16)
+    grey = np.asarray(thumbnail.convert("L").resize((side, side), Image.Resampling.BOX), dtype=np.int16)
     across, down = grey[:-1, 1:] > grey[:-1, :-1], grey[1:, :-1] > grey[:-1, :-1]
     return np.packbits(np.concatenate([across.ravel(), down.ravel()])).tobytes().hex()
 
 
-def colours(rgb: Image.Image) -> str:
+def colours(thumbnail: Image.Image) -> str:
     """An 8 x 8 thumbnail, RGB bytes in hex."""
-    return rgb.resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BOX).tobytes().hex()
+    return thumbnail.resize((HASH_SIDE, HASH_SIDE), Image.Resampling.BOX).tobytes().hex()
