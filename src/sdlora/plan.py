@@ -50,7 +50,7 @@ def made(folder: Path, stage: str) -> Path:
 
 
 def jobs(params: Params) -> list[Job]:
-    """Every job of every version, in topological order, each once.
+    """Every job of every version and the gathering of every dataset, in topological order, each once.
 
     Raises:
         ParamsError: If two versions want different things under one name.
@@ -67,6 +67,9 @@ def jobs(params: Params) -> list[Job]:
                     f"{job.stage} settings; give one of them its own dataset entry"
                 )
             owner.setdefault(job.made, name)
+    for name, dataset in params.datasets.items():
+        job = _scrape_job(name, dataset, hashes)
+        found.setdefault(job.made, job)
     found_jobs = [*found.values(), _index_job(params)]
     hashes.save()
     return found_jobs
@@ -136,12 +139,11 @@ def _jobs_of_version(params: Params, name: str, hashes: FileHashes) -> Iterator[
 
 def _scrape_job(name: str, dataset: Dataset, hashes: FileHashes) -> Job:
     """The job that gathers a dataset; what comes from the web is pinned, so code and packages say nothing about it."""
-    recipe = {
-        "dataset": dataset.model_dump(mode="json", include={"sources", "scrape", "minimum", "held_out"}),
-        "files": _source_files(dataset, hashes),
-    }
-    pinned: dict[str, Any] = {"code": None, "software": {}} if pin.uses_web(dataset) else {}
-    return _job("scrape", name, set_folder(name), {**recipe, **pinned}, [], ["manifest.jsonl"])
+    asked = dataset.model_dump(mode="json", include={"sources", "scrape", "minimum", "held_out"})
+    recipe: dict[str, Any] = {"dataset": asked, "files": _source_files(dataset, hashes)}
+    if pin.uses_web(dataset):
+        recipe |= {"code": None, "software": {}}
+    return _job("scrape", name, set_folder(name), recipe, [], ["manifest.jsonl"])
 
 
 def may_scrape(params: Params, job: Job, forced: bool) -> None:
