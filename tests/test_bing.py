@@ -239,3 +239,10 @@ def test_an_attribute_that_is_no_result(text: str) -> None:
 def test_an_attribute_with_escapes() -> None:
     hit = Bing.read(json.dumps({"murl": "https://x.example/?a=1&b=ü"}).replace("&", "\\u0026"))
     assert hit is not None and hit.url == "https://x.example/?a=1&b=ü" and hit.page_url is None
+
+
+def test_a_strangers_words_can_be_written_down() -> None:
+    """Half a surrogate pair cannot be encoded as UTF-8, and a line break would end a row."""
+    hit = Bing.read('{"murl": "https://x.example/\\ud83d", "t": "a\\nb\\u0000c", "purl": "%s"}' % ("x" * 20_000))
+    assert hit is not None and hit.url == "https://x.example/?" and hit.title == "abc"
+    assert hit.page_url is not None and len(hit.page_url) == 10_000

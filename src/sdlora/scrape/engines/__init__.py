@@ -6,6 +6,8 @@ from typing import Any, ClassVar, Protocol
 
 from sdlora.params import Search
 
+MAX_TEXT = 10_000  # characters
+
 
 @dataclass(frozen=True)
 class Hit:
@@ -43,6 +45,14 @@ def read_json(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def words(value: Any) -> str | None:
+    """A stranger's text, fit for a manifest: no control characters, no half characters, of bounded length."""
+    if not isinstance(value, str):
+        return None
+    whole = value.encode("utf-8", "replace").decode("utf-8")
+    return "".join(letter for letter in whole if letter >= " ")[:MAX_TEXT].strip() or None
 
 
 def licence_of(search: Search) -> str | None:

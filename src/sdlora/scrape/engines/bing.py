@@ -4,7 +4,7 @@ from typing import ClassVar
 from urllib.parse import urlencode
 
 from sdlora.params import Search
-from sdlora.scrape.engines import Hit, read_json
+from sdlora.scrape.engines import Hit, read_json, words
 
 LICENCES = {
     "creative_commons": "licenseType-Any",
@@ -48,10 +48,8 @@ class Bing:
     def read(attribute: str) -> Hit | None:
         """The picture's and its page's address and title, from the JSON of a result."""
         value = read_json(attribute)
-        url, page, title = (value.get(key) for key in ("murl", "purl", "t"))
-        if not isinstance(url, str) or not url:
-            return None
-        return Hit(url, page if isinstance(page, str) else None, title if isinstance(title, str) else None)
+        url = words(value.get("murl"))
+        return Hit(url, words(value.get("purl")), words(value.get("t"))) if url else None
 
 
 def filters(search: Search) -> str:
