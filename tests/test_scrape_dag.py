@@ -186,6 +186,30 @@ def test_a_second_scrape_that_fails_loses_nothing(scraped: Scraped) -> None:
     assert scraped.project.read(MANIFEST) == before and len(scraped.rig.log) == asked
 
 
+def test_dvc_brings_old_pictures_and_results_back(scraped: Scraped) -> None:
+    def record(message: str) -> None:
+        scraped.project.command("git", "add", "-A")
+        scraped.project.command("git", "commit", "-q", "-m", message)
+
+    scraped.project.command("git", "init", "-q", "-b", "main")
+    scraped.project.command("dvc", "init", "-q")
+    scraped.project.command("dvc", "repro", "-q", "datasets")
+    record("as it was")
+    before = scraped.project.read(MANIFEST)
+    assert not scraped.rig.log
+    scraped.project.snakemake(MANIFEST, "--forcerun", "scrape")
+    scraped.project.command("dvc", "commit", "-q", "-f", "datasets")
+    record("another web")
+    asked = len(scraped.rig.log)
+    assert asked and scraped.project.read(MANIFEST) != before
+    assert "train" in scraped.project.plan("results/a/metrics.csv")
+    scraped.project.command("git", "checkout", "-q", "HEAD~1")
+    scraped.project.command("dvc", "checkout", "-q")
+    assert scraped.project.read(MANIFEST) == before
+    assert not scraped.project.plan("results/a/metrics.csv")
+    assert len(scraped.rig.log) == asked
+
+
 def test_scraping_is_off_unless_it_is_turned_on(tmp_path: Path) -> None:
     found = project_with_rig(tmp_path / "project", PARAMS.replace("scraping: true\n", ""))
     with found.rig:

@@ -44,8 +44,8 @@ def on_this_machine(source: Source) -> tuple[str | None, tuple[str, ...]]:
 
 
 def asked_for(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The part of a recipe that decides which pictures are found."""
-    dataset = {key: recipe["dataset"][key] for key in ("sources", "scrape")}
+    """The part of a recipe that decides which pictures are found, with the defaults of today where it says nothing."""
+    dataset = sources_of(recipe).model_dump(mode="json", include={"sources", "scrape"})
     return {"dataset": dataset, "files": recipe["files"]}
 
 
@@ -137,7 +137,8 @@ def _read(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         pinned = records.read_json(path)
-        return {"asked": pinned["asked"], "rows": pinned["rows"]}
+        # read as a recipe of today: a setting that did not exist then had its default
+        return {"asked": asked_for(pinned["asked"]), "rows": pinned["rows"]}
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{path} is damaged; bring it back with `dvc checkout data/sets`, or delete it") from None
 

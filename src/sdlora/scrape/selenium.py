@@ -43,6 +43,7 @@ ARGUMENTS = (
     "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-extensions",
     "--disable-default-apps", "--disable-dev-shm-usage", "--disable-gpu", "--mute-audio", "--no-pings",
     "--blink-settings=imagesEnabled=false", "--remote-debugging-pipe",
+    "--no-proxy-server",  # a proxy would resolve names itself, past the rules on what may be reached
 )  # fmt: skip
 
 # What is on the page, from the n-th result on: [number of results, their attributes].
@@ -149,8 +150,6 @@ def _reach(engine: Engine, context: ScrapeContext) -> list[str]:
     """Arguments that say what the browser may reach; the last word is the injected one."""
     hosts = ", ".join(f"EXCLUDE {host}" for host in engine.hosts)
     found = [f"--host-resolver-rules=MAP * ~NOTFOUND, {hosts}"]
-    if context.proxy:
-        found.append(f"--proxy-server={context.proxy}")
     if hasattr(os, "geteuid") and os.geteuid() == 0:
         found.append("--no-sandbox")  # Chromium refuses to run as root (in containers) with it
     return [*found, *context.browser_arguments]

@@ -74,7 +74,6 @@ class ScrapeContext:
     allow: Callable[[Address], bool] = is_public  # whether the fetcher may connect to an address
     resolve: Callable[[str, int], list[tuple[str, int]]] = resolve_by_system  # (host, port) -> (address, port) pairs
     ca_file: Path | None = None  # trust this authority instead of the system's
-    proxy: str | None = None  # http://host:port for search pages; pictures never go through it
     browser_arguments: tuple[str, ...] = ()  # more command-line arguments of Chromium
 
 
