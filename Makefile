@@ -2,13 +2,14 @@
 # make test   everything CI runs
 # make check  formatting, types, lint, dry run
 # make docs   write docs/params.md from the schema
+# make browser  Debian's Chromium and its driver: for the selenium source, and for make test
 # make base   train the embedded base anew (hours on a CPU)
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 SHELL := /bin/bash
 .DEFAULT_GOAL := run
-.PHONY: run test check format docs base clean
+.PHONY: run test check format docs browser base clean
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "Python 3.11 is needed, this is %s; say make PYTHON=python3.11" % sys.version.split()[0])'
@@ -26,8 +27,20 @@ run: $(INSTALLED)
 	echo "page:   results/v8/report/index.html" && \
 	$(BIN)/python -c 'import json; print("best:  ", json.load(open("results/v8/best.json"))["why"])'
 
-test: $(INSTALLED) check
+test: $(INSTALLED) check browser
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --durations=10
+
+browser: $(INSTALLED)
+	@found='from sdlora.scrape import selenium; print(*selenium.installed())'; \
+	$(BIN)/python -c "$$found" 2>/dev/null && exit 0; \
+	as_root=; [ "$$(id -u)" = 0 ] || as_root="sudo -n"; \
+	if command -v apt-get >/dev/null && $$as_root true 2>/dev/null; then \
+	  $$as_root apt-get update -qq && \
+	  $$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver && \
+	  $(BIN)/python -c "$$found"; \
+	else \
+	  echo "Chromium and its driver are needed; say: sudo apt-get install chromium chromium-driver"; exit 1; \
+	fi
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -50,6 +50,7 @@ include: "workflow/rules/models.smk"
 localrules:
     all,
     datasets,
+    scrape,  # where there is a network, and where --forcerun is known
 
 
 rule all:

@@ -4,6 +4,8 @@ import os
 import shutil
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -88,6 +90,14 @@ def environment() -> dict[str, str]:
         "GIT_CONFIG_GLOBAL": "/dev/null",
         **{f"GIT_{who}_{what}": "test@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
     }
+
+
+def wait_for(found: Callable[[], object], seconds: float = 120) -> None:
+    """Wait until something is so."""
+    limit = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < limit, "waited in vain"
+        time.sleep(0.05)
 
 
 def make_project(folder: Path, params: str = SMALL) -> Project:

@@ -4,11 +4,10 @@ import os
 import shutil
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, Project, environment
+from conftest import ROOT, Project, environment, wait_for
 
 from sdlora import records
 
@@ -126,13 +125,6 @@ def start(project: Project, *words: str) -> subprocess.Popen[bytes]:
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-
-
-def wait_for(found: object, seconds: float = 120) -> None:
-    limit = time.monotonic() + seconds
-    while not found():  # type: ignore[operator]
-        assert time.monotonic() < limit, "waited in vain"
-        time.sleep(0.05)
 
 
 def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project) -> None:

@@ -61,6 +61,12 @@ METRICS = {
 LOWER_IS_BETTER = {"effnet_lite0_distance"}  # of METRICS; of the others, higher is better
 SOURCES = {
     "folder": "sdlora.scrape.folder:find",
+    "bing": "sdlora.scrape.bing:find",
+    "selenium": "sdlora.scrape.selenium:find",
+    "hub": "sdlora.scrape.hub:find",
+}
+ENGINES = {
+    "bing": "sdlora.scrape.engines.bing:Bing",
 }
 FAMILIES = {
     "sd": "sdlora.adapters.sd:StableDiffusion",

@@ -1,50 +1,65 @@
 """Opening pictures of any kind as plain RGB: orientation, alpha, palette, CMYK, 16 bit, animation."""
 
 import io
+import struct
+import threading
 import warnings
+import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from sdlora.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 MAX_PIXELS = 64_000_000
+_warnings_lock = threading.Lock()  # what is done about warnings is the whole process's
 
 
-def open_picture(content: bytes, name: str) -> Image.Image:
-    """Decode a picture whole.
+def open_picture(
+    content: bytes, name: str, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS
+) -> Image.Image:
+    """Decode a picture whole; of an animation, the first frame.
 
     Args:
         content: The file's bytes; the format is told by content, never by name.
         name: What to call it in an error.
+        max_pixels: Most pixels, checked before anything is decoded.
+        formats: The only formats that are tried.
 
     Returns:
-        The first frame, not yet converted, with `format` set.
+        The picture, not yet converted, with `format` set.
 
     Raises:
-        DataError: If it is not a picture of `FORMATS`, is damaged or has over 64 megapixels.
+        DataError: If it is not a picture of `formats`, is damaged or has more pixels.
     """
     try:
-        with warnings.catch_warnings():
+        with _warnings_lock, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             Image.init()  # AVIF is not in every build of Pillow
-            picture = Image.open(io.BytesIO(content), formats=[kind for kind in FORMATS if kind in Image.OPEN])
-            if picture.width * picture.height > MAX_PIXELS:
-                raise DataError(f"{name}: {picture.width} x {picture.height} px is more than {MAX_PIXELS} pixels")
-            picture.load()
+            picture = Image.open(io.BytesIO(content), formats=[kind for kind in formats if kind in Image.OPEN])
+        if picture.width * picture.height > max_pixels:
+            raise DataError(f"{name}: {picture.width} x {picture.height} px is more than {max_pixels} pixels")
+        picture.load()
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name}: {error}") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError) as error:
-        reason = str(error).replace("<_io.BytesIO object", "<the file")
+    except UnidentifiedImageError:  # its own text holds a memory address
+        reason = f"none of {', '.join(formats)}" if content else "no bytes"
         raise DataError(f"{name}: not a readable picture: {reason}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        raise DataError(f"{name}: not a readable picture: {error}") from None
     return picture
 
 
 def to_rgb(picture: Image.Image, matte: str = "#ffffff") -> Image.Image:
-    """Upright RGB: EXIF orientation applied, alpha laid on `matte`, 16-bit scaled, not clipped."""
-    picture = ImageOps.exif_transpose(picture)
+    """Upright RGB: EXIF orientation applied, alpha laid on `matte`, 16-bit scaled, not clipped.
+
+    A picture that is all that already is returned itself.
+    """
+    if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # it copies a picture that stands upright as well
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode in ("I;16", "I;16B", "I;16L", "I", "F"):
         values = np.asarray(picture).astype(np.float64)
         top = 65535.0 if picture.mode != "F" or values.max(initial=0.0) > 255 else 255.0
@@ -53,7 +68,7 @@ def to_rgb(picture: Image.Image, matte: str = "#ffffff") -> Image.Image:
         ground = Image.new("RGBA", picture.size, matte)
         ground.alpha_composite(picture.convert("RGBA"))
         picture = ground
-    return picture.convert("RGB")
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
 
 
 def read_rgb(path: Path) -> Image.Image:

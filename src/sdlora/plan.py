@@ -7,8 +7,9 @@ from typing import Any
 
 from sdlora import choices, provenance
 from sdlora.errors import DataError, ParamsError
-from sdlora.params import ALPHA, Base, Dataset, Fit, FolderSource, Params, Version
+from sdlora.params import ALPHA, Base, Dataset, Fit, FolderSource, HubSource, Params, Version
 from sdlora.provenance import FileHashes, Job
+from sdlora.scrape import pin
 from sdlora.scrape.source import PICTURE_SUFFIXES
 from sdlora.train_section import MENUS, Train
 
@@ -52,7 +53,7 @@ def made(folder: Path, stage: str) -> Path:
 
 
 def jobs(params: Params) -> list[Job]:
-    """Every job of every version, in topological order, each once.
+    """Every job of every version and the gathering of every dataset, in topological order, each once.
 
     Raises:
         ParamsError: If two versions want different things under one name.
@@ -69,6 +70,9 @@ def jobs(params: Params) -> list[Job]:
                     f"{job.stage} settings; give one of them its own dataset entry"
                 )
             owner.setdefault(job.made, name)
+    for name, dataset in params.datasets.items():
+        job = _scrape_job(name, dataset, hashes)
+        found.setdefault(job.made, job)
     found_jobs = [*found.values(), _index_job(params)]
     hashes.save()
     return found_jobs
@@ -89,15 +93,7 @@ def _job(stage: str, name: str, folder: Path, recipe: dict[str, Any], inputs: li
 def _jobs_of_version(params: Params, name: str, hashes: FileHashes) -> Iterator[Job]:
     version = params.versions[name]
     base, dataset = params.bases[version.base], params.datasets[version.dataset]
-    scrape = _job(
-        "scrape",
-        version.dataset,
-        set_folder(version.dataset),
-        {"dataset": dataset.model_dump(mode="json", include={"sources", "minimum", "held_out"}),
-         "files": _source_files(dataset, hashes)},
-        [],
-        ["manifest.jsonl"],
-    )  # fmt: skip
+    scrape = _scrape_job(version.dataset, dataset, hashes)
     yield scrape
     references = fit_name(params, name, "pad")
     for method in dict.fromkeys(("pad", version.fit.method)):
@@ -144,6 +140,24 @@ def _jobs_of_version(params: Params, name: str, hashes: FileHashes) -> Iterator[
     yield _job(
         "report", name, folder, {"version": name, "settings": summary(version)}, [evaluate.made], ["report/index.html"]
     )
+
+
+def _scrape_job(name: str, dataset: Dataset, hashes: FileHashes) -> Job:
+    """The job that gathers a dataset; what comes from the web is pinned, so code and packages say nothing about it."""
+    asked = dataset.model_dump(mode="json", include={"sources", "scrape", "minimum", "held_out"})
+    recipe: dict[str, Any] = {"dataset": asked, "files": _source_files(dataset, hashes)}
+    if pin.uses_web(dataset):
+        recipe |= {"code": None, "software": {}}
+    return _job("scrape", name, set_folder(name), recipe, [], ["manifest.jsonl"])
+
+
+def may_scrape(params: Params, job: Job, forced: bool) -> None:
+    """Called before a scrape job is planned.
+
+    Raises:
+        SdloraError: If its pictures are neither there nor may be scraped now; the message says what to do.
+    """
+    pin.may_run(job.name, job.recipe, set_folder(job.name), params.scraping, forced)
 
 
 def _dataset_jobs(params: Params, name: str, method: str, scrape: Job, hashes: FileHashes) -> Iterator[Job]:
@@ -261,11 +275,11 @@ def _identity(model: str, revision: str | None, hashes: FileHashes) -> str:
 
 
 def _source_files(dataset: Dataset, hashes: FileHashes) -> dict[str, str]:
-    """Content identity of each folder source; what is scraped is pinned by its manifest instead."""
+    """Content identity of each source on this machine; what is scraped is pinned instead."""
     return {
-        source.path: provenance.identity_of_folder(Path(source.path), PICTURE_SUFFIXES, hashes)
-        for source in dataset.sources
-        if isinstance(source, FolderSource) and Path(source.path).exists()
+        path: provenance.identity_of_folder(Path(path), suffixes, hashes)
+        for path, suffixes in map(pin.on_this_machine, dataset.sources)
+        if path and Path(path).exists()
     }
 
 
@@ -291,9 +305,11 @@ def check_inputs(params: Params) -> None:
         if masks not in (None, ALPHA) and not Path(str(masks)).is_dir():
             raise DataError(f"datasets.{name}.masks: there is no folder {masks!r}; or did you mean alpha?")
         for number, source in enumerate(params.datasets[name].sources):
+            where = f"datasets.{name}.sources[{number}].path"
+            if isinstance(source, HubSource) and source.local and not Path(source.local).is_dir():
+                raise DataError(f"{where.removesuffix('path')}local: there is no folder {source.local!r}")
             if not isinstance(source, FolderSource):
                 continue
-            where = f"datasets.{name}.sources[{number}].path"
             if not Path(source.path).is_dir():
                 raise DataError(f"{where}: there is no folder {source.path!r}")
             if not any(p.suffix.lower() in PICTURE_SUFFIXES for p in Path(source.path).rglob("*")):

@@ -3,6 +3,6 @@
 from pathlib import Path
 
 from sdlora import command
-from sdlora.scrape.gather import gather, sources_of
+from sdlora.scrape.pin import scrape
 
-command.run(lambda recipe, args: gather(sources_of(recipe), args.out), out=Path)
+command.run(lambda recipe, args: scrape(recipe, args.out, bool(args.again)), out=Path, again=int)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 from sdlora.errors import DataError
 from sdlora.params import FolderSource
-from sdlora.scrape.source import PICTURE_SUFFIXES, FoundImage
+from sdlora.scrape.source import PICTURE_SUFFIXES, Candidate, ScrapeContext
 
 
-def find(source: FolderSource) -> Iterator[FoundImage]:
+def find(source: FolderSource, context: ScrapeContext) -> Iterator[Candidate]:
     """Every picture below the folder, in name order.
 
     Raises:
@@ -24,5 +24,5 @@ def find(source: FolderSource) -> Iterator[FoundImage]:
     ]
     if not files:
         raise DataError(f"the folder {source.path!r} holds no picture (looked for {', '.join(PICTURE_SUFFIXES)})")
-    for path in files:
-        yield FoundImage(path.read_bytes(), path.relative_to(folder).as_posix(), "folder")
+    for rank, path in enumerate(files):
+        yield Candidate("folder", rank, content=path.read_bytes(), name=path.relative_to(folder).as_posix())

@@ -1,78 +1,216 @@
-"""Candidates in, accepted pictures and a manifest out."""
+"""Candidates in, accepted pictures and a manifest out.
+
+Pictures are fetched by many threads, but judged in the order in which their sources gave them: who answers first
+decides nothing. Whatever has arrived is in `raw/` and in the journal at once, so that a run that was killed goes on.
+"""
 
 import hashlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from sdlora import choices, records
 from sdlora.errors import DataError, MissingError
 from sdlora.params import Dataset
-from sdlora.pictures import open_picture
-from sdlora.scrape.source import FoundImage
+from sdlora.progress import Progress
+from sdlora.scrape.connect import FetchError
+from sdlora.scrape.fetch import Fetched, Fetcher, PartFile
+from sdlora.scrape.journal import Journal, is_intact
+from sdlora.scrape.judge import Arrived, Judge, Refused, manifest_row
+from sdlora.scrape.source import Candidate, ScrapeContext
+from sdlora.scrape.verify import Look, examine
+
+Result = Arrived | Refused
+SPARE = 4  # pictures fetched beyond those still wanted, for the ones that will be rejected
 
 
-def gather(dataset: Dataset, out: Path) -> list[Path]:
-    """Write `raw/<sha256>.<ext>`, `manifest.jsonl` and `rejected.jsonl`.
+def gather(dataset: Dataset, out: Path, context: ScrapeContext | None = None) -> list[Path]:
+    """Write `raw/<sha256>.<ext>`, `manifest.jsonl`, `rejected.jsonl` and, if anything was fetched, `journal.jsonl`.
 
     Args:
-        dataset: Its sources, the minimum and what is held out.
+        dataset: Its sources, limits, the minimum and what is held out.
         out: The dataset's folder.
+        context: How the outside is reached; only tests give one. Its limits are replaced by the dataset's.
 
     Returns:
-        The files written.
+        The files that later stages read: their content identifies the dataset. Neither the rejected candidates
+        nor the times of the fetches do.
 
     Raises:
         DataError: If fewer training pictures than the minimum were accepted.
     """
-    accepted: dict[str, records.Row] = {}
-    rejected: list[records.Row] = []
+    context = replace(context or ScrapeContext(), limits=dataset.scrape)
     raw = out / "raw"
-    for found in _candidates(dataset):
-        digest = hashlib.sha256(found.content).hexdigest()
+    _clear(raw, "*.part")
+    journal = Journal(out, context.limits)
+    judge = Judge(context.limits)
+    with closing(_Workshop(raw, journal, context)) as workshop:
+        for number, source in enumerate(dataset.sources):
+            _take_source(number, source, workshop, judge, context)
+    rows = split(sorted(map(manifest_row, judge.entries), key=lambda row: str(row["id"])), dataset.held_out)
+    records.write_jsonl(out / "rejected.jsonl", judge.rejected)
+    _check_minimum(dataset, rows, judge, out)
+    files = {row["file"] for row in rows}
+    _clear(raw, "*", keep=files)
+    records.write_jsonl(out / "manifest.jsonl", rows)
+    journal.finish()
+    training, (_, rejected, duplicates) = sum(row["split"] == "train" for row in rows), judge.counts()
+    print(
+        f"scrape: {training} to learn from, {len(rows) - training} references, "
+        f"{rejected} rejected, {duplicates} duplicates",
+        flush=True,
+    )
+    return [out / "manifest.jsonl", *(raw / file for file in sorted(files))]
+
+
+def _take_source(number: int, source: Any, workshop: "_Workshop", judge: Judge, context: ScrapeContext) -> None:
+    """Judge a source's candidates until its limit of accepted pictures is reached."""
+    if source.kind not in choices.SOURCES:
+        raise MissingError(
+            f"the source {source.kind!r} cannot be read by this release (it reads: {', '.join(choices.SOURCES)}); "
+            f"put the pictures into a folder and use {{kind: folder, path: …}}"
+        )
+    limit: int | None = getattr(source, "limit", None)
+    name = f"{source.kind} {query!r}" if (query := getattr(source, "query", None)) else source.kind
+    progress = Progress(f"scrape {name}", limit) if limit else None
+
+    def wanted() -> int:
+        window = 2 * context.limits.concurrency
+        return window if limit is None else min(window, limit - judge.accepted_of(number) + SPARE)
+
+    with closing(choices.pick(choices.SOURCES, source.kind)(source, context)) as candidates:
+        for candidate, result in workshop.in_order(candidates, wanted):
+            judge.take(number, candidate, result)
+            accepted, rejected, duplicates = judge.counts()
+            if progress:
+                note = f"accepted {accepted}, rejected {rejected}, duplicates {duplicates}"
+                progress.update(judge.accepted_of(number), note)
+            if limit is not None and judge.accepted_of(number) >= limit:
+                return
+    if limit is not None:
+        had = f"{judge.seen[number]} candidates{': ' + why if (why := judge.why(number)) else ''}"
+        print(f"scrape: {name}: {judge.accepted_of(number)} of the {limit} pictures wanted; {had}", flush=True)
+
+
+class _Workshop:
+    """Turns candidates into files in `raw/`, many at once."""
+
+    def __init__(self, raw: Path, journal: Journal, context: ScrapeContext) -> None:
+        self._raw, self._journal, self._limits = raw, journal, context.limits
+        self._fetcher = Fetcher(context, raw)
+        # More threads than places in the gate: one that waits for its turn at a slow host holds up no other.
+        self._pool = ThreadPoolExecutor(2 * context.limits.concurrency, thread_name_prefix="scrape")
+        self._by_url: dict[str, Future[Result]] = {}  # found twice, fetched once
+
+    def close(self) -> None:
+        """Stop what is under way; nothing of it is wanted any more."""
+        self._fetcher.stop()
+        self._pool.shutdown(cancel_futures=True)
+
+    def in_order(
+        self, candidates: Iterator[Candidate], wanted: Callable[[], int]
+    ) -> Iterator[tuple[Candidate, Result]]:
+        """Each candidate with its result, in their own order.
+
+        Args:
+            candidates: Taken only as far ahead as wanted.
+            wanted: How many may be under way now.
+        """
+        waiting: deque[tuple[Candidate, Future[Result]]] = deque()
         try:
-            if digest in accepted:
-                raise DataError(f"{found.name}: the same bytes as {accepted[digest]['name']}")
-            picture = open_picture(found.content, found.name)
+            for candidate in candidates:
+                waiting.append((candidate, self._begin(candidate)))
+                while waiting and (len(waiting) >= wanted() or waiting[0][1].done()):
+                    first, future = waiting.popleft()
+                    yield first, future.result()
+            for first, future in waiting:
+                yield first, future.result()
+        finally:
+            for _, future in waiting:
+                future.cancel()
+
+    def _begin(self, candidate: Candidate) -> "Future[Result]":
+        if candidate.url is None:
+            return self._pool.submit(self._read, candidate)
+        known = self._by_url.get(candidate.url)
+        if known is None or known.cancelled():
+            known = self._by_url[candidate.url] = self._pool.submit(self._fetch, candidate.url)
+        return known
+
+    def _read(self, candidate: Candidate) -> Result:
+        """A candidate that brought its bytes."""
+        content = candidate.content or b""
+        digest = hashlib.sha256(content).hexdigest()
+        try:
+            look = examine(content, candidate.label, None)
         except DataError as error:
-            rejected.append({"name": found.name, "engine": found.engine, "sha256": digest, "reason": str(error)})
-            continue
-        file = f"{digest}.{str(picture.format).lower()}"
-        records.write_bytes(raw / file, found.content)
-        accepted[digest] = {
-            "id": digest[:16], "file": file, "sha256": digest, "name": found.name, "engine": found.engine,
-            "query": found.query, "page_url": found.page_url, "licence": found.licence, "caption": found.caption,
-            "format": picture.format, "width_px": picture.width, "height_px": picture.height,
-        }  # fmt: skip
-    rows = _split(sorted(accepted.values(), key=lambda row: str(row["id"])), dataset.held_out)
+            return Refused("content", str(error), digest)
+        arrived = Arrived(digest, len(content), look)
+        part = self._raw / f"{uuid4().hex}.part"  # two candidates may have the same bytes at the same time
+        with closing(PartFile(part)) as handle:
+            handle.write(content)
+        part.replace(self._raw / arrived.file)
+        return arrived
+
+    def _fetch(self, url: str) -> Result:
+        """A candidate that has to be fetched, unless an interrupted run has done so."""
+        known = self._journal.known(url)
+        if known and known["verdict"] == "refused":
+            return Refused(known["kind"], known["reason"], known["sha256"])
+        if known:
+            arrived = Arrived(known["sha256"], known["size_bytes"], Look(**known["look"]), known["final_url"])
+            if is_intact(self._raw / arrived.file, arrived.sha256):
+                return arrived
+        try:
+            fetched = self._fetcher.fetch(url)
+        except FetchError as error:
+            if self._fetcher.is_stopped:  # nobody waits for this verdict, and it says nothing about the picture
+                return Refused("stopped", str(error))
+            again = error.transient or error.kind == "time"
+            return self._refuse(url, Refused(error.kind, str(error)), again=again)
+        return self._keep(url, fetched)
+
+    def _keep(self, url: str, fetched: Fetched) -> Result:
+        try:
+            look = examine(fetched.part.read_bytes(), "the file", self._limits)
+        except DataError as error:
+            fetched.part.unlink()
+            reason = str(error).removeprefix("the file: ")
+            return self._refuse(url, Refused("content", reason, fetched.sha256), fetched_at=fetched.fetched_at)
+        arrived = Arrived(fetched.sha256, fetched.size_bytes, look, fetched.final_url)
+        fetched.part.replace(self._raw / arrived.file)
+        facts = {"sha256": arrived.sha256, "size_bytes": arrived.size_bytes, "look": vars(look)}
+        at = {"final_url": fetched.final_url, "fetched_at": fetched.fetched_at}
+        self._journal.add(url, verdict="arrived", **facts, **at)
+        return arrived
+
+    def _refuse(self, url: str, refused: Refused, **facts: Any) -> Refused:
+        self._journal.add(url, verdict="refused", **vars(refused), **facts)
+        return refused
+
+
+def _check_minimum(dataset: Dataset, rows: list[records.Row], judge: Judge, out: Path) -> None:
     training = sum(row["split"] == "train" for row in rows)
-    records.write_jsonl(out / "rejected.jsonl", rejected)
     if training < dataset.minimum:
-        reasons = "; ".join(row["reason"] for row in rejected[:3]) or "none was rejected"
+        reasons = "; ".join(row["reason"] for row in judge.rejected[:3]) or "none was rejected"
         raise DataError(
             f"{out}: {training} usable training pictures, but the dataset's minimum is {dataset.minimum} "
-            f"({len(rejected)} rejected: {reasons})"
+            f"({len(judge.rejected)} rejected: {reasons})"
         )
-    files = {row["file"] for row in rows}
-    for path in raw.iterdir():
-        if path.name not in files:
+
+
+def _clear(folder: Path, pattern: str, keep: set[str] | frozenset[str] = frozenset()) -> None:
+    for path in folder.glob(pattern):
+        if path.name not in keep:
             path.unlink()
-    records.write_jsonl(out / "manifest.jsonl", rows)
-    print(f"scrape: {training} to learn from, {len(rows) - training} references, {len(rejected)} rejected", flush=True)
-    return [out / "manifest.jsonl", out / "rejected.jsonl", *(raw / file for file in sorted(files))]
 
 
-def _candidates(dataset: Dataset) -> Iterator[FoundImage]:
-    for source in dataset.sources:
-        if source.kind not in choices.SOURCES:
-            raise MissingError(
-                f"the source {source.kind!r} cannot be read by this release (it reads: {', '.join(choices.SOURCES)}); "
-                f"put the pictures into a folder and use {{kind: folder, path: …}}"
-            )
-        yield from choices.pick(choices.SOURCES, source.kind)(source)
-
-
-def _split(rows: list[records.Row], held_out: int | str) -> list[records.Row]:
+def split(rows: list[records.Row], held_out: int | str) -> list[records.Row]:
     """Mark references: a subfolder's pictures, or as many as asked for, evenly by content hash."""
     if isinstance(held_out, str):
         references = {row["id"] for row in rows if str(row["name"]).split("/")[0] == held_out}
