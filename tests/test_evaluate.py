@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
@@ -11,10 +12,12 @@ from sdlora import records
 from sdlora.errors import DataError
 from sdlora.evaluate import evaluate_version
 from sdlora.evaluate.choose import best_step, explain
+from sdlora.evaluate.compare import compare
+from sdlora.evaluate.effnet import effnet_lite0_distance
 from sdlora.evaluate.psnr import psnr_db
 from sdlora.evaluate.run import at_size_of
 from sdlora.evaluate.ssim import ssim
-from sdlora.evaluate.tables import bootstrap_interval, difference
+from sdlora.evaluate.tables import bootstrap_interval, difference, metrics_columns, metrics_rows
 from sdlora.params import Evaluate
 from sdlora.pictures import png_bytes
 
@@ -101,3 +104,57 @@ def test_no_references_is_a_clear_error(tmp_path: Path) -> None:
     records.write_jsonl(tmp_path / "samples" / "index.jsonl", [])
     with pytest.raises(DataError, match="held_out"):
         evaluate_version(Evaluate(), tmp_path / "samples", tmp_path, tmp_path)
+
+
+def test_feature_distance_is_zero_for_equals_symmetric_and_grows_with_the_change() -> None:
+    square = np.full((64, 64, 3), 230, np.uint8)
+    square[20:44, 20:44] = (200, 30, 30)
+    near, far = square.copy(), np.rot90(square).copy()
+    near[20:44, 20:44] = (200, 60, 60)
+    far[:32] = (20, 20, 120)
+    assert effnet_lite0_distance(square, square) == 0
+    assert effnet_lite0_distance(square, far) == pytest.approx(effnet_lite0_distance(far, square), rel=1e-6)
+    assert 0 < effnet_lite0_distance(square, near) < effnet_lite0_distance(square, far) <= 4
+    with pytest.raises(ValueError, match="data_range is 1"):
+        effnet_lite0_distance(square, near, data_range=1)
+
+
+def test_feature_distance_does_not_depend_on_threads_and_leaves_them() -> None:
+    a, b = picture(), picture()
+    found = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        found.append(effnet_lite0_distance(a, b))
+        assert torch.get_num_threads() == threads
+    assert found[0] == found[1]
+
+
+def test_the_lowest_distance_is_the_best() -> None:
+    values = {("effnet_lite0_distance", step): [v, v] for step, v in ((0, 0.9), (100, 0.5), (200, 0.7))}
+    rule = Evaluate(metrics=("effnet_lite0_distance",), choose_by="effnet_lite0_distance")
+    assert best_step(values, rule) == 100
+    assert explain(values, rule)["rule"].startswith("lowest mean effnet_lite0_distance")
+
+
+def _measured(folder: Path, psnr: list[float], feature: list[float], references: list[str]) -> Path:
+    values = {("psnr_db", 0): [1.0] * len(psnr), ("psnr_db", 100): psnr}
+    values |= {("effnet_lite0_distance", 0): [1.0] * len(psnr), ("effnet_lite0_distance", 100): feature}
+    records.write_csv(folder / "metrics.csv", metrics_columns(len(psnr)), metrics_rows(values, 100))
+    records.write_json(folder / "best.json", {"best_step": 100, "references": references})
+    return folder
+
+
+def test_comparing_two_versions_pairs_their_pictures(tmp_path: Path) -> None:
+    names = ["a", "b", "c"]
+    one = _measured(tmp_path / "v4", [8.0, 12.0, 16.0], [0.5, 0.5, 0.6], names)
+    other = _measured(tmp_path / "v4-padded", [8.5, 12.6, 16.4], [0.4, 0.7, 0.6], names)
+    compare(one, other, 500, tmp_path / "table.csv")
+    rows = {row["metric"]: row for row in records.read_csv(tmp_path / "table.csv")}
+    # far apart between pictures, yet every picture gained: only the paired interval can see it
+    assert float(rows["psnr_db"]["delta"]) == pytest.approx(0.5)
+    assert float(rows["psnr_db"]["ci_low"]) >= 0.4
+    assert rows["psnr_db"]["better"] == "v4-padded"
+    assert rows["effnet_lite0_distance"]["better"] == "neither for sure"
+    stranger = _measured(tmp_path / "v9", [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], ["a", "b", "d"])
+    with pytest.raises(DataError, match="different references"):
+        compare(one, stranger, 100, tmp_path / "none.csv")

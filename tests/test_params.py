@@ -59,6 +59,29 @@ def test_report_and_sdxl_versions(shipped: params.Params) -> None:
     assert (small.fit.size_px, small.train.batch_size, small.train.steps) == (256, 12, 200)
 
 
+def test_presets_are_the_tools_recommendations(shipped: params.Params) -> None:
+    best, balanced, fast = (shipped.presets[name].train for name in ("best-quality", "balanced", "fast"))
+    for train in (best, balanced, fast):
+        assert (train.weighting, train.value("snr_gamma")) == ("min_snr", 5.0)
+        assert train.ema is not None and train.ema.decay == 0.9999
+    assert (best.optimizer, best.learning_rate, balanced.optimizer) == ("prodigy", 1.0, "prodigy")
+    assert (fast.optimizer, fast.learning_rate, fast.noise) == ("adamw", 1e-4, ())
+    assert (best.noise, balanced.noise, best.value("noise_offset")) == (("pyramid", "offset"), ("offset",), 0.1)
+    assert best.shuffle_tags
+    assert [shipped.presets[name].fit.method for name in ("best-quality", "balanced", "fast")] == ["bucket"] * 2 + [
+        "pad"
+    ]
+
+
+def test_a_version_states_what_differs_from_its_preset(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text("utf-8")
+    own = "versions:\n  mine:\n    preset: balanced\n    train: {rank: 7, ema: null}\n    sample: {weights: raw}\n"
+    (tmp_path / "params.yaml").write_text(text.replace("versions:\n", own, 1), encoding="utf-8")
+    mine = settings.load(tmp_path / "params.yaml").versions["mine"]
+    assert (mine.train.rank, mine.train.ema, mine.train.optimizer) == (7, None, "prodigy")
+    assert (mine.fit.method, mine.sample.lora_scale) == ("bucket", 0.9)  # from the preset, from the defaults
+
+
 def test_checkpoint_steps_include_the_last() -> None:
     train = params.Train(steps=765, checkpoint_every=30)
     assert train.checkpoint_steps[0] == 30
@@ -79,6 +102,8 @@ MISTAKES = [
     ("flip: {probability: 0.5}", "flop: {probability: 0.5}", ("defaults.flop", "did you mean flip")),
     ("fill: edge", "fill: egde", ("defaults.fit.fill", "egde", "blur")),
     ("  v2:\n", "  report:\n", ("cannot be called report",)),
+    ("optimizer: prodigy", "optimizer: prodgy", ("presets.best-quality.train.optimizer", "did you mean prodigy")),
+    ("steps: 1400}", "steps: 1400}\n    preset: balancd", ("versions.v9.preset", "did you mean balanced")),
     ("lr_cycles: 1 ", "lr_cycles: 0 ", ("defaults.train.lr_cycles", "0")),
 ]
 
