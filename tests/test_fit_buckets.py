@@ -115,6 +115,7 @@ def test_only_what_changed_is_fitted_again(tmp_path: Path, capsys: pytest.Captur
     pictures = {f"{n}.png": noise(80, 40, n) for n in range(3)}
 
     def fitted(**changes: object) -> str:
+        (tmp_path / "out/fit.jsonl").unlink(missing_ok=True)  # as Snakemake does before it runs a job
         fit_dataset(Fit(size_px=64, **changes), tmp_path, tmp_path / "out")
         return capsys.readouterr().out.split(";")[0]
 

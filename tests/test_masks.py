@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sdlora import masks, plan, records
 from sdlora.errors import DataError, ParamsError
-from sdlora.fit import BILINEAR, fit_picture
+from sdlora.fit import BILINEAR, KEPT, fit_picture
 from sdlora.params import Fit, Flip
 from sdlora.pictures import png_bytes
 from sdlora.train.batch import draw_batch
@@ -222,10 +222,10 @@ def test_a_changed_mask_is_fitted_again_and_a_removed_one_is_gone(tmp_path: Path
     pictures = {"a.png": captain(1), "b.png": captain(2)}
     half_masks(tmp_path / "masks", pictures)
     folder = make_set(tmp_path, pictures, masks=str(tmp_path / "masks"), encode=False)
-    before = {row["id"]: row["key"] for row in records.read_jsonl(folder / "fit.jsonl")}
+    before = records.read_json(folder / KEPT)
     half_masks(tmp_path / "masks", {"a.png": captain(1)}, value=128)
     make_set(tmp_path, pictures, masks=str(tmp_path / "masks"), encode=False)
-    after = {row["id"]: row["key"] for row in records.read_jsonl(folder / "fit.jsonl")}
+    after = records.read_json(folder / KEPT)
     assert before["p0"] != after["p0"] and before["p1"] == after["p1"]
     assert np.asarray(masks.read_fitted(folder / "train-masks/p0.png")).max() == 128
     make_set(tmp_path, pictures, encode=False)

@@ -37,8 +37,10 @@ STAGES = ("scrape", "fit", "caption", "flip", "encode", "train", "sample", "eval
     [
         ("evaluate/ssim.py", '"""Structural similarity."""', '"""Other words."""  # and a comment', set()),
         ("evaluate/ssim.py", "sigma=1.5", "sigma=1.4", {"evaluate"}),
-        ("train/loop.py", "dim=(1, 2, 3)", "dim=(3, 2, 1)", {"train"}),
-        ("fit.py", "size_px / 32", "size_px / 16", {"fit"}),
+        ("train/losses.py", "per_element.mean(dim=(1, 2, 3))", "per_element.mean(dim=(3, 2, 1))", {"train"}),
+        ("posterior.py", "127.5", "127", {"encode", "train"}),
+        ("encode.py", "encode: {len(new)}", "{len(new)}", {"encode"}),
+        ("fit.py", "max(size) / 32", "max(size) / 16", {"fit"}),
         ("flip.py", '"left": "right"', '"left": "up"', {"flip"}),
         ("adapters/sd.py", "max_length=77", "max_length=76", {"encode", "train", "sample"}),
         ("params.py", "le=1024", "le=2048", set()),

@@ -4,30 +4,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from sdlora import provenance, records, tensors
-from sdlora.adapters import Adapter, load_adapter
+from sdlora.adapters import load_adapter
 from sdlora.params import Base, Encode
-from sdlora.pictures import read_rgb
+from sdlora.posterior import posterior_of
 from sdlora.progress import Progress
 
 
 def latent_key(picture: Path, recipe: Mapping[str, Any]) -> str:
     """Name of a picture's latents: its bytes and everything else their values depend on."""
     return provenance.sha256_text(provenance.sha256_of(picture) + records.canonical_json(recipe))[:32]
-
-
-def posterior_of(adapter: Adapter, picture: Path) -> tuple[Tensor, Tensor]:
-    """Mean and deviation (C, h, w) of a fitted picture's latents, fp32, on the CPU.
-
-    One picture at a time, so that its latents do not depend on its batch mates.
-    """
-    pixels = np.asarray(read_rgb(picture)).astype(np.float32)
-    mean, std = adapter.encode_images(torch.from_numpy(pixels).permute(2, 0, 1)[None] / 127.5 - 1)
-    return mean[0].cpu(), std[0].cpu()
 
 
 def encode_dataset(recipe: Mapping[str, Any], base_name: str, folder: Path) -> list[Path]:

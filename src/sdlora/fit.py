@@ -15,6 +15,7 @@ from sdlora.pictures import open_picture, png_bytes, to_rgb
 
 Box = tuple[int, int, int, int]
 Size = tuple[int, int]  # width, height, px
+KEPT = "kept.json"  # which pictures lie fitted, and by what
 LANCZOS, BILINEAR = Image.Resampling.LANCZOS, Image.Resampling.BILINEAR
 
 
@@ -129,7 +130,8 @@ def fit_dataset(
 ) -> list[Path]:
     """Write `<id>.png` for every picture of a manifest, and `fit.jsonl` saying where each lies.
 
-    A picture that was fitted by the same settings and code, and is undamaged, is kept as it is.
+    A picture that was fitted by the same settings and code, and is undamaged, is kept as it is: `kept.json`
+    remembers, which is no output, because Snakemake deletes a job's outputs before it runs.
 
     Args:
         settings: Method, fill and side; `size_px` must be set.
@@ -144,8 +146,8 @@ def fit_dataset(
     Raises:
         DataError: If a training picture's mask is missing, empty or of another size.
     """
-    known = {row["id"]: row for row in records.read_jsonl(out / "fit.jsonl")}
-    rows, files, new = [], [], 0
+    known = records.read_json(out / KEPT) if (out / KEPT).exists() else {}
+    rows, files, kept, new = [], [], {}, 0
     for row in records.read_jsonl(source / "manifest.jsonl"):
         mask_file = masks.find(mask_source, row) if row["split"] == "train" else None
         wanted = [out / f"{row['id']}.png"]
@@ -154,17 +156,18 @@ def fit_dataset(
         parts = [identity, settings.model_dump_json(), row["sha256"], str(mask_source == "alpha")]
         key = provenance.sha256_text("\n".join([*parts, provenance.sha256_of(mask_file) if mask_file else ""]))
         before = known.get(row["id"], {})
-        if before.get("key") == key and before.get("files") == _hashes(wanted):
-            fitted = {name: before[name] for name in ("box", "bucket", "original", "corner")}
+        if before.get("key") == key and before["files"] == _hashes(wanted):
+            geometry = before["geometry"]
         else:
-            fitted = _write(settings, source, row, wanted, mask_file)
+            geometry = _write(settings, source, row, wanted, mask_file)
             new += 1
-        kept = {name: row[name] for name in ("id", "name", "sha256", "split", "caption")}
-        made = {"file": wanted[0].name, "method": settings.method, **fitted, "key": key, "files": _hashes(wanted)}
-        rows.append({**kept, **made})
+        kept[row["id"]] = {"key": key, "files": _hashes(wanted), "geometry": geometry}
+        about = {name: row[name] for name in ("id", "name", "sha256", "split", "caption")}
+        rows.append({**about, "file": wanted[0].name, "method": settings.method, **geometry})
         files += wanted
     for stale in {*out.glob("*.png"), *(out / masks.FOLDER).glob("*.png")} - set(files):
         stale.unlink()
+    records.write_json(out / KEPT, kept)
     records.write_jsonl(out / "fit.jsonl", rows)
     counts = Counter("x".join(map(str, row["bucket"])) for row in rows)
     shapes = ", ".join(f"{count} of {shape} px" for shape, count in sorted(counts.items()))

@@ -12,7 +12,6 @@ from sdlora.errors import DataError, suggest
 from sdlora.pictures import png_bytes, read_rgb
 
 _OTHER = {"left": "right", "right": "left"}
-MASKS = "train-masks"  # beside train/, whose layout has no place for them
 
 
 def swap_left_right(caption: str) -> str:
@@ -91,7 +90,7 @@ def flip_dataset(
             text = swap_left_right(row["caption"]) if mirrored and swap_words else row["caption"]
             about = {"text": text, "id": row["id"], "mirrored": mirrored, "repeats": counts[source["name"]]}
             rows.append({"file_name": name, **about, **_geometry(source, mirrored)})
-    for stale in {*(folder / "train").glob("*.png"), *(folder / MASKS).glob("*.png")} - set(files):
+    for stale in {*(folder / "train").glob("*.png"), *(folder / masks.TRAIN_FOLDER).glob("*.png")} - set(files):
         stale.unlink()
     records.write_jsonl(folder / "train" / "metadata.jsonl", rows)
     return [folder / "train" / "metadata.jsonl", *files]
@@ -102,7 +101,7 @@ def _copy(folder: Path, picture: str, name: str, mirrored: bool) -> list[Path]:
     pairs = [(folder / f"{picture}.png", folder / "train" / name)]
     mask = folder / masks.FOLDER / f"{picture}.png"
     if mask.exists():
-        pairs.append((mask, folder / MASKS / name))
+        pairs.append((mask, folder / masks.TRAIN_FOLDER / name))
     for source, target in pairs:
         if mirrored:
             opened = masks.read_fitted(source) if source == mask else read_rgb(source)

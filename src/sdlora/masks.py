@@ -11,6 +11,7 @@ from sdlora.params import ALPHA
 from sdlora.pictures import open_picture, to_rgb
 
 FOLDER = "masks"  # of the fitted masks, beside the fitted pictures
+TRAIN_FOLDER = "train-masks"  # in both orientations, beside train/, whose layout has no place for them
 SUFFIXES = (".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jpg", ".jpeg")
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdlora import records, tensors
+from sdlora import masks, records, tensors
 from sdlora.errors import DataError
-from sdlora.flip import MASKS
 from sdlora.randomness import generator, uniform
 
 
@@ -59,7 +58,7 @@ def load_examples(folder: Path, base_name: str, cache_latents: str = "disk") -> 
     for picture in sorted({key[0] for key in rows}):
         sides = [rows[picture, side] for side in (False, True) if (picture, side) in rows]
         loaded = [tensors.read(latents[picture, row["mirrored"]]) for row in sides] if latents else []
-        masks = [folder / MASKS / row["file_name"] for row in sides]
+        mask_files = [folder / masks.TRAIN_FOLDER / row["file_name"] for row in sides]
         examples.append(
             Example(
                 picture,
@@ -68,7 +67,7 @@ def load_examples(folder: Path, base_name: str, cache_latents: str = "disk") -> 
                 tuple(row["text"] for row in sides),
                 geometry=tuple(_geometry(row) for row in sides),
                 files=tuple(folder / "train" / row["file_name"] for row in sides),
-                mask_files=tuple(path if path.exists() else None for path in masks),
+                mask_files=tuple(path if path.exists() else None for path in mask_files),
                 repeats=sides[0]["repeats"],
             )
         )

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from sdlora import masks
 from sdlora.adapters import Adapter, load_adapter
-from sdlora.encode import posterior_of
 from sdlora.errors import DataError
 from sdlora.params import Base, Encode
+from sdlora.posterior import posterior_of
 from sdlora.progress import Progress
 from sdlora.train.dataset import Example
 
