@@ -18,7 +18,7 @@ class BaseRecipe:
     blip_steps: int = 2500
     blip_batch: int = 64
     blip_learning_rate: float = 8e-4
-    unet_steps: int = 4200
+    unet_steps: int = 3000
     unet_batch: int = 32
     unet_learning_rate: float = 6e-4
     caption_dropout: float = 0.1
