@@ -157,6 +157,15 @@ def test_where_it_cannot_go_on_it_says_so_and_trains_anew(
     assert hashes(longer) == hashes(other.train(**after))
 
 
+def test_the_longest_run_that_fits_is_taken(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.train(steps=2, **staged((2, 5e-4, "constant")))
+    place.train(**staged((4, 5e-4, "cosine")))
+    capsys.readouterr()
+    place.train(steps=6, **staged((2, 5e-4, "constant"), (6, 1e-4, "constant")))
+    said = capsys.readouterr().out
+    assert "going on from step 2" in said and "from the start" not in said
+
+
 def test_another_run_is_no_beginning(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
     place.train()
     capsys.readouterr()

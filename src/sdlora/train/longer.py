@@ -34,26 +34,21 @@ def go_on(kept: Path, identity: Identity, settings: Train) -> State | None:
     """
     found = [(folder, newest_manifest(folder)) for folder in store.entries("train") if folder != kept]
     known = [(folder, manifest) for folder, manifest in found if manifest is not None]
+    said = []
     for folder, manifest in sorted(known, key=lambda row: row[1].step, reverse=True):
         names = differing(manifest.identity, identity)
-        if set(names) <= LENGTH and (folder / "done.json").exists() and manifest.step < settings.steps:
+        run, done = f"run {folder.name[:12]}", (folder / "done.json").exists()
+        if done and set(names) <= LENGTH and manifest.step < settings.steps:
             try:
                 with store.sole_use(folder):
                     return _taken_over(folder, manifest, kept, identity, settings)
             except DataError as reason:
-                print(
-                    f"train: run {folder.name[:12]} is the same but for its length ({manifest.step} steps); {reason}; "
-                    f"training from the start",
-                    flush=True,
-                )
-    for folder, manifest in known:
-        names = differing(manifest.identity, identity)
-        if not (folder / "done.json").exists() and all(name.startswith(SURROUNDINGS) for name in names):
-            print(
-                f"train: run {folder.name[:12]} stopped at step {manifest.step}, but going on would mix two trainings: "
-                f"{told(names, manifest.identity, identity)}; training from the start",
-                flush=True,
-            )
+                said.append(f"{run} is the same but for its length ({manifest.step} steps), but {reason}")
+        elif not done and all(name.startswith(SURROUNDINGS) for name in names):
+            changes = told(names, manifest.identity, identity)
+            said.append(f"{run} stopped at step {manifest.step}, but going on would mix two trainings: {changes}")
+    for line in said:
+        print(f"train: {line}; training from the start", flush=True)
     return None
 
 
