@@ -60,7 +60,11 @@ def _train(recipe: dict[str, Any], folder: Path, base_name: str, kept: Path) -> 
     settings = Train.model_validate_json(records.canonical_json(recipe["train"]))
     base = Base.model_validate_json(records.canonical_json(recipe["base"]))
     flip = Flip.model_validate_json(records.canonical_json(recipe["flip"]))
-    run = prepare(settings, flip, base, load_examples(folder, base_name))
+    from sdlora.train import preflight  # here, so that `python -m sdlora.train.preflight` finds it unloaded
+
+    examples = load_examples(folder, base_name)
+    preflight.check(settings, base, preflight.demand_of(examples))
+    run = prepare(settings, flip, base, examples)
     state = newest_state(kept)
     if state is not None:
         print(f"train: resuming from step {state.step} of {settings.steps}", flush=True)
