@@ -8,6 +8,7 @@ from pathlib import Path
 import measure_training
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import ROOT, environment
 from shapes import small_vae
 from test_train import TINY, examples, settings
@@ -25,6 +26,12 @@ PARAMETERS = {
     ("sdxl", "unet"): 2_567_463_684, ("sdxl", "vae"): 83_653_863, ("sdxl", "text_encoder"): 123_060_480,
     ("sdxl", "text_encoder_2"): 694_659_840,
 }  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_precision_a_test() -> None:
+    """accelerate keeps its precision for the whole process; a stage runs only once in one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.mark.parametrize(("family", "part"), PARAMETERS)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import make_project
 from safetensors import safe_open
 from shapes import save_small_sdxl, small_vae
@@ -35,6 +36,12 @@ versions:
     train: {rank: 2, optimizer: adamw, steps: 2, checkpoint_every: 1, learning_rate: 1e-2, gradient_checkpointing: true}
     sample: {inference_steps: 2, max_references: 1, scheduler: euler, negative_prompt: blurry}
 """
+
+
+@pytest.fixture(autouse=True)
+def _one_precision_a_test() -> None:
+    """accelerate keeps its precision for the whole process; a stage runs only once in one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="module")
