@@ -3,13 +3,14 @@
 # make check  formatting, types, lint, dry run
 # make docs   write docs/params.md from the schema
 # make browser  Debian's Chromium and its driver: for the selenium source, and for make test
+# make bench  time training: benchmarks/results/train.csv and docs/performance.md (options: BENCH="--steps 3")
 # make base   train the embedded base anew (hours on a CPU)
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 SHELL := /bin/bash
 .DEFAULT_GOAL := run
-.PHONY: run test check format docs browser base clean
+.PHONY: run test check format docs browser base bench clean
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "Python 3.11 is needed, this is %s; say make PYTHON=python3.11" % sys.version.split()[0])'
@@ -58,6 +59,9 @@ format: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m sdlora.settings > docs/params.md
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.train $(BENCH)
 
 base: $(INSTALLED)
 	$(BIN)/python -u -m sdlora.base.datasets

@@ -1,15 +1,18 @@
 """The SDXL adapter on a pipeline of the real classes with small random networks."""
 
+import csv
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from accelerate.state import AcceleratorState
+from conftest import make_project
+from safetensors import safe_open
+from shapes import save_small_sdxl, small_vae
 from small_set import captain, make_set
 from test_train import examples
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from sdlora.adapters import load_adapter
 from sdlora.params import Base, Flip, Sample
 from sdlora.sample import Painter, Prompt
 from sdlora.train.batch import draw_batch
@@ -19,33 +22,35 @@ from sdlora.train.loop import train_loop
 from sdlora.train.run import prepare
 from sdlora.train_section import Train
 
+# One version on the small pipeline, through every stage that a user's version goes through.
+STAGES = """
+base: small
+dataset: small
+run: [a]
+threads: 1
+bases:
+  small: {model: models/small-sdxl, family: sdxl, size_px: 64, captioner: models/tiny-blip}
+datasets:
+  small:
+    sources: [{kind: folder, path: data/embedded/small}]
+    trigger: captain
+    held_out: references
+versions:
+  a:
+    train: {rank: 2, optimizer: adamw, steps: 2, checkpoint_every: 1, learning_rate: 1e-2, gradient_checkpointing: true}
+    sample: {inference_steps: 2, max_references: 1, scheduler: euler, negative_prompt: blurry}
+"""
+
+
+@pytest.fixture(autouse=True)
+def _one_precision_a_test() -> None:
+    """accelerate keeps its precision for the whole process; a stage runs only once in one."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+
 
 @pytest.fixture(scope="module")
 def small_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    torch.manual_seed(0)
-    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "models/tiny-sd/tokenizer")
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        projection_dim=32, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
-    unet = UNet2DConditionModel(
-        sample_size=8, block_out_channels=(32, 64), layers_per_block=1, attention_head_dim=(2, 4),
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
-        transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=8 * 6 + 32, cross_attention_dim=64,
-    )  # fmt: skip
-    vae = AutoencoderKL(
-        block_out_channels=(16, 32, 32), down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=16, sample_size=64,
-    )  # fmt: skip
-    pipeline = StableDiffusionXLPipeline(
-        vae=vae, text_encoder=CLIPTextModel(text), text_encoder_2=CLIPTextModelWithProjection(text),
-        tokenizer=tokenizer, tokenizer_2=tokenizer, unet=unet, scheduler=EulerDiscreteScheduler(),
-        force_zeros_for_empty_prompt=True,
-    )  # fmt: skip
-    folder = tmp_path_factory.mktemp("sdxl")
-    pipeline.save_pretrained(folder)
-    return Base(model=str(folder), family="sdxl", size_px=64, captioner="-")
+    return save_small_sdxl(tmp_path_factory.mktemp("sdxl"))
 
 
 def with_geometry() -> list[Example]:
@@ -127,3 +132,71 @@ def test_sdxl_trains_saves_and_draws(small_sdxl: Base, tmp_path: Path) -> None:
     assert base.size == (64, 64)
     assert base.tobytes() != changed.tobytes()
     assert painter.draw(prompt).tobytes() == base.tobytes()
+
+
+def test_sdxl_goes_through_the_stages(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project")
+    save_small_sdxl(project.folder / "models/small-sdxl")
+    (project.folder / "params.yaml").write_text(STAGES)
+    project.snakemake("results/a/samples/index.jsonl")
+    rows = list(csv.DictReader(project.read("results/a/train_log.csv").decode().splitlines()))
+    assert [row["step"] for row in rows] == ["1", "2"]
+    with safe_open(project.folder / "results/a/checkpoints/step-000002" / FILE_NAME, framework="pt") as file:
+        # gradients reach every layer: B starts at zero, and none of them is zero after two steps
+        ends = [name for name in file.keys() if "lora_B" in name or "lora.up" in name]  # noqa: SIM118
+        assert len(ends) == 4 * 2 * 8  # q, k, v, out; self and cross; 2 down, 2 middle, 4 up
+        assert all(file.get_tensor(name).abs().sum() > 0 for name in ends)
+    drawn = [project.folder / f"results/a/samples/step-{step:06d}" for step in (0, 1, 2)]
+    pictures = [next(folder.glob("*.png")).read_bytes() for folder in drawn]
+    assert len(set(pictures)) == 3
+
+
+def test_prompts_are_encoded_as_the_pipeline_does(small_sdxl: Base) -> None:
+    adapter = load_adapter(small_sdxl, "cpu")
+    ours = adapter.encode_prompts(["captain, smiling", ""])
+    with torch.no_grad():
+        context, _, pooled, _ = adapter.pipeline.encode_prompt(
+            ["captain, smiling", ""], do_classifier_free_guidance=False
+        )
+    assert ours["context"].shape == (2, 77, 32 + 48)
+    assert torch.equal(ours["context"], context)
+    assert torch.equal(ours["pooled"], pooled)
+
+
+def test_gradients_reach_both_text_encoders(small_sdxl: Base) -> None:
+    adapter = load_adapter(small_sdxl, "cpu")
+    for encoder in adapter.text_encoders().values():
+        encoder.requires_grad_(True)
+    found = adapter.encode_tokens(adapter.tokenize(["captain"]))
+    (found["context"].sum() + found["pooled"].sum()).backward()
+    assert list(adapter.text_encoders()) == ["text_encoder", "text_encoder_2"]
+    for encoder in adapter.text_encoders().values():
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
+
+
+def test_sizes_and_crops_reach_the_unet(small_sdxl: Base) -> None:
+    adapter = load_adapter(small_sdxl, "cpu")
+    noisy, steps, told = torch.zeros(2, 4, 16, 12), torch.tensor([5, 500]), adapter.encode_prompts(["a", "b"])
+    with torch.no_grad():
+        whole = adapter.predict(noisy, steps, told)
+        same = adapter.predict(noisy, steps, {**told, "sizes": torch.tensor([[64, 48, 0, 0, 64, 48]] * 2)})
+        cropped = adapter.predict(noisy, steps, {**told, "sizes": torch.tensor([[96, 48, 16, 0, 64, 48]] * 2)})
+    assert torch.equal(whole, same)
+    assert not torch.allclose(whole, cropped)
+
+
+@pytest.mark.parametrize("safe", [False, True])
+def test_a_vae_that_overflows_in_fp16_encodes_in_fp32(small_sdxl: Base, tmp_path: Path, safe: bool) -> None:
+    """SDXL's own VAE says force_upcast; a repaired one that is configured in its place does not."""
+    base = small_sdxl
+    if safe:
+        small_vae(force_upcast=False).save_pretrained(tmp_path)
+        base = base.model_copy(update={"vae": str(tmp_path)})
+    adapter = load_adapter(base, "cpu")
+    picture = torch.rand(1, 3, 64, 64) * 2 - 1
+    in_fp32 = adapter.encode_images(picture)[0]
+    vae = adapter.pipeline.vae.to(torch.float16)
+    found = adapter.encode_images(picture)[0]
+    assert vae.dtype == (torch.float16 if safe else torch.float32)
+    assert found.dtype == torch.float32
+    assert torch.allclose(found, in_fp32, atol=1e-2)

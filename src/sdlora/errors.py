@@ -20,6 +20,10 @@ class MissingError(SdloraError):
     """Something has to be installed or downloaded first; the message says how."""
 
 
+class ResourceError(SdloraError):
+    """The machine has too little of something; the message says what would do."""
+
+
 def suggest(name: str, choices: Iterable[str]) -> str:
     """' (did you mean rank?)' or, without a near name, the choices."""
     known = sorted(choices)

@@ -23,18 +23,23 @@ class Base(Section):
 
     model: str = Field(description="hub id, folder or .safetensors file of the base")
     revision: str | None = Field(None, description="hub revision (commit, tag or branch); null for local files")
-    family: Literal["sd", "sdxl"] = Field(description="which model adapter reads it")
+    family: str = Field(description="which model adapter reads it: entry of choices.FAMILIES")
     vae: str | None = Field(None, description="hub id or folder of another VAE; null = the base's own")
     vae_revision: str | None = Field(None, description="hub revision of that VAE")
     size_px: int = Field(ge=32, le=4096, multiple_of=8, description="native side of a square picture, px")
     dtype: Literal["fp32", "bf16", "fp16"] = Field(
-        "fp32", description="precision of the frozen weights on a GPU; fp32 on a CPU"
+        "fp32", description="precision of the frozen weights; a CPU keeps fp16 weights in fp32"
     )
     captioner: str = Field(description="hub id or folder of the BLIP that captions pictures for this base")
     captioner_revision: str | None = Field(None, description="hub revision of the captioner")
     learning_rate_scale: float = Field(
         1.0, gt=0, le=1000, description="multiplier on every version's learning rate (1 = the write-ups' own)"
     )
+
+    @field_validator("family")
+    @classmethod
+    def _known_family(cls, value: str) -> str:
+        return on_menu(value, choices.FAMILIES)
 
 
 class FolderSource(Section):

@@ -1,5 +1,5 @@
 """Model adapters: what differs between families, behind one interface."""
 
-from sdlora.adapters.base import Adapter, Conditioning, load_adapter
+from sdlora.adapters.base import Adapter, Conditioning, Tokens, load_adapter
 
-__all__ = ["Adapter", "Conditioning", "load_adapter"]
+__all__ = ["Adapter", "Conditioning", "Tokens", "load_adapter"]

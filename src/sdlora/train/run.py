@@ -65,7 +65,10 @@ def _train(recipe: dict[str, Any], identity: Identity, folder: Path, base_name: 
     settings = Train.model_validate_json(records.canonical_json(recipe["train"]))
     base = Base.model_validate_json(records.canonical_json(recipe["base"]))
     flip = Flip.model_validate_json(records.canonical_json(recipe["flip"]))
+    from sdlora.train import preflight  # here, so that `python -m sdlora.train.preflight` finds it unloaded
+
     examples = load_examples(folder, base_name, settings.cache_latents)
+    preflight.check(settings, base, preflight.demand_of(examples, settings, base))
     encode = Encode.model_validate_json(records.canonical_json(recipe["encode"] or {}))
     run = prepare(settings, flip, base, examples, encode, recipe["base_identity"], recipe["trigger"])
     clear_leftovers(kept)

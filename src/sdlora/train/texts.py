@@ -41,7 +41,8 @@ def learning(
 
     def conditioning_of(texts: Sequence[str]) -> Conditioning:
         with autocast():
-            return stacked([adapter.encode_prompts([spoken(text) if spoken else text]) for text in texts])
+            said = [spoken(text) if spoken else text for text in texts]
+            return stacked([adapter.encode_tokens(adapter.tokenize([text])) for text in said])
 
     return conditioning_of
 

@@ -1,0 +1,136 @@
+"""Counting memory: of computations that never run, of optimizers, and what the machine has free.
+
+Fake tensors have a shape, a type and a device but no numbers. A step on them takes a second or two,
+costs nothing, and makes and drops the very tensors that the real one makes and drops.
+"""
+
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.optim import Optimizer
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+CGROUP = Path("/sys/fs/cgroup")
+
+
+class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Bytes of the tensors made inside it that are alive, and the most there were at once.
+
+    What autograd saves, what a checkpointed block computes again, what autocast casts: all of it is
+    made by an operation, and is seen here. Views share their storage and count once.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        """Start at nothing; `known` tensors (weights) are not counted."""
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        self._seen: dict[int, weakref.ref[Any]] = {}
+        self._known = [tensor.untyped_storage() for tensor in known]
+        for storage in self._known:
+            self._seen[id(storage)] = weakref.ref(storage)
+
+    def __torch_dispatch__(
+        self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        made = operation(*args, **(kwargs or {}))
+        for tensor in tree_iter(made):
+            if isinstance(tensor, Tensor):
+                self._count(tensor.untyped_storage())
+        return made
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        seen = self._seen.get(key)
+        if seen is not None and seen() is storage:
+            return
+
+        def gone(_: Any) -> None:
+            self.live -= size
+            self._seen.pop(key, None)
+
+        self._seen[key] = weakref.ref(storage, gone)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+def become_fake(network: nn.Module, mode: FakeTensorMode, device: torch.device) -> None:
+    """Replace a meta network's parameters and buffers by fake ones on a device."""
+
+    def fake(tensor: Tensor) -> Tensor:
+        return FakeTensor(mode, tensor.detach().to("meta"), device)
+
+    for module in network.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(fake(parameter), requires_grad=parameter.requires_grad)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = fake(buffer)
+
+
+def size_of(tensors: Iterable[Tensor]) -> int:
+    """Bytes of tensors, each storage once."""
+    storages = {id(s): s for s in (tensor.untyped_storage() for tensor in tensors)}
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+def optimizer_cost(build: Callable[[list[nn.Parameter]], Optimizer], shapes: Iterable[torch.Size]) -> tuple[int, int]:
+    """Bytes an optimizer keeps for fp32 parameters of these shapes, and bytes its step needs for a moment.
+
+    Measured, so that it holds for every optimizer: one real step on one parameter of each distinct
+    shape. State that parameters share counts once.
+
+    Args:
+        build: Makes the optimizer from parameters.
+        shapes: Of all parameters.
+
+    Returns:
+        Kept and passing bytes.
+    """
+    counts = Counter(shapes)
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in counts]
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    optimizer = build(parameters)
+    optimizer.step()  # makes the state; the second step is like all that follow
+    with Meter() as meter:
+        optimizer.step()
+    owners: Counter[int] = Counter()
+    states = [_storages(optimizer.state[parameter]) for parameter in parameters]
+    for state in states:
+        owners.update(state.keys())
+    shared: dict[int, int] = {}
+    kept = 0
+    for count, state in zip(counts.values(), states, strict=True):
+        own = {key: size for key, size in state.items() if owners[key] == 1}
+        shared |= {key: size for key, size in state.items() if owners[key] > 1}
+        kept += count * sum(own.values())
+    sampled = sum(parameter.numel() for parameter in parameters)
+    total = sum(shape.numel() * count for shape, count in counts.items())
+    return kept + sum(shared.values()), round(meter.peak * total / max(sampled, 1))
+
+
+def _storages(state: Mapping[str, Any]) -> dict[int, int]:
+    found = [tensor.untyped_storage() for tensor in tree_iter(dict(state)) if isinstance(tensor, Tensor)]
+    return {storage.data_ptr(): storage.nbytes() for storage in found}
+
+
+def free_bytes(device: torch.device) -> int:
+    """Memory a process could take now: the GPU's, or RAM within the limits of its control group."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + cached
+    free = int(psutil.virtual_memory().available)
+    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
+    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
+        statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        free = min(free, int(text) - int(used.read_text()) + int(statistics.get("inactive_file", 0)))
+    return free

@@ -1,0 +1,247 @@
+"""Memory of each phase of a run, counted on tensors that have shapes and no numbers.
+
+The base's own configs make networks without weights, the LoRA goes onto them, and one step of the
+run's settings is taken, so every option counts as it will.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sdlora import choices
+from sdlora.adapters import Adapter
+from sdlora.adapters.base import DTYPES, quieten
+from sdlora.params import Base, Version
+from sdlora.train import lora
+from sdlora.train.dataset import Example
+from sdlora.train.memory import Meter, become_fake, optimizer_cost, size_of
+from sdlora.train_section import Train
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a run brings along besides its settings."""
+
+    latent: tuple[int, int, int]  # largest latents of one picture (C, h, w)
+    cached: int = 0  # bytes of latents kept in memory
+    captions: int = 0  # distinct captions whose conditioning is kept in memory
+    images: bool = False  # whether the VAE stays and encodes in every step
+    texts: bool = False  # whether the text encoders stay and encode in every step
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the run and what lies in memory at its worst moment, bytes by name."""
+
+    name: str
+    parts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+def demand_of(examples: Sequence[Example], settings: Train, base: Base) -> Demand:
+    """What a run's pictures and captions take, by the caches that its settings choose."""
+    captions = len({text for example in examples for text in example.text})
+    live = settings.text_cache == "none"
+    tensors = [tensor for example in examples for tensor in (*example.mean, *example.std)]
+    if tensors:
+        shapes: list[tuple[int, ...]] = [tuple(tensor.shape) for tensor in tensors]
+        cached = size_of(tensors)
+    else:  # made later, by the run itself
+        adapter = choices.pick(choices.FAMILIES, base.family).outline(base, torch.device("cpu"))
+        shapes = [latent_shape(adapter, *place.size) for example in examples for place in example.geometry]
+        cached = 0 if settings.cache_latents == "none" else sum(2 * 4 * math.prod(shape) for shape in shapes)
+    channels, height, width = max(shapes, key=lambda shape: shape[-1] * shape[-2])
+    images = not tensors and settings.cache_latents == "none"
+    return Demand((channels, height, width), cached, 0 if live else captions, images, live)
+
+
+class _Shapes:
+    """A base whose networks are fake tensors: everything runs on it, nothing is computed."""
+
+    def __init__(self, base: Base, device: torch.device) -> None:
+        self.device, self.mode = device, FakeTensorMode()
+        family: type[Adapter] = choices.pick(choices.FAMILIES, base.family)
+        self.adapter = family.outline(base, device)
+        for part in self.adapter.parts():
+            for tensor in part.parameters():
+                tensor.data = tensor.data.to(self.adapter.dtype)
+
+    def weights(self) -> dict[str, int]:
+        """Bytes of each network's frozen weights."""
+        parts = self.adapter.parts()
+        return {_name_of(self.adapter, part): size_of(part.parameters()) for part in parts}
+
+    def materialize(self) -> None:
+        """From here on the parameters are on the device, as far as torch can tell."""
+        for part in self.adapter.parts():
+            become_fake(part, self.mode, self.device)
+
+    def peak(self, work: Callable[[], Any], gradients: bool = False) -> tuple[int, Any]:
+        """Bytes that `work` needs beside the weights, and what it returns."""
+        weights = [p for part in self.adapter.parts() for p in (*part.parameters(), *part.buffers())]
+        with self.mode, Meter(weights) as meter, torch.set_grad_enabled(gradients):
+            result = work()
+        return meter.peak, result
+
+
+def predict(settings: Train, base: Base, demand: Demand, device: torch.device) -> list[Phase]:
+    """Memory of each phase of the stage `train`, on the device that trains.
+
+    Args:
+        settings: The run's; a `mixed_precision` of None means the base's type.
+        base: Only its configs are read.
+        demand: Pictures and captions.
+        device: Where the networks are.
+
+    Returns:
+        Phases in the order they happen: load, captions, train.
+    """
+    quieten()
+    shapes = _Shapes(base, device)
+    adapter = shapes.adapter
+    weights = shapes.weights()
+    parameters = _add_lora(adapter, settings)
+    shapes.materialize()
+    trained = {name for name, part in adapter.text_encoders().items() if _learns(part)}
+    live = {*trained, *(adapter.text_encoders() if demand.texts else ())}
+    kept = _weights_kept(adapter, weights, live, demand)
+    one, row = shapes.peak(lambda: adapter.encode_tokens(_blank_tokens(adapter, 1)))
+    captions = 0 if trained else demand.captions * size_of(row.values())
+    load = Phase("load", weights)
+    texts = Phase("captions", {**weights, "activations": one, "captions": captions})
+    train = {**kept, **_of_parameters(parameters, settings), "captions": captions}
+    if device.type == "cpu":  # on a GPU the cache stays in RAM
+        train["latents"] = demand.cached
+    activations, gradients = _step_peak(shapes, settings, demand, bool(trained))
+    _, passing = _optimizer(parameters, settings)
+    train["activations and gradients"] = max(activations, gradients + passing)
+    return [load, texts, Phase("train", train)]
+
+
+def _name_of(adapter: Adapter, part: nn.Module) -> str:
+    return next(str(name) for name, other in adapter.pipeline.components.items() if other is part)
+
+
+def _learns(part: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in part.parameters())
+
+
+def _add_lora(adapter: Adapter, settings: Train) -> list[nn.Parameter]:
+    """The run's own LoRA on networks without weights: its size does not depend on how it is initialised."""
+    with torch.device("meta"):
+        lora.add_lora(adapter.pipeline, settings.model_copy(update={"init": "gaussian"}))
+    adapter.denoiser.train()
+    if settings.gradient_checkpointing:
+        adapter.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    return [p for part in adapter.parts() for p in part.parameters() if p.requires_grad]
+
+
+def _weights_kept(adapter: Adapter, weights: dict[str, int], trained: set[str], demand: Demand) -> dict[str, int]:
+    """Frozen weights that stay once captions and latents are cached."""
+    kept = {_name_of(adapter, adapter.denoiser), *trained, *(["vae"] if demand.images else [])}
+    return {name: size for name, size in weights.items() if name in kept}
+
+
+def _optimizer(parameters: list[nn.Parameter], settings: Train) -> tuple[int, int]:
+    build = choices.pick(choices.OPTIMIZERS, settings.optimizer)
+    return optimizer_cost(
+        lambda some: build([{"params": some, "lr": settings.learning_rate}], settings), [p.shape for p in parameters]
+    )
+
+
+def _of_parameters(parameters: list[nn.Parameter], settings: Train) -> dict[str, int]:
+    size = size_of(parameters)
+    state, _ = _optimizer(parameters, settings)
+    return {"lora": size, "optimizer": state, "ema": 0 if settings.ema is None else size}
+
+
+def _blank_tokens(adapter: Adapter, count: int) -> dict[str, Tensor]:
+    shape, device = (count, adapter.context_tokens), adapter.device
+    return {name: torch.zeros(shape, dtype=torch.long, device=device) for name in adapter.text_encoders()}
+
+
+def _step_peak(shapes: _Shapes, settings: Train, demand: Demand, encode_texts: bool) -> tuple[int, int]:
+    """Peak of forward and backward passes, and the gradients left when the optimizer steps, bytes."""
+    adapter, size = shapes.adapter, settings.batch_size
+    kind = settings.mixed_precision or {"fp32": "no"}.get(adapter.base.dtype, adapter.base.dtype)
+
+    def micro_step() -> None:
+        tokens = _blank_tokens(adapter, size)
+        with torch.set_grad_enabled(encode_texts), _autocast(shapes.device, kind):
+            conditioning = adapter.encode_tokens(tokens)
+        latents = torch.zeros(size, *demand.latent, device=shapes.device)
+        if demand.images:
+            factor = adapter.pipeline.vae_scale_factor
+            adapter.encode_images(torch.zeros(size, 3, *(side * factor for side in demand.latent[1:])))
+        noise, timesteps = torch.zeros_like(latents), torch.zeros(size, dtype=torch.long, device=shapes.device)
+        with _autocast(shapes.device, kind):
+            predicted = adapter.predict((latents + noise).to(adapter.dtype), timesteps, conditioning)
+        torch.autograd.backward(nn.functional.mse_loss(predicted.float(), noise))
+
+    def step() -> int:
+        for _ in range(min(settings.accumulation, 2)):  # the second finds the first one's gradients
+            micro_step()
+        return size_of(p.grad for part in adapter.parts() for p in part.parameters() if p.grad is not None)
+
+    peak, gradients = shapes.peak(step, gradients=True)
+    return peak, gradients
+
+
+def _autocast(device: torch.device, kind: str) -> AbstractContextManager[Any]:
+    return nullcontext() if kind == "no" else torch.autocast(device.type, DTYPES[kind])
+
+
+def encode_phase(version: Version, base: Base, device: torch.device) -> Phase:
+    """Memory of the stage `encode`: the whole base and one picture in its VAE."""
+    side = version.fit.size_px or base.size_px
+    shapes = _Shapes(base.model_copy(update={"dtype": version.encode.dtype}), device)
+    weights = shapes.weights()
+    shapes.materialize()
+    peak, _ = shapes.peak(lambda: shapes.adapter.encode_images(torch.zeros(1, 3, side, side)))
+    return Phase("encode", {**weights, "activations": peak})
+
+
+def draw_phase(version: Version, base: Base, device: torch.device) -> Phase:
+    """Memory of the stage `sample`: two denoisings at once (guidance), then decoding, hires fix included."""
+    side = version.fit.size_px or base.size_px
+    if version.sample.hires is not None:
+        side = round(side * version.sample.hires.factor / 8) * 8
+    shapes = _Shapes(base, device)
+    adapter, weights = shapes.adapter, shapes.weights()
+    shapes.materialize()
+    latent = latent_shape(adapter, side, side)
+
+    def denoise() -> None:
+        latents = torch.zeros(2, *latent, dtype=adapter.dtype, device=device)
+        steps = torch.zeros(2, dtype=torch.long, device=device)
+        adapter.predict(latents, steps, adapter.encode_tokens(_blank_tokens(adapter, 2)))
+
+    def decode() -> None:
+        vae = adapter.pipeline.vae
+        vae.decode(torch.zeros(1, *latent, dtype=vae.dtype, device=device))
+
+    peak = max(shapes.peak(work)[0] for work in (denoise, decode))
+    return Phase("draw", {**weights, "activations": peak})
+
+
+def latent_shape(adapter: Adapter, width_px: int, height_px: int) -> tuple[int, int, int]:
+    """Shape (C, h, w) of a picture's latents."""
+    cell = adapter.pipeline.vae_scale_factor
+    return int(adapter.pipeline.vae.config.latent_channels), height_px // cell, width_px // cell
+
+
+def demand_of_version(version: Version, base: Base) -> Demand:
+    """A version's demand as far as its settings tell it, before there are pictures."""
+    adapter = choices.pick(choices.FAMILIES, base.family).outline(base, torch.device("cpu"))
+    side = version.fit.size_px or base.size_px
+    live = version.train.text_cache == "none"
+    return Demand(latent_shape(adapter, side, side), images=version.train.cache_latents == "none", texts=live)
