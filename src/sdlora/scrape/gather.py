@@ -179,12 +179,11 @@ class _Workshop:
         except DataError as error:
             fetched.part.unlink()
             reason = str(error).removeprefix("the file: ")
-            return self._refuse(url, Refused("content", reason, fetched.sha256), fetched_at=fetched.fetched_at)
+            return self._refuse(url, Refused("content", reason, fetched.sha256))
         arrived = Arrived(fetched.sha256, fetched.size_bytes, look, fetched.final_url)
         fetched.part.replace(self._raw / arrived.file)
         facts = {"sha256": arrived.sha256, "size_bytes": arrived.size_bytes, "look": vars(look)}
-        at = {"final_url": fetched.final_url, "fetched_at": fetched.fetched_at}
-        self._journal.add(url, verdict="arrived", **facts, **at)
+        self._journal.add(url, verdict="arrived", **facts, final_url=fetched.final_url)
         return arrived
 
     def _refuse(self, url: str, refused: Refused, **facts: Any) -> Refused:
