@@ -67,7 +67,7 @@ def test_a_row_says_where_a_picture_comes_from(server: Zoo, tmp_path: Path) -> N
     assert files == [tmp_path / "manifest.jsonl", tmp_path / "raw" / row["file"]]
     journal = [r for r in records.read_jsonl(tmp_path / "journal.jsonl") if "url" in r]
     assert [r["url"] for r in journal] == [url]
-    assert journal[0]["fetched_at"].endswith("+00:00")
+    assert journal[0]["time"].endswith("+00:00")
 
 
 def test_the_manifest_does_not_depend_on_time_or_on_who_answers_first(server: Zoo, tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from sdlora import records
-from sdlora.errors import DataError, MissingError
-from sdlora.params import BingSource, Dataset, FolderSource
+from sdlora.errors import DataError
+from sdlora.params import Dataset, FolderSource
 from sdlora.scrape import gather
 
 
@@ -80,9 +80,3 @@ def test_removed_pictures_leave_the_dataset(folder: Path, tmp_path: Path) -> Non
     (folder / "a.png").unlink()
     gather(dataset(folder), tmp_path / "out")
     assert len(list((tmp_path / "out" / "raw").iterdir())) == 3
-
-
-def test_a_source_that_is_not_there_yet_says_so(tmp_path: Path) -> None:
-    source = BingSource(kind="bing", query="cat", limit=5)
-    with pytest.raises(MissingError, match="'bing' cannot be read by this release"):
-        gather(Dataset(sources=(source,), trigger="cat"), tmp_path / "out")

@@ -5,7 +5,8 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -35,22 +36,42 @@ def open_picture(
     Raises:
         DataError: If it is not a picture of `formats`, is damaged or has more pixels.
     """
+    picture = identify(content, name, max_pixels, formats)
+    with _told(name):
+        picture.load()
+    return picture
+
+
+def identify(content: bytes, name: str, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """A picture whose format and size are known and nothing else: the first half of `open_picture`.
+
+    Raises:
+        DataError: If it is not a picture of `formats` or has more pixels.
+    """
     try:
-        with _warnings_lock, warnings.catch_warnings():
+        with _told(name), _warnings_lock, warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             Image.init()  # AVIF is not in every build of Pillow
             picture = Image.open(io.BytesIO(content), formats=[kind for kind in formats if kind in Image.OPEN])
-        if picture.width * picture.height > max_pixels:
-            raise DataError(f"{name}: {picture.width} x {picture.height} px is more than {max_pixels} pixels")
-        picture.load()
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(f"{name}: {error}") from None
     except UnidentifiedImageError:  # its own text holds a memory address
         reason = f"none of {', '.join(formats)}" if content else "no bytes"
         raise DataError(f"{name}: not a readable picture: {reason}") from None
+    if picture.width * picture.height > max_pixels:
+        raise DataError(f"{name}: {picture.width} x {picture.height} px is more than {max_pixels} pixels")
+    return picture
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Every way in which Pillow says that a file is no good, as one error."""
+    try:
+        yield
+    except UnidentifiedImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(f"{name}: {error}") from None
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
         raise DataError(f"{name}: not a readable picture: {error}") from None
-    return picture
 
 
 def to_rgb(picture: Image.Image, matte: str = "#ffffff") -> Image.Image:
@@ -66,7 +87,7 @@ def to_rgb(picture: Image.Image, matte: str = "#ffffff") -> Image.Image:
         picture = Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8))
     if picture.has_transparency_data:
         ground = Image.new("RGBA", picture.size, matte)
-        ground.alpha_composite(picture.convert("RGBA"))
+        ground.alpha_composite(picture if picture.mode == "RGBA" else picture.convert("RGBA"))
         picture = ground
     return picture if picture.mode == "RGB" else picture.convert("RGB")
 

@@ -57,7 +57,6 @@ class Fetched:
     sha256: str
     size_bytes: int
     final_url: str
-    fetched_at: str  # UTC, ISO 8601
 
 
 class _Time:
@@ -209,7 +208,7 @@ class Fetcher:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-        return Fetched(part, digest.hexdigest(), size, url, datetime.now(UTC).isoformat(timespec="seconds"))
+        return Fetched(part, digest.hexdigest(), size, url)
 
 
 class PartFile:

@@ -11,11 +11,12 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
+from threading import BoundedSemaphore
 from typing import Any
 from uuid import uuid4
 
 from sdlora import choices, records
-from sdlora.errors import DataError, MissingError
+from sdlora.errors import DataError
 from sdlora.params import Dataset
 from sdlora.progress import Progress
 from sdlora.scrape.connect import FetchError
@@ -70,11 +71,6 @@ def gather(dataset: Dataset, out: Path, context: ScrapeContext | None = None) ->
 
 def _take_source(number: int, source: Any, workshop: "_Workshop", judge: Judge, context: ScrapeContext) -> None:
     """Judge a source's candidates until its limit of accepted pictures is reached."""
-    if source.kind not in choices.SOURCES:
-        raise MissingError(
-            f"the source {source.kind!r} cannot be read by this release (it reads: {', '.join(choices.SOURCES)}); "
-            f"put the pictures into a folder and use {{kind: folder, path: …}}"
-        )
     limit: int | None = getattr(source, "limit", None)
     name = f"{source.kind} {query!r}" if (query := getattr(source, "query", None)) else source.kind
     progress = Progress(f"scrape {name}", limit) if limit else None
@@ -105,6 +101,7 @@ class _Workshop:
         self._fetcher = Fetcher(context, raw)
         # More threads than places in the gate: one that waits for its turn at a slow host holds up no other.
         self._pool = ThreadPoolExecutor(2 * context.limits.concurrency, thread_name_prefix="scrape")
+        self._in_memory = BoundedSemaphore(4)  # whole files
         self._by_url: dict[str, Future[Result]] = {}  # found twice, fetched once
 
     def close(self) -> None:
@@ -177,16 +174,16 @@ class _Workshop:
 
     def _keep(self, url: str, fetched: Fetched) -> Result:
         try:
-            look = examine(fetched.part.read_bytes(), "the file", self._limits)
+            with self._in_memory:
+                look = examine(fetched.part.read_bytes(), "the file", self._limits)
         except DataError as error:
             fetched.part.unlink()
             reason = str(error).removeprefix("the file: ")
-            return self._refuse(url, Refused("content", reason, fetched.sha256), fetched_at=fetched.fetched_at)
+            return self._refuse(url, Refused("content", reason, fetched.sha256))
         arrived = Arrived(fetched.sha256, fetched.size_bytes, look, fetched.final_url)
         fetched.part.replace(self._raw / arrived.file)
         facts = {"sha256": arrived.sha256, "size_bytes": arrived.size_bytes, "look": vars(look)}
-        at = {"final_url": fetched.final_url, "fetched_at": fetched.fetched_at}
-        self._journal.add(url, verdict="arrived", **facts, **at)
+        self._journal.add(url, verdict="arrived", **facts, final_url=fetched.final_url)
         return arrived
 
     def _refuse(self, url: str, refused: Refused, **facts: Any) -> Refused:

@@ -8,6 +8,7 @@ manifest holds nothing that differs between two fetches of the same set.
 import json
 import os
 import threading
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ class Journal:
 
     def add(self, url: str, **facts: Any) -> None:
         """Write a row; it is on the disk when this returns, one sync for all that came while the last was at work."""
-        row = {"url": url, **facts}
+        row = {"url": url, "time": datetime.now(UTC).isoformat(timespec="seconds"), **facts}
         with self._lock:
             if not self._path.exists():
                 self._append(self._stamp)

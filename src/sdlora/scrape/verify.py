@@ -1,7 +1,8 @@
 """What a file's content is: format, size, and the marks that tell copies of one picture."""
 
 import os
-import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,14 +10,18 @@ from PIL import Image
 
 from sdlora.errors import DataError
 from sdlora.params import Scrape
-from sdlora.pictures import FORMATS, open_picture, to_rgb
+from sdlora.pictures import identify, to_rgb
 
 # What a browser shows: a search result of another kind (TIFF, ICNS, PSD, ...) is no picture for us.
 WEB_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 HASH_SIDE = 8
 THUMBNAIL = HASH_SIDE * (HASH_SIDE + 1)  # whole areas for both marks
 SAME_COLOURS = 6.0  # root of the mean squared difference of two 8 x 8 thumbnails, of 255
-_decoders = threading.BoundedSemaphore(min(os.cpu_count() or 1, 4))  # decoded pictures are large: few at once
+# Few threads decode, and one alone what is large: decoded pictures are large, and the C library keeps for each thread
+# what that thread has used, so that 32 threads would in the end hold the memory of 32 of the largest pictures.
+LARGE = 8_000_000  # pixels
+_decoders = ThreadPoolExecutor(min(os.cpu_count() or 1, 4), thread_name_prefix="decode")
+_large_decoder = ThreadPoolExecutor(1, thread_name_prefix="decode-large")
 
 
 @dataclass(frozen=True)
@@ -60,19 +65,25 @@ def examine(content: bytes, name: str, limits: Scrape | None) -> Look:
     Raises:
         DataError: If it is no picture, is damaged, or has more pixels than the limits allow.
     """
-    with _decoders:
-        if limits is None:
-            picture = open_picture(content, name, formats=FORMATS)
-        else:
-            picture = open_picture(content, name, int(limits.max_megapixels * 1e6), WEB_FORMATS)
-        kind = "JPEG" if picture.format == "MPO" else str(picture.format)  # MPO: a JPEG with more pictures behind it
-        try:
-            rgb = to_rgb(picture)
-            thumbnail = rgb.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
-        except Exception as error:  # metadata of any kind of brokenness, told apart by nothing
-            raise DataError(f"{name}: not a readable picture: {type(error).__name__}: {error}") from None
-        look = Look(kind, rgb.width, rgb.height, dhash(thumbnail), colours(thumbnail))
-    return look
+    if limits is None:
+        picture = identify(content, name)
+    else:
+        picture = identify(content, name, int(limits.max_megapixels * 1e6), WEB_FORMATS)
+    kind = "JPEG" if picture.format == "MPO" else str(picture.format)  # MPO: a JPEG with more pictures behind it
+    decoders = _large_decoder if picture.width * picture.height > LARGE else _decoders
+    try:
+        (width_px, height_px), thumbnail = decoders.submit(_decode, picture).result()
+    except Exception as error:  # decoders and metadata break in ways that have nothing in common
+        raise DataError(f"{name}: not a readable picture: {type(error).__name__}: {error}") from None
+    return Look(kind, width_px, height_px, dhash(thumbnail), colours(thumbnail))
+
+
+def _decode(picture: Image.Image) -> tuple[tuple[int, int], Image.Image]:
+    """Decode a picture whole; its upright size and a thumbnail that both marks can be made from."""
+    with closing(picture):
+        picture.load()
+        rgb = to_rgb(picture)
+        return rgb.size, rgb.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
 
 
 def dhash(thumbnail: Image.Image) -> str:
