@@ -12,6 +12,8 @@ from sdlora.errors import MissingError
 from sdlora.params import Base
 from sdlora.train_section import Train
 
+_RUNNER = Path(__file__).with_name("without_torchvision.py").resolve()  # torchvision itself, where it is installed
+
 
 def seconds_a_step(script: Path, base: Base, folder: Path, side_px: int, settings: Train, steps: int, threads: int,
                    repeats: int = 3) -> float:  # fmt: skip
@@ -52,10 +54,8 @@ def _run(script: Path, base: Base, folder: Path, side_px: int, settings: Train, 
         words = [word for key, value in options.items() for word in (f"--{key}", str(value))]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_DATASETS_CACHE": f"{out}/cache"}
         began = time.perf_counter()
-        done = subprocess.run(
-            [sys.executable, str(script.resolve()), *words], env=environment, cwd=out, text=True, capture_output=True,
-            check=False,
-        )  # fmt: skip
+        command = [sys.executable, str(_RUNNER), str(script.resolve()), *words]
+        done = subprocess.run(command, env=environment, cwd=out, text=True, capture_output=True, check=False)
         seconds = time.perf_counter() - began
     if done.returncode:
         raise MissingError(f"{script} failed:\n{done.stderr[-1500:]}")

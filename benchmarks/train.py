@@ -123,6 +123,8 @@ def measure_peer(bench: Bench, baseline: Run) -> list[dict[str, Any]]:
     """diffusers' script against the loop."""
     found = dict.fromkeys(COLUMNS, "") | {"base": bench.name, "group": "peer", "name": bench.args.diffusers_script.name}
     found |= {"batch_size": bench.settings.batch_size, "precision": bench.settings.mixed_precision or "no"}
+    if ("sdxl" in bench.args.diffusers_script.name) != (bench.base.family == "sdxl"):
+        return [{**found, "note": "not measured: the script is for another family"}]
     before = measure.seconds_a_step(lambda step: optimizer_step(baseline, step), bench.args.steps)
     try:
         theirs = diffusers_script.seconds_a_step(

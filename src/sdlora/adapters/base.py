@@ -199,7 +199,7 @@ def _give_back_large_blocks() -> None:
     """Tell glibc to take large blocks from the kernel and to give them back when they are freed.
 
     By default it keeps blocks of up to 32 MiB in its heap after the first one is freed; SD 1.5's
-    activations tear that heap, and a step at 512 px peaks 1.1 GiB above the tensors it has.
+    activations tear that heap, and a step at 512 px peaks 1 GiB above the tensors it has.
     """
     library = ctypes.util.find_library("c")
     if sys.platform == "linux" and library is not None:
