@@ -1,7 +1,7 @@
 # make        the first run: install, train v8 on the embedded base, say where its table and page are
 # make test   everything CI runs
 # make check  formatting, types, lint, dry run
-# make docs   write docs/params.md from the schema
+# make docs   write docs/params.md and docs/training.md from the schema
 # make browser  Debian's Chromium and its driver: for the selenium source, and for make test
 # make bench  time training: benchmarks/results/train.csv and docs/performance.md (options: BENCH="--steps 3")
 # make base   train the embedded base anew (hours on a CPU)
@@ -59,6 +59,7 @@ format: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/python -m sdlora.settings > docs/params.md
+	$(BIN)/python -m sdlora.training_page > docs/training.md
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.train $(BENCH)

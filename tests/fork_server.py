@@ -11,6 +11,7 @@ import random
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +21,17 @@ from test_train import TINY, examples
 
 from sdlora.params import Flip
 from sdlora.train.checkpoint import State, clear_leftovers, newest_manifest, newest_state, save_state
-from sdlora.train.export import write_lora
 from sdlora.train.loop import Run, train_loop
-from sdlora.train.run import prepare
-from sdlora.train_section import Train
+from sdlora.train.run import prepare, write_checkpoint
+from sdlora.train_section import Ema, Train
 
 STEPS, KILLS = 60, 20
 SHARED: dict[str, Any] = {
     "rank": 4, "alpha": 2.0, "steps": STEPS, "checkpoint_every": 2, "learning_rate": 1e-3, "mixed_precision": "no",
-    "lr_schedule": "cosine", "accumulation": 2,
+    "lr_schedule": "cosine", "accumulation": 2, "ema": Ema(decay=0.9), "dropout": 0.1,
+    "shuffle_tags": True, "caption_dropout": 0.1,
 }  # fmt: skip
+CAPTIONS = ("captain, red hair, blue shirt, on the left", "captain, red hair, blue shirt, on the right")
 
 
 def start(run: Run, folder: Path, identity: dict[str, Any]) -> tuple[int, int]:
@@ -44,7 +46,7 @@ def start(run: Run, folder: Path, identity: dict[str, Any]) -> tuple[int, int]:
         run.optimizer.optimizer.register_step_post_hook(lambda *_: os.write(writer, b"."))
 
         def on_checkpoint(state: State) -> None:
-            write_lora(folder / "checkpoints" / f"step-{state.step:06d}", run.adapter, run.settings)
+            write_checkpoint(run, folder / "checkpoints" / f"step-{state.step:06d}")
             save_state(folder, state, identity)
 
         clear_leftovers(folder)
@@ -87,7 +89,7 @@ def main(folder: Path, cases: dict[str, dict[str, Any]]) -> None:
     for name, changes in cases.items():
         AcceleratorState._reset_state(reset_partial_state=True)
         settings = Train.model_validate({**SHARED, **changes})
-        run = prepare(settings, Flip(), TINY, examples(side=4))
+        run = prepare(settings, Flip(), TINY, [replace(e, text=CAPTIONS) for e in examples(side=4)])
         identity = {"train.seed": settings.seed, "train.optimizer": settings.optimizer}
         step_s = finish(run, folder / name / "straight", identity)
         draws = random.Random(name)

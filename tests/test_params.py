@@ -10,6 +10,7 @@ from conftest import ROOT, Project
 
 from sdlora import params, settings
 from sdlora.errors import ParamsError
+from sdlora.training_page import training_page
 
 # Version, rank, learning rate, steps, checkpoint interval, cropped: the write-up's table.
 WRITE_UP = [
@@ -141,6 +142,10 @@ def test_every_field_is_explained_and_documented() -> None:
                 continue
             assert info.description or field == "kind", f"{name}.{field} has no description"
             assert f"`{field}`" in page, f"docs/params.md does not list {name}.{field}; run `make docs`"
+
+
+def test_the_training_page_is_the_schemas() -> None:
+    assert (ROOT / "docs" / "training.md").read_text("utf-8") == training_page(), "run `make docs`"
 
 
 def test_validation_does_not_import_torch() -> None:

@@ -19,10 +19,10 @@ from sdlora.train import dataset, lr_schedules
 from sdlora.train.batch import draw_batch
 from sdlora.train.checkpoint import State, newest_state, save_state
 from sdlora.train.dataset import Example
-from sdlora.train.export import FILE_NAME, write_lora
+from sdlora.train.export import FILE_NAME
 from sdlora.train.loop import loss_of, train_loop
-from sdlora.train.run import prepare
-from sdlora.train_section import LrStage, Train
+from sdlora.train.run import prepare, write_checkpoint
+from sdlora.train_section import LrStage, Pivotal, TextEncoder, Train
 
 TINY = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
 
@@ -49,13 +49,13 @@ def trained(
 ) -> list[list[float]]:
     """Train and save a state and a LoRA at each checkpoint, stopping early like a killed process."""
     torch.set_num_threads(2)
-    run = prepare(train, Flip(), TINY, examples())
+    run = prepare(train, Flip(), TINY, examples(), trigger="captain")
 
     class Stopped(Exception):
         pass
 
     def on_checkpoint(state: State) -> None:
-        write_lora(run_folder / f"step-{state.step}", run.adapter, train)
+        write_checkpoint(run, run_folder / f"step-{state.step}")
         save_state(run_folder, state)
         if state.step == stop_after:
             raise Stopped
@@ -99,21 +99,59 @@ def _one_precision_a_test() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"rank": 3}, {"alpha": 1.0}, {"learning_rate": 2e-3}, {"optimizer": "adamw8bit"}, {"betas": (0.5, 0.999)},
-        {"weight_decay": 5.0}, {"epsilon": 1e-2}, {"lr_schedule": "linear"},
-        {"lr_schedule": "constant_with_warmup", "lr_warmup_steps": 3},
-        {"lr_schedule": "cosine_with_restarts", "lr_cycles": 2}, {"batch_size": 2}, {"accumulation": 2},
-        {"max_grad_norm": 1e-6}, {"latents": "mean"}, {"mixed_precision": "bf16"}, {"seed": 1},
-        {"lr_schedule": "staged", "lr_stages": (LrStage(until_step=4, learning_rate=5e-4),)},
-    ],
-    ids=str,
-)  # fmt: skip
+CHANGES: list[dict[str, object]] = [
+    {"rank": 3}, {"alpha": 1.0}, {"learning_rate": 2e-3}, {"optimizer": "adamw8bit"}, {"betas": (0.5, 0.999)},
+    {"weight_decay": 5.0}, {"epsilon": 1e-2}, {"lr_schedule": "linear"},
+    {"lr_schedule": "constant_with_warmup", "lr_warmup_steps": 3},
+    {"lr_schedule": "cosine_with_restarts", "lr_cycles": 2}, {"batch_size": 2}, {"accumulation": 2},
+    {"max_grad_norm": 1e-6}, {"latents": "mean"}, {"mixed_precision": "bf16"}, {"seed": 1}, {"steps": 5},
+    {"lr_schedule": "staged", "lr_stages": (LrStage(until_step=4, learning_rate=5e-4),)},
+    {"lora_type": "dora"}, {"rslora": True}, {"init": "kaiming"}, {"targets": "attention_feed_forward"},
+    {"rank_pattern": {"attn1.to_q": 3}}, {"alpha_pattern": {"attn1.to_q": 5.0}}, {"dropout": 0.5}, {"max_norm": 1e-3},
+    {"loraplus_ratio": 4.0}, {"text_encoder": TextEncoder(rank=2)}, {"pivotal": Pivotal(vectors=2)}, {"loss": "huber"},
+    {"weighting": "debiased"}, {"noise": ("offset",)}, {"input_perturbation": 0.2}, {"caption_dropout": 0.9},
+]  # fmt: skip
+# Options that mean something beside another: that one, and the option.
+BESIDE: dict[str, tuple[dict[str, object], object]] = {
+    "huber_c": ({"loss": "huber"}, 0.5), "huber_schedule": ({"loss": "huber"}, "constant"),
+    "snr_gamma": ({"weighting": "min_snr"}, 0.01), "noise_offset": ({"noise": ("offset",)}, 0.5),
+    "pyramid_discount": ({"noise": ("pyramid",)}, 0.9), "pyramid_iterations": ({"noise": ("pyramid",)}, 1),
+    "d_coef": ({"optimizer": "prodigy", "learning_rate": 1.0}, 9.0),
+    "d0": ({"optimizer": "prodigy", "learning_rate": 1.0}, 1e-3),
+}  # fmt: skip
+# Options whose effect other tests show: the LoRA's bytes alone would not, or must not differ.
+ELSEWHERE = {
+    "checkpoint_every": "test_params.py: test_checkpoint_steps_include_the_last",
+    "ema": "test_lora.py: test_ema_is_saved_beside_the_raw_weights",
+    "prior": "test_lora.py: test_prior_preservation_adds_the_class",
+    "mask": "test_masks.py", "shuffle_tags": "test_captions_tags.py", "keep_tokens": "test_captions_tags.py",
+    "tag_dropout": "test_captions_tags.py", "cache_latents": "test_caches.py", "cache_text": "test_caches.py",
+    "gradient_checkpointing": "test_gradient_checkpointing_changes_memory_not_the_gradient",
+}  # fmt: skip
+
+
+def test_every_option_has_a_test_of_its_effect() -> None:
+    shown = {name for change in CHANGES for name in change} | BESIDE.keys() | ELSEWHERE.keys()
+    assert shown == set(Train.model_fields)
+
+
+def lora_of(folder: Path, train: Train) -> bytes:
+    trained(train, folder)
+    return (folder / f"step-{train.steps}" / FILE_NAME).read_bytes()
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_every_option_changes_the_lora(tmp_path: Path, plain_lora: bytes, change: dict[str, object]) -> None:
-    trained(settings(**change), tmp_path)
-    assert (tmp_path / "step-4" / FILE_NAME).read_bytes() != plain_lora
+    assert lora_of(tmp_path, settings(**change)) != plain_lora
+
+
+@pytest.mark.parametrize("option", BESIDE)
+def test_dependent_options_change_the_lora(tmp_path: Path, option: str) -> None:
+    beside, value = BESIDE[option]
+    without, with_it = (
+        lora_of(tmp_path / name, settings(**beside, **more)) for name, more in (("a", {}), ("b", {option: value}))
+    )
+    assert without != with_it
 
 
 @pytest.fixture(scope="module")
@@ -213,7 +251,7 @@ def test_diffusers_reads_the_file_at_the_right_strength(tmp_path: Path) -> None:
     train = settings(rank=4, alpha=1.0, learning_rate=1e-2)
     run = prepare(train, Flip(), TINY, examples(1))
     train_loop(run, None, lambda state: None)
-    write_lora(tmp_path, run.adapter, train)
+    write_checkpoint(run, tmp_path)
     pipeline = StableDiffusionPipeline.from_pretrained(TINY.model)
     pipeline.load_lora_weights(tmp_path, weight_name=FILE_NAME)
     batch = draw_batch(run, 0, 0)
