@@ -30,7 +30,7 @@ def seconds_a_step(script: Path, base: Base, folder: Path, side_px: int, setting
         repeats: Pairs of runs; their median counts.
 
     Raises:
-        MissingError: If the script fails; with its last lines.
+        MissingError: If the script fails, with its last lines; or if its start drowns its steps.
     """
     if not script.is_file():
         raise MissingError(f"--diffusers-script: there is no file {script}")
@@ -38,6 +38,8 @@ def seconds_a_step(script: Path, base: Base, folder: Path, side_px: int, setting
     for _ in range(repeats):
         short, long = (_run(script, base, folder, side_px, settings, 2 + extra, threads) for extra in (0, steps))
         times.append((long - short) / steps)
+    if statistics.median(times) <= 0:
+        raise MissingError(f"the script's start varies by more than {steps} steps take; raise --script-steps")
     return statistics.median(times)
 
 

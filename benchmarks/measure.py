@@ -72,9 +72,17 @@ def write_dataset(folder: Path, base: Base, side_px: int, count: int, threads: i
 
 def start(settings: Train, base: Base, folder: Path) -> tuple[Run, float]:
     """A run that has done its first step, and the seconds from nothing to there."""
-    AcceleratorState._reset_state(reset_partial_state=True)
+    # accelerate shares one state, with its precision, between all runs of a process: each keeps its own here
+    before = dict(AcceleratorState._shared_state)
+    AcceleratorState._reset_state()
     began = time.perf_counter()
-    run = prepare(settings, Flip(probability=0), base, load_examples(folder, NAME, settings.cache_latents))
+    try:
+        run = prepare(settings, Flip(probability=0), base, load_examples(folder, NAME, settings.cache_latents))
+    except Exception:
+        AcceleratorState._shared_state.update(before)
+        raise
+    state = run.accelerator.state
+    object.__setattr__(state, "__dict__", dict(vars(state)))
     optimizer_step(run, 0)
     synchronize()
     return run, time.perf_counter() - began

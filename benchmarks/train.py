@@ -126,10 +126,11 @@ def measure_peer(bench: Bench, baseline: Run) -> list[dict[str, Any]]:
     if ("sdxl" in bench.args.diffusers_script.name) != (bench.base.family == "sdxl"):
         return [{**found, "note": "not measured: the script is for another family"}]
     before = measure.seconds_a_step(lambda step: optimizer_step(baseline, step), bench.args.steps)
+    args = bench.args
     try:
         theirs = diffusers_script.seconds_a_step(
-            bench.args.diffusers_script, bench.base, bench.folder, bench.base.size_px, bench.settings,
-            bench.args.steps, bench.args.threads, bench.args.repeats,
+            args.diffusers_script, bench.base, bench.folder, bench.base.size_px, bench.settings, args.script_steps,
+            args.threads, args.repeats,
         )  # fmt: skip
     except SdloraError as error:
         return [{**found, "note": " ".join(str(error).split())[-300:]}]
@@ -183,6 +184,7 @@ def _arguments() -> argparse.Namespace:
         "--only", nargs="*", default=[], help="groups of rows, such as optimizer batch_size; all if empty"
     )
     parser.add_argument("--diffusers-script", type=Path, help="path of diffusers' train_text_to_image_lora(_sdxl).py")
+    parser.add_argument("--script-steps", type=int, default=100, help="steps by which the script's two runs differ")
     parser.add_argument("--csv", type=Path, default=Path("benchmarks/results/train.csv"), help="results")
     parser.add_argument("--page", type=Path, default=Path("docs/performance.md"), help="page whose section is written")
     return parser.parse_args()

@@ -97,7 +97,7 @@ MISTAKES = [
     ("run: [v1,", "run: [v11,", ("v11", "did you mean v1")),
     ("query: hatsune miku, limit: 50", "query: hatsune miku, limt: 50", ("datasets.hatsune-miku", "limit")),
     ("optimizer: adamw8bit", "optimizer: adamw8bits", ("defaults.train.optimizer", "did you mean adamw8bit")),
-    ("family: sdxl", "family: sdx", ("bases.sdxl.family", "'sd' or 'sdxl'")),
+    ("family: sdxl", "family: sdx", ("bases.sdxl.family", "did you mean sdxl?")),
     ("threads: 2", "thread: 2", ("thread", "did you mean threads")),
     ("flip: {probability: 0.5}", "flop: {probability: 0.5}", ("defaults.flop", "did you mean flip")),
     ("fill: edge", "fill: egde", ("defaults.fit.fill", "egde", "blur")),

@@ -42,7 +42,7 @@ STAGES = ("scrape", "fit", "caption", "flip", "encode", "train", "sample", "eval
         ("encode.py", "encode: {len(new)}", "{len(new)}", {"encode"}),
         ("fit.py", "max(size) / 32", "max(size) / 16", {"fit"}),
         ("flip.py", '"left": "right"', '"left": "up"', {"flip"}),
-        ("adapters/sd.py", "max_length=77", "max_length=76", {"encode", "train", "sample"}),
+        ("adapters/sd.py", "truncation=True", "truncation=False", {"encode", "train", "sample"}),
         ("params.py", "le=1024", "le=2048", set()),
         ("choices.py", "sdlora.evaluate.ssim:ssim", "sdlora.evaluate.psnr:psnr_db", set()),
         ("report/templates/index.html", "<h1>", "<h1 class='x'>", {"report"}),
