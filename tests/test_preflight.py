@@ -227,8 +227,9 @@ def test_a_third_family_is_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
     plain = prepare(settings(), Flip(), TINY, examples())
     assert type(toy.adapter).__name__ == "ClipSkip"
     text = examples()[0].text[0]
-    assert toy.conditioning[text]["context"].shape == plain.conditioning[text]["context"].shape
-    assert not torch.allclose(toy.conditioning[text]["context"], plain.conditioning[text]["context"])
+    one, other = (run.conditioning_of([text])["context"] for run in (toy, plain))
+    assert one.shape == other.shape
+    assert not torch.allclose(one, other)
     assert train_loop(toy, None, lambda state: None) != train_loop(plain, None, lambda state: None)
 
 

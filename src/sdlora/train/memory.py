@@ -82,7 +82,9 @@ def size_of(tensors: Iterable[Tensor]) -> int:
     return sum(storage.nbytes() for storage in storages.values())
 
 
-def optimizer_cost(build: Callable[[list[nn.Parameter]], Optimizer], shapes: Iterable[torch.Size]) -> tuple[int, int]:
+def optimizer_cost(
+    build: Callable[[list[nn.Parameter]], Optimizer], shapes: Iterable[torch.Size], zeros: Iterable[torch.Size] = ()
+) -> tuple[int, int]:
     """Bytes an optimizer keeps for fp32 parameters of these shapes, and bytes its step needs for a moment.
 
     Measured, so that it holds for every optimizer: one real step on one parameter of each distinct
@@ -90,13 +92,14 @@ def optimizer_cost(build: Callable[[list[nn.Parameter]], Optimizer], shapes: Ite
 
     Args:
         build: Makes the optimizer from parameters.
-        shapes: Of all parameters.
+        shapes: Of all parameters that start at anything but zero.
+        zeros: Of those that start at zero: Prodigy keeps less of them.
 
     Returns:
         Kept and passing bytes.
     """
-    counts = Counter(shapes)
-    parameters = [nn.Parameter(torch.zeros(shape)) for shape in counts]
+    counts = Counter([*((shape, 1.0) for shape in shapes), *((shape, 0.0) for shape in zeros)])
+    parameters = [nn.Parameter(torch.full(shape, value)) for shape, value in counts]
     for parameter in parameters:
         parameter.grad = torch.full_like(parameter, 1e-3)
     optimizer = build(parameters)
@@ -114,7 +117,7 @@ def optimizer_cost(build: Callable[[list[nn.Parameter]], Optimizer], shapes: Ite
         shared |= {key: size for key, size in state.items() if owners[key] > 1}
         kept += count * sum(own.values())
     sampled = sum(parameter.numel() for parameter in parameters)
-    total = sum(shape.numel() * count for shape, count in counts.items())
+    total = sum(shape.numel() * count for (shape, _), count in counts.items())
     return kept + sum(shared.values()), round(meter.peak * total / max(sampled, 1))
 
 

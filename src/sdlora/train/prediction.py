@@ -5,7 +5,7 @@ run's settings is taken, so every option counts as it will.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -135,14 +135,19 @@ def _learns(part: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in part.parameters())
 
 
-def _add_lora(adapter: Adapter, settings: Train) -> list[nn.Parameter]:
+def _add_lora(adapter: Adapter, settings: Train) -> dict[str, nn.Parameter]:
     """The run's own LoRA on networks without weights: its size does not depend on how it is initialised."""
     with torch.device("meta"):
         lora.add_lora(adapter.pipeline, settings.model_copy(update={"init": "gaussian"}))
     adapter.denoiser.train()
     if settings.gradient_checkpointing:
         adapter.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-    return [p for part in adapter.parts() for p in part.parameters() if p.requires_grad]
+    return {name: p for part in adapter.parts() for name, p in _named(adapter, part) if p.requires_grad}
+
+
+def _named(adapter: Adapter, part: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    component = _name_of(adapter, part)
+    return ((f"{component}.{name}", parameter) for name, parameter in part.named_parameters())
 
 
 def _weights_kept(adapter: Adapter, weights: dict[str, int], trained: set[str], demand: Demand) -> dict[str, int]:
@@ -151,15 +156,18 @@ def _weights_kept(adapter: Adapter, weights: dict[str, int], trained: set[str], 
     return {name: size for name, size in weights.items() if name in kept}
 
 
-def _optimizer(parameters: list[nn.Parameter], settings: Train) -> tuple[int, int]:
+def _optimizer(parameters: Mapping[str, nn.Parameter], settings: Train) -> tuple[int, int]:
     build = choices.pick(choices.OPTIMIZERS, settings.optimizer)
+    at_zero = {name: "lora_B" in name for name in parameters}
     return optimizer_cost(
-        lambda some: build([{"params": some, "lr": settings.learning_rate}], settings), [p.shape for p in parameters]
+        lambda some: build([{"params": some, "lr": settings.learning_rate}], settings),
+        [p.shape for name, p in parameters.items() if not at_zero[name]],
+        [p.shape for name, p in parameters.items() if at_zero[name]],
     )
 
 
-def _of_parameters(parameters: list[nn.Parameter], settings: Train) -> dict[str, int]:
-    size = size_of(parameters)
+def _of_parameters(parameters: Mapping[str, nn.Parameter], settings: Train) -> dict[str, int]:
+    size = size_of(parameters.values())
     state, _ = _optimizer(parameters, settings)
     return {"lora": size, "optimizer": state, "ema": 0 if settings.ema is None else size}
 
