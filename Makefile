@@ -29,7 +29,7 @@ run: $(INSTALLED)
 	$(BIN)/python -c 'import json; print("best:  ", json.load(open("results/v8/best.json"))["why"])'
 
 test: $(INSTALLED) check browser
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest --durations=10
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 browser: $(INSTALLED)
 	@found='from sdlora.scrape import selenium; print(*selenium.installed())'; \

@@ -20,7 +20,7 @@ SMALL = """
 base: tiny
 dataset: small
 run: [a, b]
-threads: 2
+threads: 1
 keep_runs: 20
 bases:
   tiny: {model: models/tiny-sd, family: sd, size_px: 64, captioner: models/tiny-blip}
@@ -139,3 +139,19 @@ def built(built_once: Project, tmp_path: Path) -> Project:
 def fresh(tmp_path: Path) -> Project:
     """A project in which nothing has run."""
     return make_project(tmp_path / "fresh")
+
+
+# The files that take longest, so that no worker is left alone with them at the end.
+LONGEST = (
+    "test_workflow.py",
+    "test_lora.py",
+    "test_train.py",
+    "test_scrape_dag.py",
+    "test_resume.py",
+    "test_preflight.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest files; the order within a file stays."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))

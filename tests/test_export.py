@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from sdlora import tensors
 from sdlora.params import Base
 from sdlora.train.card import card
-from sdlora.train.export import FILE_NAME, read_lora, write_kohya
+from sdlora.train.export import read_lora, write_kohya
+from sdlora.train.files import FILE_NAME
 from sdlora.train.header import About
 from sdlora.train.kohya import NoKohyaForm, module_name, original_name, to_kohya
 

@@ -18,7 +18,7 @@ from sdlora.train import lora, pivotal
 from sdlora.train.attach import attach_lora, detach_lora
 from sdlora.train.batch import draw_batch
 from sdlora.train.checkpoint import State
-from sdlora.train.export import AVERAGE, FILE_NAME
+from sdlora.train.files import AVERAGE, EMBEDDINGS, FILE_NAME
 from sdlora.train.loop import Run, loss_of, optimizer_step, train_loop
 from sdlora.train.run import prepare, write_checkpoint
 from sdlora.train_section import Ema, Pivotal, Prior, TextEncoder, Train
@@ -27,7 +27,7 @@ from sdlora.train_section import Ema, Pivotal, Prior, TextEncoder, Train
 def run_of(**options: Any) -> Run:
     values = {"rank": 4, "steps": 3, "checkpoint_every": 3, "learning_rate": 1e-2, "optimizer": "adamw"}
     AcceleratorState._reset_state(reset_partial_state=True)
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     return prepare(Train(**{**values, "mixed_precision": "no", **options}), Flip(), TINY, examples(), trigger="captain")
 
 
@@ -39,7 +39,7 @@ def trained(out: Path, **options: Any) -> Run:
 
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionPipeline:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     return StableDiffusionPipeline.from_pretrained(TINY.model, safety_checker=None)
 
 
@@ -258,7 +258,7 @@ def test_pivotal_tuning_learns_the_trigger_and_nothing_else(tmp_path: Path, pipe
     with torch.no_grad():
         expected = run.conditioning_of(["captain, left", "toon head"])["context"]
     plain = {text: context_of(pipeline, text) for text in ("captain, left", "toon head")}
-    trigger = pivotal.attach(pipeline, tmp_path / pivotal.FILE_NAME)
+    trigger = pivotal.attach_embeddings(pipeline, tmp_path / EMBEDDINGS)
     try:
         assert trigger == "captain"
         spoken = pivotal.with_token("captain, left", trigger)
@@ -267,7 +267,7 @@ def test_pivotal_tuning_learns_the_trigger_and_nothing_else(tmp_path: Path, pipe
         assert (context_of(pipeline, spoken) - plain["captain, left"]).abs().max() > 1e-2
         assert torch.equal(context_of(pipeline, "toon head"), plain["toon head"])
     finally:
-        pivotal.detach(pipeline, trigger)
+        pivotal.detach_embeddings(pipeline, trigger)
     assert "<captain>" not in pipeline.tokenizer.get_vocab()
 
 

@@ -26,7 +26,9 @@ def make_dataset(folder: Path) -> list[Path]:
         for side, mirrored in enumerate((False, True)):
             file = f"{example.id}-{side}.safetensors"
             tensors.write(folder / "latents" / file, {"mean": example.mean[side], "std": example.std[side]})
-            captions.append({"id": example.id, "mirrored": mirrored, "text": example.text[side]})
+            place = {"bucket": [16, 16], "box": [0, 0, 16, 16], "original": [16, 16], "corner": [0, 0], "repeats": 1}
+            row = {"id": example.id, "mirrored": mirrored, "text": example.text[side], "file_name": f"{file}.png"}
+            captions.append({**row, **place})
             rows.append({"id": example.id, "mirrored": mirrored, "file": file})
     records.write_jsonl(folder / "train/metadata.jsonl", captions)
     records.write_jsonl(folder / "latents/index-tiny.jsonl", rows)
@@ -58,7 +60,8 @@ class Place:
         recipe = {
             "stage": "train", "code": code, "software": {"torch": "2"}, "threads": 1, "base_identity": "sha256:tiny",
             "base": TINY.model_dump(mode="json"), "train": train.model_dump(mode="json"),
-            "flip": Flip().model_dump(mode="json"), "trigger": trigger, "checkpoint_steps": train.checkpoint_steps,
+            "flip": Flip().model_dump(mode="json"), "trigger": trigger, "encode": None,
+            "checkpoint_steps": train.checkpoint_steps,
         }  # fmt: skip
         recipe = json.loads(json.dumps(recipe))
         inputs = make_dataset(self.folder / "set")

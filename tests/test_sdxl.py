@@ -17,7 +17,8 @@ from sdlora.params import Base, Flip, Sample
 from sdlora.sample import Painter, Prompt
 from sdlora.train.batch import draw_batch
 from sdlora.train.dataset import Example, Geometry, load_examples
-from sdlora.train.export import FILE_NAME, write_lora
+from sdlora.train.export import write_lora
+from sdlora.train.files import FILE_NAME
 from sdlora.train.loop import train_loop
 from sdlora.train.run import prepare
 from sdlora.train_section import Train

@@ -19,7 +19,7 @@ from sdlora.train import dataset, lr_schedules
 from sdlora.train.batch import draw_batch
 from sdlora.train.checkpoint import State, newest_state, save_state
 from sdlora.train.dataset import Example
-from sdlora.train.export import FILE_NAME
+from sdlora.train.files import FILE_NAME
 from sdlora.train.loop import loss_of, train_loop
 from sdlora.train.run import prepare, write_checkpoint
 from sdlora.train_section import LrStage, Pivotal, TextEncoder, Train
@@ -48,7 +48,7 @@ def trained(
     train: Train, run_folder: Path, start: State | None = None, stop_after: int | None = None
 ) -> list[list[float]]:
     """Train and save a state and a LoRA at each checkpoint, stopping early like a killed process."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     run = prepare(train, Flip(), TINY, examples(), trigger="captain")
 
     class Stopped(Exception):

@@ -20,7 +20,11 @@ STORE = Path(".sdlora")
 PACKAGE = Path(__file__).parent
 _TICK_NS = 1_000_000  # apart enough for every file system's clock
 # Modules whose behaviour reaches a stage only through its recipe (plan.py resolves what they decide), or never.
-_NOT_CODE = {"params", "settings", "errors", "plan", "provenance", "command", "choices"}
+_NOT_CODE = {
+    "params", "sections", "train_section", "settings", "errors", "plan", "provenance", "command", "choices",
+}  # fmt: skip
+# Modules that may refuse a training but never change what it writes.
+_ONLY_REFUSE = {"train/preflight.py", "train/prediction.py", "train/memory.py"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def code_of(stage: str, script: Path) -> str:
     waiting, seen = [*_files_of(start), script], set[Path]()
     while waiting:
         path = waiting.pop()
-        if path in seen or not path.exists():
+        if path in seen or not path.exists() or path.as_posix().endswith(tuple(_ONLY_REFUSE)):
             continue
         seen.add(path)
         waiting += _imports_of(path)

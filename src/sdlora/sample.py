@@ -14,9 +14,9 @@ from sdlora.params import Base, Sample
 from sdlora.pictures import png_bytes
 from sdlora.progress import Progress
 from sdlora.randomness import generator
-from sdlora.train import pivotal
 from sdlora.train.attach import attach_lora, detach_lora
-from sdlora.train.export import AVERAGE, FILE_NAME
+from sdlora.train.files import AVERAGE, EMBEDDINGS, FILE_NAME
+from sdlora.train.pivotal import attach_embeddings, detach_embeddings, with_token
 
 KEPT_SETS = 600  # sets of pictures in the store, one a checkpoint and setting
 
@@ -60,12 +60,12 @@ class Painter:
         pipeline = self._adapter.pipeline
         detach_lora(pipeline)
         if self._trigger is not None:
-            pivotal.detach(pipeline, self._trigger)
+            detach_embeddings(pipeline, self._trigger)
             self._trigger = None
         if lora is not None:
             attach_lora(pipeline, lora, self._settings.lora_scale)
-            if (lora.parent / pivotal.FILE_NAME).exists():
-                self._trigger = pivotal.attach(pipeline, lora.parent / pivotal.FILE_NAME)
+            if (lora.parent / EMBEDDINGS).exists():
+                self._trigger = attach_embeddings(pipeline, lora.parent / EMBEDDINGS)
 
     def draw(self, prompt: Prompt) -> Image.Image:
         """One picture; its noise is a function of (seed, reference) alone.
@@ -77,7 +77,7 @@ class Painter:
             raise RuntimeError("call use() first")
         settings = self._settings
         shared = {
-            "prompt": prompt.text if self._trigger is None else pivotal.with_token(prompt.text, self._trigger),
+            "prompt": prompt.text if self._trigger is None else with_token(prompt.text, self._trigger),
             "negative_prompt": settings.negative_prompt,
             "guidance_scale": settings.guidance_scale,
             "num_inference_steps": settings.inference_steps,

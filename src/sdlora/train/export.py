@@ -9,13 +9,12 @@ from torch import Tensor
 from sdlora import records, tensors
 from sdlora.adapters import Adapter
 from sdlora.params import Base
+from sdlora.train.files import FILE_NAME
 from sdlora.train.header import About, header
 from sdlora.train.kohya import NoKohyaForm, to_kohya
 from sdlora.train.lora import adapter_metadata, lora_tensors
 from sdlora.train_section import Train
 
-FILE_NAME = "pytorch_lora_weights.safetensors"
-AVERAGE = "ema"  # subfolder of a checkpoint with the averaged weights
 _KEY = "lora_adapter_metadata"
 
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from sdlora import records
 from sdlora.errors import DataError
+from sdlora.train.files import EMBEDDINGS
 from sdlora.train_section import Pivotal
 
-FILE_NAME = "embeddings.safetensors"
 # Names that A1111 and ComfyUI look for in an SDXL embedding file.
 PARTS = {"text_encoder": ("tokenizer", "clip_l"), "text_encoder_2": ("tokenizer_2", "clip_g")}
 
@@ -105,12 +105,12 @@ def write(folder: Path, pipeline: Any, trigger: str) -> Path:
         name: encoder.get_input_embeddings().vectors.detach().float().cpu().contiguous()
         for name, _, encoder in _encoders(pipeline)
     }
-    path = folder / FILE_NAME
+    path = folder / EMBEDDINGS
     records.write_bytes(path, save(tensors, metadata={"trigger": trigger}))
     return path
 
 
-def attach(pipeline: Any, path: Path) -> str:
+def attach_embeddings(pipeline: Any, path: Path) -> str:
     """Load learnt embeddings into a pipeline and return the trigger they stand for."""
     with safe_open(path, "pt") as file:
         trigger = str(file.metadata()["trigger"])
@@ -119,7 +119,7 @@ def attach(pipeline: Any, path: Path) -> str:
     return trigger
 
 
-def detach(pipeline: Any, trigger: str) -> None:
+def detach_embeddings(pipeline: Any, trigger: str) -> None:
     """Take a trigger's tokens out again."""
     for _, tokenizer, encoder in list(_encoders(pipeline)):
         pipeline.unload_textual_inversion(token_of(trigger), tokenizer=tokenizer, text_encoder=encoder)

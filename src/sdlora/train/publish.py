@@ -6,7 +6,8 @@ from typing import Any
 from sdlora import records
 from sdlora.params import Base
 from sdlora.train.card import card
-from sdlora.train.export import FILE_NAME, read_lora, write_kohya
+from sdlora.train.export import read_lora, write_kohya
+from sdlora.train.files import FILE_NAME
 from sdlora.train.header import About
 from sdlora.train.loop import Run
 from sdlora.train_section import Train

@@ -18,7 +18,8 @@ from sdlora.train import latents, lora, pivotal, prior, texts
 from sdlora.train.checkpoint import State, clear_leftovers, keep_states, newest_state, save_state, told_when_full
 from sdlora.train.data import prepare_data
 from sdlora.train.dataset import BatchOrder, Example, load_examples
-from sdlora.train.export import AVERAGE, write_lora
+from sdlora.train.export import write_lora
+from sdlora.train.files import AVERAGE
 from sdlora.train.identity import Identity, identity_of
 from sdlora.train.longer import go_on, is_undamaged
 from sdlora.train.loop import Run, holding, train_loop
