@@ -32,7 +32,7 @@ context = connect(Path("rig/rig.json"))
 command.run(lambda recipe, args: scrape(recipe, args.out, bool(args.again), context), out=Path, again=int)
 """
 PARAMS = (
-    SMALL.replace("threads: 2", "scraping: true\nthreads: 2")
+    SMALL.replace("threads: 1", "scraping: true\nthreads: 1")
     .replace("run: [a, b]", "run: [a]")
     .replace("max_references: 2, hires: {factor: 1.5, denoising_strength: 0.35}", "max_references: 1")
     .replace(
