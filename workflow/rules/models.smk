@@ -16,12 +16,12 @@ rule base_quality:
         "models/tiny-sd/vae/diffusion_pytorch_model.safetensors",
         "models/tiny-blip/model.safetensors",
     output:
-        "results/base/quality.json",
-        "results/base/sheet.png",
+        figures="results/base/quality.json",
+        sheet="results/base/sheet.png",
     log:
         "logs/base/quality.log",
     threads: 2
     params:
         python=sys.executable,
     shell:
-        "{params.python} -m sdlora.base.quality --threads {threads} --out {output[0]} 2>&1 | tee {log}"
+        "{params.python} -m sdlora.base.quality --threads {threads} --out {output.figures} 2>&1 | tee {log}"
