@@ -116,7 +116,7 @@ BESIDE: dict[str, tuple[dict[str, object], object]] = {
     "huber_c": ({"loss": "huber"}, 0.5), "huber_schedule": ({"loss": "huber"}, "constant"),
     "snr_gamma": ({"weighting": "min_snr"}, 0.01), "noise_offset": ({"noise": ("offset",)}, 0.5),
     "pyramid_discount": ({"noise": ("pyramid",)}, 0.9), "pyramid_iterations": ({"noise": ("pyramid",)}, 1),
-    "d_coef": ({"optimizer": "prodigy", "learning_rate": 1.0}, 9.0),
+    "d_coef": ({"optimizer": "prodigy", "learning_rate": 1.0, "steps": 12, "checkpoint_every": 12}, 9.0),
     "d0": ({"optimizer": "prodigy", "learning_rate": 1.0}, 1e-3),
 }  # fmt: skip
 # Options whose effect other tests show: the LoRA's bytes alone would not, or must not differ.
