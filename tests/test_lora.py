@@ -146,7 +146,7 @@ def test_max_norm_bounds_every_update(tmp_path: Path) -> None:
 
 
 def test_loraplus_moves_b_faster() -> None:
-    groups = lora.parameter_groups(run_of(loraplus_ratio=16.0).adapter.pipeline, Train(loraplus_ratio=16.0), 1.0)
+    groups = lora.parameter_groups(run_of(loraplus_ratio=16.0).adapter, Train(loraplus_ratio=16.0), 1.0)
     assert [group["lr"] for group in groups] == [1e-4, 16e-4]
     assert all(p.shape[0] == 4 for p in groups[0]["params"])  # A: (rank, in)
     assert all(p.shape[1] == 4 for p in groups[1]["params"])  # B: (out, rank)

@@ -208,7 +208,7 @@ class _Operations(TorchDispatchMode):
 
 def test_every_attention_is_fused() -> None:
     adapter = load_adapter(TINY, "cpu")
-    lora.add_lora(adapter.pipeline, settings())
+    lora.add_lora(adapter, settings())
     attentions = sum(type(module).__name__ == "Attention" for module in adapter.denoiser.modules())
     with _Operations() as operations:
         adapter.predict(torch.zeros(1, *LATENT), torch.tensor([5]), adapter.encode_prompts(["captain"]))

@@ -26,7 +26,7 @@ def write_lora(folder: Path, adapter: Adapter, settings: Train, initial: dict[st
     Returns:
         The file; `pipeline.load_lora_weights(folder)` reads it.
     """
-    found = lora_tensors(adapter.pipeline, settings, initial)
+    found = lora_tensors(adapter, settings, initial)
     parts = tuple(sorted({name.split(".")[0] for name in found}))
     metadata = {_KEY: json.dumps(adapter_metadata(settings, parts), sort_keys=True)}
     path = folder / FILE_NAME

@@ -9,6 +9,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from sdlora import choices
+from sdlora.adapters import Adapter
 from sdlora.randomness import seed_of
 from sdlora.train_section import Train
 
@@ -20,7 +21,6 @@ ALL_LAYERS = (
     "downsamplers.0.conv", "upsamplers.0.conv",
 )  # fmt: skip
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 CHANGES_THE_BASE = ("pissa", "olora")
 _PEFT_INITS: dict[str, Any] = {"gaussian": "gaussian", "kaiming": True, "pissa": "pissa", "olora": "olora"}
 
@@ -81,35 +81,29 @@ def text_config(settings: Train) -> LoraConfig:
     )
 
 
-def text_encoders(pipeline: Any) -> dict[str, nn.Module]:
-    """The pipeline's text encoders by name."""
-    found = {name: getattr(pipeline, name, None) for name in TEXT_ENCODERS}
-    return {name: module for name, module in found.items() if module is not None}
-
-
-def add_lora(pipeline: Any, settings: Train) -> None:
-    """Add a LoRA to a frozen pipeline: to its UNet, and to its text encoders where the settings say so.
+def add_lora(adapter: Adapter, settings: Train) -> None:
+    """Add a LoRA to a frozen base: to its UNet, and to its text encoders where the settings say so.
 
     The start is the base itself, whatever the type: the update is zero (or, for PiSSA and OLoRA, taken
     out of the frozen weights). New parameters are fp32.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("lora", settings.seed))
-        pipeline.unet.add_adapter(config_of(settings))
+        adapter.denoiser.add_adapter(config_of(settings))  # type: ignore[operator]
         if settings.text_encoder is not None:
-            for module in text_encoders(pipeline).values():
+            for module in adapter.text_encoders().values():
                 module.add_adapter(text_config(settings))  # type: ignore[operator]
-    for module in (pipeline.unet, *text_encoders(pipeline).values()):
+    for module in (adapter.denoiser, *adapter.text_encoders().values()):
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
 
 
-def parameter_groups(pipeline: Any, settings: Train, scale: float) -> list[dict[str, Any]]:
+def parameter_groups(adapter: Adapter, settings: Train, scale: float) -> list[dict[str, Any]]:
     """Trainable parameters with their peak rates, in a fixed order.
 
     Args:
-        pipeline: With its LoRA added.
+        adapter: With its LoRA added.
         settings: Rates, LoRA+ ratio.
         scale: The base's multiplier of every rate.
 
@@ -119,14 +113,14 @@ def parameter_groups(pipeline: Any, settings: Train, scale: float) -> list[dict[
     rate = settings.learning_rate * scale
     first: list[nn.Parameter] = []
     second: list[nn.Parameter] = []
-    for name, parameter in pipeline.unet.named_parameters():
+    for name, parameter in adapter.denoiser.named_parameters():
         if parameter.requires_grad:
             (second if settings.loraplus_ratio > 1 and "lora_B" in name else first).append(parameter)
     groups: list[dict[str, Any]] = [{"params": first, "lr": rate}]
     if second:
         groups.append({"params": second, "lr": rate * settings.loraplus_ratio})
     if settings.text_encoder is not None:
-        found = [p for m in text_encoders(pipeline).values() for p in m.parameters() if p.requires_grad]
+        found = [p for m in adapter.text_encoders().values() for p in m.parameters() if p.requires_grad]
         groups.append({"params": found, "lr": settings.text_encoder.learning_rate * scale})
     return groups
 
@@ -152,13 +146,13 @@ def initial_tensors(unet: nn.Module, settings: Train) -> dict[str, Tensor] | Non
     return {name: value.detach().clone() for name, value in get_peft_model_state_dict(unet).items()}
 
 
-def lora_tensors(pipeline: Any, settings: Train, initial: dict[str, Tensor] | None) -> dict[str, Tensor]:
+def lora_tensors(adapter: Adapter, settings: Train, initial: dict[str, Tensor] | None) -> dict[str, Tensor]:
     """The LoRA in diffusers' form: names starting with `unet.` or `text_encoder.`, on the CPU, fp32.
 
     With `initial` (PiSSA, OLoRA) the file holds the difference to the base as it is loaded by everyone:
     B A - B0 A0 = [B, -B0] [A; A0], of twice the rank.
     """
-    state = get_peft_model_state_dict(pipeline.unet)
+    state = get_peft_model_state_dict(adapter.denoiser)
     if initial is not None:
         state = {
             name: torch.cat(
@@ -168,7 +162,7 @@ def lora_tensors(pipeline: Any, settings: Train, initial: dict[str, Tensor] | No
         }
     states = {"unet": state}
     if settings.text_encoder is not None:
-        states |= {name: get_peft_model_state_dict(m) for name, m in text_encoders(pipeline).items()}
+        states |= {name: get_peft_model_state_dict(m) for name, m in adapter.text_encoders().items()}
     tensors: dict[str, Tensor] = {}
     for part, found in states.items():
         # peft's own names, which diffusers reads as they are: its older names for attention layers

@@ -138,7 +138,7 @@ def _learns(part: nn.Module) -> bool:
 def _add_lora(adapter: Adapter, settings: Train) -> dict[str, nn.Parameter]:
     """The run's own LoRA on networks without weights: its size does not depend on how it is initialised."""
     with torch.device("meta"):
-        lora.add_lora(adapter.pipeline, settings.model_copy(update={"init": "gaussian"}))
+        lora.add_lora(adapter, settings.model_copy(update={"init": "gaussian"}))
     adapter.denoiser.train()
     if settings.gradient_checkpointing:
         adapter.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]

@@ -140,13 +140,13 @@ def prepare(
     also = [text for example in kept for text in example.text]
     data = prepare_data(settings, base, adapter, examples, encode or Encode(), identity, trigger, also)
     pipeline = adapter.pipeline
-    lora.add_lora(pipeline, settings)
+    lora.add_lora(adapter, settings)
     pipeline.unet.train()
     if settings.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
     # Prodigy finds its own rate, whatever the size of the base
     scale = 1.0 if settings.optimizer == "prodigy" else base.learning_rate_scale
-    groups = lora.parameter_groups(pipeline, settings, scale)
+    groups = lora.parameter_groups(adapter, settings, scale)
     if settings.pivotal is not None:
         rate = settings.pivotal.learning_rate * scale
         groups.append({"params": pivotal.add(pipeline, settings.pivotal, trigger), "lr": rate, "weight_decay": 0.0})
