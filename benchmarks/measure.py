@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import math
 import multiprocessing
 import statistics
 import time
@@ -40,8 +41,18 @@ def _attention_backward(gradient: Any, query: Any, key: Any, value: Any, *rest: 
     return int(sdpa_backward_flop_count(gradient, query, key, value))
 
 
-# torch counts the GPU's attention kernels, not the CPU's
-_CPU_ATTENTION = {
+def _linear(x: Any, weight: Any, *rest: Any, out_shape: Any) -> int:
+    return int(2 * math.prod(out_shape) * x[-1])
+
+
+def _convolution(x: Any, weight: Any, *rest: Any, out_shape: Any) -> int:
+    return int(2 * math.prod(out_shape) * math.prod(weight[1:]))
+
+
+# torch counts the GPU's attention kernels, not the CPU's, and no packed layers
+_CPU_OPERATORS = {
+    torch.ops.mkldnn._linear_pointwise: _linear,
+    torch.ops.mkldnn._convolution_pointwise: _convolution,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }
@@ -151,7 +162,7 @@ def uncached_extra(base: Base, folder: Path, batch_size: int) -> Callable[[int],
 
 def flops_of(work: Callable[[int], Any]) -> int:
     """Floating-point operations of one call, matrix products and convolutions."""
-    with FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter:
+    with FlopCounterMode(display=False, custom_mapping=_CPU_OPERATORS) as counter:
         work(0)
     return int(counter.get_total_flops())
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from sdlora import choices
+from sdlora import choices, packed
 from sdlora.errors import MissingError
 from sdlora.params import Base
 
@@ -48,6 +48,8 @@ class Adapter:
         self.pipeline.set_progress_bar_config(disable=True)
         for part in self.parts():
             part.requires_grad_(False).eval()
+        if device.type == "cpu":
+            packed.pack(self.denoiser)
 
     @property
     def denoiser(self) -> nn.Module:

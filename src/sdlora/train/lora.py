@@ -8,7 +8,7 @@ from peft.tuners.lora import LoraLayer
 from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
-from sdlora import choices
+from sdlora import choices, packed
 from sdlora.adapters import Adapter
 from sdlora.randomness import seed_of
 from sdlora.train_section import Train
@@ -97,6 +97,7 @@ def add_lora(adapter: Adapter, settings: Train) -> None:
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+    packed.pack_lora(adapter.denoiser)
 
 
 def parameter_groups(adapter: Adapter, settings: Train, scale: float) -> list[dict[str, Any]]:

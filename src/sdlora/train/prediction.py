@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sdlora import choices
 from sdlora.adapters import Adapter
 from sdlora.adapters.base import DTYPES, quieten
+from sdlora.packed import packed_bytes
 from sdlora.params import Base, Version
 from sdlora.train import lora
 from sdlora.train.dataset import Example
@@ -118,7 +119,8 @@ def predict(settings: Train, base: Base, demand: Demand, device: torch.device) -
     captions = 0 if trained else demand.captions * size_of(row.values())
     load = Phase("load", weights)
     texts = Phase("captions", {**weights, "activations": one, "captions": captions})
-    train = {**kept, **_of_parameters(parameters, settings), "captions": captions}
+    train = {**kept, "packed": packed_bytes(adapter.denoiser)}
+    train |= {**_of_parameters(parameters, settings), "captions": captions}
     if device.type == "cpu":  # on a GPU the cache stays in RAM
         train["latents"] = demand.cached
     activations, gradients = _step_peak(shapes, settings, demand, bool(trained))

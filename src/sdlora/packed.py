@@ -1,0 +1,236 @@
+"""Frozen layers whose weights are kept in oneDNN's own order: faster on a CPU.
+
+PyTorch gives every layer its weights in their plain order, and the library reorders them at every call.
+In a network as small as the embedded base that takes longer than the arithmetic. A weight that is
+never trained can be ordered once, for the forward pass and, transposed, for the gradient of the input.
+Results agree with PyTorch's own layers to rounding.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear as LoraLinear
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
+
+#: Packing keeps two more copies of the weights, so it is for small networks; in large ones reordering costs little.
+LARGEST_BYTES = 256 * 2**20
+_NO_POINTWISE: tuple[str, list[Any], str] = ("none", [], "")
+
+
+class _Packed:
+    """Weights in oneDNN's order, and which plain weights they were made from."""
+
+    def __init__(self, weight: Tensor, forward: Tensor, backward: Tensor) -> None:
+        self._source = _identity(weight)
+        self.forward, self.backward = forward, backward
+
+    def is_of(self, weight: Tensor) -> bool:
+        return self._source == _identity(weight)
+
+
+def _identity(weight: Tensor) -> tuple[int, int]:
+    if isinstance(weight, FakeTensor):
+        return id(weight), 0
+    return weight.data_ptr(), 0 if weight.is_inference() else weight._version
+
+
+def _applies(layer: nn.Linear | nn.Conv2d, x: Tensor) -> bool:
+    """Whether plain fp32 CPU tensors (or the preflight's, without values) meet a frozen layer."""
+    return (
+        type(x) in (Tensor, FakeTensor)
+        and x.device.type == "cpu"
+        and x.dtype == layer.weight.dtype == torch.float32
+        and not layer.weight.requires_grad
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+class _LinearFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: "PackedLinear") -> Tensor:
+        ctx.packed = layer.packed()
+        return _linear(x, ctx.packed.forward, layer.bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _linear(gradient, ctx.packed.backward, None), None
+
+
+def _order_linear(weight: Tensor) -> Tensor:
+    if isinstance(weight, FakeTensor):  # has no values to order
+        return weight
+    result: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+    return result
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, *_NO_POINTWISE)
+    return result
+
+
+class PackedLinear(nn.Linear):
+    """`nn.Linear` with frozen weights."""
+
+    def packed(self) -> _Packed:
+        found: _Packed | None = self.__dict__.get("_packed")
+        if found is None or not found.is_of(self.weight):
+            plain = self.weight.detach()
+            found = _Packed(self.weight, _order_linear(plain), _order_linear(plain.T))
+            self.__dict__["_packed"] = found
+        return found
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not _applies(self, input):
+            return super().forward(input)
+        result: Tensor = _LinearFunction.apply(input, self)  # type: ignore[no-untyped-call]
+        return result
+
+
+class _ConvFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, layer: "PackedConv2d") -> Tensor:
+        ctx.packed, ctx.padding = layer.packed(x.shape), layer.padding_of_gradient
+        return _conv(x, ctx.packed.forward, layer.bias, layer.padding)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return _conv(gradient, ctx.packed.backward, None, ctx.padding), None
+
+
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Any) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x, weight, bias, padding, (1, 1), (1, 1), 1, *_NO_POINTWISE
+    )
+    return result
+
+
+class PackedConv2d(nn.Conv2d):
+    """`nn.Conv2d` of stride 1 with frozen weights: its gradient is a convolution with the kernel turned round."""
+
+    @property
+    def padding_of_gradient(self) -> tuple[int, int]:
+        return self.kernel_size[0] - 1 - int(self.padding[0]), self.kernel_size[1] - 1 - int(self.padding[1])
+
+    def packed(self, shape: torch.Size) -> _Packed:
+        found: _Packed | None = self.__dict__.get("_packed")
+        if found is None or not found.is_of(self.weight):
+            plain = self.weight.detach()
+            gradient = (shape[0], self.out_channels, *shape[2:])
+            found = _Packed(
+                self.weight,
+                _order(plain, (int(self.padding[0]), int(self.padding[1])), shape),
+                _order(plain.transpose(0, 1), self.padding_of_gradient, gradient, turned=True),
+            )
+            self.__dict__["_packed"] = found
+        return found
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not _applies(self, input):
+            return super().forward(input)
+        result: Tensor = _ConvFunction.apply(input, self)  # type: ignore[no-untyped-call]
+        return result
+
+
+def _order(weight: Tensor, padding: tuple[int, int], shape: Sequence[int], turned: bool = False) -> Tensor:
+    if isinstance(weight, FakeTensor):
+        return weight
+    plain = (weight.flip(2, 3) if turned else weight).contiguous().to_mkldnn()
+    result: Tensor = torch.ops.aten.mkldnn_reorder_conv2d_weight(plain, padding, (1, 1), (1, 1), 1, tuple(shape))
+    return result
+
+
+class _LoraFunction(torch.autograd.Function):
+    """y = W x + b + scale B A x as one node: peft's own is six, and each costs more than such small products."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, scale: float, base: PackedLinear) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        inner = rows @ down.T
+        result = _linear(x, base.packed().forward, base.bias)
+        result.view(-1, result.shape[-1]).addmm_(inner, up.T, alpha=scale)
+        ctx.save_for_backward(rows, inner, down, up)
+        ctx.scale, ctx.packed = scale, base.packed()
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+        rows, inner, down, up = ctx.saved_tensors
+        gradient = gradient.contiguous()
+        outer = gradient.view(-1, gradient.shape[-1])
+        of_inner = (outer @ up).mul_(ctx.scale)
+        of_down, of_up = of_inner.T @ rows, (outer.T @ inner).mul_(ctx.scale)
+        if not ctx.needs_input_grad[0]:
+            return None, of_down, of_up, None, None
+        of_x = _linear(gradient, ctx.packed.backward, None)
+        of_x.view(-1, of_x.shape[-1]).addmm_(of_inner, down)
+        return of_x, of_down, of_up, None, None
+
+
+class PackedLora(LoraLinear):  # type: ignore[misc]
+    """peft's LoRA on a packed layer; dropout, DoRA, several adapters and the like go peft's own way."""
+
+    def _plain_adapter(self) -> str | None:
+        active = [name for name in self.active_adapters if name in self.lora_A]
+        if len(active) != 1 or self.disable_adapters or self.merged:
+            return None
+        name = active[0]
+        plain = name not in self.lora_variant and isinstance(self.lora_dropout[name], nn.Identity)
+        return name if plain and not self.lora_bias[name] else None
+
+    def _pefts(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = super().forward(x, *args, **kwargs)
+        return result
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        name, base = self._plain_adapter(), self.base_layer
+        if args or kwargs or name is None or not isinstance(base, PackedLinear) or not _applies(base, x):
+            return self._pefts(x, *args, **kwargs)
+        down, up = self.lora_A[name].weight, self.lora_B[name].weight
+        if not down.dtype == up.dtype == x.dtype:
+            return self._pefts(x)
+        result: Tensor = _LoraFunction.apply(x, down, up, self.scaling[name], base)  # type: ignore[no-untyped-call]
+        return result
+
+
+def _packable(layer: nn.Conv2d) -> bool:
+    if isinstance(layer.padding, str) or layer.padding_mode != "zeros":
+        return False
+    simple = layer.stride == layer.dilation == (1, 1) and layer.groups == 1
+    return simple and all(size > padding for size, padding in zip(layer.kernel_size, layer.padding, strict=True))
+
+
+def pack(network: nn.Module) -> None:
+    """Have a small frozen network's linear layers and convolutions keep packed weights.
+
+    The layers stay `nn.Linear` and `nn.Conv2d` with the same parameters. A layer whose weights are trained, or
+    that is given anything but fp32 on a CPU, works as before. Weights that are replaced or changed in place are
+    packed again; changes through `.data`, which PyTorch does not count, are seen only if they replace the tensor.
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return
+    if sum(p.nbytes for p in network.parameters()) > LARGEST_BYTES:
+        return
+    for layer in network.modules():
+        if type(layer) is nn.Linear:
+            layer.__class__ = PackedLinear
+        elif type(layer) is nn.Conv2d and _packable(layer):
+            layer.__class__ = PackedConv2d
+
+
+def pack_lora(network: nn.Module) -> None:
+    """The same for the LoRA that was added to a packed network."""
+    for layer in network.modules():
+        if type(layer) is LoraLinear and isinstance(layer.base_layer, PackedLinear):
+            layer.__class__ = PackedLora
+
+
+def packed_bytes(network: nn.Module) -> int:
+    """What the packed copies of a network's weights take, once every layer was used."""
+    layers = [layer for layer in network.modules() if isinstance(layer, PackedLinear | PackedConv2d)]
+    return sum(2 * layer.weight.nbytes for layer in layers)
