@@ -124,15 +124,15 @@ def test_sdxl_trains_saves_and_draws(small_sdxl: Base, tmp_path: Path) -> None:
     assert len(log) == 2
     write_lora(tmp_path, run.adapter, train)
     sample = Sample(inference_steps=2, scheduler="euler", negative_prompt="blurry")
-    painter, prompt = Painter(small_sdxl, sample, 64), Prompt("r", "captain", 1)
+    painter, prompt = Painter(small_sdxl, sample, 64), [Prompt("r", "captain", 1)]
     painter.use(None)
-    base = painter.draw(prompt)
+    (base,) = painter.draw(prompt)
     painter.use(tmp_path / FILE_NAME)
-    changed = painter.draw(prompt)
+    (changed,) = painter.draw(prompt)
     painter.use(None)
     assert base.size == (64, 64)
     assert base.tobytes() != changed.tobytes()
-    assert painter.draw(prompt).tobytes() == base.tobytes()
+    assert painter.draw(prompt)[0].tobytes() == base.tobytes()
 
 
 def test_sdxl_goes_through_the_stages(tmp_path: Path) -> None:

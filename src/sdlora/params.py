@@ -248,6 +248,7 @@ class Sample(Section):
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((42,), min_length=1, description="one picture each")
     hires: Hires | None = Field(None, description="null = off")
     max_references: int = Field(10, ge=1, le=1000, description="references drawn and measured, first by id")
+    batch_size: int = Field(1, ge=1, le=1000, description="pictures drawn at once: more is faster and takes memory")
 
     @field_validator("scheduler")
     @classmethod

@@ -12,9 +12,9 @@ class Progress:
         self._began = self._said = time.monotonic()
         self._done = start
 
-    def advance(self, note: str = "") -> None:
-        """One more is done."""
-        self.update(self._done + 1, note)
+    def advance(self, count: int = 1) -> None:
+        """So many more are done."""
+        self.update(self._done + count)
 
     def update(self, done: int, note: str = "") -> None:
         """Say where the work is; `done` counts from the very beginning."""

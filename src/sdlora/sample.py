@@ -67,37 +67,36 @@ class Painter:
             if (lora.parent / EMBEDDINGS).exists():
                 self._trigger = attach_embeddings(pipeline, lora.parent / EMBEDDINGS)
 
-    def draw(self, prompt: Prompt) -> Image.Image:
-        """One picture; its noise is a function of (seed, reference) alone.
+    def draw(self, prompts: Sequence[Prompt]) -> list[Image.Image]:
+        """One picture a prompt, all at once; the noise of each is a function of its (seed, reference) alone.
 
-        With hires fix the picture is enlarged (Lanczos) and denoised again: diffusers' image to image
+        With hires fix the pictures are enlarged (Lanczos) and denoised again: diffusers' image to image
         runs int(inference_steps x denoising_strength) steps.
         """
         if self._adapter is None:
             raise RuntimeError("call use() first")
-        settings = self._settings
+        settings, trigger = self._settings, self._trigger
         shared = {
-            "prompt": prompt.text if self._trigger is None else with_token(prompt.text, self._trigger),
-            "negative_prompt": settings.negative_prompt,
+            "prompt": [prompt.text if trigger is None else with_token(prompt.text, trigger) for prompt in prompts],
+            "negative_prompt": [settings.negative_prompt] * len(prompts),
             "guidance_scale": settings.guidance_scale,
             "num_inference_steps": settings.inference_steps,
         }
-        image: Image.Image = self._adapter.pipeline(
+        images: list[Image.Image] = self._adapter.pipeline(
             **shared,
             height=self._size_px,
             width=self._size_px,
-            generator=generator("sample", prompt.seed, prompt.reference),
-        ).images[0]
+            generator=[generator("sample", prompt.seed, prompt.reference) for prompt in prompts],
+        ).images
         if settings.hires is not None:
             side = round(self._size_px * settings.hires.factor / 8) * 8
-            large = image.resize((side, side), Image.Resampling.LANCZOS)
-            image = self._img2img(
+            images = self._img2img(
                 **shared,
-                image=large,
+                image=[image.resize((side, side), Image.Resampling.LANCZOS) for image in images],
                 strength=settings.hires.denoising_strength,
-                generator=generator("hires", prompt.seed, prompt.reference),
-            ).images[0]
-        return image
+                generator=[generator("hires", prompt.seed, prompt.reference) for prompt in prompts],
+            ).images
+        return images
 
 
 def prompts_of(captions: Path, settings: Sample) -> list[Prompt]:
@@ -110,7 +109,7 @@ def sample_version(recipe: dict[str, Any], checkpoints: Path, captions: Path, ou
     """Draw all prompts at step 0 and at every checkpoint.
 
     Pictures are kept by (weights, prompt, settings), so step 0 is drawn once for all versions that
-    share it, and a killed run goes on at the picture it was at.
+    share it, and a killed run goes on at the batch it was at.
 
     Args:
         recipe: Base, settings, code identity.
@@ -124,7 +123,8 @@ def sample_version(recipe: dict[str, Any], checkpoints: Path, captions: Path, ou
     torch.set_num_threads(recipe["threads"])
     settings = Sample.model_validate_json(records.canonical_json(recipe["sample"]))
     base = Base.model_validate_json(records.canonical_json(recipe["base"]))
-    prompts = prompts_of(captions, settings)
+    prompts, size = prompts_of(captions, settings), settings.batch_size
+    batches = [prompts[first : first + size] for first in range(0, len(prompts), size)]
     loras: dict[int, Path | None] = {0: None}
     place = Path(AVERAGE) / FILE_NAME if settings.weights == "ema" else Path(FILE_NAME)
     loras |= {int(p.name.removeprefix("step-")): p / place for p in sorted(checkpoints.glob("step-*"))}
@@ -135,7 +135,7 @@ def sample_version(recipe: dict[str, Any], checkpoints: Path, captions: Path, ou
     for step, lora in loras.items():
         kept = store.entry("sample", _key(recipe, lora, prompts))
         with store.sole_use(kept, wait=True):
-            _draw_missing(painter, lora, prompts, kept, progress)
+            _draw_missing(painter, lora, batches, kept, progress)
             for prompt in prompts:
                 target = out / f"step-{step:06d}" / prompt.file_name
                 records.write_bytes(target, (kept / prompt.file_name).read_bytes())
@@ -160,19 +160,23 @@ def _key(recipe: dict[str, Any], lora: Path | None, prompts: Sequence[Prompt]) -
 
 
 def _draw_missing(
-    painter: Painter, lora: Path | None, prompts: Sequence[Prompt], kept: Path, progress: Progress
+    painter: Painter, lora: Path | None, batches: Sequence[Sequence[Prompt]], kept: Path, progress: Progress
 ) -> None:
-    """Draw what is not whole in the store; `hashes.json` tells damaged pictures from whole ones."""
+    """Draw what is not whole in the store; `hashes.json` tells damaged pictures from whole ones.
+
+    A batch is drawn as a whole or not at all: the last bits of a picture depend on its batch mates.
+    """
     hashes_file = kept / "hashes.json"
     hashes = records.read_json(hashes_file) if hashes_file.exists() else {}
     ready = False
-    for prompt in prompts:
-        path = kept / prompt.file_name
-        if not path.exists() or provenance.sha256_of(path) != hashes.get(path.name):
+    for batch in batches:
+        paths = [kept / prompt.file_name for prompt in batch]
+        if not all(path.exists() and provenance.sha256_of(path) == hashes.get(path.name) for path in paths):
             if not ready:
                 painter.use(lora)
                 ready = True
-            records.write_bytes(path, png_bytes(painter.draw(prompt)))
-            hashes[path.name] = provenance.sha256_of(path)
+            for path, image in zip(paths, painter.draw(batch), strict=True):
+                records.write_bytes(path, png_bytes(image))
+                hashes[path.name] = provenance.sha256_of(path)
             records.write_json(hashes_file, hashes)
-        progress.advance()
+        progress.advance(len(batch))

@@ -221,7 +221,8 @@ def encode_phase(version: Version, base: Base, device: torch.device) -> Phase:
 
 
 def draw_phase(version: Version, base: Base, device: torch.device) -> Phase:
-    """Memory of the stage `sample`: two denoisings at once (guidance), then decoding, hires fix included."""
+    """Memory of the stage `sample`: denoising twice a picture (guidance), then decoding, hires fix included."""
+    pictures = version.sample.batch_size
     side = version.fit.size_px or base.size_px
     if version.sample.hires is not None:
         side = round(side * version.sample.hires.factor / 8) * 8
@@ -231,16 +232,16 @@ def draw_phase(version: Version, base: Base, device: torch.device) -> Phase:
     latent = latent_shape(adapter, side, side)
 
     def denoise() -> None:
-        latents = torch.zeros(2, *latent, dtype=adapter.dtype, device=device)
-        steps = torch.zeros(2, dtype=torch.long, device=device)
-        adapter.predict(latents, steps, adapter.encode_tokens(_blank_tokens(adapter, 2)))
+        latents = torch.zeros(2 * pictures, *latent, dtype=adapter.dtype, device=device)
+        steps = torch.zeros(2 * pictures, dtype=torch.long, device=device)
+        adapter.predict(latents, steps, adapter.encode_tokens(_blank_tokens(adapter, 2 * pictures)))
 
     def decode() -> None:
         vae = adapter.pipeline.vae
-        vae.decode(torch.zeros(1, *latent, dtype=vae.dtype, device=device))
+        vae.decode(torch.zeros(pictures, *latent, dtype=vae.dtype, device=device))
 
     peak = max(shapes.peak(work)[0] for work in (denoise, decode))
-    return Phase("draw", {**weights, "activations": peak})
+    return Phase("draw", {**weights, "packed": packed_bytes(adapter.denoiser), "activations": peak})
 
 
 def latent_shape(adapter: Adapter, width_px: int, height_px: int) -> tuple[int, int, int]:
