@@ -20,6 +20,11 @@ def test_everything_is_made(built: Project) -> None:
     page = built.read("results/a/report/index.html").decode()
     assert "data:image/png;base64," in page and "step 0" in page
     assert (built.folder / "results/report/index.html").exists()
+    table = records.read_csv(built.folder / "results/report/versions.csv")
+    assert [(row["version"], row["rank"]) for row in table] == [("a", "2"), ("b", "4")]
+    best = records.read_json(built.folder / "results/a/best.json")
+    assert int(table[0]["best_step"]) == best["best_step"]
+    assert float(table[0]["ssim_delta"]) == best["ssim"]["delta"]
 
 
 def test_second_run_has_nothing_to_do(built: Project) -> None:

@@ -217,7 +217,8 @@ def _index_job(params: Params) -> Job:
     inputs = [made(RESULTS / name, "evaluate") for name in params.run]
     settings = {name: summary(params.versions[name]) for name in params.run}
     recipe = {"stage": "report", **_maker("report"), "versions": settings}
-    return Job("report", "index", recipe, tuple(inputs), made(folder, "report"), (folder / "index.html",))
+    outputs = (folder / "index.html", folder / "versions.csv")
+    return Job("report", "index", recipe, tuple(inputs), made(folder, "report"), outputs)
 
 
 def _weights(base: Base, learning_rate_scale: float = 1.0) -> dict[str, Any]:

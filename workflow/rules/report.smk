@@ -22,6 +22,7 @@ rule report_all:
         records=before("results/report/made/report.json"),
     output:
         page="results/report/index.html",
+        table="results/report/versions.csv",
         made="results/report/made/report.json",
     log:
         "logs/report.log",

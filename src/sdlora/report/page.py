@@ -74,7 +74,7 @@ def write_version(name: str, settings: dict[str, Any], result: Path, references:
 
 
 def write_index(versions: dict[str, dict[str, Any]], results: Path, out: Path) -> list[Path]:
-    """Write the page over all versions: settings, best step, figures, one plot a metric."""
+    """Write the page over all versions and its table: settings, best step, figures; one plot a metric."""
     best = {name: records.read_json(results / name / "best.json") for name in versions}
     series: dict[str, dict[str, Any]] = {}
     for name in versions:
@@ -88,4 +88,22 @@ def write_index(versions: dict[str, dict[str, Any]], results: Path, out: Path) -
         plots=[_uri(metric_plot(metric, lines)) for metric, lines in plots],
     )
     records.write_text(out / "index.html", page)
-    return [out / "index.html"]
+    _write_table(versions, best, list(series), out / "versions.csv")
+    return [out / "index.html", out / "versions.csv"]
+
+
+FIGURES = ("best", "delta", "ci_low", "ci_high")  # of each metric: at the best step; against step 0, with its interval
+
+
+def _write_table(
+    versions: dict[str, dict[str, Any]], best: dict[str, dict[str, Any]], metrics: list[str], path: Path
+) -> None:
+    """One row a version; a metric that a version does not measure is empty."""
+    keys = list(next(iter(versions.values())))
+    columns = ["version", *keys, "best_step", *[f"{metric}_{figure}" for metric in metrics for figure in FIGURES]]
+    rows = [
+        [name, *settings.values(), best[name]["best_step"]]
+        + [best[name].get(metric, {}).get(figure, "") for metric in metrics for figure in FIGURES]
+        for name, settings in versions.items()
+    ]
+    records.write_csv(path, columns, rows)
