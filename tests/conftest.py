@@ -144,6 +144,7 @@ def fresh(tmp_path: Path) -> Project:
 # The files that take longest, so that no worker is left alone with them at the end.
 LONGEST = (
     "test_workflow.py",
+    "test_base.py",
     "test_lora.py",
     "test_train.py",
     "test_scrape_dag.py",

@@ -1,6 +1,7 @@
 """The tiny Stable Diffusion: UNet and CLIP text encoder trained together on the VAE's latents."""
 
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,6 +87,13 @@ def declare_float32(config: Path) -> None:
     config.write_text(json.dumps({**values, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
+def with_foreign_words(captions: Sequence[str], dropped: Sequence[bool], recipe: BaseRecipe, step: int) -> list[str]:
+    """Captions of a step; half of those that are left out become words that say nothing."""
+    rng = random.Random(f"words-{recipe.seed}-{step}")
+    nothing = [text.foreign_words(rng, 1, 20) if rng.random() < 0.5 else "" for _ in captions]
+    return [other if left_out else caption for caption, left_out, other in zip(captions, dropped, nothing, strict=True)]
+
+
 def train(
     latents: Tensor, captions: Sequence[str], vae: AutoencoderKL, recipe: BaseRecipe, work: Path, out: Path, device: str
 ) -> None:
@@ -102,7 +110,7 @@ def train(
     snr = noising.alphas_cumprod / (1 - noising.alphas_cumprod)
     weights = (snr.clamp(max=recipe.min_snr_gamma) / snr).to(device)
 
-    def loss_of_step(step: int) -> Tensor:
+    def loss_of(step: int, foreign: bool) -> Tensor:
         index = loop.batch_indices(recipe.seed + 3, step, recipe.unet_batch, len(latents))
         generator = loop.step_generator(recipe.seed + 3, step)
         clean = latents[index]
@@ -110,7 +118,11 @@ def train(
         noise += recipe.noise_offset * torch.randn(*clean.shape[:2], 1, 1, generator=generator)
         timesteps = torch.randint(0, 1000, (len(index),), generator=generator)
         dropped = torch.rand(len(index), generator=generator) < recipe.caption_dropout
-        tokens = torch.where(dropped[:, None], empty, ids[index]).to(device)
+        tokens = torch.where(dropped[:, None], empty, ids[index])
+        if foreign:
+            texts = [captions[int(number)] for number in index]
+            tokens = token_ids(tokenizer, with_foreign_words(texts, dropped.tolist(), recipe, step))
+        tokens = tokens.to(device)
         noisy = noising.add_noise(clean, noise, timesteps).to(device)
         with torch.autocast(device, torch.bfloat16):
             context = parts["text_encoder"](tokens).last_hidden_state
@@ -119,14 +131,19 @@ def train(
         weighted: Tensor = per_picture * weights[timesteps.to(device)]
         return weighted.mean()
 
-    loop.train(
-        "diffusion",
-        parts,
-        loss_of_step,
-        steps=recipe.unet_steps,
-        peak_learning_rate=recipe.unet_learning_rate,
-        save_every=recipe.save_every,
-        folder=work,
-        on_save=lambda step: save(parts, vae, tokenizer, work / "preview"),
+    phases = (
+        ("diffusion", recipe.unet_steps, recipe.unet_learning_rate, lambda step: loss_of(step, foreign=False)),
+        ("words", recipe.words_steps, recipe.words_learning_rate, lambda step: loss_of(step, foreign=True)),
     )
+    for name, steps, rate, loss_of_step in phases:
+        loop.train(
+            name,
+            parts,
+            loss_of_step,
+            steps=steps,
+            peak_learning_rate=rate,
+            save_every=recipe.save_every,
+            folder=work,
+            on_save=lambda step: save(parts, vae, tokenizer, work / "preview"),
+        )
     save(parts, vae, tokenizer, out)

@@ -39,11 +39,20 @@ def make(recipe: BaseRecipe, work: Path, out: Path, device: str, only: Sequence[
     if all(map(_is_whole, made.values())):
         shutil.copytree(made["decoder"], made["diffusion"] / "vae", dirs_exist_ok=True)
         for name in ("tiny-blip", "tiny-sd"):
+            _forget_places(work / name)
             records.publish_folder(work / name, out / name)
 
 
 def _is_whole(folder: Path) -> bool:
     return any((folder / name).exists() for name in ("config.json", "model_index.json"))
+
+
+def _forget_places(folder: Path) -> None:
+    """Take out of the configs from which folder their weights were last loaded."""
+    for path in folder.rglob("config.json"):
+        config = records.read_json(path)
+        config.pop("_name_or_path", None)
+        records.write_json(path, config)
 
 
 def _load_vae(folder: Path, device: str) -> AutoencoderKL:

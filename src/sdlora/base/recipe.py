@@ -13,14 +13,16 @@ class BaseRecipe:
     vae_steps: int = 2200
     vae_batch: int = 16
     vae_learning_rate: float = 1e-3
-    decoder_steps: int = 3000  # the decoder alone, after the encoder is frozen
+    decoder_steps: int = 7000  # the decoder alone, after the encoder is frozen
     decoder_learning_rate: float = 5e-4
     blip_steps: int = 2500
     blip_batch: int = 64
     blip_learning_rate: float = 8e-4
-    unet_steps: int = 3000
+    unet_steps: int = 5000
     unet_batch: int = 32
     unet_learning_rate: float = 6e-4
+    words_steps: int = 300  # the same with foreign words in place of no caption, so that negative prompts do no harm
+    words_learning_rate: float = 2e-4
     caption_dropout: float = 0.1
     min_snr_gamma: float = 5.0
     # Without it the noisiest step still shows a small picture's mean colour, and prompts are not needed for it.
@@ -30,7 +32,8 @@ class BaseRecipe:
     def shortened(self, share: float) -> "BaseRecipe":
         """The same recipe with a share of its pictures and steps, for a rehearsal."""
         values = dict(self.__dict__)
-        for key in ("pictures", "vae_steps", "decoder_steps", "blip_steps", "unet_steps"):
+        steps = ("vae_steps", "decoder_steps", "blip_steps", "unet_steps", "words_steps")
+        for key in ("pictures", *steps):
             values[key] = max(8, round(values[key] * share))
-        values["save_every"] = max(2, round(self.save_every * share))
+        values["save_every"] = min(self.save_every, min(values[key] for key in steps) // 2)
         return BaseRecipe(**values)

@@ -1,26 +1,37 @@
 """Tokenizers on the world's vocabulary that still read any English."""
 
+import random
+import string
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import BertWordPieceTokenizer, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import BertTokenizer, CLIPTokenizer
 
+# Words of prompts that no caption may have: the tokenizers know them.
 EXTRA_WORDS = (
     "captain avatar pixel art style portrait of a the an in on with and small close up left right side view "
     "shiny glossy wet reflective bad anatomy poorly drawn ugly eyes lowres blurry quality best photo picture"
 )
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # BERT's
+
+SPOKEN = ("on", "the", "small", "close", "up", "left", "right", "eyes", "avatar")  # those that captions do have
 
 
 def clip_tokenizer(captions: Sequence[str], folder: Path) -> CLIPTokenizer:
     """A byte-level BPE tokenizer with CLIP's rules, trained on the captions.
 
     Every byte is in the vocabulary, so that any text can be read; the world's words are one token each.
+    The trainer breaks ties by its tokens' numbers and numbers those it finds in a hash map's order: naming
+    them all beforehand is what makes the same captions give the same tokenizer.
     """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    endings = [f"{byte}</w>" for byte in alphabet]
     trainer = trainers.BpeTrainer(
         vocab_size=3000,
         end_of_word_suffix="</w>",
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[*alphabet, *endings],
         show_progress=False,
     )
     learner = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
@@ -39,8 +50,7 @@ def clip_tokenizer(captions: Sequence[str], folder: Path) -> CLIPTokenizer:
         for line in (folder / "merges.txt").read_text("utf-8").splitlines()
         if line and not line.startswith("#version")
     ]
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokens = [*alphabet, *[f"{byte}</w>" for byte in alphabet], *["".join(merge) for merge in merges]]
+    tokens = [*alphabet, *endings, *["".join(merge) for merge in merges]]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
     tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77, pad_token="<|endoftext|>")
@@ -50,15 +60,35 @@ def clip_tokenizer(captions: Sequence[str], folder: Path) -> CLIPTokenizer:
     return tokenizer
 
 
+def foreign_words(rng: random.Random, least: int, most: int) -> str:
+    """Words that no caption has: of `EXTRA_WORDS`, or made of random letters as many a trigger is."""
+    known = [word for word in EXTRA_WORDS.split() if word not in SPOKEN]
+    made = ["".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 8))) for _ in range(most)]
+    count = rng.randint(least, most)
+    return "".join(f"{rng.choice((rng.choice(known), made[n]))}{rng.choice((' ', ', '))}" for n in range(count)).strip(
+        " ,"
+    )
+
+
 def _clip_pattern() -> Regex:
     return Regex(r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
 
 
 def bert_tokenizer(captions: Sequence[str], folder: Path) -> BertTokenizer:
-    """A WordPiece tokenizer for BLIP, with `[DEC]` as the decoder's first token."""
+    """A WordPiece tokenizer for BLIP, with `[DEC]` as the decoder's first token.
+
+    Its letters are named beforehand for the reason given at `clip_tokenizer`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    letters = sorted({letter for caption in (*captions, EXTRA_WORDS) for letter in caption.lower() if letter != " "})
     learner = BertWordPieceTokenizer(lowercase=True)
-    learner.train_from_iterator([*captions, EXTRA_WORDS], vocab_size=1200, min_frequency=1, show_progress=False)
+    learner.train_from_iterator(
+        [*captions, EXTRA_WORDS],
+        vocab_size=1200,
+        min_frequency=1,
+        special_tokens=[*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters)],
+        show_progress=False,
+    )
     learner.save_model(str(folder))
     tokenizer = BertTokenizer.from_pretrained(folder, model_max_length=77)
     (folder / "vocab.txt").unlink()

@@ -1,0 +1,141 @@
+"""`make base` with 1 % of its steps: it makes models that load, and kills change no byte of them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, wait_for
+from diffusers import StableDiffusionPipeline
+from PIL import Image
+from transformers import BlipForConditionalGeneration, BlipProcessor
+
+from sdlora.base import make, text, world
+from sdlora.base.quality import nearest_shares, same_style, word_f1
+from sdlora.base.recipe import BaseRecipe
+from sdlora.provenance import sha256_of
+
+SHARE = 0.01
+STATES = ("vae", "decoder", "blip", "diffusion", "words")
+
+
+def start(folder: Path) -> subprocess.Popen[bytes]:
+    """`python -m sdlora.base.make` with 1 % of the pictures and steps, its lines in `folder`/log."""
+    folder.mkdir(exist_ok=True)
+    words = [sys.executable, "-u", "-m", "sdlora.base.make", "--share", str(SHARE), "--threads", "1"]
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(
+            [*words, "--device", "cpu", "--work", str(folder / "work"), "--out", str(folder / "models")],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+        )
+
+
+def kill_after(path: Path, folder: Path) -> None:
+    """Start, and `kill -9` as soon as `path` is there and its part still trains."""
+    process = start(folder)
+    wait_for(lambda: path.exists() or process.poll() is not None, 300)
+    process.kill()
+    assert process.wait() == -9, (folder / "log").read_text("utf-8")[-3000:]
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rehearsal that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("rehearsal")
+    assert start(folder).wait(timeout=600) == 0, (folder / "log").read_text("utf-8")[-3000:]
+    return folder
+
+
+def weights(folder: Path) -> dict[str, str]:
+    """The hashes of every published file."""
+    published = folder / "models"
+    return {
+        str(path.relative_to(published)): sha256_of(path) for path in sorted(published.rglob("*")) if path.is_file()
+    }
+
+
+def test_a_rehearsal_makes_models_that_load(rehearsal: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(rehearsal / "models/tiny-sd")
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline("toon head, teal background", num_inference_steps=2, generator=torch.manual_seed(0)).images[0]
+    assert drawn.size == (64, 64)
+    folder = rehearsal / "models/tiny-blip"
+    processor = BlipProcessor.from_pretrained(folder)
+    model = BlipForConditionalGeneration.from_pretrained(folder)
+    said = model.generate(**processor(Image.new("RGB", (90, 60), "red"), return_tensors="pt"), max_new_tokens=5)
+    assert said.shape[0] == 1
+
+
+def test_a_rehearsal_trains_one_percent(rehearsal: Path) -> None:
+    log = (rehearsal / "log").read_text("utf-8")
+    recipe = BaseRecipe().shortened(SHARE)
+    assert recipe.unet_steps == BaseRecipe().unet_steps // 100
+    for name, steps in (("vae", recipe.vae_steps), ("blip", recipe.blip_steps), ("diffusion", recipe.unet_steps)):
+        assert f"{name}: step {steps}/{steps} loss" in log
+        assert "ETA" in log
+
+
+def test_kill_9_and_again_gives_the_same_bytes(rehearsal: Path, tmp_path: Path) -> None:
+    for name in STATES:
+        kill_after(tmp_path / "work" / f"{name}.state.pt", tmp_path)
+    assert start(tmp_path).wait(timeout=600) == 0
+    log = (tmp_path / "log").read_text("utf-8")
+    for name in STATES:
+        assert f"{name}: resuming from step" in log
+    assert len(weights(rehearsal)) > 8
+    assert weights(tmp_path) == weights(rehearsal)
+
+
+def test_the_same_captions_give_the_same_tokenizers(tmp_path: Path) -> None:
+    code = """
+import sys
+from pathlib import Path
+from sdlora.base import text, world
+captions = [world.sample(index, 0).caption for index in range(60)]
+text.clip_tokenizer(captions, Path(sys.argv[1]) / "clip")
+text.bert_tokenizer(captions, Path(sys.argv[1]) / "bert").save_pretrained(Path(sys.argv[1]) / "bert")
+"""
+    made = [tmp_path / str(number) for number in range(3)]  # a process each: hash maps differ
+    for folder in made:
+        subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=ROOT)
+    for name in ("clip", "bert"):
+        assert len({sha256_of(folder / name / "tokenizer.json") for folder in made}) == 1
+
+
+def test_tokenizers_know_the_words_and_read_any(tmp_path: Path) -> None:
+    captions = [world.sample(index, 0).caption for index in range(60)]
+    clip, bert = text.clip_tokenizer(captions, tmp_path / "clip"), text.bert_tokenizer(captions, tmp_path / "bert")
+    for word in set(" ".join(captions).replace(",", " ").replace("-", " ").split()):
+        assert len(clip.tokenize(word)) == len(bert.tokenize(word)) == 1, word
+    assert clip.decode(clip("a zebra; №42")["input_ids"], skip_special_tokens=True) == "a zebra ; № 4 2"
+
+
+def test_a_part_that_is_whole_is_not_trained_again(rehearsal: Path) -> None:
+    before = weights(rehearsal)
+    make.make(BaseRecipe().shortened(SHARE), rehearsal / "work", rehearsal / "models", "cpu")
+    assert weights(rehearsal) == before
+
+
+def test_nearest_truth_counts_own_and_style() -> None:
+    captions = ["critter, red", "critter, blue", "dylan face, red"]
+    right = np.array([[0.1, 0.5, 0.9], [0.5, 0.1, 0.9], [0.9, 0.8, 0.1]])
+    assert nearest_shares(right, captions) == {"own": 1.0, "style": 1.0}
+    # the first is nearer to its neighbour of the same style, the last to another style
+    wrong = np.array([[0.6, 0.5, 0.9], [0.5, 0.1, 0.9], [0.1, 0.8, 0.2]])
+    assert nearest_shares(wrong, captions) == {"own": 0.6667, "style": 0.6667}
+
+
+def test_same_style() -> None:
+    assert same_style(["critter, red", "toon head, blue"], ["critter, blue", "dylan face, blue"]) == 0.5
+
+
+def test_word_f1() -> None:
+    assert word_f1(["red hair, blue top"], ["red hair, blue top"]) == 1.0
+    assert word_f1(["red hair"], ["blue top"]) == 0.0
+    assert word_f1(["red hair"], ["red hair, blue top"]) == pytest.approx(2 * 2 / 6, abs=1e-4)
