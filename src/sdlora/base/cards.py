@@ -20,8 +20,8 @@ tags: [stable-diffusion, tiny, avatars]
 A Stable Diffusion of 64 px, small enough for git and a CPU, trained from scratch on drawn avatars. It is a plain
 diffusers folder: `StableDiffusionPipeline.from_pretrained("models/tiny-sd")` needs nothing of this repository.
 
-It knows the world of `sdlora.base.world` and nothing else: eight styles of avatars, their attributes, colours,
-backgrounds and three framings, in captions such as
+It knows the world of `sdlora.base.world` and nothing else: {styles} styles of avatars, their attributes, colours,
+backgrounds and framings, in captions such as
 
     toon head, black undercut hair, gray turtle neck, peach skin, happy eyes, smile mouth, white background
 
@@ -38,23 +38,39 @@ The style `pixel-art` and the identity of the dataset `captain` were never seen,
 
 ## Recipe
 
-`make base`: {recipe.pictures} pictures; VAE {recipe.vae_steps} steps of {recipe.vae_batch} (L1 + 0.5 x gradient
-difference, AdamW {recipe.vae_learning_rate}); UNet and text encoder {recipe.unet_steps} steps of {recipe.unet_batch}
-(epsilon, min-SNR {recipe.min_snr_gamma:g}, caption dropout {recipe.caption_dropout:g}, AdamW
-{recipe.unet_learning_rate}); cosine rates, EMA 0.999, bf16 autocast, seed {recipe.seed}.
+`make base`, on {recipe.pictures} drawn pictures; cosine rates, EMA 0.999, bf16 autocast, seed {recipe.seed}:
+
+| what learns | steps | batch | AdamW's rate | loss |
+| --- | --- | --- | --- | --- |
+| VAE | {recipe.vae_steps} | {recipe.vae_batch} | {recipe.vae_learning_rate:g} | L1 + 0.5 x gradient difference |
+| decoder alone | {recipe.decoder_steps} | {recipe.vae_batch} | {recipe.decoder_learning_rate:g} | + 2 x squared error |
+| UNet, text encoder | {recipe.unet_steps} | {recipe.unet_batch} | {recipe.unet_learning_rate:g} | epsilon, min-SNR |
+| with foreign words | {recipe.words_steps} | {recipe.unet_batch} | {recipe.words_learning_rate:g} | as before |
+
+min-SNR's gamma is {recipe.min_snr_gamma:g}; the noise has an offset of {recipe.noise_offset:g}, and a share of
+{recipe.caption_dropout:g} of the captions is left out, for guidance. In the last phase half of those are words that
+say nothing about a picture: a negative prompt of words it never saw would spoil the picture otherwise.
 
 {note}
 
 ## Measured
 
-On {quality[pictures]} held-out pictures, drawn at CFG 7 and 30 steps (`python -m sdlora.base.quality`):
+On {quality[pictures]} held-out pictures, drawn at CFG 7 and 30 steps (`snakemake results/base/quality.json`):
 
 | figure | value |
 | --- | --- |
 | VAE PSNR | {quality[vae][psnr_db]} dB |
 | VAE SSIM | {quality[vae][ssim]} |
-| nearest of 20 truths of its style is its own, by pixels (chance 0.05) | {own} |
-| nearest of all truths is of its style, by pixels | {style} |
+| nearest of 20 truths of its style is its own (chance 0.05), by pixels | {pixels[own]} |
+| the same by EffNet-Lite0 features | {features[own]} |
+| nearest of all truths is of its style, by pixels | {pixels[style]} |
+| the same by EffNet-Lite0 features | {features[style]} |
+| tiny-blip names the style that was asked for | {quality[style_named_by_blip][drawn]} |
+| the same for the true pictures | {quality[style_named_by_blip][truth]} |
+
+![Held-out captions: what they describe, and what was drawn](../../docs/images/base.png)
+
+*64 held-out captions, sixteen a row: above what the caption describes, below what was drawn.*
 
 It is a base to try the pipeline on, not a model for pictures of anything.
 
@@ -104,9 +120,15 @@ def write(models: Path, quality: dict[str, Any], note: str) -> None:
     """Write both cards."""
     data = "\n".join(f"- {world.attribution(style)}" for style in world.STYLES)
     for name, card in (("tiny-sd", SD_CARD), ("tiny-blip", BLIP_CARD)):
-        nearest = quality["nearest_truth_by_pixels"]
         text = card.format(
-            recipe=BaseRecipe(), quality=quality, data=data, files=_files(models / name), note=note, **nearest
+            recipe=BaseRecipe(),
+            styles=len(world.STYLES),
+            quality=quality,
+            pixels=quality["nearest_truth_by_pixels"],
+            features=quality["nearest_truth_by_effnet_lite0"],
+            data=data,
+            files=_files(models / name),
+            note=note,
         )
         records.write_text(models / name / "README.md", text)
 

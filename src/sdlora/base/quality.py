@@ -25,6 +25,7 @@ from sdlora.report.sheet import contact_sheet
 
 Pixels = NDArray[np.uint8]
 CANDIDATES = 20
+AT_ONCE = 10
 
 
 def vae_quality(pipeline: StableDiffusionPipeline, truths: Pixels) -> dict[str, float]:
@@ -46,13 +47,12 @@ def draw_all(pipeline: StableDiffusionPipeline, captions: Sequence[str]) -> list
     """Each caption at CFG 7 and 30 steps, with noise of its own."""
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     progress = Progress("quality", len(captions))
-    drawn = []
-    for number, caption in enumerate(captions):
-        picture = pipeline(
-            caption, guidance_scale=7.0, num_inference_steps=30, generator=generator("quality", number)
-        ).images[0]
-        drawn.append(picture)
-        progress.advance()
+    drawn: list[Image.Image] = []
+    for first in range(0, len(captions), AT_ONCE):
+        batch = list(captions[first : first + AT_ONCE])
+        noise = [generator("quality", first + number) for number in range(len(batch))]
+        drawn += pipeline(batch, guidance_scale=7.0, num_inference_steps=30, generator=noise).images
+        progress.advance(len(batch))
     return drawn
 
 
@@ -94,6 +94,13 @@ def nearest_shares(distances: NDArray[np.float64], captions: Sequence[str]) -> d
     return {"own": round(float(np.mean(own)), 4), "style": round(float(np.mean(right_style)), 4)}
 
 
+def same_style(said: Sequence[str], captions: Sequence[str]) -> float:
+    """Share of captions that say the style of the true one."""
+    return round(
+        float(np.mean([style_of(one) == style_of(other) for one, other in zip(said, captions, strict=True)])), 4
+    )
+
+
 def word_f1(said: Sequence[str], truth: Sequence[str]) -> float:
     """Mean F1 of the sets of words of each caption."""
     scores = []
@@ -117,6 +124,10 @@ def measure(models: Path, count: int, sheet: Path) -> dict[str, object]:
     said = [blip.caption(image) for image in images]
     figures["blip_word_f1"] = word_f1(said, captions)
     drawn = draw_all(pipeline, captions)
+    figures["style_named_by_blip"] = {
+        "drawn": same_style([blip.caption(picture) for picture in drawn], captions),
+        "truth": same_style(said, captions),
+    }
     figures["nearest_truth_by_pixels"] = nearest_shares(pixel_distances(drawn, truths), captions)
     figures["nearest_truth_by_effnet_lite0"] = nearest_shares(feature_distances(drawn, truths), captions)
     rows = []
