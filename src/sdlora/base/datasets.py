@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/embedded"))
     out = parser.parse_args().out
     recoloured = "; recoloured and with an eye patch added"
-    write(out / "captain", captain(35, 0), 10, 1.75, world.attribution("toon-head") + recoloured)
+    write(out / "captain", captain(35, 0), 10, 1.5, world.attribution("toon-head") + recoloured)
     write(out / "pixel-avatars", pixel_avatars(120, 0), 20, 1.0, world.attribution(world.HELD_OUT_STYLE))
 
 

@@ -113,6 +113,8 @@ FRAMINGS: dict[str, tuple[float, float]] = {
     "small, on the left": (0.67, 0.0),
     "small, on the right": (0.67, 1.0),
 }
+#: Height of an avatar in a picture that is not square: padded to a square, it is about as small as the small framings.
+WIDE_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -215,14 +217,16 @@ def draw(picture: Picture, height_px: int = 64, aspect: float = 1.0) -> Image.Im
         An RGB image of `round(height_px * aspect)` by `height_px`.
     """
     width_px = round(height_px * aspect)
-    share, place = FRAMINGS[picture.framing] if aspect == 1.0 else (1.0, FRAMINGS[picture.framing][1])
+    share, place = FRAMINGS[picture.framing]
+    if aspect != 1.0:
+        share = WIDE_SHARE
     size_px = round(height_px * (share + picture.jitter[0]))
     rendered = resvg_py.svg_to_bytes(svg_string=_svg(picture, size_px))
     avatar = Image.open(io.BytesIO(bytes(rendered))).convert("RGBA")
     canvas = Image.new("RGBA", (width_px, height_px), COLOURS[picture.background])
     x = round((width_px - size_px) * place + picture.jitter[1] * height_px)
     y = round((height_px - size_px) / 2 + picture.jitter[2] * height_px)
-    if share > 0.8:  # a bust that fills the frame stands on its lower edge
+    if share > 0.8 and aspect == 1.0:  # a bust that fills the frame stands on its lower edge
         y = height_px - size_px + (round(0.06 * height_px) if share > 1 else 0)
     canvas.alpha_composite(avatar, (max(x, 0), max(y, 0)), (max(-x, 0), max(-y, 0)))
     return canvas.convert("RGB")
