@@ -68,6 +68,7 @@ base: $(INSTALLED)
 	$(BIN)/python -u -m sdlora.base.datasets
 	$(BIN)/python -u -m sdlora.base.make
 	$(BIN)/python -u -m sdlora.base.quality
+	cp results/base/sheet.png docs/images/base.png
 	$(BIN)/python -m sdlora.base.cards
 
 clean:
