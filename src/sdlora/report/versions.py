@@ -1,0 +1,46 @@
+"""The table of docs/versions.md, from the report's own: `python -m sdlora.report.versions`."""
+
+import argparse
+from pathlib import Path
+
+from sdlora import records
+
+SETTINGS = ("version", "dataset", "fit", "rank", "learning_rate", "steps", "hires", "best_step")
+
+
+def markdown(table: list[dict[str, str]]) -> str:
+    """One row a version: its settings, and each metric at its best step with what it gained over step 0.
+
+    Args:
+        table: Rows of `results/report/versions.csv`.
+    """
+    metrics = [key.removesuffix("_best") for key in table[0] if key.endswith("_best")]
+    lines = [
+        " | ".join(("", *SETTINGS, *(word for metric in metrics for word in (metric, "against step 0")), "")).strip(),
+        "| " + " | ".join(["---"] * (len(SETTINGS) + 2 * len(metrics))) + " |",
+    ]
+    for row in table:
+        cells = [row[key] for key in SETTINGS]
+        for metric in metrics:
+            cells += [row[f"{metric}_best"], gain(row, metric)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def gain(row: dict[str, str], metric: str) -> str:
+    """A metric's difference to step 0 and its interval; bold where the interval excludes 0."""
+    if not row[f"{metric}_delta"]:
+        return ""
+    delta, low, high = (float(row[f"{metric}_{key}"]) for key in ("delta", "ci_low", "ci_high"))
+    text = f"{delta:+.3f} [{low:.3f}, {high:.3f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", type=Path, nargs="?", default=Path("results/report/versions.csv"))
+    print(markdown(records.read_csv(parser.parse_args().table)), end="")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,23 @@
+"""The table of all versions, as Markdown."""
+
+from sdlora.report.versions import gain, markdown
+
+ROW = {
+    "version": "v8", "base": "tiny", "dataset": "captain", "fit": "pad", "rank": "64", "alpha": "64",
+    "learning_rate": "0.00015", "steps": "1200", "optimizer": "adamw8bit", "hires": "True", "best_step": "800",
+    "psnr_db_best": "15.6", "psnr_db_delta": "1.7642", "psnr_db_ci_low": "0.8462", "psnr_db_ci_high": "2.7327",
+    "ssim_best": "0.67", "ssim_delta": "0.1249", "ssim_ci_low": "-0.0719", "ssim_ci_high": "0.1908",
+}  # fmt: skip
+
+
+def test_every_version_is_a_row_with_its_gains() -> None:
+    head, rule, *rows = markdown([ROW, {**ROW, "version": "v9"}]).splitlines()
+    assert head.startswith("| version | dataset |") and head.endswith("| ssim | against step 0 |")
+    assert head.count("|") == rule.count("|") == rows[0].count("|") == rows[1].count("|")
+    assert rows[0].startswith("| v8 | captain | pad | 64 |") and rows[1].startswith("| v9 |")
+    assert "| 15.6 | **+1.764 [0.846, 2.733]** | 0.67 | +0.125 [-0.072, 0.191] |" in rows[0]
+
+
+def test_only_an_interval_without_zero_is_bold() -> None:
+    assert gain({"d_delta": "-0.1", "d_ci_low": "-0.2", "d_ci_high": "-0.05"}, "d") == "**-0.100 [-0.200, -0.050]**"
+    assert gain({"d_delta": "", "d_ci_low": "", "d_ci_high": ""}, "d") == ""
