@@ -13,13 +13,13 @@ from diffusers import StableDiffusionPipeline
 from PIL import Image
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
-from sdlora.base import make, text, world
+from sdlora.base import blip, make, text, world
 from sdlora.base.quality import nearest_shares, same_style, word_f1
 from sdlora.base.recipe import BaseRecipe
 from sdlora.provenance import sha256_of
 
 SHARE = 0.01
-STATES = ("vae", "decoder", "blip", "diffusion", "words")
+STATES = ("vae", "decoder", "blip", "diffusion", "varied")
 
 
 def start(folder: Path) -> subprocess.Popen[bytes]:
@@ -139,3 +139,19 @@ def test_word_f1() -> None:
     assert word_f1(["red hair, blue top"], ["red hair, blue top"]) == 1.0
     assert word_f1(["red hair"], ["blue top"]) == 0.0
     assert word_f1(["red hair"], ["red hair, blue top"]) == pytest.approx(2 * 2 / 6, abs=1e-4)
+
+
+def test_dyed_hair_is_never_the_captains() -> None:
+    hair = [world.sample(index, 1, "toon-head", dyed=True).options.get("hairColor", [""])[0] for index in range(300)]
+    assert world.COLOURS[world.CAPTAINS_HAIR] not in hair
+    offered = {world.sample(index, 1, "toon-head").options.get("hairColor", [""])[0] for index in range(300)}
+    assert len(set(hair)) > 20 > len(offered)
+
+
+def test_every_third_picture_has_a_spot() -> None:
+    plain = torch.full((600, 3, 32, 32), 0.5)
+    spotted = blip.with_spots(plain, torch.manual_seed(0))
+    changed = (spotted != plain).any(dim=1)
+    assert 0.2 < float(changed.flatten(1).any(dim=1).float().mean()) < 0.45
+    assert float(changed.float().mean(dim=(1, 2)).max()) < 0.1
+    assert torch.equal(spotted, blip.with_spots(plain, torch.manual_seed(0)))

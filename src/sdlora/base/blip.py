@@ -70,6 +70,22 @@ def token_ids(tokenizer: BertTokenizer, captions: Sequence[str]) -> Tensor:
     return torch.tensor(rows)
 
 
+def with_spots(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Every third picture gets an oval spot of one colour: something worn that no caption names.
+
+    Args:
+        images: (N, 3, H, W) in [0, 1].
+        generator: Where, how large and of which colour.
+    """
+    count, _, height, width = images.shape
+    place = torch.rand(count, 6, 1, 1, generator=generator).unbind(1)
+    y = (torch.arange(height).view(1, -1, 1) / height - place[0]) / (0.04 + 0.1 * place[2])
+    x = (torch.arange(width).view(1, 1, -1) / width - place[1]) / (0.04 + 0.1 * place[3])
+    inside = (y.square() + x.square() < 1) & (place[4] < 1 / 3)
+    colours = torch.rand(count, 3, 1, 1, generator=generator)
+    return torch.where(inside[:, None], colours, images)
+
+
 def train(
     pictures: NDArray[np.uint8],
     captions: Sequence[str],
@@ -90,6 +106,7 @@ def train(
     def loss_of_step(step: int) -> Tensor:
         index = loop.batch_indices(recipe.seed + 2, step, recipe.blip_batch, len(pictures))
         images = torch.from_numpy(np.ascontiguousarray(pictures[index.numpy()])).permute(0, 3, 1, 2).float() / 255
+        images = with_spots(images, loop.step_generator(recipe.seed + 2, step))
         tokens = ids[index]
         tokens = tokens[:, : int((tokens != tokenizer.pad_token_id).sum(1).max())]
         mask = tokens != tokenizer.pad_token_id

@@ -45,11 +45,13 @@ The style `pixel-art` and the identity of the dataset `captain` were never seen,
 | VAE | {recipe.vae_steps} | {recipe.vae_batch} | {recipe.vae_learning_rate:g} | L1 + 0.5 x gradient difference |
 | decoder alone | {recipe.decoder_steps} | {recipe.vae_batch} | {recipe.decoder_learning_rate:g} | + 2 x squared error |
 | UNet, text encoder | {recipe.unet_steps} | {recipe.unet_batch} | {recipe.unet_learning_rate:g} | epsilon, min-SNR |
-| with foreign words | {recipe.words_steps} | {recipe.unet_batch} | {recipe.words_learning_rate:g} | as before |
+| the same, varied | {recipe.varied_steps} | {recipe.unet_batch} | {recipe.varied_learning_rate:g} | as before |
 
 min-SNR's gamma is {recipe.min_snr_gamma:g}; the noise has an offset of {recipe.noise_offset:g}, and a share of
 {recipe.caption_dropout:g} of the captions is left out, for guidance. In the last phase half of those are words that
-say nothing about a picture: a negative prompt of words it never saw would spoil the picture otherwise.
+say nothing about a picture: a negative prompt of words it never saw would spoil the picture otherwise. Every second
+batch of that phase is {recipe.varied_batch} of {recipe.varied_pictures} pictures of {recipe.varied_px} px whose hair is
+dyed in any colour of the palette but the captain's: for hires fix, and for colours no style offers.
 
 {note}
 
@@ -96,7 +98,8 @@ A `BlipForConditionalGeneration` of 4.1 M parameters for pictures of 64 px, trai
 [tiny-sd](../tiny-sd/README.md). It names the style and the attributes of an avatar.
 
 `make base`: {recipe.blip_steps} steps of {recipe.blip_batch} pictures, AdamW {recipe.blip_learning_rate}, cosine,
-EMA 0.999, bf16 autocast, seed {recipe.seed}.
+EMA 0.999, bf16 autocast, seed {recipe.seed}, on tiny-sd's pictures and its dyed ones, every third with a spot of one
+colour, so that something worn that no caption names does not change the rest.
 
 Mean F1 of caption words on {quality[pictures]} held-out pictures: {quality[blip_word_f1]}.
 

@@ -3,6 +3,7 @@
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -87,6 +88,11 @@ def declare_float32(config: Path) -> None:
     config.write_text(json.dumps({**values, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
+def without_dropped(captions: Sequence[str], dropped: Sequence[bool]) -> list[str]:
+    """Captions of a step, empty where they are left out."""
+    return ["" if left_out else caption for caption, left_out in zip(captions, dropped, strict=True)]
+
+
 def with_foreign_words(captions: Sequence[str], dropped: Sequence[bool], recipe: BaseRecipe, step: int) -> list[str]:
     """Captions of a step; half of those that are left out become words that say nothing."""
     rng = random.Random(f"words-{recipe.seed}-{step}")
@@ -94,35 +100,39 @@ def with_foreign_words(captions: Sequence[str], dropped: Sequence[bool], recipe:
     return [other if left_out else caption for caption, left_out, other in zip(captions, dropped, nothing, strict=True)]
 
 
+@dataclass(frozen=True)
+class Examples:
+    """Posterior means of the VAE (N, 4, h, w), not scaled, and what they show."""
+
+    latents: Tensor
+    captions: Sequence[str]
+
+
 def train(
-    latents: Tensor, captions: Sequence[str], vae: AutoencoderKL, recipe: BaseRecipe, work: Path, out: Path, device: str
+    plain: Examples, varied: Examples, vae: AutoencoderKL, recipe: BaseRecipe, work: Path, out: Path, device: str
 ) -> None:
     """Train UNet and text encoder (epsilon, min-SNR weights, caption dropout) and save the pipeline."""
     torch.manual_seed(recipe.seed + 3)
-    tokenizer = text.clip_tokenizer(captions, work / "clip-tokenizer")
-    latents = latents * vae.config.scaling_factor
-    unet = build_unet(latents.shape[-1])
+    tokenizer = text.clip_tokenizer(plain.captions, work / "clip-tokenizer")
+    unet = build_unet(plain.latents.shape[-1])
     unet.set_attn_processor(AttnProcessor())  # faster than SDPA for bf16 heads this small on a CPU
     parts = nn.ModuleDict({"unet": unet, "text_encoder": build_text_encoder(tokenizer)}).to(device)
     parts.train()
-    ids, empty = token_ids(tokenizer, captions), token_ids(tokenizer, [""])
     noising = DDPMScheduler(**SCHEDULE)
     snr = noising.alphas_cumprod / (1 - noising.alphas_cumprod)
     weights = (snr.clamp(max=recipe.min_snr_gamma) / snr).to(device)
 
-    def loss_of(step: int, foreign: bool) -> Tensor:
-        index = loop.batch_indices(recipe.seed + 3, step, recipe.unet_batch, len(latents))
-        generator = loop.step_generator(recipe.seed + 3, step)
-        clean = latents[index]
+    def loss_of(step: int, seed: int, examples: Examples, batch: int, foreign: bool) -> Tensor:
+        index = loop.batch_indices(seed, step, batch, len(examples.latents))
+        generator = loop.step_generator(seed, step)
+        clean = examples.latents[index] * vae.config.scaling_factor
         noise = torch.randn(clean.shape, generator=generator)
         noise += recipe.noise_offset * torch.randn(*clean.shape[:2], 1, 1, generator=generator)
         timesteps = torch.randint(0, 1000, (len(index),), generator=generator)
-        dropped = torch.rand(len(index), generator=generator) < recipe.caption_dropout
-        tokens = torch.where(dropped[:, None], empty, ids[index])
-        if foreign:
-            texts = [captions[int(number)] for number in index]
-            tokens = token_ids(tokenizer, with_foreign_words(texts, dropped.tolist(), recipe, step))
-        tokens = tokens.to(device)
+        dropped = (torch.rand(len(index), generator=generator) < recipe.caption_dropout).tolist()
+        texts = [examples.captions[int(number)] for number in index]
+        words = with_foreign_words(texts, dropped, recipe, step) if foreign else without_dropped(texts, dropped)
+        tokens = token_ids(tokenizer, words).to(device)
         noisy = noising.add_noise(clean, noise, timesteps).to(device)
         with torch.autocast(device, torch.bfloat16):
             context = parts["text_encoder"](tokens).last_hidden_state
@@ -131,9 +141,16 @@ def train(
         weighted: Tensor = per_picture * weights[timesteps.to(device)]
         return weighted.mean()
 
+    def plain_loss(step: int) -> Tensor:
+        return loss_of(step, recipe.seed + 3, plain, recipe.unet_batch, foreign=False)
+
+    def varied_loss(step: int) -> Tensor:
+        examples, batch = ((plain, recipe.unet_batch), (varied, recipe.varied_batch))[step % 2]
+        return loss_of(step, recipe.seed + 5, examples, batch, foreign=True)
+
     phases = (
-        ("diffusion", recipe.unet_steps, recipe.unet_learning_rate, lambda step: loss_of(step, foreign=False)),
-        ("words", recipe.words_steps, recipe.words_learning_rate, lambda step: loss_of(step, foreign=True)),
+        ("diffusion", recipe.unet_steps, recipe.unet_learning_rate, plain_loss),
+        ("varied", recipe.varied_steps, recipe.varied_learning_rate, varied_loss),
     )
     for name, steps, rate, loss_of_step in phases:
         loop.train(

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
@@ -21,8 +22,10 @@ def make(recipe: BaseRecipe, work: Path, out: Path, device: str, only: Sequence[
     Parts of `only` that do not need each other (blip; decoder and diffusion, once the VAE is there)
     may run at the same time, each in a process of its own. The models are published when all are there.
     """
-    pictures.make(work, recipe.pictures, recipe.seed, recipe.size_px)
+    pictures.make(work, "pictures", recipe.pictures, recipe.seed, recipe.size_px)
+    pictures.make(work, "varied", recipe.varied_pictures, recipe.seed + 1, recipe.varied_px, dyed=True)
     images, captions = pictures.load(work, "pictures")
+    varied, varied_captions = pictures.load(work, "varied")
     made = {
         part: work / folder for part, folder in zip(PARTS, ("vae", "vae-decoder", "tiny-blip", "tiny-sd"), strict=True)
     }
@@ -31,11 +34,13 @@ def make(recipe: BaseRecipe, work: Path, out: Path, device: str, only: Sequence[
     if "decoder" in only and not _is_whole(made["decoder"]):
         vae.train_decoder(_load_vae(made["vae"], device), images, recipe, work, made["decoder"], device)
     if "blip" in only and not _is_whole(made["blip"]):
-        blip.train(images, captions, recipe, work, made["blip"], device)
+        everything = np.concatenate([images, pictures.resized(varied, recipe.size_px)])
+        blip.train(everything, [*captions, *varied_captions], recipe, work, made["blip"], device)
     if "diffusion" in only and not _is_whole(made["diffusion"]):
         autoencoder = _load_vae(made["vae"], device)
-        latents = vae.encode(autoencoder, images, device)
-        diffusion.train(latents, captions, autoencoder, recipe, work, made["diffusion"], device)
+        plain = diffusion.Examples(vae.encode(autoencoder, images, device), captions)
+        other = diffusion.Examples(vae.encode(autoencoder, varied, device), varied_captions)
+        diffusion.train(plain, other, autoencoder, recipe, work, made["diffusion"], device)
     if all(map(_is_whole, made.values())):
         shutil.copytree(made["decoder"], made["diffusion"] / "vae", dirs_exist_ok=True)
         for name in ("tiny-blip", "tiny-sd"):

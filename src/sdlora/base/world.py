@@ -113,6 +113,8 @@ FRAMINGS: dict[str, tuple[float, float]] = {
     "small, on the left": (0.67, 0.0),
     "small, on the right": (0.67, 1.0),
 }
+#: Held out: no picture that the base learns from has hair of this colour.
+CAPTAINS_HAIR = "teal"
 #: Height of an avatar in a picture that is not square: padded to a square, it is about as small as the small framings.
 WIDE_SHARE = 0.9
 
@@ -237,11 +239,21 @@ def is_held_out(picture: Picture) -> bool:
     return hashlib.sha256(describe(picture).encode()).digest()[0] < 13  # 13/256 = 5.1 %
 
 
-def sample(index: int, seed: int = 0, style: str | None = None) -> Picture:
-    """Picture number `index` of the world: a function of (seed, index) alone."""
+def sample(index: int, seed: int = 0, style: str | None = None, dyed: bool = False) -> Picture:
+    """Picture number `index` of the world: a function of its arguments alone.
+
+    Args:
+        index: Number of the picture, from 0.
+        seed: Another seed is another world of the same kind.
+        style: Of `STYLES`; None draws one.
+        dyed: Give hair any colour of the palette but the captain's, not only those its style offers.
+    """
     rng = random.Random(f"world-{seed}-{index}")
     style = style or rng.choice(sorted(STYLES))
     framing = rng.choices(sorted(FRAMINGS), weights=[5, 2, 1.5, 1.5])[0]
     jitter = (rng.uniform(-0.03, 0.03), rng.uniform(-0.015, 0.015), rng.uniform(-0.015, 0.015))
     options = resolve(style, f"{seed}-{index}")
-    return Picture(style, options, rng.choice(BACKGROUNDS), framing, jitter)
+    background = rng.choice(BACKGROUNDS)
+    if dyed and "hairColor" in options:
+        options["hairColor"] = [COLOURS[rng.choice([name for name in COLOURS if name != CAPTAINS_HAIR])]]
+    return Picture(style, options, background, framing, jitter)
