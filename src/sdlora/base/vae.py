@@ -35,7 +35,7 @@ def build(size_px: int) -> AutoencoderKL:
 
 def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) float in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _difference(decoded: Tensor, images: Tensor) -> Tensor:
