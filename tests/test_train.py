@@ -127,6 +127,7 @@ ELSEWHERE = {
     "mask": "test_masks.py", "shuffle_tags": "test_captions_tags.py", "keep_tokens": "test_captions_tags.py",
     "tag_dropout": "test_captions_tags.py", "cache_latents": "test_caches.py", "cache_text": "test_caches.py",
     "gradient_checkpointing": "test_gradient_checkpointing_changes_memory_not_the_gradient",
+    "deterministic": "test_only_deterministic_algorithms_unless_a_gpu_may_choose",
 }  # fmt: skip
 
 
@@ -275,6 +276,14 @@ def test_a_flipped_bit_in_the_cache_is_found(tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DataError, match="damaged"):
         tensors.read(path)
+
+
+def test_only_deterministic_algorithms_unless_a_gpu_may_choose() -> None:
+    torch.use_deterministic_algorithms(False)
+    prepare(settings(), Flip(), TINY, examples(1))
+    assert torch.are_deterministic_algorithms_enabled()
+    with pytest.raises(MissingError, match="deterministic: false needs a GPU"):
+        prepare(settings(deterministic=False), Flip(), TINY, examples(1))
 
 
 def test_fp16_on_a_cpu_and_a_loss_that_is_no_number_are_told() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from sdlora import provenance, records, tensors
+from sdlora import algorithms, provenance, records, tensors
 from sdlora.adapters import load_adapter
 from sdlora.params import Base, Encode
 from sdlora.posterior import posterior_of
@@ -31,6 +31,7 @@ def encode_dataset(recipe: Mapping[str, Any], base_name: str, folder: Path) -> l
     """
     settings, base = Encode(**recipe["encode"]), Base(**recipe["base"])
     torch.set_num_threads(recipe["threads"])
+    algorithms.choose(deterministic=True)
     out = folder / "latents"
     rows = [
         {**row, "key": latent_key(folder / "train" / row["file_name"], recipe)}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sdlora import choices, provenance, records, store
+from sdlora import algorithms, choices, provenance, records, store
 from sdlora.adapters import Adapter, load_adapter
 from sdlora.params import Base, Sample
 from sdlora.pictures import png_bytes
@@ -121,6 +121,7 @@ def sample_version(recipe: dict[str, Any], checkpoints: Path, captions: Path, ou
         The files written.
     """
     torch.set_num_threads(recipe["threads"])
+    algorithms.choose(deterministic=True)
     settings = Sample.model_validate_json(records.canonical_json(recipe["sample"]))
     base = Base.model_validate_json(records.canonical_json(recipe["base"]))
     prompts, size = prompts_of(captions, settings), settings.batch_size

@@ -144,6 +144,9 @@ class Train(Section):
     mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
         None, description="autocast type of the forward pass; null = the base's dtype (fp32: no)"
     )
+    deterministic: bool = Field(
+        True, description="only algorithms that give the same bytes each time; false, GPU only: the fastest"
+    )
     seed: int = Field(42, ge=0, description="seed of initialisation, order, noise, timesteps and flips")
 
     @field_validator("optimizer", "lr_schedule", "lora_type", "targets", "loss", "weighting")

@@ -59,6 +59,7 @@ ORIGINS: dict[str, tuple[str, str]] = {
     "cache_text": ("", "OneTrainer, SimpleTuner"),
     "gradient_checkpointing": ("", "1604.06174"),
     "mixed_precision": ("", "1710.03740"),
+    "deterministic": ("", "PyTorch, reproducibility notes"),
     "seed": ("", "randomness is a function of (seed, step, picture)"),
 }
 SECTIONS: dict[str, type[Section]] = {

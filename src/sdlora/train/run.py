@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from ruamel.yaml import YAML
 
-from sdlora import choices, provenance, records, store
+from sdlora import algorithms, choices, provenance, records, store
 from sdlora.adapters import load_adapter
 from sdlora.errors import MissingError
 from sdlora.params import Base, Encode, Flip
@@ -132,7 +132,10 @@ def prepare(
     """
     if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
         raise MissingError("mixed_precision fp16 needs a GPU; on a CPU use a base with dtype: fp32 or bf16")
+    if not settings.deterministic and not torch.cuda.is_available():
+        raise MissingError("deterministic: false needs a GPU; on a CPU every algorithm is deterministic: leave it out")
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=not torch.cuda.is_available())
+    algorithms.choose(settings.deterministic)
     adapter = load_adapter(base, accelerator.device.type)
     kept = (
         [] if settings.prior is None else prior.examples(adapter, settings.prior, identity, settings.seed, base.size_px)
