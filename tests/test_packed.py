@@ -21,6 +21,7 @@ from sdlora.train_section import Train
 
 TINY = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
+HALF = {"rtol": 2e-2, "atol": 2e-2}  # bf16 has 8 bits
 
 
 @pytest.fixture(autouse=True)
@@ -104,11 +105,24 @@ def test_trained_weights_get_their_gradient() -> None:
     assert other[0].weight.grad is not None  # type: ignore[index]
 
 
-def test_autocast_and_other_types_go_pytorchs_way() -> None:
+@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+def test_autocast_gives_bf16_as_pytorch_does(name: str, given: torch.dtype) -> None:
+    make, shape = LAYERS[name]
+    plain, other = twins(make())
+    x = torch.randn(shape).to(given)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert packed._kind(other[0], x) == torch.bfloat16  # type: ignore[index, arg-type]
+        (y, dx), (true_y, true_dx) = gradient(other, x), gradient(plain, x)
+    assert (y.dtype, dx.dtype) == (true_y.dtype, true_dx.dtype) == (torch.bfloat16, given)
+    torch.testing.assert_close(y, true_y, **HALF)
+    torch.testing.assert_close(dx, true_dx, **HALF)
+    torch.testing.assert_close(other(x.float()), plain(x.float()), **CLOSE)  # and fp32 again afterwards
+
+
+def test_other_types_go_pytorchs_way() -> None:
     plain, other = twins(nn.Linear(8, 8))
     x = torch.randn(2, 8)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert other(x).dtype == torch.bfloat16
     assert torch.equal(other.double()(x.double()), plain.double()(x.double()))
 
 
@@ -162,6 +176,16 @@ def test_a_lora_learns_what_pefts_learns(dropout: float, dora: bool) -> None:
     assert len(our_gradients) == len(their_gradients) == (6 if dora else 4)
     for one, another in zip(our_gradients, their_gradients, strict=True):
         torch.testing.assert_close(one, another, **CLOSE)
+
+
+def test_a_lora_under_autocast_learns_what_pefts_learns() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        ours, our_gradients = loss_and_gradients(with_lora(pack=True))
+        theirs, their_gradients = loss_and_gradients(with_lora())
+    torch.testing.assert_close(ours, theirs, **HALF)
+    for one, another in zip(our_gradients, their_gradients, strict=True):
+        assert one.dtype == another.dtype == torch.float32
+        assert (one - another).norm() < 0.02 * another.norm()
 
 
 def test_a_lora_goes_one_node_only_where_it_may(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,9 @@
 
 PyTorch gives every layer its weights in their plain order, and the library reorders them at every call.
 In a network as small as the embedded base that takes longer than the arithmetic. A weight that is
-never trained can be ordered once, for the forward pass and, transposed, for the gradient of the input.
-Results agree with PyTorch's own layers to rounding.
+never trained can be ordered once, for the forward pass and, transposed, for the gradient of the input;
+under bf16 autocast it is also made bf16 once and not at every call. Results agree with PyTorch's own
+layers to rounding.
 """
 
 from collections.abc import Sequence
@@ -21,43 +22,53 @@ _NO_POINTWISE: tuple[str, list[Any], str] = ("none", [], "")
 
 
 class _Packed:
-    """Weights in oneDNN's order, and which plain weights they were made from."""
+    """A layer's weights in oneDNN's order, and which plain weights they were made from."""
 
-    def __init__(self, weight: Tensor, forward: Tensor, backward: Tensor) -> None:
-        self._source = _identity(weight)
+    def __init__(self, layer: nn.Linear | nn.Conv2d, kind: torch.dtype, forward: Tensor, backward: Tensor) -> None:
+        self._source = _identity(layer, kind)
         self.forward, self.backward = forward, backward
+        self.bias = None if layer.bias is None else layer.bias.detach().to(kind)
 
-    def is_of(self, weight: Tensor) -> bool:
-        return self._source == _identity(weight)
+    def is_of(self, layer: nn.Linear | nn.Conv2d, kind: torch.dtype) -> bool:
+        return self._source == _identity(layer, kind)
 
 
-def _identity(weight: Tensor) -> tuple[int, int]:
+def _identity(layer: nn.Linear | nn.Conv2d, kind: torch.dtype) -> tuple[object, ...]:
+    return kind, *(_version(tensor) for tensor in (layer.weight, layer.bias) if tensor is not None)
+
+
+def _version(weight: Tensor) -> tuple[int, int]:
     if isinstance(weight, FakeTensor):
         return id(weight), 0
     return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
 
-def _applies(layer: nn.Linear | nn.Conv2d, x: Tensor) -> bool:
-    """Whether plain fp32 CPU tensors (or the preflight's, without values) meet a frozen layer."""
-    return (
-        type(x) in (Tensor, FakeTensor)
-        and x.device.type == "cpu"
-        and x.dtype == layer.weight.dtype == torch.float32
-        and not layer.weight.requires_grad
-        and not torch.is_autocast_enabled("cpu")
-    )
+def _kind(layer: nn.Linear | nn.Conv2d, x: Tensor) -> torch.dtype | None:
+    """What a frozen fp32 layer computes in on a CPU: fp32, or autocast's bf16; None where PyTorch has to do it.
+
+    Tensors may also be the preflight's, which have no values.
+    """
+    if type(x) not in (Tensor, FakeTensor) or x.device.type != "cpu":
+        return None
+    if layer.weight.dtype != torch.float32 or layer.weight.requires_grad:
+        return None
+    if not torch.is_autocast_enabled("cpu"):
+        return torch.float32 if x.dtype == torch.float32 else None
+    if torch.get_autocast_dtype("cpu") != torch.bfloat16 or x.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    return torch.bfloat16
 
 
 class _LinearFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: "PackedLinear") -> Tensor:
-        ctx.packed = layer.packed()
-        return _linear(x, ctx.packed.forward, layer.bias)
+    def forward(ctx: Any, x: Tensor, layer: "PackedLinear", kind: torch.dtype) -> Tensor:
+        ctx.packed, ctx.of_x = layer.packed(kind), x.dtype
+        return _linear(x.to(kind), ctx.packed.forward, ctx.packed.bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _linear(gradient, ctx.packed.backward, None), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _linear(gradient, ctx.packed.backward, None).to(ctx.of_x), None, None
 
 
 def _order_linear(weight: Tensor) -> Tensor:
@@ -65,6 +76,11 @@ def _order_linear(weight: Tensor) -> Tensor:
         return weight
     result: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
     return result
+
+
+def _as(kind: torch.dtype, weight: Tensor) -> Tensor:
+    # a tensor without values stays itself, so that the preflight does not count a copy that packed_bytes counts
+    return weight.detach() if isinstance(weight, FakeTensor) else weight.detach().to(kind)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -75,31 +91,32 @@ def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class PackedLinear(nn.Linear):
     """`nn.Linear` with frozen weights."""
 
-    def packed(self) -> _Packed:
+    def packed(self, kind: torch.dtype) -> _Packed:
         found: _Packed | None = self.__dict__.get("_packed")
-        if found is None or not found.is_of(self.weight):
-            plain = self.weight.detach()
-            found = _Packed(self.weight, _order_linear(plain), _order_linear(plain.T))
+        if found is None or not found.is_of(self, kind):
+            plain = _as(kind, self.weight)
+            found = _Packed(self, kind, _order_linear(plain), _order_linear(plain.T))
             self.__dict__["_packed"] = found
         return found
 
     def forward(self, input: Tensor) -> Tensor:
-        if not _applies(self, input):
+        kind = _kind(self, input)
+        if kind is None:
             return super().forward(input)
-        result: Tensor = _LinearFunction.apply(input, self)  # type: ignore[no-untyped-call]
+        result: Tensor = _LinearFunction.apply(input, self, kind)  # type: ignore[no-untyped-call]
         return result
 
 
 class _ConvFunction(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: "PackedConv2d") -> Tensor:
-        ctx.packed, ctx.padding = layer.packed(x.shape), layer.padding_of_gradient
-        return _conv(x, ctx.packed.forward, layer.bias, layer.padding)
+    def forward(ctx: Any, x: Tensor, layer: "PackedConv2d", kind: torch.dtype) -> Tensor:
+        ctx.packed, ctx.padding, ctx.of_x = layer.packed(x.shape, kind), layer.padding_of_gradient, x.dtype
+        return _conv(x.to(kind), ctx.packed.forward, ctx.packed.bias, layer.padding)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        return _conv(gradient, ctx.packed.backward, None, ctx.padding), None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _conv(gradient, ctx.packed.backward, None, ctx.padding).to(ctx.of_x), None, None
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: Any) -> Tensor:
@@ -116,13 +133,14 @@ class PackedConv2d(nn.Conv2d):
     def padding_of_gradient(self) -> tuple[int, int]:
         return self.kernel_size[0] - 1 - int(self.padding[0]), self.kernel_size[1] - 1 - int(self.padding[1])
 
-    def packed(self, shape: torch.Size) -> _Packed:
+    def packed(self, shape: torch.Size, kind: torch.dtype) -> _Packed:
         found: _Packed | None = self.__dict__.get("_packed")
-        if found is None or not found.is_of(self.weight):
-            plain = self.weight.detach()
+        if found is None or not found.is_of(self, kind):
+            plain = _as(kind, self.weight)
             gradient = (shape[0], self.out_channels, *shape[2:])
             found = _Packed(
-                self.weight,
+                self,
+                kind,
                 _order(plain, (int(self.padding[0]), int(self.padding[1])), shape),
                 _order(plain.transpose(0, 1), self.padding_of_gradient, gradient, turned=True),
             )
@@ -130,9 +148,10 @@ class PackedConv2d(nn.Conv2d):
         return found
 
     def forward(self, input: Tensor) -> Tensor:
-        if not _applies(self, input):
+        kind = _kind(self, input)
+        if kind is None:
             return super().forward(input)
-        result: Tensor = _ConvFunction.apply(input, self)  # type: ignore[no-untyped-call]
+        result: Tensor = _ConvFunction.apply(input, self, kind)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -148,28 +167,31 @@ class _LoraFunction(torch.autograd.Function):
     """y = W x + b + scale B A x as one node: peft's own is six, and each costs more than such small products."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, down: Tensor, up: Tensor, scale: float, base: PackedLinear) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, down: Tensor, up: Tensor, scale: float, base: PackedLinear, kind: torch.dtype
+    ) -> Tensor:
+        ctx.packed, ctx.scale, ctx.of_x, ctx.of_lora = base.packed(kind), scale, x.dtype, down.dtype
+        x, down, up = x.to(kind), down.to(kind), up.to(kind)
         rows = x.reshape(-1, x.shape[-1])
         inner = rows @ down.T
-        result = _linear(x, base.packed().forward, base.bias)
+        result = _linear(x, ctx.packed.forward, ctx.packed.bias)
         result.view(-1, result.shape[-1]).addmm_(inner, up.T, alpha=scale)
         ctx.save_for_backward(rows, inner, down, up)
-        ctx.scale, ctx.packed = scale, base.packed()
         return result
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, Tensor, None, None, None]:
         rows, inner, down, up = ctx.saved_tensors
         gradient = gradient.contiguous()
         outer = gradient.view(-1, gradient.shape[-1])
         of_inner = (outer @ up).mul_(ctx.scale)
-        of_down, of_up = of_inner.T @ rows, (outer.T @ inner).mul_(ctx.scale)
+        of_down, of_up = (of_inner.T @ rows).to(ctx.of_lora), (outer.T @ inner).to(ctx.of_lora).mul_(ctx.scale)
         if not ctx.needs_input_grad[0]:
-            return None, of_down, of_up, None, None
+            return None, of_down, of_up, None, None, None
         of_x = _linear(gradient, ctx.packed.backward, None)
         of_x.view(-1, of_x.shape[-1]).addmm_(of_inner, down)
-        return of_x, of_down, of_up, None, None
+        return of_x.to(ctx.of_x), of_down, of_up, None, None, None
 
 
 class PackedLora(LoraLinear):  # type: ignore[misc]
@@ -189,12 +211,12 @@ class PackedLora(LoraLinear):  # type: ignore[misc]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         name, base = self._plain_adapter(), self.base_layer
-        if args or kwargs or name is None or not isinstance(base, PackedLinear) or not _applies(base, x):
+        if args or kwargs or name is None or not isinstance(base, PackedLinear):
             return self._pefts(x, *args, **kwargs)
-        down, up = self.lora_A[name].weight, self.lora_B[name].weight
-        if not down.dtype == up.dtype == x.dtype:
+        kind, down, up = _kind(base, x), self.lora_A[name].weight, self.lora_B[name].weight
+        if kind is None or not down.dtype == up.dtype == torch.float32:
             return self._pefts(x)
-        result: Tensor = _LoraFunction.apply(x, down, up, self.scaling[name], base)  # type: ignore[no-untyped-call]
+        result: Tensor = _LoraFunction.apply(x, down, up, self.scaling[name], base, kind)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -209,8 +231,9 @@ def pack(network: nn.Module) -> None:
     """Have a small frozen network's linear layers and convolutions keep packed weights.
 
     The layers stay `nn.Linear` and `nn.Conv2d` with the same parameters. A layer whose weights are trained, or
-    that is given anything but fp32 on a CPU, works as before. Weights that are replaced or changed in place are
-    packed again; changes through `.data`, which PyTorch does not count, are seen only if they replace the tensor.
+    that is given anything but fp32 on a CPU (or bf16 by autocast), works as before. Weights that are replaced or
+    changed in place are packed again; changes through `.data`, which PyTorch does not count, are seen only if
+    they replace the tensor.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
@@ -230,7 +253,7 @@ def pack_lora(network: nn.Module) -> None:
             layer.__class__ = PackedLora
 
 
-def packed_bytes(network: nn.Module) -> int:
-    """What the packed copies of a network's weights take, once every layer was used."""
+def packed_bytes(network: nn.Module, kind: torch.dtype = torch.float32) -> int:
+    """What the packed copies of a network's weights take, once every layer was used in a type."""
     layers = [layer for layer in network.modules() if isinstance(layer, PackedLinear | PackedConv2d)]
-    return sum(2 * layer.weight.nbytes for layer in layers)
+    return sum(2 * layer.weight.numel() * kind.itemsize for layer in layers)
