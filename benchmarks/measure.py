@@ -24,7 +24,7 @@ from sdlora.params import Base, Flip
 from sdlora.randomness import generator
 from sdlora.train.batch import draw_batch
 from sdlora.train.dataset import load_examples
-from sdlora.train.loop import Run, optimizer_step
+from sdlora.train.loop import Run, optimizer_step, replay_of
 from sdlora.train.run import prepare
 from sdlora.train_section import Train
 
@@ -82,7 +82,7 @@ def write_dataset(folder: Path, base: Base, side_px: int, count: int, threads: i
 
 
 def start(settings: Train, base: Base, folder: Path) -> tuple[Run, float]:
-    """A run that has done its first step, and the seconds from nothing to there."""
+    """A run that has done its first steps and replays its passes if it can, and the seconds to its first step."""
     # accelerate shares one state, with its precision, between all runs of a process: each keeps its own here
     before = dict(AcceleratorState._shared_state)
     AcceleratorState._reset_state()
@@ -96,7 +96,10 @@ def start(settings: Train, base: Base, folder: Path) -> tuple[Run, float]:
     object.__setattr__(state, "__dict__", dict(vars(state)))
     optimizer_step(run, 0)
     synchronize()
-    return run, time.perf_counter() - began
+    seconds = time.perf_counter() - began
+    run.replay = replay_of(run, after=0)
+    optimizer_step(run, 1)
+    return run, seconds
 
 
 def seconds_a_step(work: Callable[[int], Any], steps: int) -> float:
@@ -128,16 +131,20 @@ def ratio(ones: list[float], others: list[float]) -> float:
 
 
 def bare_step(run: Run) -> Callable[[int], Any]:
-    """Forward, backward and optimizer step alone, on tensors that are ready: no loop can be faster."""
+    """Forward, backward and optimizer step alone, on tensors that are ready: no loop can be faster.
+
+    The passes are replayed where the loop replays them.
+    """
     batch = draw_batch(run, 0, 0)
     noisy = run.noising.add_noise(batch.latents, batch.noise, batch.timesteps).to(run.adapter.dtype)
     parameters = [nn.Parameter(p.detach().clone()) for p in run.parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
 
     def step(number: int) -> None:
-        with run.accelerator.autocast():
-            predicted = run.adapter.predict(noisy, batch.timesteps, batch.conditioning)
-        nn.functional.mse_loss(predicted.float(), batch.noise).backward()
+        if run.replay is None or run.replay.run(batch) is None:
+            with run.accelerator.autocast():
+                predicted = run.adapter.predict(noisy, batch.timesteps, batch.conditioning)
+            nn.functional.mse_loss(predicted.float(), batch.noise).backward()
         for own, theirs in zip(parameters, run.parameters, strict=True):
             own.grad, theirs.grad = theirs.grad, None
         optimizer.step()
@@ -212,7 +219,8 @@ def _peak_of_process(settings: str, base: str, folder: Path, warm: Path) -> int:
     _give_back()
     baseline = _status("VmRSS")
     run, _ = start(train, Base.model_validate_json(base), folder)
+    run.replay = replay_of(run, after=0)  # tracing counts
     _give_back()
     Path("/proc/self/clear_refs").write_text("5", "ascii")  # the high-water mark starts anew: loading is over
-    optimizer_step(run, 1)
+    optimizer_step(run, 2)
     return _status("VmHWM") - baseline

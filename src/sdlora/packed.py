@@ -246,6 +246,11 @@ def pack(network: nn.Module) -> None:
             layer.__class__ = PackedConv2d
 
 
+def is_packed(network: nn.Module) -> bool:
+    """Whether `pack` found the network small enough."""
+    return any(isinstance(layer, PackedLinear | PackedConv2d) for layer in network.modules())
+
+
 def pack_lora(network: nn.Module) -> None:
     """The same for the LoRA that was added to a packed network."""
     for layer in network.modules():

@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from sdlora import choices
 from sdlora.adapters import Adapter
 from sdlora.errors import DataError
+from sdlora.packed import is_packed
 from sdlora.params import Flip
 from sdlora.progress import Progress
 from sdlora.randomness import seed_of
@@ -25,6 +26,7 @@ from sdlora.train.dataset import BatchOrder, Example
 from sdlora.train.latents import LatentsOf
 from sdlora.train.lora import limit_norms
 from sdlora.train.losses import masked_mean
+from sdlora.train.replay import TRACED_AFTER, Replay
 from sdlora.train.texts import ConditioningOf
 from sdlora.train_section import Train
 
@@ -49,6 +51,7 @@ class Run:
     prior: "Run | None" = None  # the same run over the prior's pictures
     trigger: str = ""
     initial: dict[str, Tensor] | None = None  # A and B at the start, where they were taken out of the base
+    replay: Replay | None = None  # faster passes, where they are possible
     snr: Tensor = field(init=False)  # by timestep, on the device
 
     def __post_init__(self) -> None:
@@ -74,6 +77,21 @@ def loss_of(run: Run, batch: Batch) -> Tensor:
     return weighted.mean()
 
 
+def can_replay(run: Run) -> bool:
+    """Whether a batch's passes are the same operations each time, and so small that what is around them counts."""
+    settings = run.settings
+    changing = settings.dropout or settings.learns_text or run.prior is not None or settings.gradient_checkpointing
+    small = run.accelerator.device.type == "cpu" and is_packed(run.adapter.denoiser)
+    return small and not changing and settings.lora_type in ("lora", "dora")  # peft's LoKr branches on values
+
+
+def replay_of(run: Run, after: int = TRACED_AFTER) -> Replay | None:
+    """A run's faster passes, where they are possible."""
+    if not can_replay(run):
+        return None
+    return Replay(lambda batch: loss_of(run, batch) / run.settings.accumulation, run.parameters, after)
+
+
 def optimizer_step(run: Run, step: int) -> Tensor:
     """One optimizer step over all accumulated batches.
 
@@ -85,11 +103,14 @@ def optimizer_step(run: Run, step: int) -> Tensor:
     for part in range(settings.accumulation):
         if settings.dropout:
             torch.manual_seed(seed_of("dropout", settings.seed, step, part))
-        loss = loss_of(run, draw_batch(run, step, part))
-        if run.prior is not None and settings.prior is not None:
-            loss = loss + settings.prior.weight * loss_of(run.prior, draw_batch(run.prior, step, part))
-        loss = loss / settings.accumulation
-        run.accelerator.backward(loss)
+        batch = draw_batch(run, step, part)
+        loss = run.replay.run(batch) if run.replay is not None else None
+        if loss is None:
+            loss = loss_of(run, batch)
+            if run.prior is not None and settings.prior is not None:
+                loss = loss + settings.prior.weight * loss_of(run.prior, draw_batch(run.prior, step, part))
+            loss = loss / settings.accumulation
+            run.accelerator.backward(loss)
         total += loss.detach()
     run.accelerator.clip_grad_norm_(run.parameters, settings.max_grad_norm)
     run.optimizer.step()

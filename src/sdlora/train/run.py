@@ -22,7 +22,7 @@ from sdlora.train.export import write_lora
 from sdlora.train.files import AVERAGE
 from sdlora.train.identity import Identity, identity_of
 from sdlora.train.longer import go_on, is_undamaged
-from sdlora.train.loop import Run, holding, train_loop
+from sdlora.train.loop import Run, holding, replay_of, train_loop
 from sdlora.train.optimizers import point_to_save
 from sdlora.train.publish import publish, write_about
 from sdlora.train_section import Train
@@ -180,4 +180,5 @@ def prepare(
     if kept:
         order = BatchOrder.of(kept, settings.seed, settings.batch_size)
         run.prior = replace(run, examples=kept, order=order, latents_of=latents.cached)
+    run.replay = replay_of(run)
     return run
