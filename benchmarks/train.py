@@ -162,7 +162,7 @@ def _benches(args: argparse.Namespace, work: Path) -> list[Bench]:
             dtype = "bf16" if measure.CUDA else "fp32"
             base = architectures.save_random(REAL[name], work / name, dtype, Path(measure.TINY.model) / "tokenizer")
         folder = measure.write_dataset(work / f"{name}-data", base, base.size_px, PICTURES, args.threads)
-        precision = "bf16" if base.dtype == "bf16" else "no"
+        precision = args.precision or ("bf16" if base.dtype == "bf16" else "no")
         settings = BASELINE.model_copy(update={"mixed_precision": precision})
         found.append(Bench(name, base, folder, warm, settings, args))
     return found
@@ -183,6 +183,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--only", nargs="*", default=[], help="groups of rows, such as optimizer batch_size; all if empty"
     )
+    parser.add_argument("--precision", choices=["no", "bf16"], help="autocast type; the base's own if left out")
     parser.add_argument("--diffusers-script", type=Path, help="path of diffusers' train_text_to_image_lora(_sdxl).py")
     parser.add_argument("--script-steps", type=int, default=100, help="steps by which the script's two runs differ")
     parser.add_argument("--csv", type=Path, default=Path("benchmarks/results/train.csv"), help="results")
