@@ -10,10 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.state import AcceleratorState
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
@@ -30,6 +29,7 @@ from sdlora.train_section import Train
 
 NAME = "bench"
 TINY = Base(model="models/tiny-sd", family="sd", size_px=64, captioner="-")
+CAPTAIN = Path("data/embedded/captain/train")
 CUDA = torch.cuda.is_available()
 
 
@@ -65,13 +65,12 @@ def synchronize() -> None:
 
 
 def write_dataset(folder: Path, base: Base, side_px: int, count: int, threads: int) -> Path:
-    """A fitted, captioned and encoded dataset of random pictures, as the stages write it."""
+    """A fitted, captioned and encoded dataset of the embedded character, as the stages write it."""
     rows = []
-    for number in range(count):
-        pixels = torch.randint(0, 256, (side_px, side_px, 3), generator=generator("bench", number), dtype=torch.uint8)
+    for number, source in enumerate(sorted(CAPTAIN.glob("*.png"))[:count]):
         path = folder / "train" / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.asarray(pixels)).save(path)
+        ImageOps.pad(Image.open(source).convert("RGB"), (side_px, side_px)).save(path)
         text = f"captain, picture number {number}"
         side = [side_px, side_px]
         place = {"bucket": side, "box": [0, 0, *side], "original": side, "corner": [0, 0], "repeats": 1}
