@@ -23,7 +23,7 @@ from sdlora.params import Base, Flip
 from sdlora.randomness import generator
 from sdlora.train.batch import draw_batch
 from sdlora.train.dataset import load_examples
-from sdlora.train.loop import Run, optimizer_step, replay_of
+from sdlora.train.loop import Run, optimizer_step, replay_of, replayed
 from sdlora.train.run import prepare
 from sdlora.train_section import Train
 
@@ -140,7 +140,7 @@ def bare_step(run: Run) -> Callable[[int], Any]:
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
 
     def step(number: int) -> None:
-        if run.replay is None or run.replay.run(batch) is None:
+        if replayed(run, batch) is None:
             with run.accelerator.autocast():
                 predicted = run.adapter.predict(noisy, batch.timesteps, batch.conditioning)
             nn.functional.mse_loss(predicted.float(), batch.noise).backward()

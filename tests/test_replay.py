@@ -1,5 +1,7 @@
 """Replayed passes give the bytes that autograd gives, and stand aside where a batch's passes may change."""
 
+import gc
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -70,6 +72,20 @@ def test_a_shape_is_traced_only_when_it_came_often() -> None:
         assert not run.replay._traced
         optimizer_step(run, step)
     assert run.replay._traced
+
+
+def test_a_run_is_let_go_without_the_garbage_collector() -> None:
+    gc.disable()
+    try:
+        run = prepare(settings(), Flip(), TINY, examples(1))
+        optimizer_step(run, 0)
+        run.replay = replay_of(run, 0)
+        optimizer_step(run, 1)
+        gone = weakref.ref(run)
+        del run
+        assert gone() is None, "its cached files would stay open"
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(

@@ -87,9 +87,14 @@ def can_replay(run: Run) -> bool:
 
 def replay_of(run: Run, after: int = TRACED_AFTER) -> Replay | None:
     """A run's faster passes, where they are possible."""
-    if not can_replay(run):
+    return Replay(run.parameters, after) if can_replay(run) else None
+
+
+def replayed(run: Run, batch: Batch) -> Tensor | None:
+    """A batch's share of a step's loss, its gradients added; None where autograd has to do it."""
+    if run.replay is None:
         return None
-    return Replay(lambda batch: loss_of(run, batch) / run.settings.accumulation, run.parameters, after)
+    return run.replay.run(batch, lambda shown: loss_of(run, shown) / run.settings.accumulation)
 
 
 def optimizer_step(run: Run, step: int) -> Tensor:
@@ -104,7 +109,7 @@ def optimizer_step(run: Run, step: int) -> Tensor:
         if settings.dropout:
             torch.manual_seed(seed_of("dropout", settings.seed, step, part))
         batch = draw_batch(run, step, part)
-        loss = run.replay.run(batch) if run.replay is not None else None
+        loss = replayed(run, batch)
         if loss is None:
             loss = loss_of(run, batch)
             if run.prior is not None and settings.prior is not None:

@@ -27,28 +27,30 @@ class Replay:
     """A batch's loss and gradients, by replaying what a batch of the same shape did.
 
     Args:
-        loss_of: The loss of a batch; it must be a function of the batch and the parameters alone, without
-            randomness and without branches on values.
         parameters: Those whose gradients are wanted, changed only in place.
         after: How many batches of a shape are left to autograd first.
     """
 
-    def __init__(
-        self, loss_of: Callable[[Batch], Tensor], parameters: Sequence[nn.Parameter], after: int = TRACED_AFTER
-    ) -> None:
-        self._loss_of, self._parameters, self._after = loss_of, list(parameters), after
+    def __init__(self, parameters: Sequence[nn.Parameter], after: int = TRACED_AFTER) -> None:
+        self._parameters, self._after = list(parameters), after
         self._seen: Counter[tuple[Any, ...]] = Counter()
         self._traced: dict[tuple[Any, ...], fx.GraphModule] = {}
 
-    def run(self, batch: Batch) -> Tensor | None:
-        """Add a batch's gradients to the parameters' and return its loss; None where autograd has to do it."""
+    def run(self, batch: Batch, loss_of: Callable[[Batch], Tensor]) -> Tensor | None:
+        """Add a batch's gradients to the parameters' and return its loss; None where autograd has to do it.
+
+        Args:
+            batch: What the passes see.
+            loss_of: A batch's loss, always the same: a function of the batch and the parameters alone,
+                without randomness and without branches on values.
+        """
         named = _tensors(batch)
         key = tuple((name, x.shape, x.stride(), x.dtype) for name, x in named.items())
         if key not in self._traced:
             self._seen[key] += 1
             if self._seen[key] <= self._after:
                 return None
-            self._traced[key] = self._trace(named)
+            self._traced[key] = self._trace(named, loss_of)
         with torch.no_grad():
             loss, *gradients = self._traced[key](*named.values())
             for parameter, gradient in zip(self._parameters, gradients, strict=True):
@@ -58,9 +60,9 @@ class Replay:
                     parameter.grad += gradient
         return loss  # type: ignore[no-any-return]
 
-    def _trace(self, named: dict[str, Tensor]) -> fx.GraphModule:
+    def _trace(self, named: dict[str, Tensor], loss_of: Callable[[Batch], Tensor]) -> fx.GraphModule:
         def passes(*values: Tensor) -> tuple[Tensor, ...]:
-            loss = self._loss_of(_batch(dict(zip(named, values, strict=True))))
+            loss = loss_of(_batch(dict(zip(named, values, strict=True))))
             return loss.detach(), *torch.autograd.grad(loss, self._parameters)
 
         return without_identities(make_fx(passes)(*named.values()))
