@@ -21,3 +21,8 @@ def test_every_version_is_a_row_with_its_gains() -> None:
 def test_only_an_interval_without_zero_is_bold() -> None:
     assert gain({"d_delta": "-0.1", "d_ci_low": "-0.2", "d_ci_high": "-0.05"}, "d") == "**-0.100 [-0.200, -0.050]**"
     assert gain({"d_delta": "", "d_ci_low": "", "d_ci_high": ""}, "d") == ""
+
+
+def test_v10_comes_after_v9() -> None:
+    rows = markdown([{**ROW, "version": name} for name in ("pixel", "v10", "v9")]).splitlines()[2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| pixel", "| v9", "| v10"]

@@ -1,6 +1,7 @@
 """The table of docs/versions.md, from the report's own: `python -m sdlora.report.versions`."""
 
 import argparse
+import re
 from pathlib import Path
 
 from sdlora import records
@@ -19,12 +20,17 @@ def markdown(table: list[dict[str, str]]) -> str:
         " | ".join(("", *SETTINGS, *(word for metric in metrics for word in (metric, "against step 0")), "")).strip(),
         "| " + " | ".join(["---"] * (len(SETTINGS) + 2 * len(metrics))) + " |",
     ]
-    for row in table:
+    for row in sorted(table, key=lambda row: _natural(row["version"])):
         cells = [row[key] for key in SETTINGS]
         for metric in metrics:
             cells += [row[f"{metric}_best"], gain(row, metric)]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts v10 after v9."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
 def gain(row: dict[str, str], metric: str) -> str:
