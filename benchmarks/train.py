@@ -125,8 +125,8 @@ def measure_peer(bench: Bench, baseline: Run) -> list[dict[str, Any]]:
     found |= {"batch_size": bench.settings.batch_size, "precision": bench.settings.mixed_precision or "no"}
     if ("sdxl" in bench.args.diffusers_script.name) != (bench.base.family == "sdxl"):
         return [{**found, "note": "not measured: the script is for another family"}]
-    before = measure.seconds_a_step(lambda step: optimizer_step(baseline, step), bench.args.steps)
     args = bench.args
+    own = measure.alternate([lambda step: optimizer_step(baseline, step)], args.steps, args.repeats)[0]
     try:
         theirs = diffusers_script.seconds_a_step(
             args.diffusers_script, bench.base, bench.folder, bench.base.size_px, bench.settings, args.script_steps,
@@ -134,8 +134,8 @@ def measure_peer(bench: Bench, baseline: Run) -> list[dict[str, Any]]:
         )  # fmt: skip
     except SdloraError as error:
         return [{**found, "note": " ".join(str(error).split())[-300:]}]
-    after = measure.seconds_a_step(lambda step: optimizer_step(baseline, step), bench.args.steps)
-    return [{**found, "steps_per_s": f"{1 / theirs:.4g}", "ratio": f"{statistics.fmean((before, after)) / theirs:.3f}"}]
+    own += measure.alternate([lambda step: optimizer_step(baseline, step)], args.steps, args.repeats)[0]
+    return [{**found, "steps_per_s": f"{1 / theirs:.4g}", "ratio": f"{statistics.median(own) / theirs:.3f}"}]
 
 
 def run_base(bench: Bench) -> tuple[list[dict[str, Any]], list[str], dict[str, str]]:
