@@ -110,6 +110,13 @@ def write_checkpoint(run: Run, folder: Path) -> None:
                 pivotal.write(target, run.adapter.pipeline, run.trigger)
 
 
+def _refuse_without_gpu(settings: Train) -> None:
+    if settings.mixed_precision == "fp16":
+        raise MissingError("mixed_precision fp16 needs a GPU; on a CPU use a base with dtype: fp32 or bf16")
+    if not settings.deterministic:
+        raise MissingError("deterministic: false needs a GPU; on a CPU every algorithm is deterministic: leave it out")
+
+
 def prepare(
     settings: Train,
     flip: Flip,
@@ -130,10 +137,8 @@ def prepare(
         identity: Which weights the base has: part of the name of what is kept between runs.
         trigger: Must not be cut off; pivotal tuning learns its embedding.
     """
-    if settings.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise MissingError("mixed_precision fp16 needs a GPU; on a CPU use a base with dtype: fp32 or bf16")
-    if not settings.deterministic and not torch.cuda.is_available():
-        raise MissingError("deterministic: false needs a GPU; on a CPU every algorithm is deterministic: leave it out")
+    if not torch.cuda.is_available():
+        _refuse_without_gpu(settings)
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=not torch.cuda.is_available())
     algorithms.choose(settings.deterministic)
     adapter = load_adapter(base, accelerator.device.type)
