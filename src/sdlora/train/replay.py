@@ -2,7 +2,7 @@
 
 In a step of the embedded base a third of the time is Python's and autograd's, not arithmetic. So once batches
 of a shape have come often, one is traced down to its operations (`make_fx`), gradients included, and those
-that follow run the list. The operations and their order stay the same, and so do the bytes.
+that follow run the list, without what multiplies by one. Order and numbers stay the same, and so do the bytes.
 """
 
 from collections import Counter
