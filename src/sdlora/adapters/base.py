@@ -1,7 +1,5 @@
 """The interface of a model adapter, and what the Stable Diffusion families share."""
 
-import ctypes.util
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -9,13 +7,12 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from sdlora import choices, packed
+from sdlora import allocator, choices, packed
 from sdlora.errors import MissingError
 from sdlora.params import Base
 
 Conditioning = dict[str, Tensor]
 Tokens = dict[str, Tensor]
-_M_MMAP_THRESHOLD, _LARGE_BLOCK = -3, 2**20  # malloc.h; bytes
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -192,22 +189,11 @@ def load_adapter(base: Base, device: str | None = None) -> Adapter:
     quieten()
     where = torch.device(device or default_device())
     if where.type == "cpu":
-        _give_back_large_blocks()
+        allocator.give_large_blocks_back()
     adapter: Adapter = choices.pick(choices.FAMILIES, base.family)(base, where)
+    if packed.is_packed(adapter.denoiser):
+        allocator.keep_freed_blocks()
     return adapter
-
-
-def _give_back_large_blocks() -> None:
-    """Tell glibc to take large blocks from the kernel and to give them back when they are freed.
-
-    By default it keeps blocks of up to 32 MiB in its heap after the first one is freed; SD 1.5's
-    activations tear that heap, and a step at 512 px peaks 1 GiB above the tensors it has.
-    """
-    library = ctypes.util.find_library("c")
-    if sys.platform == "linux" and library is not None:
-        mallopt = getattr(ctypes.CDLL(library), "mallopt", None)
-        if mallopt is not None:
-            mallopt(_M_MMAP_THRESHOLD, _LARGE_BLOCK)
 
 
 def default_device() -> str:

@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from diffusers import DDPMScheduler
 from ruamel.yaml import YAML
 
-from sdlora import algorithms, choices, provenance, records, store
+from sdlora import algorithms, allocator, choices, provenance, records, store
 from sdlora.adapters import load_adapter
 from sdlora.errors import MissingError
 from sdlora.params import Base, Encode, Flip
@@ -152,6 +152,8 @@ def prepare(
     pipeline.unet.train()
     if settings.gradient_checkpointing:
         pipeline.unet.enable_gradient_checkpointing()
+        if adapter.device.type == "cpu":
+            allocator.give_large_blocks_back()  # who computes twice wants memory rather than speed
     # Prodigy finds its own rate, whatever the size of the base
     scale = 1.0 if settings.optimizer == "prodigy" else base.learning_rate_scale
     groups = lora.parameter_groups(adapter, settings, scale)
