@@ -120,22 +120,30 @@ def _computed_in(settings: Train, run: Run) -> torch.dtype:
 
 
 def measure_peer(bench: Bench, baseline: Run) -> list[dict[str, Any]]:
-    """diffusers' script against the loop."""
+    """diffusers' script against the loop, in turns."""
     found = dict.fromkeys(COLUMNS, "") | {"base": bench.name, "group": "peer", "name": bench.args.diffusers_script.name}
     found |= {"batch_size": bench.settings.batch_size, "precision": bench.settings.mixed_precision or "no"}
     if ("sdxl" in bench.args.diffusers_script.name) != (bench.base.family == "sdxl"):
         return [{**found, "note": "not measured: the script is for another family"}]
-    args = bench.args
-    own = measure.alternate([lambda step: optimizer_step(baseline, step)], args.steps, args.repeats)[0]
+    args, script_s, own_s = bench.args, [], []
     try:
-        theirs = diffusers_script.seconds_a_step(
-            args.diffusers_script, bench.base, bench.folder, bench.base.size_px, bench.settings, args.script_steps,
-            args.threads, args.repeats,
-        )  # fmt: skip
+        for _ in range(args.repeats):
+            script_s.append(
+                diffusers_script.seconds_a_step(
+                    args.diffusers_script, bench.base, bench.folder, bench.settings, args.script_steps, args.threads
+                )
+            )
+            own_s.append(measure.seconds_a_step(lambda step: optimizer_step(baseline, step), args.script_steps))
     except SdloraError as error:
         return [{**found, "note": " ".join(str(error).split())[-300:]}]
-    own += measure.alternate([lambda step: optimizer_step(baseline, step)], args.steps, args.repeats)[0]
-    return [{**found, "steps_per_s": f"{1 / theirs:.4g}", "ratio": f"{statistics.median(own) / theirs:.3f}"}]
+    times = [f"{theirs / own:.2f}" for theirs, own in zip(script_s, own_s, strict=True)]
+    return [
+        {
+            **found, "steps_per_s": f"{1 / statistics.median(script_s):.4g}",
+            "ratio": f"{measure.ratio(own_s, script_s):.3f}",
+            "note": f"the loop, in turns: {', '.join(times)} times as fast",
+        }
+    ]  # fmt: skip
 
 
 def run_base(bench: Bench) -> tuple[list[dict[str, Any]], list[str], dict[str, str]]:

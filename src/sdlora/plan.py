@@ -229,7 +229,7 @@ def _weights(base: Base, learning_rate_scale: float = 1.0) -> dict[str, Any]:
 
 def _resolved(train: Train, base: Base) -> dict[str, Any]:
     """A training section with every null replaced by what it means."""
-    precision = train.mixed_precision or {"fp32": "no"}.get(base.dtype, base.dtype)
+    precision = train.precision(base.dtype)
     meant = {"alpha": train.scaling_alpha, "mixed_precision": precision, "cache_text": train.text_cache}
     return {**train.model_dump(mode="json"), **meant}
 

@@ -263,6 +263,10 @@ class Train(Section):
         """alpha, with null meaning rank."""
         return float(self.rank) if self.alpha is None else self.alpha
 
+    def precision(self, dtype: str) -> str:
+        """The `mixed_precision` that trains on a base of a type: with null, the base's own; fp32 needs none."""
+        return self.mixed_precision or {"fp32": "no"}.get(dtype, dtype)
+
     def value(self, option: str) -> Any:
         """A dependent option's value, with null meaning its default."""
         chosen = getattr(self, option)

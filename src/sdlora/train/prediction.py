@@ -119,7 +119,7 @@ def predict(settings: Train, base: Base, demand: Demand, device: torch.device) -
     captions = 0 if trained else demand.captions * size_of(row.values())
     load = Phase("load", weights)
     texts = Phase("captions", {**weights, "activations": one, "captions": captions})
-    packed = torch.bfloat16 if _kind(settings, adapter) == "bf16" else torch.float32
+    packed = torch.bfloat16 if settings.precision(base.dtype) == "bf16" else torch.float32
     train = {**kept, "packed": packed_bytes(adapter.denoiser, packed)}
     train |= {**_of_parameters(parameters, settings), "captions": captions}
     if device.type == "cpu":  # on a GPU the cache stays in RAM
@@ -183,7 +183,7 @@ def _blank_tokens(adapter: Adapter, count: int) -> dict[str, Tensor]:
 def _step_peak(shapes: _Shapes, settings: Train, demand: Demand, encode_texts: bool) -> tuple[int, int]:
     """Peak of forward and backward passes, and the gradients left when the optimizer steps, bytes."""
     adapter, size = shapes.adapter, settings.batch_size
-    kind = _kind(settings, adapter)
+    kind = settings.precision(adapter.base.dtype)
 
     def micro_step() -> None:
         tokens = _blank_tokens(adapter, size)
@@ -205,10 +205,6 @@ def _step_peak(shapes: _Shapes, settings: Train, demand: Demand, encode_texts: b
 
     peak, gradients = shapes.peak(step, gradients=True)
     return peak, gradients
-
-
-def _kind(settings: Train, adapter: Adapter) -> str:
-    return settings.mixed_precision or {"fp32": "no"}.get(adapter.base.dtype, adapter.base.dtype)
 
 
 def _autocast(device: torch.device, kind: str) -> AbstractContextManager[Any]:
