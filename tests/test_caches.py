@@ -1,5 +1,7 @@
 """Caches of latents and text embeddings: each gives the same bits, and none does work twice."""
 
+import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from sdlora.train.batch import draw_batch
 from sdlora.train.files import FILE_NAME
 from sdlora.train.loop import Run
 from sdlora.train.run import prepare, train_version
-from sdlora.train.texts import text_key
+from sdlora.train.texts import KEPT_DAYS, text_key
 from sdlora.train_section import Train
 
 CACHES = ("disk", "ram", "none")
@@ -134,6 +136,17 @@ def test_versions_share_text_and_only_new_captions_are_encoded(
     newest = max((store.STORE / "text").iterdir(), key=lambda path: path.stat().st_mtime_ns)
     newest.write_bytes(newest.read_bytes()[:-1] + b"x")
     assert said(["captain", "captain, dress", "captain, hat"]).startswith("train: 1 captions encoded, 2 already")
+
+
+def test_embeddings_that_nobody_asks_for_are_deleted_in_time(folder: Path) -> None:
+    prepared(folder, cache_text="disk")
+    used = sorted((store.STORE / "text").iterdir())
+    young, old = (used[0].with_name(f"{name}.safetensors") for name in ("young", "old"))
+    for path, days in (*((path, 1000) for path in used), (young, KEPT_DAYS - 1), (old, KEPT_DAYS + 1)):
+        path.touch()
+        os.utime(path, 2 * (time.time() - days * 24 * 60 * 60,))
+    prepared(folder, cache_text="disk")
+    assert sorted((store.STORE / "text").iterdir()) == sorted([*used, young])
 
 
 def test_a_texts_key_is_its_content_and_what_encodes_it(folder: Path) -> None:

@@ -1,7 +1,9 @@
 """Text embeddings: kept in memory, kept on disk between runs, or made at each draw; the same bits each way."""
 
+import os
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from importlib.metadata import version
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import torch
 from sdlora import provenance, records, tensors
 from sdlora.adapters import Adapter, Conditioning
 
+#: An embedding that no training asked for in so many days is deleted.
+KEPT_DAYS = 30
 #: Texts in, one row of conditioning a text out.
 ConditioningOf = Callable[[Sequence[str]], Conditioning]
 
@@ -61,7 +65,7 @@ def on_disk(adapter: Adapter, texts: Sequence[str], identity: str, folder: Path)
         adapter: Encodes what is new.
         texts: Everything that will be asked for.
         identity: Which weights the text encoders have.
-        folder: `<key>.safetensors` each; may be deleted at any time.
+        folder: `<key>.safetensors` each; may be deleted at any time, and is where nobody asked for it in `KEPT_DAYS`.
 
     Returns:
         What `cached` returns.
@@ -73,9 +77,19 @@ def on_disk(adapter: Adapter, texts: Sequence[str], identity: str, folder: Path)
             row = adapter.encode_prompts([text])
             tensors.write(path, {name: value.cpu() for name, value in row.items()})
             new += 1
+        os.utime(path)
         rows[text] = {name: value.to(adapter.device) for name, value in tensors.read(path).items()}
+    _drop_unused(folder)
     print(f"train: {new} captions encoded, {len(rows) - new} already in the cache", flush=True)
     return _lookup(rows)
+
+
+def _drop_unused(folder: Path) -> None:
+    oldest = time.time() - KEPT_DAYS * 24 * 60 * 60
+    for path in folder.glob("*.safetensors"):
+        with suppress(FileNotFoundError):  # another training may have been faster
+            if path.stat().st_mtime < oldest:
+                path.unlink()
 
 
 def text_key(adapter: Adapter, text: str, identity: str) -> str:
