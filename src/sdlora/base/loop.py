@@ -2,7 +2,6 @@
 
 import io
 import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sdlora import records
+from sdlora.progress import Progress
 
 EMA_DECAY = 0.999
 WARMUP_STEPS = 100
@@ -101,7 +101,7 @@ def train(
     start = _resume(state_path, parameters, ema, optimizer)
     if start:
         print(f"{name}: resuming from step {start} of {steps}", flush=True)
-    began, running = time.monotonic(), torch.zeros(())
+    progress, recent, mean = Progress(name, steps, start), [], math.nan
     for step in range(start, steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak_learning_rate)
@@ -112,16 +112,12 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         decay = min(EMA_DECAY, (1 + step) / (10 + step))
         torch._foreach_lerp_(ema, [p.detach() for p in parameters], 1 - decay)
-        running = running + loss.detach()
+        recent.append(loss.detach())
         done = step + 1
-        if done % 50 == 0 or done == steps:
-            rate = (done - start) / (time.monotonic() - began)
-            mean = float(running) / (50 if done % 50 == 0 else max(1, done % 50))
-            print(
-                f"{name}: step {done}/{steps} loss {mean:.4f} {rate:.2f} it/s ETA {(steps - done) / rate:.0f} s",
-                flush=True,
-            )
-            running = torch.zeros(())
+        if len(recent) == 50 or done == steps:  # reading a loss waits for the device
+            mean = float(torch.stack(recent).mean())
+            recent.clear()
+        progress.update(done, f"loss {mean:.4f}")
         if done % save_every == 0 or done == steps:
             _save(state_path, done, parameters, ema, optimizer)
             if on_save is not None and done != steps:
