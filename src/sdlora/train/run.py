@@ -11,7 +11,7 @@ from diffusers import DDPMScheduler
 from ruamel.yaml import YAML
 
 from sdlora import algorithms, allocator, choices, provenance, records, store
-from sdlora.adapters import load_adapter
+from sdlora.adapters import Adapter, load_adapter
 from sdlora.errors import MissingError
 from sdlora.params import Base, Encode, Flip
 from sdlora.train import latents, lora, pivotal, prior, texts
@@ -23,7 +23,7 @@ from sdlora.train.files import AVERAGE
 from sdlora.train.identity import Identity, identity_of
 from sdlora.train.longer import go_on, is_undamaged
 from sdlora.train.loop import Run, holding, replay_of, train_loop
-from sdlora.train.optimizers import point_to_save
+from sdlora.train.optimizers import Groups, point_to_save
 from sdlora.train.publish import publish, write_about
 from sdlora.train_section import Train
 
@@ -117,6 +117,24 @@ def _refuse_without_gpu(settings: Train) -> None:
         raise MissingError("deterministic: false needs a GPU; on a CPU every algorithm is deterministic: leave it out")
 
 
+def _add_trained(adapter: Adapter, settings: Train, base: Base, trigger: str) -> Groups:
+    """Add the LoRA, and the embedding that pivotal tuning learns; the optimizer's groups with their rates."""
+    pipeline = adapter.pipeline
+    lora.add_lora(adapter, settings)
+    pipeline.unet.train()
+    if settings.gradient_checkpointing:
+        pipeline.unet.enable_gradient_checkpointing()
+        if adapter.device.type == "cpu":
+            allocator.give_large_blocks_back()  # who computes twice wants memory rather than speed
+    # Prodigy finds its own rate, whatever the size of the base
+    scale = 1.0 if settings.optimizer == "prodigy" else base.learning_rate_scale
+    groups = lora.parameter_groups(adapter, settings, scale)
+    if settings.pivotal is not None:
+        rate = settings.pivotal.learning_rate * scale
+        groups.append({"params": pivotal.add(pipeline, settings.pivotal, trigger), "lr": rate, "weight_decay": 0.0})
+    return groups
+
+
 def prepare(
     settings: Train,
     flip: Flip,
@@ -147,19 +165,7 @@ def prepare(
     )
     also = [text for example in kept for text in example.text]
     data = prepare_data(settings, base, adapter, examples, encode or Encode(), identity, trigger, also)
-    pipeline = adapter.pipeline
-    lora.add_lora(adapter, settings)
-    pipeline.unet.train()
-    if settings.gradient_checkpointing:
-        pipeline.unet.enable_gradient_checkpointing()
-        if adapter.device.type == "cpu":
-            allocator.give_large_blocks_back()  # who computes twice wants memory rather than speed
-    # Prodigy finds its own rate, whatever the size of the base
-    scale = 1.0 if settings.optimizer == "prodigy" else base.learning_rate_scale
-    groups = lora.parameter_groups(adapter, settings, scale)
-    if settings.pivotal is not None:
-        rate = settings.pivotal.learning_rate * scale
-        groups.append({"params": pivotal.add(pipeline, settings.pivotal, trigger), "lr": rate, "weight_decay": 0.0})
+    groups = _add_trained(adapter, settings, base, trigger)
     parameters = [p for group in groups for p in group["params"]]
     optimizer = choices.pick(choices.OPTIMIZERS, settings.optimizer)(groups, settings)
     schedule = choices.pick(choices.LR_SCHEDULES, settings.lr_schedule)(optimizer, settings)
@@ -179,10 +185,10 @@ def prepare(
         optimizer=accelerator.prepare_optimizer(optimizer),
         lr_schedule=schedule,
         accelerator=accelerator,
-        noising=DDPMScheduler.from_config(pipeline.scheduler.config),
+        noising=DDPMScheduler.from_config(adapter.pipeline.scheduler.config),
         average=None if settings.ema is None else [p.detach().clone() for p in parameters],
         trigger=trigger,
-        initial=lora.initial_tensors(pipeline.unet, settings),
+        initial=lora.initial_tensors(adapter.pipeline.unet, settings),
     )
     if kept:
         order = BatchOrder.of(kept, settings.seed, settings.batch_size)
