@@ -7,12 +7,12 @@ from snakemake.utils import min_version
 min_version("9.0")
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 
-from sdlora import guard, plan, provenance, settings
+from sdlora import guard, inputs, plan, provenance, settings
 from sdlora.errors import SdloraError
 
 try:
     PARAMS = settings.load(Path("params.yaml"))
-    plan.check_inputs(PARAMS)
+    inputs.check(PARAMS)
     JOBS = plan.jobs(PARAMS)
 except SdloraError as error:
     raise WorkflowError(str(error))

@@ -82,9 +82,10 @@ def find(source: Any, context: Any) -> Iterator[Any]:
 def ours(port: int, count: int, out: Path) -> int:
     """Our `scrape` with its default limits; returns how many pictures lie there."""
     from sdlora import choices
-    from sdlora.params import BingSource, Dataset
+    from sdlora.params import Dataset
     from sdlora.scrape import gather
     from sdlora.scrape.source import ScrapeContext
+    from sdlora.source_section import BingSource
 
     choices.SOURCES["bing"] = "benchmarks.scrape:find"
     context = ScrapeContext(

@@ -13,10 +13,11 @@ from rig import Answer, Result, Rig, Search, results
 
 from sdlora import records
 from sdlora.errors import DataError
-from sdlora.params import BingSource, Dataset, SeleniumSource
+from sdlora.params import Dataset
 from sdlora.scrape import bing, gather
 from sdlora.scrape.engines.bing import LICENCES, SIZES, TYPES, Bing, filters
 from sdlora.scrape.source import Candidate
+from sdlora.source_section import BingSource, SeleniumSource
 
 SEARCH = "https://www.bing.com/images/async"
 PHOTO = frozenset({"photo-photo", "license-L1"})

@@ -20,8 +20,9 @@ from test_zoo import LIMITS, encoded, rgb
 
 from sdlora import choices, records
 from sdlora.errors import DataError
-from sdlora.params import BingSource, Dataset, FolderSource, Scrape, SeleniumSource
+from sdlora.params import Dataset
 from sdlora.scrape import gather
+from sdlora.source_section import BingSource, FolderSource, Scrape, SeleniumSource
 
 
 @pytest.fixture
@@ -240,7 +241,8 @@ import sys
 from pathlib import Path
 from rig import zoo
 from sdlora import choices
-from sdlora.params import BingSource, Dataset, Scrape
+from sdlora.params import Dataset
+from sdlora.source_section import BingSource, Scrape
 from sdlora.scrape import gather
 choices.SOURCES["bing"] = "rig.zoo:find"
 out, port, urls = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]

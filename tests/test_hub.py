@@ -20,9 +20,10 @@ from PIL import Image
 
 from sdlora import records
 from sdlora.errors import DataError
-from sdlora.params import Dataset, HubSource
+from sdlora.params import Dataset
 from sdlora.scrape import gather, hub
 from sdlora.scrape.source import Candidate, ScrapeContext
+from sdlora.source_section import HubSource
 
 NAME = "somebody/naruto-blip-captions"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -9,7 +9,7 @@ from PIL import Image
 from small_set import TINY, captain, edited, examples_of, make_set, noise, settings
 from torch import Tensor
 
-from sdlora import masks, plan, records
+from sdlora import inputs, masks, plan, records
 from sdlora.errors import DataError, ParamsError
 from sdlora.fit import BILINEAR, KEPT, fit_picture
 from sdlora.params import Fit, Flip
@@ -243,7 +243,7 @@ def test_user_needs_masks_and_masks_need_a_folder(tmp_path: Path) -> None:
         edited(tmp_path, ("rank: 2", "rank: 2, mask: user"))
     params = edited(tmp_path, ("trigger: captain\n", "trigger: captain\n    masks: no/such/folder\n"))
     with pytest.raises(DataError, match=r"datasets\.small\.masks: there is no folder 'no/such/folder'"):
-        plan.check_inputs(params)
+        inputs.check(params)
 
 
 def test_masks_are_part_of_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

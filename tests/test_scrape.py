@@ -9,8 +9,9 @@ from PIL import Image
 
 from sdlora import records
 from sdlora.errors import DataError
-from sdlora.params import Dataset, FolderSource
+from sdlora.params import Dataset
 from sdlora.scrape import gather
+from sdlora.source_section import FolderSource
 
 
 def picture(colour: str) -> bytes:

@@ -20,10 +20,10 @@ from selenium.webdriver.common.selenium_manager import SeleniumManager
 from sdlora import choices
 from sdlora.errors import DataError, MissingError
 from sdlora.params import Search as AnySearch
-from sdlora.params import SeleniumSource
 from sdlora.scrape import selenium
 from sdlora.scrape.engines import Hit, read_json
 from sdlora.scrape.source import Candidate
+from sdlora.source_section import SeleniumSource
 
 PAGE = "https://www.bing.com/images/search"
 FILTERS = frozenset({"license-L2_L3_L4_L5_L6_L7", "imagesize-large"})

@@ -20,9 +20,10 @@ from rig.pictures import picture
 from rig.zoo import Zoo
 
 from sdlora import choices, records
-from sdlora.params import BingSource, Dataset, Scrape
+from sdlora.params import Dataset
 from sdlora.pictures import open_picture, to_rgb
 from sdlora.scrape import gather
+from sdlora.source_section import BingSource, Scrape
 
 Behaviour = zoo.Behaviour | bytes
 LIMITS = {
@@ -343,7 +344,8 @@ import json, resource, sys
 from pathlib import Path
 from rig import zoo
 from sdlora import choices
-from sdlora.params import BingSource, Dataset, Scrape
+from sdlora.params import Dataset
+from sdlora.source_section import BingSource, Scrape
 from sdlora.scrape import gather
 import sdlora.scrape.gather, PIL.JpegImagePlugin, PIL.PngImagePlugin
 out, port, urls = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])

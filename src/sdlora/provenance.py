@@ -21,7 +21,8 @@ PACKAGE = Path(__file__).parent
 _TICK_NS = 1_000_000  # apart enough for every file system's clock
 # Modules whose behaviour reaches a stage only through its recipe (plan.py resolves what they decide), or never.
 _NOT_CODE = {
-    "params", "sections", "train_section", "settings", "errors", "plan", "provenance", "command", "choices",
+    "params", "sections", "source_section", "train_section", "settings", "errors", "plan", "inputs", "provenance",
+    "command", "choices",
 }  # fmt: skip
 # Modules that may refuse a training but never change what it writes.
 _ONLY_REFUSE = {"train/preflight.py", "train/prediction.py", "train/memory.py"}

@@ -24,12 +24,12 @@ from types import FunctionType, SimpleNamespace
 from typing import Any
 
 from sdlora.errors import DataError, MissingError
-from sdlora.params import BingSource
 from sdlora.scrape.connect import FetchError
 from sdlora.scrape.engines import Hit, licence_of
 from sdlora.scrape.engines import bing as engine
 from sdlora.scrape.fetch import Fetcher
 from sdlora.scrape.source import Candidate, ScrapeContext
+from sdlora.source_section import BingSource
 
 PACKAGE = "bing_image_downloader"
 PAGE = 35  # results asked for at once: what the search gives

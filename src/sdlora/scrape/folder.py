@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sdlora.errors import DataError
-from sdlora.params import FolderSource
 from sdlora.scrape.source import PICTURE_SUFFIXES, Candidate, ScrapeContext
+from sdlora.source_section import FolderSource
 
 
 def find(source: FolderSource, context: ScrapeContext) -> Iterator[Candidate]:

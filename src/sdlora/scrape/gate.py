@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sdlora.params import Scrape
+from sdlora.source_section import Scrape
 
 
 class _Host:

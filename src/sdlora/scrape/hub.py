@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.errors import DataError, MissingError
-from sdlora.params import HubSource
 from sdlora.scrape.source import Candidate, ScrapeContext
+from sdlora.source_section import HubSource
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "description")
 NOT_DATA = ["*.py", "*.safetensors", "*.bin", "*.pt", "*.ckpt"]

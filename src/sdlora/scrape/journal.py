@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora import provenance, records
-from sdlora.params import Scrape
+from sdlora.source_section import Scrape
 
 # Limits under which a picture that was fetched would not have been: with others, everything is fetched again.
 _DECISIVE = ("max_mib", "max_megapixels", "honour_opt_out")

@@ -4,10 +4,10 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from sdlora.params import Scrape
 from sdlora.records import Row
 from sdlora.scrape.source import Candidate
 from sdlora.scrape.verify import Look
+from sdlora.source_section import Scrape
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,11 @@ from typing import Any
 
 from sdlora import records
 from sdlora.errors import DataError, ParamsError
-from sdlora.params import BingSource, Dataset, FolderSource, HubSource, SeleniumSource, Source
+from sdlora.params import Dataset
 from sdlora.provenance import sha256_of
 from sdlora.scrape.gather import gather, sources_of, split
 from sdlora.scrape.source import PICTURE_SUFFIXES, ScrapeContext
+from sdlora.source_section import BingSource, FolderSource, HubSource, SeleniumSource, Source
 
 ROW_SUFFIXES = (".parquet", ".arrow", ".csv", ".json", ".jsonl", ".md")  # of a copy of a hub dataset
 

@@ -22,9 +22,9 @@ from selenium.common.exceptions import SessionNotCreatedException, WebDriverExce
 
 from sdlora import choices
 from sdlora.errors import DataError, MissingError
-from sdlora.params import SeleniumSource
 from sdlora.scrape.engines import Engine, licence_of
 from sdlora.scrape.source import Candidate, ScrapeContext
+from sdlora.source_section import SeleniumSource
 
 BROWSERS = (
     "chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from sdlora.params import Scrape
+from sdlora.source_section import Scrape
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 NAT64 = ipaddress.IPv6Network("64:ff9b::/96")

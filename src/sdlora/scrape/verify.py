@@ -9,8 +9,8 @@ import numpy as np
 from PIL import Image
 
 from sdlora.errors import DataError
-from sdlora.params import Scrape
 from sdlora.pictures import identify, to_rgb
+from sdlora.source_section import Scrape
 
 # What a browser shows: a search result of another kind (TIFF, ICNS, PSD, ...) is no picture for us.
 WEB_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")

@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from sdlora.params import Search
+from sdlora.source_section import Search
 
 MAX_TEXT = 10_000  # characters
 

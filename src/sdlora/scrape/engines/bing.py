@@ -3,8 +3,8 @@
 from typing import ClassVar
 from urllib.parse import urlencode
 
-from sdlora.params import Search
 from sdlora.scrape.engines import Hit, read_json, words
+from sdlora.source_section import Search
 
 LICENCES = {
     "creative_commons": "licenseType-Any",

@@ -1,0 +1,73 @@
+"""What the DAG starts from and does not make: pictures, captions, masks and weights."""
+
+from pathlib import Path
+
+from sdlora import provenance
+from sdlora.errors import DataError
+from sdlora.params import ALPHA, Base, Dataset, Params
+from sdlora.provenance import FileHashes
+from sdlora.scrape import pin
+from sdlora.scrape.source import PICTURE_SUFFIXES
+from sdlora.source_section import FolderSource, HubSource
+
+MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
+
+
+def base_identity(base: Base, hashes: FileHashes) -> str:
+    """Which weights a base means: content for local files, id and revision for the hub."""
+    vae = f" + {identity_of(base.vae, base.vae_revision, hashes)}" if base.vae else ""
+    return identity_of(base.model, base.revision, hashes) + vae
+
+
+def identity_of(model: str, revision: str | None, hashes: FileHashes) -> str:
+    """Which weights a folder, file or hub id means."""
+    path = Path(model)
+    if path.exists():
+        return f"sha256:{provenance.identity_of_folder(path, MODEL_SUFFIXES, hashes)}"
+    return f"hub:{model}@{revision or 'main'}"
+
+
+def source_files(dataset: Dataset, hashes: FileHashes) -> dict[str, str]:
+    """Content identity of each source on this machine; what is scraped is pinned instead."""
+    return {
+        path: provenance.identity_of_folder(Path(path), suffixes, hashes)
+        for path, suffixes in map(pin.on_this_machine, dataset.sources)
+        if path and Path(path).exists()
+    }
+
+
+def override_identity(dataset: Dataset, hashes: FileHashes) -> str | None:
+    """Content of the user's own captions, where there are any."""
+    path = Path(dataset.captions_override) if dataset.captions_override else None
+    return hashes.of(path) if path and path.exists() else None
+
+
+def mask_identity(dataset: Dataset, hashes: FileHashes) -> str | None:
+    """Content of the folder of masks, where there is one."""
+    if dataset.masks in (None, ALPHA) or not Path(str(dataset.masks)).is_dir():
+        return None
+    return provenance.identity_of_folder(Path(str(dataset.masks)), PICTURE_SUFFIXES, hashes)
+
+
+def check(params: Params) -> None:
+    """Fail before any work when a version of `run` has no pictures to start from.
+
+    Raises:
+        DataError: If a folder source is missing or holds no picture.
+    """
+    for name in dict.fromkeys(params.versions[name].dataset for name in params.run):
+        masks = params.datasets[name].masks
+        if masks not in (None, ALPHA) and not Path(str(masks)).is_dir():
+            raise DataError(f"datasets.{name}.masks: there is no folder {masks!r}; or did you mean alpha?")
+        for number, source in enumerate(params.datasets[name].sources):
+            where = f"datasets.{name}.sources[{number}].path"
+            if isinstance(source, HubSource) and source.local and not Path(source.local).is_dir():
+                raise DataError(f"{where.removesuffix('path')}local: there is no folder {source.local!r}")
+            if not isinstance(source, FolderSource):
+                continue
+            if not Path(source.path).is_dir():
+                raise DataError(f"{where}: there is no folder {source.path!r}")
+            if not any(p.suffix.lower() in PICTURE_SUFFIXES for p in Path(source.path).rglob("*")):
+                raise DataError(
+                    f"{where}: the folder {source.path!r} holds no picture (looked for {', '.join(PICTURE_SUFFIXES)})"
+                )
