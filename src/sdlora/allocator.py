@@ -1,6 +1,6 @@
 """What glibc does with freed memory: a large base needs it back at once, a small one is faster when it is kept."""
 
-import ctypes.util
+import ctypes
 import sys
 
 # malloc.h: options of mallopt; sizes in bytes
@@ -21,15 +21,14 @@ def give_large_blocks_back() -> None:
 def keep_freed_blocks() -> None:
     """Have freed blocks of up to 32 MiB kept in the heap, all of them.
 
-    The embedded base's activations are small enough not to matter, and so is its arithmetic: what the kernel
-    takes to clear their pages anew at every operation is a seventh of a step at batch 4.
+    The embedded base's activations are small, and its arithmetic is quick: what the kernel takes to clear their
+    pages anew at every operation is a seventh of a step at batch 4.
     """
     _set({_M_MMAP_THRESHOLD: _LARGEST_BLOCK, _M_TRIM_THRESHOLD: _TRIM_NEVER})
 
 
 def _set(options: dict[int, int]) -> None:
-    library = ctypes.util.find_library("c")
-    mallopt = getattr(ctypes.CDLL(library), "mallopt", None) if sys.platform == "linux" and library else None
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None  # musl has none
     if mallopt is not None:
         for option, value in options.items():
             mallopt(option, value)

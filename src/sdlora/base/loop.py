@@ -101,7 +101,7 @@ def train(
     start = _resume(state_path, parameters, ema, optimizer)
     if start:
         print(f"{name}: resuming from step {start} of {steps}", flush=True)
-    progress, recent, mean = Progress(name, steps, start), [], math.nan
+    progress, recent, said = Progress(name, steps, start), [], ""
     for step in range(start, steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps, peak_learning_rate)
@@ -115,9 +115,9 @@ def train(
         recent.append(loss.detach())
         done = step + 1
         if len(recent) == 50 or done == steps:  # reading a loss waits for the device
-            mean = float(torch.stack(recent).mean())
+            said = f"loss {float(torch.stack(recent).mean()):.4f}"
             recent.clear()
-        progress.update(done, f"loss {mean:.4f}")
+        progress.update(done, said)
         if done % save_every == 0 or done == steps:
             _save(state_path, done, parameters, ema, optimizer)
             if on_save is not None and done != steps:
