@@ -8,13 +8,13 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from test_train import TINY, examples, settings
-from torch import Tensor
+from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from sdlora.params import Flip
 from sdlora.train.dataset import Example
 from sdlora.train.loop import optimizer_step, replay_of
-from sdlora.train.replay import without_identities
+from sdlora.train.replay import called_directly, without_identities
 from sdlora.train.run import prepare
 from sdlora.train_section import Ema, Pivotal, Prior, TextEncoder
 
@@ -134,4 +134,22 @@ def test_identities_are_left_out_unless_memory_would_be_shared(work: Callable[..
     shorter = without_identities(traced)
     assert before - len(shorter.graph.nodes) == left_out
     for ours, theirs in zip(shorter(x), work(x), strict=True):  # type: ignore[arg-type, var-annotated]
+        assert torch.equal(ours, theirs)
+
+
+def frequent(x: Tensor) -> tuple[Tensor, ...]:
+    y = (x.unsqueeze(0).transpose(1, 2).expand(2, 3, 2).clone(memory_format=torch.contiguous_format) * 2 + 1).view(4, 3)
+    y.addmm_(y[:, :2], x, alpha=0.5).mul_(0.9)
+    norms = nn.functional.layer_norm(y, (3,)), nn.functional.group_norm(y.view(1, 4, 3), 2)
+    return torch.cat([nn.functional.silu(y), nn.functional.gelu(y)]).permute(1, 0), y.t() @ y, *norms
+
+
+def test_frequent_operations_are_called_directly() -> None:
+    x = torch.arange(6.0).view(2, 3)
+    traced = make_fx(frequent)(x)
+    slow = {node.target for node in traced.graph.nodes}
+    faster = called_directly(traced)
+    left = {str(node.target) for node in faster.graph.nodes if node.target in slow and node.op == "call_function"}
+    assert left <= {"aten.slice.Tensor", "<built-in function getitem>"}
+    for ours, theirs in zip(faster(x), frequent(x), strict=True):
         assert torch.equal(ours, theirs)

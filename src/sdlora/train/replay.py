@@ -2,7 +2,8 @@
 
 In a step of the embedded base a third of the time is Python's and autograd's, not arithmetic. So once batches
 of a shape have come often, one is traced down to its operations (`make_fx`), gradients included, and those
-that follow run the list, without what multiplies by one. Order and numbers stay the same, and so do the bytes.
+that follow run the list, without what multiplies by one and by torch's shortest calls. Order and numbers stay
+the same, and so do the bytes.
 """
 
 from collections import Counter
@@ -20,7 +21,22 @@ from sdlora.train.batch import Batch
 #: Tracing takes as long as some fifty steps: a shape that came a hundred times is worth it, whatever is to come.
 TRACED_AFTER = 100
 _CONDITIONING = "conditioning."
-_TIMES = (torch.ops.aten.div.Tensor, torch.ops.aten.mul.Tensor, torch.ops.aten.mul_.Tensor)
+_ATEN = torch.ops.aten
+_TIMES = (_ATEN.div.Tensor, _ATEN.mul.Tensor, _ATEN.mul_.Tensor)
+
+#: Operations that come by the hundred, and the methods and functions that reach them in 60 % of the time.
+_METHODS = {
+    getattr(getattr(_ATEN, name), overload): name
+    for name, overload in (
+        ("view", "default"), ("permute", "default"), ("transpose", "int"), ("unsqueeze", "default"),
+        ("expand", "default"), ("t", "default"), ("clone", "default"), ("addmm_", "default"), ("mul_", "Tensor"),
+    )
+}  # fmt: skip
+_FUNCTIONS: dict[OpOverload, Callable[..., Any]] = {
+    _ATEN.mm.default: torch.mm, _ATEN.add.Tensor: torch.add, _ATEN.mul.Tensor: torch.mul, _ATEN.cat.default: torch.cat,
+    _ATEN.native_group_norm.default: torch.native_group_norm, _ATEN.native_layer_norm.default: torch.native_layer_norm,
+    _ATEN.silu.default: torch.nn.functional.silu, _ATEN.gelu.default: torch.nn.functional.gelu,
+}  # fmt: skip
 
 
 class Replay:
@@ -65,7 +81,7 @@ class Replay:
             loss = loss_of(_batch(dict(zip(named, values, strict=True))))
             return loss.detach(), *torch.autograd.grad(loss, self._parameters)
 
-        return without_identities(make_fx(passes)(*named.values()))
+        return called_directly(without_identities(make_fx(passes)(*named.values())))
 
 
 def _tensors(batch: Batch) -> dict[str, Tensor]:
@@ -95,6 +111,17 @@ def without_identities(traced: fx.GraphModule) -> fx.GraphModule:
         if _aliasing(node)[0] or all(last_written.get(roots[n], -1) < order[node] for n in (node, _first(node))):
             node.replace_all_uses_with(_first(node))
             traced.graph.erase_node(node)
+    traced.recompile()
+    return traced
+
+
+def called_directly(traced: fx.GraphModule) -> fx.GraphModule:
+    """Call the most frequent operations by torch's own methods and functions: the same work, found sooner."""
+    for node in traced.graph.nodes:
+        if node.target in _METHODS:
+            node.op, node.target = "call_method", _METHODS[node.target]
+        elif node.target in _FUNCTIONS:
+            node.target = _FUNCTIONS[node.target]
     traced.recompile()
     return traced
 
