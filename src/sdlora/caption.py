@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from sdlora import provenance, records
-from sdlora.errors import DataError, MissingError, suggest
+from sdlora.errors import DataError, MissingError, download_command, suggest
 from sdlora.params import Caption
 from sdlora.pictures import read_rgb
 
@@ -42,7 +42,7 @@ class Captioner:
         except OSError as error:
             raise MissingError(
                 f"the captioner {self._model!r} is neither a folder nor reachable on the hub; on a machine with "
-                f"network: hf download {self._model} ({str(error).splitlines()[0]})"
+                f"network: `{download_command(self._model, self._revision)}` ({str(error).splitlines()[0]})"
             ) from None
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return processor, model.float().eval().to(device)

@@ -31,3 +31,8 @@ def suggest(name: str, choices: Iterable[str]) -> str:
     if near:
         return f"; did you mean {near[0]}?"
     return f"; choices: {', '.join(known)}" if known else ""
+
+
+def download_command(model: str, revision: str | None) -> str:
+    """How to get a model from the hub, at the revision that `params.yaml` names."""
+    return f"hf download {model}" + (f" --revision {revision}" if revision else "")

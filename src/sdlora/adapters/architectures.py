@@ -82,13 +82,13 @@ def outline(pipeline: Any, base: Base) -> dict[str, nn.Module]:
         try:
             configs = _configs_of(pipeline, base.model, base.revision)
         except (OSError, ValueError) as error:
-            raise unreachable(base.model, error) from None
+            raise unreachable(base.model, base.revision, error) from None
     if base.vae is not None:
         options = revision_option(base.vae, base.vae_revision)
         try:
             configs["vae"] = ("AutoencoderKL", dict(diffusers.AutoencoderKL.load_config(base.vae, **options)))
         except (OSError, ValueError) as error:
-            raise unreachable(base.vae, error) from None
+            raise unreachable(base.vae, base.vae_revision, error) from None
     return {name: empty(config) for name, config in configs.items()}
 
 

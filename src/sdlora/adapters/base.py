@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sdlora import allocator, choices, packed
-from sdlora.errors import MissingError
+from sdlora.errors import MissingError, download_command
 from sdlora.params import Base
 
 Conditioning = dict[str, Tensor]
@@ -161,7 +161,7 @@ def _from_pretrained(kind: Any, model: str, revision: str | None, **options: Any
     try:
         return kind.from_pretrained(model, **options, **revision_option(model, revision))
     except (OSError, ValueError) as error:
-        raise unreachable(model, error) from None
+        raise unreachable(model, revision, error) from None
 
 
 def revision_option(model: str, revision: str | None) -> dict[str, str]:
@@ -169,13 +169,13 @@ def revision_option(model: str, revision: str | None) -> dict[str, str]:
     return {} if revision is None or Path(model).exists() else {"revision": revision}
 
 
-def unreachable(model: str, error: Exception) -> Exception:
+def unreachable(model: str, revision: str | None, error: Exception) -> Exception:
     """What a user does when a base cannot be read; the error itself where the base is local."""
     if Path(model).exists():
         return error
     return MissingError(
         f"the base model {model!r} is neither a local folder nor reachable on the hub. On a machine with network: "
-        f"`hf download {model}`, or set bases.<name>.model to a folder or a .safetensors file "
+        f"`{download_command(model, revision)}`, or set bases.<name>.model to a folder or a .safetensors file "
         f"({str(error).splitlines()[0]})"
     )
 
