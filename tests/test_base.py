@@ -19,7 +19,7 @@ from sdlora.base.recipe import BaseRecipe
 from sdlora.provenance import sha256_of
 
 SHARE = 0.01
-KILLED_SHARE = 0.003  # five starts and a run beside it, so it is shorter
+KILLED_SHARE = 0.001  # five starts and a run beside it, so it is shorter
 STATES = ("vae", "decoder", "blip", "diffusion", "varied")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from sdlora import records
+from sdlora import allocator, records
 from sdlora.base import blip, diffusion, pictures, vae
 from sdlora.base.recipe import BaseRecipe
 
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to train in this process")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    allocator.keep_freed_blocks()
     recipe = BaseRecipe() if args.share == 1.0 else BaseRecipe().shortened(args.share)
     make(recipe, args.work, args.out, args.device, args.only)
 

@@ -43,6 +43,6 @@ class BaseRecipe:
         values = dict(self.__dict__)
         steps = ("vae_steps", "decoder_steps", "blip_steps", "unet_steps", "varied_steps")
         for key in ("pictures", "varied_pictures", *steps):
-            values[key] = max(8, round(values[key] * share))
+            values[key] = max(4, round(values[key] * share))
         values["save_every"] = min(self.save_every, min(values[key] for key in steps) // 2)
         return BaseRecipe(**values)
