@@ -16,7 +16,9 @@ BATCH_SIZES = (1, 2, 4, 8)
 # Rate schedules cost nothing measurable; seeds and the like are no options of speed.
 LEFT_OUT = ("lr_schedule",)
 # What an entry may need beside its name, tried in turn until the schema accepts it.
-COMPANIONS: tuple[dict[str, Any], ...] = ({}, {"learning_rate": 1.0}, {"mixed_precision": "bf16"})
+COMPANIONS: tuple[dict[str, Any], ...] = (
+    {}, {"learning_rate": 1.0}, {"mixed_precision": "bf16"}, {"loss": "huber"},
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
