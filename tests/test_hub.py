@@ -1,22 +1,18 @@
 """The hub source on copies that `datasets` itself wrote, on the hub's own cache and on a small hub on loopback."""
 
-import hashlib
 import io
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from threading import Thread
-from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any
 
 import datasets
 import pytest
 from conftest import ROOT
 from PIL import Image
+from rig.hub import Hub, serving
 
 from sdlora import records
 from sdlora.errors import DataError
@@ -204,72 +200,31 @@ def test_a_hub_that_cannot_be_reached_is_told(tmp_path: Path, env: dict[str, Any
     assert f"hf download {NAME} --repo-type dataset --local-dir FOLDER" in message and "local: FOLDER" in message
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the hub as a download needs: one dataset at one commit, one gated, nothing else."""
-
-    files: ClassVar[dict[str, bytes]] = {}
-    log: ClassVar[list[str]] = []
-
-    def do_GET(self) -> None:
-        path = self.path.split("?")[0]
-        self.log.append(path)
-        if "/gated/" in path:
-            self.say(403, b"{}", {"X-Error-Code": "GatedRepo"})
-        elif NAME not in path:
-            self.say(401, b"{}", {"X-Error-Code": "RepoNotFound"})
-        elif path.startswith(f"/api/datasets/{NAME}/revision/") and path.rsplit("/", 1)[1] not in ("main", COMMIT):
-            self.say(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
-        elif path.startswith("/api/"):
-            listed = [{"rfilename": name, "type": "file", "path": name, "oid": hashlib.sha1(content).hexdigest(),
-                       "size": len(content)} for name, content in self.files.items()]  # fmt: skip
-            whole = {"id": NAME, "sha": COMMIT, "private": False, "gated": False, "siblings": listed}
-            self.say(200, json.dumps(listed if "/tree/" in path else whole).encode())
-        else:
-            content = self.files[path.split(f"/resolve/{COMMIT}/")[1]]
-            self.say(200, content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": COMMIT})
-
-    do_HEAD = do_GET
-
-    def say(self, status: int, body: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> None:
-        self.send_response(status)
-        for name, value in {"Content-Length": str(len(body)), "Content-Type": "application/json", **headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-
 @pytest.fixture
-def a_hub(copy: Path) -> Iterator[dict[str, Any]]:
-    Hub.files = {p.relative_to(copy).as_posix(): p.read_bytes() for p in copy.rglob("*") if p.is_file()}
-    Hub.files |= {"load.py": b"raise SystemExit('executed')", "weights.safetensors": b"x"}
-    Hub.log.clear()
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield {"HF_HUB_OFFLINE": 0, "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HUB_DISABLE_XET": 1}
-        server.shutdown()
+def a_hub(copy: Path) -> Iterator[Hub]:
+    files = {p.relative_to(copy).as_posix(): p.read_bytes() for p in copy.rglob("*") if p.is_file()}
+    files |= {"load.py": b"raise SystemExit('executed')", "weights.safetensors": b"x"}
+    with serving({NAME: (COMMIT, files)}) as hub:
+        yield hub
 
 
-def test_a_download_is_of_one_commit_and_of_data_only(a_hub: dict[str, Any], tmp_path: Path) -> None:
-    done = offline(tmp_path, env=a_hub)
+def test_a_download_is_of_one_commit_and_of_data_only(a_hub: Hub, tmp_path: Path) -> None:
+    done = offline(tmp_path, env=a_hub.env)
     lines = done.stdout.splitlines()
     assert len(lines) == 6 and lines[5] == f"train/000005 {COMMIT} a ninja, number 5 cc-by-nc-sa-4.0", done.stderr
-    assert not [path for path in Hub.log if path.endswith((".py", ".safetensors"))]
+    assert not [path for path in a_hub.log if path.endswith((".py", ".safetensors"))]
     again = offline(tmp_path)
     assert again.stdout == done.stdout, "the next time without a network"
 
 
-def test_what_the_hub_does_not_have_is_told(a_hub: dict[str, Any], tmp_path: Path) -> None:
+def test_what_the_hub_does_not_have_is_told(a_hub: Hub, tmp_path: Path) -> None:
     said = {
         "a/b": "DataError: the hub has no dataset 'a/b', or it is private",
         "gated/b": "MissingError: gated/b at main is gated: accept its terms",
     }
     for repository, message in said.items():
-        assert offline(tmp_path, env=a_hub, repository=repository).stderr.splitlines()[-1].startswith(message)
-    done = offline(tmp_path, env=a_hub, revision="v9")
+        assert offline(tmp_path, env=a_hub.env, repository=repository).stderr.splitlines()[-1].startswith(message)
+    done = offline(tmp_path, env=a_hub.env, revision="v9")
     assert done.stderr.splitlines()[-1] == f"DataError: {NAME} has no revision 'v9'"
 
 
