@@ -39,10 +39,12 @@ class BaseRecipe:
         return max(1, round(self.unet_batch * (self.size_px / self.varied_px) ** 2))
 
     def shortened(self, share: float) -> "BaseRecipe":
-        """The same recipe with a share of its pictures and steps, for a rehearsal."""
+        """The same recipe with a share of its pictures and steps and a quarter of its batches, for a rehearsal."""
         values = dict(self.__dict__)
         steps = ("vae_steps", "decoder_steps", "blip_steps", "unet_steps", "varied_steps")
         for key in ("pictures", "varied_pictures", *steps):
             values[key] = max(4, round(values[key] * share))
+        for key in ("vae_batch", "blip_batch", "unet_batch"):
+            values[key] //= 4
         values["save_every"] = min(self.save_every, min(values[key] for key in steps) // 2)
         return BaseRecipe(**values)
