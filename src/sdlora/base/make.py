@@ -68,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("models/.work"), help="pictures, states, previews")
     parser.add_argument("--out", type=Path, default=Path("models"), help="where tiny-sd and tiny-blip are written")
-    parser.add_argument("--share", type=float, default=1.0, help="share of the pictures and steps; less than 1 is a rehearsal")
+    parser.add_argument("--share", type=float, default=1.0, help="of pictures and steps; below 1 a rehearsal")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; the result depends on it")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to train in this process")
