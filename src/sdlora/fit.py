@@ -5,11 +5,12 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from sdlora import masks, provenance, records
+from sdlora import manifest, masks, provenance, records
 from sdlora.params import Fit
 from sdlora.pictures import open_picture, png_bytes, to_rgb
 
@@ -144,11 +145,12 @@ def fit_dataset(
         The files written.
 
     Raises:
-        DataError: If a training picture's mask is missing, empty or of another size.
+        DataError: If the manifest is not what a scrape writes, or a training picture's mask is missing, empty or of
+            another size.
     """
-    known = records.read_json(out / KEPT) if (out / KEPT).exists() else {}
+    known = _remembered(out / KEPT)
     rows, files, kept, new = [], [], {}, 0
-    for row in records.read_jsonl(source / "manifest.jsonl"):
+    for row in manifest.read(source):
         mask_file = masks.find(mask_source, row) if row["split"] == "train" else None
         wanted = [out / f"{row['id']}.png"]
         if mask_source is not None and row["split"] == "train":
@@ -173,6 +175,15 @@ def fit_dataset(
     shapes = ", ".join(f"{count} of {shape} px" for shape, count in sorted(counts.items()))
     print(f"fit: {new} new, {len(rows) - new} kept; {shapes}", flush=True)
     return [out / "fit.jsonl", *files]
+
+
+def _remembered(path: Path) -> dict[str, Any]:
+    """What was fitted before; a damaged memory is none."""
+    try:
+        known = records.read_json(path) if path.is_file() else {}
+        return {str(name): row for name, row in known.items() if {"key", "files", "geometry"} <= set(row)}
+    except (ValueError, AttributeError, TypeError):
+        return {}
 
 
 def _hashes(files: list[Path]) -> list[str | None]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hostile import ATTACKS
 
-GROUPS = ("hub",)
+GROUPS = ("hub", "shared")
 
 
 def main(*groups: str) -> int:
@@ -21,7 +21,8 @@ def main(*groups: str) -> int:
     tried: Counter[str] = Counter()
     through: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as scratch:
-        for number, attack in enumerate(ATTACKS):
+        chosen = [attack for attack in ATTACKS if attack.group in (groups or GROUPS)]
+        for number, attack in enumerate(chosen):
             began = time.monotonic()
             found = attack.run(Path(scratch) / str(number))
             tried[attack.group] += 1

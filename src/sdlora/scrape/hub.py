@@ -1,7 +1,7 @@
 """A Hugging Face image dataset with captions: from the hub, its cache, or a copy in a folder.
 
 A hub dataset is downloaded whole at one commit, and that commit goes into the manifest. Pictures are taken as the bytes
-that are stored, never decoded here: `datasets` would stop at the first broken one. No code of a dataset is run. Two of its
+that are stored, never decoded here: `datasets` would stop at the first broken one. No code of a dataset is run. Two
 columns are read: any other could hold pictures that `datasets` would decode with whatever Pillow knows, or fetch.
 """
 
