@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from sdlora import manifest, masks, provenance, records
+from sdlora.errors import DataError
 from sdlora.params import Fit
 from sdlora.pictures import open_picture, png_bytes, to_rgb
 
@@ -195,7 +196,10 @@ def _write(
 ) -> dict[str, object]:
     """Fit one picture and its mask; returns what `fit.jsonl` says about their geometry."""
     matte = settings.fill if settings.fill.startswith("#") else "#ffffff"
-    opened = open_picture((source / "raw" / row["file"]).read_bytes(), row["name"])
+    raw = source / "raw" / row["file"]
+    if not raw.is_file():
+        raise DataError(f"{row['name']}: there is no file {raw}; bring it back with `dvc checkout data/sets`")
+    opened = open_picture(raw.read_bytes(), row["name"])
     picture = to_rgb(opened, matte)
     fitted = fit_picture(picture, settings)
     records.write_bytes(wanted[0], png_bytes(fitted.picture))

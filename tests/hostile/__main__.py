@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hostile import ATTACKS
 
-GROUPS = ("hub", "shared")
+GROUPS = ("hub", "shared", "decode")
 
 
 def main(*groups: str) -> int:
