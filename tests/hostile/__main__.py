@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hostile import ATTACKS
 
-GROUPS = ("hub", "shared", "decode")
+GROUPS = ("hub", "shared", "decode", "network")
 
 
 def main(*groups: str) -> int:

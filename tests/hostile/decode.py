@@ -1,5 +1,6 @@
 """Small files that cost a decoder much: time, memory, or its life. Every source decodes them."""
 
+import contextlib
 import io
 import resource
 import time
@@ -106,10 +107,8 @@ def _searched(name: str) -> Callable[[Path], str | None]:
     def attempt(folder: Path) -> str | None:
         content = FILES[name]()
         began = time.monotonic()
-        try:
+        with contextlib.suppress(DataError):
             examine(content, "x", Scrape(deadline_s=1.0))
-        except DataError:
-            pass
         return _cost(began)
 
     return attempt

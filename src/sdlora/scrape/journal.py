@@ -57,6 +57,14 @@ class Journal:
                     os.fsync(handle.fileno())
                 self._synced = now
 
+    def note_dropped(self, url: str) -> None:
+        """The picture was rejected and its file is deleted; what is known of it stays known."""
+        with self._lock:
+            row = self._rows.get(url)
+            if row is not None and not row.get("dropped"):
+                self._rows[url] = {**row, "dropped": True}
+                self._append(self._rows[url])
+
     def finish(self) -> None:
         """The dataset is whole: the next run is a new one."""
         if self._path.exists():
