@@ -166,6 +166,15 @@ class Sample(Section):
     def _known_scheduler(cls, value: str) -> str:
         return on_menu(value, choices.SCHEDULERS)
 
+    @model_validator(mode="after")
+    def _hires_has_a_step(self) -> Self:
+        if self.hires is not None and int(self.inference_steps * self.hires.denoising_strength) < 1:
+            raise ValueError(
+                f"hires.denoising_strength is {self.hires.denoising_strength:g} of {self.inference_steps} "
+                f"inference_steps, which is no whole step; raise one of them"
+            )
+        return self
+
 
 class Evaluate(Section):
     """What is measured, and which checkpoint is called best."""
