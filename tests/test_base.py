@@ -15,11 +15,11 @@ from conftest import ROOT, wait_for
 from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file
+from tools.tiny_base import blip, make, text, world
+from tools.tiny_base.quality import nearest_shares, same_style, word_f1
+from tools.tiny_base.recipe import BaseRecipe
 from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTokenizer
 
-from sdlora.base import blip, make, text, world
-from sdlora.base.quality import nearest_shares, same_style, word_f1
-from sdlora.base.recipe import BaseRecipe
 from sdlora.provenance import sha256_of
 
 SHARE = 0.01
@@ -28,9 +28,9 @@ STATES = ("vae", "decoder", "blip", "diffusion", "varied")
 
 
 def start(folder: Path, share: float) -> subprocess.Popen[bytes]:
-    """`python -m sdlora.base.make` with a share of the pictures and steps, its lines in `folder`/log."""
+    """`python -m tools.tiny_base.make` with a share of the pictures and steps, its lines in `folder`/log."""
     folder.mkdir(exist_ok=True)
-    words = [sys.executable, "-u", "-m", "sdlora.base.make", "--share", str(share), "--threads", "1"]
+    words = [sys.executable, "-u", "-m", "tools.tiny_base.make", "--share", str(share), "--threads", "1"]
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
             [*words, "--device", "cpu", "--work", str(folder / "work"), "--out", str(folder / "models")],
@@ -104,7 +104,7 @@ def test_the_same_captions_give_the_same_tokenizers(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from sdlora.base import text, world
+from tools.tiny_base import text, world
 captions = [world.sample(index, 0).caption for index in range(60)]
 text.clip_tokenizer(captions, Path(sys.argv[1]) / "clip")
 text.bert_tokenizer(captions, Path(sys.argv[1]) / "bert").save_pretrained(Path(sys.argv[1]) / "bert")

@@ -12,8 +12,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sdlora.base import loop, readers, text
-from sdlora.base.recipe import BaseRecipe
+from tools.tiny_base import loop, readers, text
+from tools.tiny_base.recipe import BaseRecipe
 
 TEXT_WIDTH = 192
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
