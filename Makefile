@@ -65,11 +65,11 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.train $(BENCH)
 
 base: $(INSTALLED)
-	$(BIN)/python -u -m sdlora.base.datasets
-	$(BIN)/python -u -m sdlora.base.make
-	$(BIN)/python -u -m sdlora.base.quality
+	$(BIN)/python -u -m tools.tiny_base.datasets
+	$(BIN)/python -u -m tools.tiny_base.make
+	$(BIN)/python -u -m tools.tiny_base.quality
 	cp results/base/sheet.png docs/images/base.png
-	$(BIN)/python -m sdlora.base.cards
+	$(BIN)/python -m tools.tiny_base.cards
 
 clean:
 	rm -rf .venv .snakemake logs

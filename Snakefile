@@ -1,36 +1,38 @@
 # The DAG: images -> results/<version>/metrics.csv. Rules lie in workflow/rules, one file per stage.
+import os
+import re
 import sys
 from pathlib import Path
 
 from snakemake.utils import min_version
 
 min_version("9.0")
-sys.path.insert(0, str(Path(workflow.basedir) / "src"))
+SOURCE = str(Path(workflow.basedir) / "src")
+sys.path.insert(0, SOURCE)
+# The scripts import the code that the recipes hash, whatever is installed.
+os.environ["PYTHONPATH"] = os.pathsep.join([SOURCE, *filter(None, [os.environ.get("PYTHONPATH")])])
 
-from sdlora import guard, inputs, plan, provenance, settings
+from sdlora import errors, guard, inputs, plan, provenance, settings
 from sdlora.errors import SdloraError
+from sdlora.params import RESULTS_OF_ALL
 
+# While another run is at work its recipes stay as they are: a dry run then shows the plan as it was.
 try:
+    inputs.check_place(Path(workflow.basedir))
     PARAMS = settings.load(Path("params.yaml"))
     inputs.check(PARAMS)
     JOBS = plan.jobs(PARAMS)
+    if workflow.is_main_process and guard.acquire(sys.argv[1:]):
+        provenance.settle(JOBS)
 except SdloraError as error:
     raise WorkflowError(str(error))
 
-# While another run is at work its recipes stay as they are: a dry run then shows the plan as it was.
-if workflow.is_main_process and guard.acquire():
-    provenance.settle(JOBS)
-
 
 wildcard_constraints:
-    version="|".join(PARAMS.versions),
-    dataset="|".join(PARAMS.datasets),
-    base="|".join(PARAMS.bases),
+    version="|".join(map(re.escape, PARAMS.versions)),
+    dataset="|".join(map(re.escape, PARAMS.datasets)),
+    base="|".join(map(re.escape, PARAMS.bases)),
     fit=r"[a-z_]+(-[a-z0-9]+)*-\d+",
-
-
-onstart:
-    guard.leave_unless_held()
 
 
 include: "workflow/rules/common.smk"
@@ -45,6 +47,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/compare.smk"
 include: "workflow/rules/models.smk"
+include: "workflow/rules/unknown.smk"
 
 
 localrules:

@@ -89,9 +89,8 @@ def settings(**changes: object) -> Train:
     return Train(**{**values, "mixed_precision": "no", **changes})
 
 
-def edited(folder: Path, *changes: tuple[str, str]) -> Params:
+def edited(folder: Path, *changes: tuple[str, str], text: str = SMALL) -> Params:
     """The tests' small settings, read after changes of their text; `folder` gets the code and the models."""
-    text = SMALL
     for before, after in changes:
         assert before in text
         text = text.replace(before, after, 1)

@@ -1,6 +1,9 @@
 """`make base` with 1 % of its steps makes models that load, and kills change no byte of them."""
 
+import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +14,12 @@ import torch
 from conftest import ROOT, wait_for
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from transformers import BlipForConditionalGeneration, BlipProcessor
+from safetensors.torch import load_file
+from tools.tiny_base import blip, make, text, world
+from tools.tiny_base.quality import nearest_shares, same_style, word_f1
+from tools.tiny_base.recipe import BaseRecipe
+from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTokenizer
 
-from sdlora.base import blip, make, text, world
-from sdlora.base.quality import nearest_shares, same_style, word_f1
-from sdlora.base.recipe import BaseRecipe
 from sdlora.provenance import sha256_of
 
 SHARE = 0.01
@@ -24,9 +28,9 @@ STATES = ("vae", "decoder", "blip", "diffusion", "varied")
 
 
 def start(folder: Path, share: float) -> subprocess.Popen[bytes]:
-    """`python -m sdlora.base.make` with a share of the pictures and steps, its lines in `folder`/log."""
+    """`python -m tools.tiny_base.make` with a share of the pictures and steps, its lines in `folder`/log."""
     folder.mkdir(exist_ok=True)
-    words = [sys.executable, "-u", "-m", "sdlora.base.make", "--share", str(share), "--threads", "1"]
+    words = [sys.executable, "-u", "-m", "tools.tiny_base.make", "--share", str(share), "--threads", "1"]
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
             [*words, "--device", "cpu", "--work", str(folder / "work"), "--out", str(folder / "models")],
@@ -100,7 +104,7 @@ def test_the_same_captions_give_the_same_tokenizers(tmp_path: Path) -> None:
     code = """
 import sys
 from pathlib import Path
-from sdlora.base import text, world
+from tools.tiny_base import text, world
 captions = [world.sample(index, 0).caption for index in range(60)]
 text.clip_tokenizer(captions, Path(sys.argv[1]) / "clip")
 text.bert_tokenizer(captions, Path(sys.argv[1]) / "bert").save_pretrained(Path(sys.argv[1]) / "bert")
@@ -159,3 +163,25 @@ def test_every_third_picture_has_a_spot() -> None:
     assert 0.2 < float(changed.flatten(1).any(dim=1).float().mean()) < 0.45
     assert float(changed.float().mean(dim=(1, 2)).max()) < 0.1
     assert torch.equal(spotted, blip.with_spots(plain, torch.manual_seed(0)))
+
+
+def test_the_base_opens_in_transformers_4_and_5(tmp_path: Path) -> None:
+    """Version 4 wants nested names and a vocabulary; the values are those that version 5 wrote flattened."""
+    found = load_file(ROOT / "models/tiny-sd/text_encoder/model.safetensors")
+    assert all(name.startswith("text_model.") for name in found)
+    digest = hashlib.sha256()
+    for name in sorted(found):
+        digest.update(name.removeprefix("text_model.").encode() + found[name].numpy().tobytes())
+    assert digest.hexdigest() == "9b186380ca6d8178272cfc90df0d771cbe1faf31437badaa0a7d8c194d16e127"
+    folder = ROOT / "models/tiny-sd/tokenizer"
+    model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
+    assert json.loads((folder / "vocab.json").read_text("utf-8")) == model["vocab"]
+    merges = (folder / "merges.txt").read_text("utf-8").splitlines()
+    assert [tuple(merge.split(" ")) for merge in merges[1:]] == [tuple(merge) for merge in model["merges"]]
+    for name in ("vocab.json", "merges.txt"):  # version 4's way: no tokenizer.json
+        shutil.copy(folder / name, tmp_path)
+    text = "captain, black undercut hair; 日本 №42"
+    ends = {"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    assert CLIPTokenizer.from_pretrained(tmp_path, **ends)(text).input_ids == (
+        CLIPTokenizer.from_pretrained(folder)(text).input_ids
+    )

@@ -81,6 +81,41 @@ def test_a_users_caption_wins(folder: Path, tmp_path: Path) -> None:
     assert (texts["p1"], texts["p2"]) == ("captain, at the helm", "captain, asleep")
 
 
+ROW = '{"file": "1.png", "caption": "caf\N{LATIN SMALL LETTER E WITH ACUTE}, smile"}\n'
+
+
+def test_an_override_with_a_byte_order_mark_and_odd_line_breaks_in_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(("\ufeff" + ROW.replace("smile", "smile\u2028\u0085 wide").replace("\n", "\r\n")).encode())
+    found = read_overrides(str(path), [{"name": "1.png", "id": "p1"}])
+    assert found["p1"].startswith("caf\xe9, smile\u2028\u0085 wide")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (ROW.encode("utf-16"), r"mine\.jsonl:1: byte 0xff is not UTF-8"),
+        (("\n" + ROW).encode("cp1252"), r"mine\.jsonl:2: byte 0xe9 is not UTF-8; save the file as UTF-8"),
+        (b'["1.png", "x"]', r"mine\.jsonl:1: a list, where an object with file and caption is wanted"),
+        (b'[\n{"file": "1.png"}\n]', r"mine\.jsonl:1: not JSON"),
+        (b"1.png,smile", r"mine\.jsonl:1: not JSON"),
+        (b"[" * 100_000, r"mine\.jsonl:1: not JSON"),
+        (b'{"file": ["1.png"], "caption": "x"}', r"mine\.jsonl:1: needs id or file, and caption, as texts"),
+        (b'{"file": "1.png", "caption": 3}', r"mine\.jsonl:1: needs id or file, and caption, as texts"),
+    ],
+)
+def test_an_override_that_cannot_be_read_is_told(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_overrides(str(tmp_path / "mine.jsonl"), [{"name": "1.png", "id": "p1"}])
+
+
+def test_an_override_that_is_a_folder_or_missing_is_told(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "none", "No such file or directory")):
+        with pytest.raises(DataError, match=f"captions_override: cannot read the file '{path}': {reason}"):
+            read_overrides(str(path), [])
+
+
 def test_an_override_for_an_unknown_picture_is_an_error(tmp_path: Path) -> None:
     records.write_jsonl(tmp_path / "mine.jsonl", [{"file": "01.png", "caption": "x"}])
     with pytest.raises(DataError, match=r"mine.jsonl:1: no picture '01.png'; did you mean 1.png"):

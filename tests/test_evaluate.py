@@ -15,7 +15,7 @@ from sdlora.evaluate.choose import best_step, explain
 from sdlora.evaluate.compare import compare
 from sdlora.evaluate.effnet import effnet_lite0_distance
 from sdlora.evaluate.psnr import psnr_db
-from sdlora.evaluate.run import at_size_of
+from sdlora.evaluate.run import at_size_of, write_curves
 from sdlora.evaluate.ssim import ssim
 from sdlora.evaluate.tables import bootstrap_interval, difference, metrics_columns, metrics_rows
 from sdlora.params import Evaluate
@@ -70,6 +70,39 @@ def test_the_choice_follows_the_rule() -> None:
     assert best_step(values, Evaluate(choose_by="ssim")) == 100
     told = explain(values, Evaluate())
     assert "step 200" in told["why"] and "-2.0 against step 0" in told["why"]
+
+
+@pytest.mark.parametrize("count", [1, 4, 5])
+def test_few_references_give_no_verdict(count: int, tmp_path: Path) -> None:
+    values = {("psnr_db", 0): [9.0] * count, ("psnr_db", 100): [9.5] * count}
+    why = explain(values, Evaluate(metrics=("psnr_db",)))["why"]
+    assert ("excludes 0" in why) == (count == 5)
+    assert (f"no verdict: {count} of at least 5 references" in why) == (count < 5)
+    names = [str(n) for n in range(count)]
+    one = _measured(tmp_path / "one", [8.0] * count, [0.5] * count, names)
+    other = _measured(tmp_path / "other", [9.0] * count, [0.5] * count, names)
+    compare(one, other, 100, tmp_path / "table.csv")
+    better = {row["metric"]: row["better"] for row in records.read_csv(tmp_path / "table.csv")}
+    assert (better["psnr_db"] == "other") == (count == 5) and ("no verdict" in better["psnr_db"]) == (count < 5)
+
+
+def test_each_metric_has_a_curve_of_its_own(tmp_path: Path) -> None:
+    values = {
+        ("psnr_db", 0): [9.0, 8.0],
+        ("psnr_db", 10): [9.5, 8.5],
+        ("ssim", 0): [0.1, 0.2],
+        ("ssim", 10): [0.2, 0.3],
+    }
+    (tmp_path / "curves").mkdir()
+    (tmp_path / "curves/lpips.csv").write_text("of another time")
+    files = write_curves(values, 100, tmp_path / "curves")
+    assert (
+        [path.name for path in files]
+        == ["psnr_db.csv", "ssim.csv"]
+        == sorted(p.name for p in files[0].parent.iterdir())
+    )
+    rows = records.read_csv(files[1])
+    assert [(row["step"], row["mean"]) for row in rows] == [("0", "0.1500"), ("10", "0.2500")]
 
 
 def test_tables_read_like_the_report(tmp_path: Path) -> None:
@@ -145,9 +178,9 @@ def _measured(folder: Path, psnr: list[float], feature: list[float], references:
 
 
 def test_comparing_two_versions_pairs_their_pictures(tmp_path: Path) -> None:
-    names = ["a", "b", "c"]
-    one = _measured(tmp_path / "v4", [8.0, 12.0, 16.0], [0.5, 0.5, 0.6], names)
-    other = _measured(tmp_path / "v4-padded", [8.5, 12.6, 16.4], [0.4, 0.7, 0.6], names)
+    names = ["a", "b", "c", "d", "e"]
+    one = _measured(tmp_path / "v4", [8.0, 12.0, 16.0, 9.0, 15.0], [0.5, 0.5, 0.6, 0.5, 0.5], names)
+    other = _measured(tmp_path / "v4-padded", [8.5, 12.6, 16.4, 9.5, 15.5], [0.4, 0.7, 0.6, 0.4, 0.6], names)
     compare(one, other, 500, tmp_path / "table.csv")
     rows = {row["metric"]: row for row in records.read_csv(tmp_path / "table.csv")}
     # far apart between pictures, yet every picture gained: only the paired interval can see it
@@ -155,6 +188,6 @@ def test_comparing_two_versions_pairs_their_pictures(tmp_path: Path) -> None:
     assert float(rows["psnr_db"]["ci_low"]) >= 0.4
     assert rows["psnr_db"]["better"] == "v4-padded"
     assert rows["effnet_lite0_distance"]["better"] == "neither for sure"
-    stranger = _measured(tmp_path / "v9", [1.0, 1.0, 1.0], [1.0, 1.0, 1.0], ["a", "b", "d"])
+    stranger = _measured(tmp_path / "v9", [1.0] * 5, [1.0] * 5, ["a", "b", "c", "d", "f"])
     with pytest.raises(DataError, match="different references"):
         compare(one, stranger, 100, tmp_path / "none.csv")

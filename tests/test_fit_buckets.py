@@ -121,8 +121,9 @@ def test_only_what_changed_is_fitted_again(tmp_path: Path, capsys: pytest.Captur
 
     write_manifest(tmp_path, pictures)
     assert fitted() == "fit: 3 new, 0 kept"
-    first = (tmp_path / f"out/{picture_id(0)}.png").read_bytes()
+    first, table = ((tmp_path / "out" / name).read_bytes() for name in (f"{picture_id(0)}.png", "fit.jsonl"))
     assert fitted() == "fit: 0 new, 3 kept"
+    assert (tmp_path / "out/fit.jsonl").read_bytes() == table, "the same bytes, whatever was kept"
     write_manifest(tmp_path, {**pictures, "3.png": noise(40, 80, 3)})
     assert fitted() == "fit: 1 new, 3 kept"
     (tmp_path / f"out/{picture_id(0)}.png").write_bytes(b"damaged")

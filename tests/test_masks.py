@@ -15,7 +15,7 @@ from sdlora.fit import BILINEAR, KEPT, fit_picture
 from sdlora.params import Fit, Flip
 from sdlora.pictures import png_bytes
 from sdlora.train.batch import draw_batch
-from sdlora.train.loop import Run, loss_of
+from sdlora.train.loop import Run, loss_of, train_loop
 from sdlora.train.losses import masked_mean
 from sdlora.train.run import prepare
 
@@ -264,3 +264,62 @@ def test_masks_are_part_of_the_recipes(tmp_path: Path, monkeypatch: pytest.Monke
         records.write_bytes(Path("masks/a.png"), png_bytes(Image.new("L", (4, 4), value)))
         found.append(recipes(folder))
     assert changed(*found) == ["data/sets/small/pad-edge-64/made/fit.json"]
+
+
+def half_padded(folder: Path) -> Path:
+    """One picture of 64 x 32 px in 64 x 64: no latent cell is both picture and padding."""
+    return make_set(folder, {"wide.png": captain(1, (64, 32))}, mirror=False)
+
+
+def test_the_floor_is_what_cells_outside_the_mask_weigh(tmp_path: Path) -> None:
+    folder = half_padded(tmp_path)
+
+    def loss(**changes: object) -> float:
+        run = run_on(folder, **changes)
+        return loss_of(run, draw_batch(run, 0, 0)).item()
+
+    everywhere, inside = loss(mask="none"), loss(mask="padding")
+    outside = 2 * everywhere - inside  # half of the cells are padding
+    for floor in (0.1, 0.3):
+        expected = (inside + floor * outside) / (1 + floor)
+        assert loss(mask="padding", mask_floor=floor) == pytest.approx(expected, rel=1e-5)
+    assert loss(mask="padding", mask_floor=0.0) == inside
+    assert loss(mask="padding", mask_floor=1.0) == everywhere, "to the last bit"
+
+
+def test_the_floor_raises_what_a_users_mask_leaves_out_and_keeps_what_it_weighs(tmp_path: Path) -> None:
+    pictures = {"a.png": captain(1, (64, 64))}
+    half_masks(tmp_path / "masks", pictures, value=51)
+    folder = make_set(tmp_path, pictures, masks=str(tmp_path / "masks"), mirror=False)
+    mask = draw_batch(run_on(folder, mask="user", mask_floor=0.1), 0, 0).mask
+    assert mask is not None
+    assert mask[0, 0, 0, 0].item() == pytest.approx(0.2) and mask[0, 0, 0, 15].item() == pytest.approx(0.1)
+    grad, _ = gradient_of_prediction(run_on(folder, mask="user", mask_floor=0.1))
+    assert grad.ne(0).all()
+
+
+def test_the_floor_changes_what_is_learnt(tmp_path: Path) -> None:
+    folder = half_padded(tmp_path)
+
+    def learnt(**changes: object) -> list[bytes]:
+        run = run_on(folder, steps=2, checkpoint_every=2, **changes)
+        train_loop(run, None, lambda state: None)
+        return [p.detach().numpy().tobytes() for p in run.parameters]
+
+    found = {floor: learnt(mask="padding", mask_floor=floor) for floor in (0.0, 0.1, 1.0)}
+    assert found[0.0] == learnt(mask="padding")
+    assert found[1.0] == learnt(mask="none")
+    assert len({b"".join(parts) for parts in found.values()}) == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("mask_floor: 1.5", r"a\.train\.mask_floor.* 1"),
+        ("mask_floor: -0.1", r"a\.train\.mask_floor.* 0"),
+        ("mask: none, mask_floor: 0.1", r"mask_floor has no effect with mask: none"),
+    ],
+)
+def test_a_floor_that_cannot_be_is_refused(tmp_path: Path, change: str, said: str) -> None:
+    with pytest.raises(ParamsError, match=said):
+        edited(tmp_path, ("rank: 2", f"rank: 2, {change}"))

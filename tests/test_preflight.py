@@ -56,6 +56,7 @@ def test_the_meter_counts_what_lives_at_once() -> None:
     [
         {}, {"batch_size": 4}, {"gradient_checkpointing": True, "batch_size": 4}, {"rank": 64}, {"accumulation": 3},
         {"mixed_precision": "bf16", "batch_size": 2},
+        *({"lora_type": name} for name in choices.LORA_TYPES if name != "lora"), {"lora_type": "lokr", "dropout": 0.2},
     ],
     ids=str,
 )  # fmt: skip
@@ -145,6 +146,25 @@ def test_too_little_memory_is_told_with_ways_that_work() -> None:
     assert "train.rank: 16:" not in text  # saves too little here, so it is no advice
     for changes in ({"batch_size": 1, "accumulation": 8}, {"gradient_checkpointing": True}):
         preflight.check(train.model_copy(update=changes), TINY, demand, free=free, device="cpu")
+
+
+def test_a_training_that_cannot_be_predicted_may_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Asking(choices.pick(choices.FAMILIES, "sd")):  # type: ignore[misc]
+        """A family whose prediction depends on the latents' numbers."""
+
+        def predict(self, latents: torch.Tensor, *others: object) -> torch.Tensor:
+            scale = float(latents.abs().max()) or 1.0
+            return torch.Tensor(super().predict(latents / scale, *others))
+
+    monkeypatch.setitem(choices.FAMILIES, "asking", "toy_family:Asking")
+    monkeypatch.setattr("toy_family.Asking", Asking, raising=False)
+    base = TINY.model_copy(update={"family": "asking"})
+    preflight.check(settings(), base, demand_of(examples(), settings(), TINY), free=1, device="cpu")
+    said = capsys.readouterr().out
+    assert "memory cannot be predicted (DataDependentOutputException: aten._local_scalar_dense" in said
+    assert "the training starts unchecked" in said
 
 
 def test_ways_are_combined_when_none_is_enough_and_a_hopeless_run_is_told() -> None:

@@ -2,12 +2,14 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 
 from sdlora import provenance, records
-from sdlora.provenance import Job
+from sdlora.errors import DataError
+from sdlora.provenance import FileHashes, Job
 
 
 @pytest.fixture
@@ -126,6 +128,106 @@ def test_a_recipe_that_changed_during_the_job_makes_it_stale(chain: list[Job]) -
     provenance.settle([chain[0], changed])
     provenance.write_made(b.made, read_at_start, b.inputs, b.shown)
     assert changed not in provenance.settle([chain[0], changed])
+
+
+def times(jobs: list[Job]) -> list[int]:
+    return [path.stat().st_mtime_ns for job in jobs for path in (job.recipe_path, job.made, *job.shown)]
+
+
+def test_times_in_the_future_are_set_back(chain: list[Job]) -> None:
+    """A clock that was set back: whatever a job writes now must be newer than what it reads."""
+    for job in chain:
+        for path in (job.recipe_path, job.made, *job.shown):
+            os.utime(path, (time.time() + 9000, time.time() + 9000))
+    chain[1].shown[0].write_text("tampered")
+    assert provenance.settle(chain) == chain[:1]
+    assert max(times(chain)) <= time.time_ns() and not newer(chain[0]) and newer(chain[1])
+
+
+@pytest.mark.parametrize("second", [1, 2])
+def test_a_file_system_that_tells_seconds_apart(chain: list[Job], second: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit, keep = second * 10**9, os.utime
+
+    def coarse(path: Path, times: object = None, *, ns: tuple[int, int] | None = None) -> None:
+        time_ns = ns[1] if ns else time.time_ns()
+        keep(path, ns=(time_ns // unit * unit,) * 2)
+
+    monkeypatch.setattr(os, "utime", coarse)
+    for job in chain:
+        for path in (job.recipe_path, job.made, *job.shown):
+            coarse(path, ns=(time.time_ns(),) * 2)
+    assert provenance.settle(chain) == chain and not any(map(newer, chain))
+    a, b = chain
+    b = Job(b.stage, b.name, {"y": 2}, b.inputs, b.made, b.shown)
+    assert provenance.settle([a, b]) == [a]
+    assert not newer(a) and newer(b), "Snakemake must see that b is to be made again"
+    assert max(times([a, b])) <= time.time_ns()
+
+
+HOSTILE = {
+    "a device": {"/dev/zero": "0"},
+    "above the project": {"../x": "0"},
+    "no texts": {"b/out": 1},
+    "no table": ["b/out"],
+    "a null byte": {"b/\0": "0"},
+}
+
+
+@pytest.mark.parametrize("what", [*HOSTILE, "not UTF-8", "too deep", "no object", "a FIFO", "a missing key"])
+def test_a_hostile_record_is_no_record(chain: list[Job], what: str, capfd: pytest.CaptureFixture[str]) -> None:
+    record = chain[1].made
+    whole = records.read_json(record)
+    if what in HOSTILE:
+        records.write_json(record, {**whole, "outputs": HOSTILE[what]})
+    elif what == "a FIFO":
+        record.unlink()
+        os.mkfifo(record)
+    else:
+        content = {"not UTF-8": b"{\xff}", "too deep": b"[" * 100_000, "no object": b"[]", "a missing key": b"{}"}
+        record.write_bytes(content[what])
+    assert provenance.settle(chain) == chain[:1]
+    assert f"{record} " in capfd.readouterr().err, "and it is told"
+
+
+def test_a_recorded_file_that_became_a_fifo_is_not_read(chain: list[Job]) -> None:
+    chain[1].shown[0].unlink()
+    os.mkfifo(chain[1].shown[0])
+    assert provenance.settle(chain) == chain[:1]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"a/out": 3}',
+                                     b'{"a/out": [1, "x", []]}', b'{"a/out": [true, 1, "x"]}'])  # fmt: skip
+def test_damaged_hashes_are_found_anew(chain: list[Job], content: bytes) -> None:
+    Path(".sdlora/hashes.json").write_bytes(content)
+    assert provenance.settle(chain) == chain
+    assert isinstance(records.read_json(Path(".sdlora/hashes.json")), dict)
+
+
+def test_a_folder_of_the_pipeline_that_cannot_be_written_is_told(chain: list[Job]) -> None:
+    shutil.rmtree(".sdlora")
+    Path(".sdlora").write_text("a file")
+    with pytest.raises(DataError, match=r"\.sdlora.*the pipeline must be able to write it"):
+        provenance.settle(chain)
+
+
+def test_names_that_are_not_utf8_and_files_that_cannot_be_read_have_an_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"1")
+    (tmp_path / "b.png").write_bytes(b"2")
+    hashes = FileHashes(tmp_path / "hashes.json")
+    before = provenance.identity_of_folder(tmp_path, (".png",), hashes)
+    hashes.save()
+    assert "b.png" in "".join(records.read_json(tmp_path / "hashes.json"))
+    real = provenance.sha256_of
+
+    def refused(path: Path) -> str:
+        if path.name == "b.png":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(provenance, "sha256_of", refused)
+    assert provenance.identity_of_folder(tmp_path, (".png",), FileHashes(tmp_path / "none.json")) != before
 
 
 def test_publishing_replaces_the_folder_and_clears_what_a_killed_process_left(tmp_path: Path) -> None:

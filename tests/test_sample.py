@@ -10,7 +10,7 @@ from conftest import ROOT
 
 from sdlora import records, store
 from sdlora.params import Base, Hires, Sample, Version
-from sdlora.sample import Painter, Prompt, sample_version
+from sdlora.sample import Painter, Prompt, _key, sample_version
 from sdlora.train.prediction import draw_phase
 
 TINY = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
@@ -74,6 +74,18 @@ def test_a_lost_picture_is_drawn_again_with_its_batch(tmp_path: Path, monkeypatc
     again = {path.name: path.stat().st_mtime_ns for path in kept.glob("*.png")}
     assert [again[p.file_name] != times[p.file_name] for p in PROMPTS] == [True, True, False]
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*.png")} == pictures
+
+
+def test_what_is_kept_belongs_to_what_is_drawn_with_and_to_no_other_file(tmp_path: Path) -> None:
+    """A renamed version's file for other tools has another header: nothing is drawn again for that."""
+    lora, recipe = tmp_path / "pytorch_lora_weights.safetensors", {"sample": {}}
+    lora.write_bytes(b"weights")
+    (tmp_path / "v8-step000002.safetensors").write_bytes(b"named v8")
+    before = _key(recipe, lora, PROMPTS)
+    (tmp_path / "v8-step000002.safetensors").rename(tmp_path / "v9-step000002.safetensors").write_bytes(b"named v9")
+    assert _key(recipe, lora, PROMPTS) == before
+    (tmp_path / "embeddings.safetensors").write_bytes(b"learnt")
+    assert _key(recipe, lora, PROMPTS) != before
 
 
 def test_the_preflight_counts_the_batch() -> None:

@@ -5,6 +5,7 @@ from sdlora.report.versions import gain, markdown
 ROW = {
     "version": "v8", "base": "tiny", "dataset": "captain", "fit": "pad", "rank": "64", "alpha": "64",
     "learning_rate": "0.00015", "steps": "1200", "optimizer": "adamw8bit", "hires": "True", "best_step": "800",
+    "references": "10",
     "psnr_db_best": "15.6", "psnr_db_delta": "1.7642", "psnr_db_ci_low": "0.8462", "psnr_db_ci_high": "2.7327",
     "ssim_best": "0.67", "ssim_delta": "0.1249", "ssim_ci_low": "-0.0719", "ssim_ci_high": "0.1908",
 }  # fmt: skip
@@ -19,7 +20,9 @@ def test_every_version_is_a_row_with_its_gains() -> None:
 
 
 def test_only_an_interval_without_zero_is_bold() -> None:
-    assert gain({"d_delta": "-0.1", "d_ci_low": "-0.2", "d_ci_high": "-0.05"}, "d") == "**-0.100 [-0.200, -0.050]**"
+    row = {"d_delta": "-0.1", "d_ci_low": "-0.2", "d_ci_high": "-0.05", "references": "5"}
+    assert gain(row, "d") == "**-0.100 [-0.200, -0.050]**"
+    assert gain({**row, "references": "4"}, "d") == "-0.100 [-0.200, -0.050]", "so few say nothing"
     assert gain({"d_delta": "", "d_ci_low": "", "d_ci_high": ""}, "d") == ""
 
 

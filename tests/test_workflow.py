@@ -160,6 +160,10 @@ def test_a_second_run_and_an_orphan_are_refused(built: Project) -> None:
     try:
         wait_for(lambda: any((new / "lock").exists() for new in set(store.iterdir()) - before))
         assert "another run of the pipeline is active" in built.snakemake("results/b/train_log.csv", check=False)
+        # what the first run settled belongs to other settings: "nothing to be done" would be wrong
+        built.edit("params.yaml", "rank: 2", "rank: 9")
+        assert "another run of the pipeline is active" in built.snakemake("results/a/metrics.csv", check=False)
+        built.edit("params.yaml", "rank: 9", "rank: 2")
         recipe = built.read(".sdlora/recipes/train/b.json")
         built.edit("params.yaml", "steps: 4000", "steps: 5000")
         built.snakemake("-n", check=False)

@@ -1,7 +1,8 @@
 """Caption pictures with BLIP; the trigger comes first, so that 77 tokens never cut it off."""
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +79,46 @@ def read_overrides(path: str | None, rows: Sequence[records.Row]) -> dict[str, s
     """
     if path is None:
         return {}
-    if not Path(path).exists():
-        raise DataError(f"captions_override: there is no file {path!r}")
     ids = {row["name"]: row["id"] for row in rows} | {row["id"]: row["id"] for row in rows}
     found = {}
-    for number, row in enumerate(records.read_jsonl(Path(path)), start=1):
+    for number, row in _rows_of(Path(path)):
         name = row.get("id") or row.get("file")
-        if name not in ids or not isinstance(row.get("caption"), str):
-            problem = "needs id or file, and caption" if name is None else f"no picture {name!r}{suggest(name, ids)}"
+        if not isinstance(name, str) or name not in ids or not isinstance(row.get("caption"), str):
+            problem = "needs id or file, and caption, as texts"
+            if isinstance(name, str) and name not in ids:
+                problem = f"no picture {name!r}{suggest(name, ids)}"
             raise DataError(f"{path}:{number}: {problem}")
         found[ids[name]] = row["caption"]
     return found
+
+
+def _rows_of(path: Path) -> Iterator[tuple[int, records.Row]]:
+    """Line number and object of each line that has one.
+
+    Raises:
+        DataError: If the file cannot be read, is not UTF-8, or a line is no JSON object.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before, byte = error.object[: error.start], error.object[error.start]
+        where = f"{path}:{before.count(10) + 1}"
+        raise DataError(f"{where}: byte {byte:#04x} is not UTF-8; save the file as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"captions_override: cannot read the file {str(path)!r}: {error.strerror}") from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path}:{number}: not JSON ({error}); each line is an object such as "
+                f'{{"file": "train/001.png", "caption": "..."}}'
+            ) from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: a {type(row).__name__}, where an object with file and caption is wanted")
+        yield number, row
 
 
 def caption_dataset(recipe: Mapping[str, Any], captioner: Captioner, folder: Path, store: Path) -> list[Path]:

@@ -1,6 +1,7 @@
 """The command line that every stage's script has: paths, one recipe, one record."""
 
 import argparse
+import errno
 import json
 import sys
 from collections.abc import Callable, Iterable
@@ -8,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from sdlora import provenance
-from sdlora.errors import SdloraError
+from sdlora.errors import DataError, SdloraError
 
+# What is wrong with the machine, not with the program.
+_OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 Work = Callable[[dict[str, Any], argparse.Namespace], Iterable[Path]]
 
 
@@ -29,7 +32,29 @@ def run(work: Work, **arguments: type) -> None:
     args = parser.parse_args()
     recipe = args.recipe.read_text("utf-8")
     try:
-        outputs = list(work(json.loads(recipe), args))
+        asked = json.loads(recipe)
+        check_code(asked, Path(sys.argv[0]))
+        outputs = list(work(asked, args))
+        provenance.write_made(args.made, recipe, args.inputs, outputs)
     except SdloraError as error:
         sys.exit(f"error: {error}")
-    provenance.write_made(args.made, recipe, args.inputs, outputs)
+    except OSError as error:
+        if error.errno not in _OF_THE_MACHINE:
+            raise
+        sys.exit(
+            f"error: {error.filename or args.made}: {error.strerror}; what was finished is kept, so mend that and "
+            f"run the same command again"
+        )
+
+
+def check_code(recipe: dict[str, Any], script: Path) -> None:
+    """Nothing may be recorded under the hash of other code than ran.
+
+    Raises:
+        DataError: If this process has other code than the one that the recipe names.
+    """
+    if recipe["code"] is not None and provenance.code_of(recipe["stage"], script) != recipe["code"]:
+        raise DataError(
+            f"the code of {recipe['stage']} below {provenance.PACKAGE} is not the code that this run was planned with: "
+            f"it was edited meanwhile, or it belongs to another checkout; run the same command again"
+        )

@@ -17,6 +17,7 @@ from sdlora.pictures import open_picture, png_bytes, to_rgb
 
 Box = tuple[int, int, int, int]
 Size = tuple[int, int]  # width, height, px
+GEOMETRY = ("box", "bucket", "original", "corner")  # what fit.jsonl says of each picture, in this order
 KEPT = "kept.json"  # which pictures lie fitted, and by what
 LANCZOS, BILINEAR = Image.Resampling.LANCZOS, Image.Resampling.BILINEAR
 
@@ -164,6 +165,7 @@ def fit_dataset(
         else:
             geometry = _write(settings, source, row, wanted, mask_file)
             new += 1
+        geometry = {name: geometry[name] for name in GEOMETRY}  # what is remembered comes back in another order
         kept[row["id"]] = {"key": key, "files": _hashes(wanted), "geometry": geometry}
         about = {name: row[name] for name in ("id", "name", "sha256", "split", "caption")}
         rows.append({**about, "file": wanted[0].name, "method": settings.method, **geometry})
@@ -209,5 +211,5 @@ def _write(
         if same.box != fitted.box:
             raise ValueError(f"{row['name']}: its mask lies at {same.box}, not at {fitted.box}")
         records.write_bytes(wanted[1], png_bytes(same.picture))
-    geometry = {"box": fitted.box, "bucket": fitted.picture.size, "original": picture.size, "corner": fitted.corner}
-    return {name: list(value) for name, value in geometry.items()}
+    values = (fitted.box, fitted.picture.size, picture.size, fitted.corner)
+    return {name: list(value) for name, value in zip(GEOMETRY, values, strict=True)}

@@ -1,5 +1,6 @@
 """What the DAG starts from and does not make: pictures, captions, masks and weights."""
 
+import shlex
 from pathlib import Path
 
 from sdlora import provenance
@@ -49,6 +50,24 @@ def mask_identity(dataset: Dataset, hashes: FileHashes) -> str | None:
     return provenance.identity_of_folder(Path(str(dataset.masks)), PICTURE_SUFFIXES, hashes)
 
 
+def check_place(project: Path) -> None:
+    """Everything lies relative to the Snakefile: scripts, embedded models and pictures, `params.yaml`.
+
+    Raises:
+        DataError: If Snakemake runs in another folder.
+    """
+    if project.resolve() != Path.cwd().resolve():
+        raise DataError(
+            f"Snakemake runs in {Path.cwd()}, but the pipeline lies in {project}: say `cd {shlex.quote(str(project))}` "
+            f"before (copy the project for a second workspace)"
+        )
+
+
+def _pull(path: str) -> str:
+    """What to say where somebody has shared a folder with DVC."""
+    return "; DVC knows it: say `dvc pull`" if Path(f"{path.rstrip('/')}.dvc").exists() else ""
+
+
 def check(params: Params) -> None:
     """Fail before any work when a version of `run` has no pictures to start from.
 
@@ -66,7 +85,7 @@ def check(params: Params) -> None:
             if not isinstance(source, FolderSource):
                 continue
             if not Path(source.path).is_dir():
-                raise DataError(f"{where}: there is no folder {source.path!r}")
+                raise DataError(f"{where}: there is no folder {source.path!r}{_pull(source.path)}")
             if not any(p.suffix.lower() in PICTURE_SUFFIXES for p in Path(source.path).rglob("*")):
                 raise DataError(
                     f"{where}: the folder {source.path!r} holds no picture (looked for {', '.join(PICTURE_SUFFIXES)})"

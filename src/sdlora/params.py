@@ -15,6 +15,11 @@ from sdlora.source_section import BingSource, FolderSource, HubSource, Scrape, S
 from sdlora.train_section import Ema, LrStage, Pivotal, Prior, TextEncoder, Train
 
 ALPHA = "alpha"  # the value of datasets.<name>.masks that means each picture's own alpha channel
+RESULTS_OF_ALL = {
+    "report": "the page over all versions",
+    "compare": "where comparisons of two versions lie",
+    "base": "where the embedded base is measured",
+}
 Repeats = Annotated[int, Field(ge=1, le=1000)]
 
 
@@ -161,6 +166,15 @@ class Sample(Section):
     def _known_scheduler(cls, value: str) -> str:
         return on_menu(value, choices.SCHEDULERS)
 
+    @model_validator(mode="after")
+    def _hires_has_a_step(self) -> Self:
+        if self.hires is not None and int(self.inference_steps * self.hires.denoising_strength) < 1:
+            raise ValueError(
+                f"hires.denoising_strength is {self.hires.denoising_strength:g} of {self.inference_steps} "
+                f"inference_steps, which is no whole step; raise one of them"
+            )
+        return self
+
 
 class Evaluate(Section):
     """What is measured, and which checkpoint is called best."""
@@ -221,8 +235,8 @@ class Params(Section):
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
-        if "report" in self.versions:
-            raise ValueError("a version cannot be called report: results/report is the page over all versions")
+        for name in sorted(RESULTS_OF_ALL.keys() & self.versions.keys()):
+            raise ValueError(f"a version cannot be called {name}: results/{name} is {RESULTS_OF_ALL[name]}")
         for name in self.run:
             if name not in self.versions:
                 raise ValueError(f"run names the version {name!r}{suggest(name, self.versions)}")

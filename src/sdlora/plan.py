@@ -1,6 +1,7 @@
 """The DAG's names: which jobs the versions need, what each reads and where it writes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import version as package_version
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,9 @@ def jobs(params: Params) -> list[Job]:
     return found_jobs
 
 
-def _maker(stage: str) -> dict[str, Any]:
-    """Which code and which packages a stage runs on."""
+@cache
+def _maker(stage: str) -> Mapping[str, Any]:
+    """Which code and which packages a stage runs on; the same for all its jobs, so found once."""
     software = {name: package_version(name) for name in SOFTWARE[stage]}
     return {"code": provenance.code_of(stage, SCRIPTS / f"{stage}.py"), "software": software}
 

@@ -24,6 +24,8 @@ def write_bytes(path: Path, content: bytes) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         part.replace(path)
+    except OSError as error:  # a write has no file name of its own
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -89,7 +91,11 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file."""
+    """Read a JSON file.
+
+    Raises:
+        ValueError: If it is not JSON, or nested more deeply than Python can follow.
+    """
     return parse_json(path.read_text("utf-8"))
 
 
@@ -97,12 +103,12 @@ def parse_json(text: str | bytes) -> Any:
     """Parse JSON that somebody else may have written.
 
     Raises:
-        ValueError: If it is none, or is nested so deeply that Python's reader gives up.
+        ValueError: If it is none, or is nested more deeply than Python can follow.
     """
     try:
         return json.loads(text)
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError("nested too deeply") from None
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

@@ -156,7 +156,9 @@ def _key(recipe: dict[str, Any], lora: Path | None, prompts: Sequence[Prompt]) -
     if lora is None:  # the strength of a LoRA says nothing about the base alone
         unused = ("lora_scale", "weights")
         settings["sample"] = {key: value for key, value in recipe["sample"].items() if key not in unused}
-    weights = [provenance.sha256_of(p) for p in sorted(lora.parent.glob("*.safetensors"))] if lora else "base"
+    # only the files that are drawn with: the one for other tools carries the version's name in its header
+    drawn = [lora, lora.parent / EMBEDDINGS] if lora else []
+    weights = [provenance.sha256_of(path) for path in drawn if path.exists()]
     return provenance.sha256_text(records.canonical_json([settings, weights, [vars(p) for p in prompts]]))[:32]
 
 

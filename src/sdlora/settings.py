@@ -1,5 +1,6 @@
 """Read `params.yaml`: the only reader, and how every mistake in it is told."""
 
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,13 +20,8 @@ def load(path: Path) -> Params:
         ParamsError: With file, line, key path, value and the nearest valid name of every mistake.
     """
     if not path.exists():
-        raise ParamsError(f"{path}: there is no such file")
-    try:
-        tree = YAML(typ="rt").load(path.read_text("utf-8"))
-    except YAMLError as error:
-        raise ParamsError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(tree, Mapping):
-        raise ParamsError(f"{path}: expected a mapping of settings")
+        raise ParamsError(f"{path}: there is no such file in {Path.cwd()}")
+    tree = _read(path)
     raw = _plain(tree)
     problems = list(_unknown_stage_keys(raw))
     values = {key: value for key, value in raw.items() if key != "defaults"}
@@ -46,6 +42,41 @@ def load(path: Path) -> Params:
 
 
 Problem = tuple[tuple[str | int, ...], str]
+_MOST_VALUES = 200_000  # of a file with all its anchors followed: a hundred versions have some 5,000
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """The file's tree, small enough to be walked."""
+    try:
+        tree = YAML(typ="rt").load(path.read_text("utf-8"))
+        if not isinstance(tree, Mapping):
+            raise ParamsError(f"{path}: expected a mapping of settings")
+        if _count(tree, {}, ()) > _MOST_VALUES:
+            raise ParamsError(f"{path}: its anchors unfold to more than {_MOST_VALUES:,} values")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ParamsError(
+            f"{path}:{line}: byte {error.object[error.start]:#04x} is not UTF-8; save it as UTF-8"
+        ) from None
+    except YAMLError as error:
+        raise ParamsError(f"{path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise ParamsError(f"{path}: nested too deeply") from None
+    except OSError as error:
+        raise ParamsError(f"{path}: {error.strerror}") from None
+    return tree
+
+
+def _count(node: Any, known: dict[int, int], above: tuple[int, ...]) -> int:
+    """How many values a tree holds once every alias is followed; each node is counted once and remembered."""
+    if not isinstance(node, Mapping | list | tuple):
+        return 1
+    if id(node) in above:
+        raise ParamsError("params.yaml: an anchor holds an alias of itself")
+    if id(node) not in known:
+        children = [*node.values()] if isinstance(node, Mapping) else [*node]
+        known[id(node)] = 1 + sum(_count(child, known, (*above, id(node))) for child in children)
+    return known[id(node)]
 
 
 def _plain(node: Any) -> Any:
@@ -189,5 +220,16 @@ def reference_page() -> str:
     return "\n".join(lines)
 
 
+def main(words: list[str]) -> None:
+    """`check`: end with the mistakes of `params.yaml`, if it has any. Without a word: docs/params.md."""
+    if words == ["check"]:
+        try:
+            load(Path("params.yaml"))
+        except ParamsError as error:
+            sys.exit(f"error: {error}")
+    else:
+        print(reference_page(), end="")
+
+
 if __name__ == "__main__":
-    print(reference_page(), end="")
+    main(sys.argv[1:])

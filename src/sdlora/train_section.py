@@ -129,6 +129,9 @@ class Train(Section):
         "padding",
         description="what the loss leaves out: nothing; padding; padding and what the dataset's masks leave out",
     )
+    mask_floor: Unit = Field(
+        0.0, description="what cells outside the mask weigh at least; 0 leaves them free, 1 is mask: none"
+    )
     shuffle_tags: bool = Field(False, description="shuffle a caption's comma-separated tags at every draw")
     keep_tokens: int = Field(1, ge=1, le=75, description="first tags that are neither shuffled nor dropped")
     tag_dropout: float = Field(0.0, ge=0, lt=1, description="chance that a draw leaves a tag out, each by itself")
@@ -233,6 +236,8 @@ class Train(Section):
             if self.learns_text:
                 option = "text_encoder" if self.text_encoder else "pivotal"
                 found.append(f"cache_text: {self.cache_text} would hold embeddings that {option} changes at every step")
+        if self.mask_floor and self.mask == "none":
+            found.append("mask_floor has no effect with mask: none, which learns every cell")
         if self.keep_tokens > 1 and not self.changes_tags:
             found.append("keep_tokens has no effect without shuffle_tags or tag_dropout")
         return found

@@ -51,6 +51,7 @@ ORIGINS: dict[str, tuple[str, str]] = {
     "max_grad_norm": ("norm", "diffusers' scripts"),
     "latents": ("", "the posterior of 2112.10752"),
     "mask": ("", "masked loss; padding by this pipeline's own geometry"),
+    "mask_floor": ("weight", "OneTrainer's unmasked weight"),
     "shuffle_tags": ("", "kohya's shuffle_caption"),
     "keep_tokens": ("tags", "kohya"),
     "tag_dropout": ("chance", "kohya"),

@@ -13,5 +13,5 @@ rule caption:
         folder=subpath(output.made, ancestor=2),
         python=sys.executable,
     shell:
-        "{params.python} workflow/scripts/caption.py --recipe {input.recipe} --inputs {input.records}"
+        "{params.python:q} workflow/scripts/caption.py --recipe {input.recipe} --inputs {input.records}"
         " --folder {params.folder} --made {output.made} 2>&1 | tee {log}"

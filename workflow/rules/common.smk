@@ -13,6 +13,28 @@ def before(pattern):
     return lambda wildcards: [str(p) for p in JOB_OF[Path(pattern.format(**wildcards))].inputs]
 
 
+def with_references(wildcards):
+    """Input function: the recipe of sampling, once it is clear that the version has references to be drawn.
+
+    A training of hours would otherwise end with nothing to measure against.
+    """
+    dataset = PARAMS.versions[wildcards.version].dataset
+    if PARAMS.datasets[dataset].held_out == 0:
+        sys.exit(
+            f"error: datasets.{dataset}.held_out is 0, so version {wildcards.version} has no references to be measured "
+            f"against; set it to a number of pictures or to a subfolder's name (results/{wildcards.version}"
+            f"/train_log.csv needs none)"
+        )
+    return recipe("results/{version}/made/sample.json")(wildcards)
+
+
+def no_such_version(wildcards):
+    """Input function of whatever is asked of a version that params.yaml does not have."""
+    sys.exit(
+        f"error: params.yaml has no version {wildcards.unknown!r}{errors.suggest(wildcards.unknown, PARAMS.versions)}"
+    )
+
+
 def fitted(wildcards):
     """Folder a version learns from."""
     version = PARAMS.versions[wildcards.version]

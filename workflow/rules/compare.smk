@@ -9,11 +9,11 @@ rule compare:
     log:
         "logs/compare/{one}-vs-{other}.log",
     wildcard_constraints:
-        one="|".join(PARAMS.versions),
-        other="|".join(PARAMS.versions),
+        one="|".join(map(re.escape, PARAMS.versions)),
+        other="|".join(map(re.escape, PARAMS.versions)),
     params:
         samples=lambda wildcards: PARAMS.versions[wildcards.one].evaluate.bootstrap_samples,
         python=sys.executable,
     shell:
-        "{params.python} {input.script} results/{wildcards.one} results/{wildcards.other}"
+        "{params.python:q} {input.script} results/{wildcards.one} results/{wildcards.other}"
         " --bootstrap-samples {params.samples} --out {output} 2>&1 | tee {log}"

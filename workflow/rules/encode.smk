@@ -13,5 +13,5 @@ rule encode:
         folder=subpath(output.made, ancestor=2),
         python=sys.executable,
     shell:
-        "{params.python} workflow/scripts/encode.py --recipe {input.recipe} --inputs {input.records}"
+        "{params.python:q} workflow/scripts/encode.py --recipe {input.recipe} --inputs {input.records}"
         " --folder {params.folder} --base {wildcards.base} --made {output.made} 2>&1 | tee {log}"

@@ -15,6 +15,6 @@ rule evaluate:
         out=subpath(output.made, ancestor=2),
         python=sys.executable,
     shell:
-        "{params.python} workflow/scripts/evaluate.py --recipe {input.recipe} --inputs {input.records}"
+        "{params.python:q} workflow/scripts/evaluate.py --recipe {input.recipe} --inputs {input.records}"
         " --samples {params.samples} --references {params.references} --out {params.out}"
         " --made {output.made} 2>&1 | tee {log}"

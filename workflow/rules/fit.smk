@@ -12,5 +12,5 @@ rule fit:
         out=subpath(output.made, ancestor=2),
         python=sys.executable,
     shell:
-        "{params.python} workflow/scripts/fit.py --recipe {input.recipe} --inputs {input.records}"
+        "{params.python:q} workflow/scripts/fit.py --recipe {input.recipe} --inputs {input.records}"
         " --source {params.source} --out {params.out} --made {output.made} 2>&1 | tee {log}"

@@ -11,5 +11,5 @@ rule flip:
         folder=subpath(output.made, ancestor=2),
         python=sys.executable,
     shell:
-        "{params.python} workflow/scripts/flip.py --recipe {input.recipe} --inputs {input.records}"
+        "{params.python:q} workflow/scripts/flip.py --recipe {input.recipe} --inputs {input.records}"
         " --folder {params.folder} --made {output.made} 2>&1 | tee {log}"

@@ -6,7 +6,7 @@ rule models:
     params:
         python=sys.executable,
     shell:
-        "{params.python} -u -m sdlora.base.make --threads {threads} 2>&1 | tee {log}"
+        "{params.python:q} -u -m tools.tiny_base.make --threads {threads} 2>&1 | tee {log}"
 
 
 rule base_quality:
@@ -24,4 +24,4 @@ rule base_quality:
     params:
         python=sys.executable,
     shell:
-        "{params.python} -m sdlora.base.quality --threads {threads} --out {output.figures} 2>&1 | tee {log}"
+        "{params.python:q} -m tools.tiny_base.quality --threads {threads} --out {output.figures} 2>&1 | tee {log}"

@@ -12,7 +12,7 @@ rule report:
         result="results/{version}",
         python=sys.executable,
     shell:
-        "{params.python} workflow/scripts/report.py --recipe {input.recipe} --inputs {input.records}"
+        "{params.python:q} workflow/scripts/report.py --recipe {input.recipe} --inputs {input.records}"
         " --references {params.references} --result {params.result} --made {output.made} 2>&1 | tee {log}"
 
 
@@ -29,5 +29,5 @@ rule report_all:
     params:
         python=sys.executable,
     shell:
-        "{params.python} workflow/scripts/report.py --recipe {input.recipe} --inputs {input.records}"
+        "{params.python:q} workflow/scripts/report.py --recipe {input.recipe} --inputs {input.records}"
         " --references none --result results --made {output.made} 2>&1 | tee {log}"

@@ -1,6 +1,6 @@
 rule sample:
     input:
-        recipe=recipe("results/{version}/made/sample.json"),
+        recipe=with_references,
         records=before("results/{version}/made/sample.json"),
     output:
         "results/{version}/samples/index.jsonl",
@@ -15,6 +15,6 @@ rule sample:
         out=subpath(output[0], parent=True),
         python=sys.executable,
     shell:
-        "{params.python} workflow/scripts/sample.py --recipe {input.recipe} --inputs {input.records}"
+        "{params.python:q} workflow/scripts/sample.py --recipe {input.recipe} --inputs {input.records}"
         " --checkpoints {params.checkpoints} --captions {params.references}/captions.jsonl --out {params.out}"
         " --made {output.made} 2>&1 | tee {log}"

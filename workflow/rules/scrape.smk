@@ -11,5 +11,5 @@ rule scrape:
         again=lambda wildcards: int(scrape_again(wildcards)),
         python=sys.executable,
     shell:
-        "{params.python} workflow/scripts/scrape.py --recipe {input.recipe} --out {params.out}"
+        "{params.python:q} workflow/scripts/scrape.py --recipe {input.recipe} --out {params.out}"
         " --again {params.again} --made {output.made} 2>&1 | tee {log}"

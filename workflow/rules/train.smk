@@ -17,6 +17,6 @@ rule train:
         keep_runs=PARAMS.keep_runs,
         python=sys.executable,
     shell:
-        "{params.python} workflow/scripts/train.py --recipe {input.recipe} --inputs {input.records}"
+        "{params.python:q} workflow/scripts/train.py --recipe {input.recipe} --inputs {input.records}"
         " --folder {params.folder} --base {params.base} --out {params.out} --keep-runs {params.keep_runs}"
         " --made {output.made} 2>&1 | tee {log}"

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from sdlora import choices
-from sdlora.evaluate.tables import Values, difference
+from sdlora.evaluate.tables import Values, difference, verdict
 from sdlora.params import Evaluate
 
 
@@ -30,13 +30,11 @@ def explain(values: Values, settings: Evaluate) -> dict[str, Any]:
     }
     gain = figures[settings.choose_by]
     extreme = "lowest" if settings.choose_by in choices.LOWER_IS_BETTER else "highest"
-    sure = (
-        "its 95 % interval excludes 0" if gain["ci_low"] > 0 or gain["ci_high"] < 0 else "its 95 % interval includes 0"
-    )
+    references = len(values[settings.choose_by, 0])
     return {
         "best_step": step,
         "rule": f"{extreme} mean {settings.choose_by} of {len(steps)} checkpoints",
         "why": f"step {step}: mean {settings.choose_by} {gain['best']}, {gain['delta']:+} against step 0 "
-        f"[{gain['ci_low']}, {gain['ci_high']}]; {sure}",
+        f"[{gain['ci_low']}, {gain['ci_high']}]; {verdict(gain, references)}",
         **figures,
     }

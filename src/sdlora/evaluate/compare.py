@@ -5,7 +5,7 @@ from typing import Any
 
 from sdlora import choices, records
 from sdlora.errors import DataError
-from sdlora.evaluate.tables import difference
+from sdlora.evaluate.tables import LEAST_REFERENCES, difference, excludes_zero, verdict
 
 COLUMNS = ("metric", "one", "step_one", "mean_one", "other", "step_other", "mean_other", "delta", "ci_low", "ci_high",
            "better")  # fmt: skip
@@ -38,8 +38,11 @@ def compare(one: Path, other: Path, bootstrap_samples: int, out: Path) -> list[P
         found = difference(other_values[metric], values[metric], bootstrap_samples)
         means = [sum(v) / len(v) for v in (values[metric], other_values[metric])]
         sign = -1 if metric in choices.LOWER_IS_BETTER else 1
-        sure = found["ci_low"] > 0 or found["ci_high"] < 0
-        better = (other.name if sign * found["delta"] > 0 else one.name) if sure else "neither for sure"
+        better = "neither for sure"
+        if len(references) < LEAST_REFERENCES:
+            better = verdict(found, len(references))
+        elif excludes_zero(found):
+            better = other.name if sign * found["delta"] > 0 else one.name
         rows.append(
             [metric, one.name, step_one, f"{means[0]:.4f}", other.name, step_other, f"{means[1]:.4f}",
              found["delta"], found["ci_low"], found["ci_high"], better]

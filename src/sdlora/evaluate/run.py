@@ -59,7 +59,7 @@ def measure(samples: Path, references: Path, settings: Evaluate) -> tuple[list[s
 
 
 def evaluate_version(settings: Evaluate, samples: Path, references: Path, out: Path) -> list[Path]:
-    """Write `metrics.csv`, `metrics.json` (for `dvc metrics`) and `best.json`.
+    """Write `metrics.csv`, `metrics.json` (for `dvc metrics`), `curves/` (for `dvc plots`) and `best.json`.
 
     Args:
         settings: Metrics and the rule of choice.
@@ -77,4 +77,21 @@ def evaluate_version(settings: Evaluate, samples: Path, references: Path, out: P
     best = explain(values, settings)
     records.write_json(out / "best.json", {**best, "references": columns})
     records.write_json(out / "metrics.json", {key: best[key] for key in ("best_step", *settings.metrics)})
-    return [out / "metrics.csv", out / "metrics.json", out / "best.json"]
+    curves = write_curves(values, settings.bootstrap_samples, out / "curves")
+    return [out / "metrics.csv", out / "metrics.json", out / "best.json", *curves]
+
+
+def write_curves(values: Values, bootstrap_samples: int, folder: Path) -> list[Path]:
+    """One small table a metric: DVC draws all rows of a file as one line.
+
+    Returns:
+        The files written.
+    """
+    files = []
+    for metric in dict.fromkeys(metric for metric, _ in values):
+        rows = metrics_rows({key: found for key, found in values.items() if key[0] == metric}, bootstrap_samples)
+        files.append(folder / f"{metric}.csv")
+        records.write_csv(files[-1], ["step", "mean", "ci_low", "ci_high"], [[row[0], *row[-3:]] for row in rows])
+    for stale in {*folder.glob("*.csv")} - {*files}:
+        stale.unlink()
+    return files

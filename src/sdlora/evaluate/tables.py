@@ -1,10 +1,11 @@
 """From values per picture to tables with intervals."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+LEAST_REFERENCES = 5  # below, a bootstrap over references says next to nothing: one gives itself as its interval
 Values = dict[tuple[str, int], list[float]]  # (metric, step) -> one value a reference
 
 
@@ -40,3 +41,15 @@ def difference(after: Sequence[float], before: Sequence[float], samples: int) ->
     deltas: NDArray[np.float64] = np.asarray(after) - np.asarray(before)
     low, high = bootstrap_interval(deltas.tolist(), samples)
     return {"delta": round(float(deltas.mean()), 4), "ci_low": round(low, 4), "ci_high": round(high, 4)}
+
+
+def excludes_zero(found: Mapping[str, float]) -> bool:
+    """Whether a difference's interval lies on one side of 0."""
+    return found["ci_low"] > 0 or found["ci_high"] < 0
+
+
+def verdict(found: Mapping[str, float], references: int) -> str:
+    """What may be said of a difference, measured on so many references."""
+    if references < LEAST_REFERENCES:
+        return f"no verdict: {references} of at least {LEAST_REFERENCES} references"
+    return f"its 95 % interval {'excludes' if excludes_zero(found) else 'includes'} 0"

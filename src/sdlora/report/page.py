@@ -100,9 +100,15 @@ def _write_table(
 ) -> None:
     """One row a version; a metric that a version does not measure is empty."""
     keys = list(next(iter(versions.values())))
-    columns = ["version", *keys, "best_step", *[f"{metric}_{figure}" for metric in metrics for figure in FIGURES]]
+    columns = [
+        "version",
+        *keys,
+        "best_step",
+        "references",
+        *[f"{metric}_{figure}" for metric in metrics for figure in FIGURES],
+    ]
     rows = [
-        [name, *settings.values(), best[name]["best_step"]]
+        [name, *settings.values(), best[name]["best_step"], len(best[name]["references"])]
         + [best[name].get(metric, {}).get(figure, "") for metric in metrics for figure in FIGURES]
         for name, settings in versions.items()
     ]

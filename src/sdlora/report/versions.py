@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 from sdlora import records
+from sdlora.evaluate.tables import LEAST_REFERENCES
 
 SETTINGS = ("version", "dataset", "fit", "rank", "learning_rate", "steps", "hires", "best_step")
 
@@ -34,12 +35,13 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def gain(row: dict[str, str], metric: str) -> str:
-    """A metric's difference to step 0 and its interval; bold where the interval excludes 0."""
+    """A metric's difference to step 0 and its interval; bold where that excludes 0 and there are references enough."""
     if not row[f"{metric}_delta"]:
         return ""
     delta, low, high = (float(row[f"{metric}_{key}"]) for key in ("delta", "ci_low", "ci_high"))
     text = f"{delta:+.3f} [{low:.3f}, {high:.3f}]"
-    return f"**{text}**" if low > 0 or high < 0 else text
+    sure = int(row["references"]) >= LEAST_REFERENCES and (low > 0 or high < 0)
+    return f"**{text}**" if sure else text
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from sdlora.scrape.fetch import Fetched, Fetcher, PartFile
 from sdlora.scrape.journal import Journal, is_intact
 from sdlora.scrape.judge import Arrived, Judge, Refused, manifest_row
 from sdlora.scrape.source import Candidate, ScrapeContext
+from sdlora.scrape.split import mark_copies, split
 from sdlora.scrape.verify import Look, examine
 
 Result = Arrived | Refused
@@ -54,8 +55,8 @@ def gather(dataset: Dataset, out: Path, context: ScrapeContext | None = None) ->
         for number, source in enumerate(dataset.sources):
             _take_source(number, source, workshop, judge, context)
         _bring_back(judge, workshop, raw)
-    rows = split(sorted(map(manifest_row, judge.entries), key=lambda row: str(row["id"])), dataset.held_out)
-    records.write_jsonl(out / "rejected.jsonl", judge.rejected)
+    rows, left_out = split(_accepted(judge, dataset), dataset.held_out, out)
+    records.write_jsonl(out / "rejected.jsonl", [*judge.rejected, *map(_left_out, left_out)])
     _check_minimum(dataset, rows, judge, out)
     files = {row["file"] for row in rows}
     _clear(raw, "*", keep=files)
@@ -64,10 +65,25 @@ def gather(dataset: Dataset, out: Path, context: ScrapeContext | None = None) ->
     training, (_, rejected, duplicates) = sum(row["split"] == "train" for row in rows), judge.counts()
     print(
         f"scrape: {training} to learn from, {len(rows) - training} references, "
-        f"{rejected} rejected, {duplicates} duplicates",
+        f"{rejected} rejected, {duplicates} duplicates"
+        + (f", {len(left_out)} left out as copies of references" if left_out else ""),
         flush=True,
     )
     return [out / "manifest.jsonl", *(raw / file for file in sorted(files))]
+
+
+def _accepted(judge: Judge, dataset: Dataset) -> list[records.Row]:
+    """The set's pictures by id, copies marked where references are chosen among them."""
+    rows = sorted(map(manifest_row, judge.entries), key=lambda row: str(row["id"]))
+    if isinstance(dataset.held_out, str):
+        return rows
+    looks = {entry.arrived.sha256[:16]: entry.arrived.look for entry in judge.entries}
+    return mark_copies(rows, looks, judge.limits.duplicate_bits)
+
+
+def _left_out(row: records.Row) -> records.Row:
+    reason = "a copy of a reference: a picture that is learnt from cannot measure"
+    return {**row, "verdict": "rejected", "kind": "copy of a reference", "reason": reason}
 
 
 def _take_source(number: int, source: Any, workshop: "_Workshop", judge: Judge, context: ScrapeContext) -> None:
@@ -243,17 +259,6 @@ def _clear(folder: Path, pattern: str, keep: set[str] | frozenset[str] = frozens
     for path in folder.glob(pattern):
         if path.name not in keep:
             path.unlink()
-
-
-def split(rows: list[records.Row], held_out: int | str) -> list[records.Row]:
-    """Mark references: a subfolder's pictures, or as many as asked for, evenly by content hash."""
-    if isinstance(held_out, str):
-        references = {row["id"] for row in rows if str(row["name"]).split("/")[0] == held_out}
-        if not references:
-            raise DataError(f"held_out names the subfolder {held_out!r}, but no accepted picture lies in it")
-    else:
-        references = {row["id"] for row in rows[:held_out]}
-    return [{**row, "split": "reference" if row["id"] in references else "train"} for row in rows]
 
 
 def sources_of(recipe: dict[str, Any]) -> Dataset:

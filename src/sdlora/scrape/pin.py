@@ -14,8 +14,9 @@ from sdlora import manifest, records
 from sdlora.errors import DataError, ParamsError
 from sdlora.params import Dataset
 from sdlora.provenance import sha256_of
-from sdlora.scrape.gather import gather, sources_of, split
+from sdlora.scrape.gather import gather, sources_of
 from sdlora.scrape.source import PICTURE_SUFFIXES, ScrapeContext
+from sdlora.scrape.split import split
 from sdlora.source_section import BingSource, FolderSource, HubSource, SeleniumSource, Source
 
 ROW_SUFFIXES = (".parquet", ".arrow", ".csv", ".json", ".jsonl", ".md")  # of a copy of a hub dataset
@@ -121,7 +122,7 @@ def scrape(recipe: dict[str, Any], out: Path, again: bool, context: ScrapeContex
 
 def _publish(dataset: Dataset, pictures: list[records.Row], out: Path) -> list[Path]:
     """Write the manifest of pinned pictures, with the references chosen as the dataset says now."""
-    rows = split(pictures, dataset.held_out)
+    rows, _ = split(pictures, dataset.held_out, out)
     training = sum(row["split"] == "train" for row in rows)
     if training < dataset.minimum:
         raise DataError(

@@ -54,7 +54,7 @@ def prepare_data(
             kept += ["vae"] if encoder is adapter else []
         else:
             examples = latents.encoded(examples, encoder)
-    examples = latents.with_masks(examples, settings.mask, adapter.pipeline.vae_scale_factor)
+    examples = latents.with_masks(examples, settings.mask, adapter.pipeline.vae_scale_factor, settings.mask_floor)
     captions = sorted({*also, *(text for example in examples for text in example.text)})
     check_lengths(adapter, captions, trigger)
     conditioning_of = _conditioning(settings, adapter, all_captions(captions, settings), identity)

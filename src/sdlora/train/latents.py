@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -48,13 +49,14 @@ def encoded(examples: list[Example], encoder: Adapter) -> list[Example]:
     return done
 
 
-def with_masks(examples: list[Example], kind: str, cell_px: int) -> list[Example]:
+def with_masks(examples: list[Example], kind: str, cell_px: int, floor: float = 0.0) -> list[Example]:
     """Every example with the weights that its loss has in each latent cell.
 
     Args:
         examples: With geometry, and for `user` with mask files.
         kind: `none`, `padding` or `user` (which leaves the padding out as well).
         cell_px: Side of a latent cell, px.
+        floor: What a cell weighs at least, 0 to 1.
 
     Raises:
         DataError: If a user's mask is missing.
@@ -62,15 +64,15 @@ def with_masks(examples: list[Example], kind: str, cell_px: int) -> list[Example
     if kind == "none":
         return examples
     return [
-        replace(example, mask=tuple(_mask(example, side, kind, cell_px) for side in range(len(example.text))))
+        replace(example, mask=tuple(_mask(example, side, kind, cell_px, floor) for side in range(len(example.text))))
         if example.geometry
         else example
         for example in examples
     ]
 
 
-def _mask(example: Example, side: int, kind: str, cell_px: int) -> Tensor | None:
-    """(1, h, w) in [0, 1], or None where everything is learnt."""
+def _mask(example: Example, side: int, kind: str, cell_px: int, floor: float) -> Tensor | None:
+    """(1, h, w) in [floor, 1], or None where everything is learnt."""
     place = example.geometry[side]
     shape = (place.size[1] // cell_px, place.size[0] // cell_px)
     weights = masks.coverage(place.box, place.size, shape)
@@ -79,4 +81,5 @@ def _mask(example: Example, side: int, kind: str, cell_px: int) -> Tensor | None
         if file is None:
             raise DataError(f"{example.files[side]}: train.mask is user, but this picture was fitted without a mask")
         weights = masks.at_latents(masks.read_fitted(file), shape)  # black on the padding already
+    weights = np.maximum(weights, np.float32(floor))
     return None if weights.min() == 1 else torch.from_numpy(weights)[None]

@@ -163,7 +163,11 @@ def lora_tensors(adapter: Adapter, settings: Train, initial: dict[str, Tensor] |
         }
     states = {"unet": state}
     if settings.text_encoder is not None:
-        states |= {name: get_peft_model_state_dict(m) for name, m in adapter.text_encoders().items()}
+        # pivotal tuning adds rows to the token embeddings, which peft would save whole
+        states |= {
+            name: get_peft_model_state_dict(module, save_embedding_layers=False)
+            for name, module in adapter.text_encoders().items()
+        }
     tensors: dict[str, Tensor] = {}
     for part, found in states.items():
         # peft's own names, which diffusers reads as they are: its older names for attention layers

@@ -19,6 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 CGROUP = Path("/sys/fs/cgroup")
+# A tensor's value asked for. Fake tensors have none, so a draw such as peft's `torch.rand(1) > module_dropout` (LoHa,
+# LoKr) is taken as won: the layer takes part, which is the pass that needs the most memory.
+_DECISIONS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
 
 
 class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -40,6 +43,8 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if operation in _DECISIONS and isinstance(args[0], FakeTensor) and args[0].dtype == torch.bool:
+            return True
         made = operation(*args, **(kwargs or {}))
         for tensor in tree_iter(made):
             if isinstance(tensor, Tensor):

@@ -120,6 +120,9 @@ def attach_embeddings(pipeline: Any, path: Path) -> str:
 
 
 def detach_embeddings(pipeline: Any, trigger: str) -> None:
-    """Take a trigger's tokens out again."""
+    """Take a trigger's tokens out again, all of them: diffusers knows `<captain>` and `<captain>_1` as two."""
+    token = token_of(trigger)
     for _, tokenizer, encoder in list(_encoders(pipeline)):
-        pipeline.unload_textual_inversion(token_of(trigger), tokenizer=tokenizer, text_encoder=encoder)
+        numbered = re.compile(rf"{re.escape(token)}(_\d+)?")
+        tokens = [word for word in tokenizer.get_added_vocab() if numbered.fullmatch(word)]
+        pipeline.unload_textual_inversion(tokens, tokenizer=tokenizer, text_encoder=encoder)

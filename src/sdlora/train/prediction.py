@@ -17,12 +17,17 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sdlora import choices
 from sdlora.adapters import Adapter
 from sdlora.adapters.base import DTYPES, quieten
+from sdlora.errors import SdloraError
 from sdlora.packed import packed_bytes
 from sdlora.params import Base, Version
 from sdlora.train import lora
 from sdlora.train.dataset import Example
 from sdlora.train.memory import Meter, become_fake, optimizer_cost, size_of
 from sdlora.train_section import Train
+
+
+class Unpredictable(SdloraError):
+    """A training whose step cannot be taken on tensors without numbers."""
 
 
 @dataclass(frozen=True)
@@ -87,10 +92,20 @@ class _Shapes:
             become_fake(part, self.mode, self.device)
 
     def peak(self, work: Callable[[], Any], gradients: bool = False) -> tuple[int, Any]:
-        """Bytes that `work` needs beside the weights, and what it returns."""
+        """Bytes that `work` needs beside the weights, and what it returns.
+
+        Raises:
+            Unpredictable: If it needs numbers, which fake tensors do not have.
+        """
         weights = [p for part in self.adapter.parts() for p in (*part.parameters(), *part.buffers())]
-        with self.mode, Meter(weights) as meter, torch.set_grad_enabled(gradients):
-            result = work()
+        try:
+            with self.mode, Meter(weights) as meter, torch.set_grad_enabled(gradients):
+                result = work()
+        except SdloraError:
+            raise
+        except Exception as error:  # whatever a network does when it asks a fake tensor for its numbers
+            said = (str(error).splitlines() or [""])[0]
+            raise Unpredictable(f"its memory cannot be predicted ({type(error).__name__}: {said})") from error
         return meter.peak, result
 
 
@@ -105,6 +120,9 @@ def predict(settings: Train, base: Base, demand: Demand, device: torch.device) -
 
     Returns:
         Phases in the order they happen: load, captions, train.
+
+    Raises:
+        Unpredictable: If a step asks for numbers that nobody has before training.
     """
     quieten()
     shapes = _Shapes(base, device)

@@ -19,6 +19,7 @@ from sdlora.train.memory import free_bytes
 from sdlora.train.prediction import (
     Demand,
     Phase,
+    Unpredictable,
     demand_of,
     demand_of_version,
     draw_phase,
@@ -41,7 +42,7 @@ def check(
     device: str | None = None,
     phases: list[Phase] | None = None,
 ) -> None:
-    """Refuse a run that would not fit, before anything is loaded.
+    """Refuse a run that would not fit, before anything is loaded; one whose need nobody can tell may start.
 
     Args:
         settings: The run's.
@@ -56,7 +57,11 @@ def check(
     """
     where = torch.device(device or default_device())
     available = free_bytes(where) if free is None else free
-    phases = phases or predict(settings, base, demand, where)
+    try:
+        phases = phases or predict(settings, base, demand, where)
+    except Unpredictable as reason:
+        print(f"preflight: {reason}; {_gib(available)} are free, and the training starts unchecked", flush=True)
+        return
     worst = max(phases, key=lambda phase: phase.total)
     place = "GPU memory" if where.type == "cuda" else "RAM"
     said = f"{_gib(worst.total)} of {place} at the worst moment ({worst.name}), {_gib(available)} are free"

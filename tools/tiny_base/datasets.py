@@ -1,4 +1,4 @@
-"""Draw the embedded datasets: `python -m sdlora.base.datasets`.
+"""Draw the embedded datasets: `python -m tools.tiny_base.datasets`.
 
 `captain` is one identity that the base never saw, in wide pictures with the face at one side;
 `pixel-avatars` is one style that the base never saw. References come with true captions.
@@ -9,9 +9,9 @@ import random
 from pathlib import Path
 
 from sdlora import records
-from sdlora.base import world
-from sdlora.base.world import Picture
 from sdlora.pictures import png_bytes
+from tools.tiny_base import world
+from tools.tiny_base.world import Picture
 
 HEIGHT_PX = 256
 # The captain: a colour of hair no style offers, and a patch over one eye, in toon-head's own units.
@@ -74,7 +74,7 @@ def write(folder: Path, pictures: list[Picture], held_out: int, aspect: float, l
         if reference:
             overrides.append({"file": name, "caption": picture.caption})
     records.write_jsonl(folder / "captions.override.jsonl", overrides)
-    text = f"{licence}\nDrawn by `python -m sdlora.base.datasets`; references are captioned by what was drawn.\n"
+    text = f"{licence}\nDrawn by `python -m tools.tiny_base.datasets`; references are captioned by what was drawn.\n"
     records.write_text(folder / "LICENSE.txt", text)
 
 

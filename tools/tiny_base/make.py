@@ -1,4 +1,4 @@
-"""Make the embedded base from packages alone: `python -m sdlora.base.make`."""
+"""Make the embedded base from packages alone: `python -m tools.tiny_base.make`."""
 
 import argparse
 import shutil
@@ -10,8 +10,8 @@ import torch
 from diffusers import AutoencoderKL
 
 from sdlora import allocator, records
-from sdlora.base import blip, diffusion, pictures, vae
-from sdlora.base.recipe import BaseRecipe
+from tools.tiny_base import blip, diffusion, pictures, vae
+from tools.tiny_base.recipe import BaseRecipe
 
 PARTS = ("vae", "decoder", "blip", "diffusion")
 

@@ -12,8 +12,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sdlora.base import loop, text
-from sdlora.base.recipe import BaseRecipe
+from tools.tiny_base import loop, readers, text
+from tools.tiny_base.recipe import BaseRecipe
 
 TEXT_WIDTH = 192
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
@@ -76,6 +76,7 @@ def save(parts: nn.ModuleDict, vae: AutoencoderKL, tokenizer: CLIPTokenizer, out
         module = type(getattr(pipeline, name)).from_pretrained(folder, torch_dtype=torch.float16)
         module.save_pretrained(folder)
     declare_float32(out / "text_encoder" / "config.json")
+    readers.open_to_both(out)
     # as in SD 1.5's own file: other schedulers made from this one must not clip latents
     config = out / "scheduler" / "scheduler_config.json"
     values = json.loads(config.read_text("utf-8"))

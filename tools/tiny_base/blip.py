@@ -15,9 +15,9 @@ from transformers import (
     BlipProcessor,
 )
 
-from sdlora.base import loop, text
-from sdlora.base.diffusion import declare_float32
-from sdlora.base.recipe import BaseRecipe
+from tools.tiny_base import loop, text
+from tools.tiny_base.diffusion import declare_float32
+from tools.tiny_base.recipe import BaseRecipe
 
 MAX_TOKENS = 64
 

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sdlora import records
-from sdlora.base import world
 from sdlora.progress import Progress
+from tools.tiny_base import world
 
 HELD_OUT_COUNT = 200
 AT_ONCE = 256

@@ -14,8 +14,8 @@ from diffusers.models.attention_processor import AttnProcessor
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sdlora.base import loop
-from sdlora.base.recipe import BaseRecipe
+from tools.tiny_base import loop
+from tools.tiny_base.recipe import BaseRecipe
 
 NOISE = 0.05  # deviation of the posterior that the decoder learns to bear
 

@@ -1,4 +1,4 @@
-"""Measure the embedded base on pictures it never saw: `python -m sdlora.base.quality`."""
+"""Measure the embedded base on pictures it never saw: `python -m tools.tiny_base.quality`."""
 
 import argparse
 from collections.abc import Sequence
@@ -12,8 +12,6 @@ from PIL import Image
 
 from sdlora import records
 from sdlora.adapters.base import quieten
-from sdlora.base import pictures, vae
-from sdlora.base.recipe import BaseRecipe
 from sdlora.caption import Captioner
 from sdlora.evaluate import effnet
 from sdlora.evaluate.psnr import psnr_db
@@ -22,6 +20,8 @@ from sdlora.params import Caption
 from sdlora.progress import Progress
 from sdlora.randomness import generator
 from sdlora.report.sheet import contact_sheet
+from tools.tiny_base import pictures, vae
+from tools.tiny_base.recipe import BaseRecipe
 
 Pixels = NDArray[np.uint8]
 CANDIDATES = 20

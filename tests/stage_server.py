@@ -1,0 +1,136 @@
+"""Runs stages' scripts in forks of one process that has imported everything: a job costs its work, not 6 s of imports.
+
+    with serving(project.folder, scratch) as python:   # a command that behaves like `python script args`
+        ...
+
+Snakemake starts the scripts with `sys.executable`; `snakemake_with(python)` is a command line in which that is the
+client below. Nothing else differs: the same Snakefile, the same scripts, a process of its own for each job.
+"""
+
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+# What scripts import late, or through a menu.
+PRELOADED = (
+    "accelerate", "bitsandbytes", "diffusers.models.unets.unet_2d_condition", "matplotlib.pyplot", "peft",
+    "prodigyopt", "schedulefree", "skimage.metrics", "transformers.models.blip.modeling_blip",
+    "transformers.models.blip.processing_blip", "transformers.models.clip.modeling_clip",
+    "sdlora.train", "sdlora.sample", "sdlora.evaluate.effnet", "sdlora.evaluate.ssim", "sdlora.report",
+    "sdlora.scrape.gather", "sdlora.caption", "sdlora.encode", "sdlora.fit", "sdlora.flip", "sdlora.train.preflight",
+    "sdlora.train.optimizers", "sdlora.train.lr_schedules", "sdlora.train.noise", "sdlora.train.losses",
+    "sdlora.adapters.sd", "sdlora.adapters.sdxl",
+)  # fmt: skip
+CLIENT = f"""#!{sys.executable} -ISE
+import array, json, os, socket, sys
+link = socket.socket(socket.AF_UNIX)
+link.connect(%r)
+words = json.dumps([os.getcwd(), sys.argv[1:]]).encode()
+socket.send_fds(link, [len(words).to_bytes(4, "big")], [0, 1, 2])
+link.sendall(words)
+sys.exit(int(link.recv(16) or b"1"))
+"""
+
+
+@contextmanager
+def serving(project: Path, scratch: Path) -> Iterator[Path]:
+    """Start the server for one project; gives the client's path.
+
+    Args:
+        project: Its `src` is what is imported.
+        scratch: An empty folder; its path must be short, for a socket lies there.
+    """
+    address, client = scratch / "s", scratch / "python"
+    client.write_text(CLIENT % str(address))
+    client.chmod(0o755)
+    environment = {**os.environ, "PYTHONPATH": str(project / "src"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    server = subprocess.Popen([sys.executable, __file__, str(address)], cwd=project, env=environment)
+    try:
+        limit = time.monotonic() + 120
+        while not address.exists():
+            if server.poll() is not None or time.monotonic() > limit:
+                raise RuntimeError("the server of stages did not start")
+            time.sleep(0.05)
+        yield client
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def snakemake_with(python: Path) -> tuple[str, ...]:
+    """The beginning of a Snakemake command whose jobs run through the client."""
+    start = f"import sys; sys.executable = {str(python)!r}; from snakemake.cli import main; main()"
+    return (sys.executable, "-c", start)
+
+
+def _serve(address: str) -> None:
+    import importlib
+
+    for name in PRELOADED:
+        importlib.import_module(name)
+    from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline  # noqa: F401
+    from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer  # noqa: F401
+
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{address}.new")
+    listener.listen(16)
+    Path(f"{address}.new").rename(address)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    while True:
+        link, _ = listener.accept()
+        if os.fork() == 0:
+            listener.close()
+            _answer(link)
+        link.close()
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+
+
+def _answer(link: socket.socket) -> None:
+    """In a fork of its own: run the script in another fork, and say how it ended."""
+    length, descriptors, _, _ = socket.recv_fds(link, 4, 3)
+    words = b""
+    while len(words) < int.from_bytes(length, "big"):
+        words += link.recv(65536)
+    child = os.fork()
+    if child == 0:
+        _run(*json.loads(words), descriptors)
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    link.sendall(str(code if code >= 0 else 128 - code).encode())
+    os._exit(0)
+
+
+def _run(folder: str, argv: list[str], descriptors: list[int]) -> None:
+    for number, descriptor in enumerate(descriptors):
+        os.dup2(descriptor, number)
+    os.chdir(folder)
+    sys.argv = argv
+    code = 1
+    try:
+        runpy.run_path(argv[0], run_name="__main__")
+        code = 0
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+        code = error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])
