@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
 from sdlora import manifest, masks, provenance, records
-from sdlora.errors import DataError
+from sdlora.errors import DataError, printable
 from sdlora.params import Fit
 from sdlora.pictures import open_picture, png_bytes, to_rgb
 
@@ -177,7 +177,23 @@ def fit_dataset(
     counts = Counter("x".join(map(str, row["bucket"])) for row in rows)
     shapes = ", ".join(f"{count} of {shape} px" for shape, count in sorted(counts.items()))
     print(f"fit: {new} new, {len(rows) - new} kept; {shapes}", flush=True)
+    _say_enlarged(rows, settings)
     return [out / "fit.jsonl", *files]
+
+
+def _say_enlarged(rows: list[records.Row], settings: Fit) -> None:
+    """Name pictures that are smaller than what they are fitted to: they are kept, but were drawn larger."""
+    scales = {row["name"]: max(row["box"][2] / row["original"][0], row["box"][3] / row["original"][1]) for row in rows}
+    enlarged = sorted((row for row in rows if scales[row["name"]] > 1), key=lambda row: -scales[row["name"]])
+    if enlarged:
+        sizes = [f"{r['name']} ({r['original'][0]} x {r['original'][1]} px, {scales[r['name']]:.1f} times)"
+                 for r in enlarged[:5]]  # fmt: skip
+        more = f" and {len(enlarged) - 5} more" if len(enlarged) > 5 else ""
+        print(
+            f"fit: {len(enlarged)} smaller than {_side(settings)} px and enlarged, which adds no detail: "
+            f"{printable(', '.join(sizes))}{more}",
+            flush=True,
+        )
 
 
 def _remembered(path: Path) -> dict[str, Any]:

@@ -36,10 +36,10 @@ def uses_web(dataset: Dataset) -> bool:
     )
 
 
-def on_this_machine(source: Source) -> tuple[str | None, tuple[str, ...]]:
-    """The folder of a source that lies here, if it does, and which files count there."""
+def on_this_machine(source: Source) -> tuple[str | None, tuple[str, ...] | None]:
+    """The folder of a source that lies here, if it does, and which files count there; None = all."""
     if isinstance(source, FolderSource):
-        return source.path, PICTURE_SUFFIXES
+        return source.path, None
     if isinstance(source, HubSource):
         return source.local, (*PICTURE_SUFFIXES, *ROW_SUFFIXES)
     return None, ()
