@@ -13,6 +13,9 @@ for _group in GROUPS:
     import_module(f"hostile.{_group}")
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda one: f"{one.group}: {one.name}")
+CHOSEN = [one for one in ATTACKS if one.in_suite]
+
+
+@pytest.mark.parametrize("attack", CHOSEN, ids=lambda one: f"{one.group}: {one.name}")
 def test_nothing_gets_through(attack: Attack, tmp_path: Path) -> None:
     assert attack.run(tmp_path / "scratch") is None

@@ -25,6 +25,7 @@ class Attack:
     group: str
     name: str
     attempt: Callable[[Path], str | None]
+    in_suite: bool = True  # else only `python -m hostile` runs it: it takes seconds and is like another
 
     def run(self, folder: Path) -> str | None:
         """What got through; None if nothing did."""
@@ -37,11 +38,13 @@ class Attack:
             return f"crashed: {type(error).__name__}: {str(error)[:200]}"
 
 
-def attack(group: str, name: str) -> Callable[[Callable[[Path], str | None]], Callable[[Path], str | None]]:
+def attack(
+    group: str, name: str, in_suite: bool = True
+) -> Callable[[Callable[[Path], str | None]], Callable[[Path], str | None]]:
     """Put a function among the attacks."""
 
     def keep(attempt: Callable[[Path], str | None]) -> Callable[[Path], str | None]:
-        ATTACKS.append(Attack(group, name, attempt))
+        ATTACKS.append(Attack(group, name, attempt, in_suite))
         return attempt
 
     return keep

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from hostile import ATTACKS
 
-GROUPS = ("hub", "shared", "decode", "network")
+GROUPS = ("hub", "shared", "decode", "network", "browser")
 
 
 def main(*groups: str) -> int:

@@ -63,7 +63,7 @@ HEADERS: dict[str, dict[str, str]] = {
     "Retry-After of zero": {"Retry_After": "0"},
     "Content-Length of 5,000 digits": {"status": "200", "Content_Length": "9" * 5000},
     "Location of nonsense": {"status": "302", "Location": "http://[::1"},
-    "Location of a lone half character": {"status": "302", "Location": "http://a.example/\udcff"},
+    "Location of bytes that are no UTF-8": {"status": "302", "Location": "http://a.example/\xff\xfe"},
 }
 for _name, _headers in HEADERS.items():
     attack("network", _name)(answering(_name, **_headers))
