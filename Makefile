@@ -12,12 +12,18 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := run
 .PHONY: run test check format docs browser base bench clean
 
-$(INSTALLED): requirements.lock pyproject.toml
+# Packages are taken as they were locked, by hash; two have no wheel and are built, with a locked builder.
+FROM_SOURCE := antlr4-python3-runtime,connection_pool
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation
+
+$(INSTALLED): requirements.lock requirements-build.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "Python 3.11 is needed, this is %s; say make PYTHON=python3.11" % sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.lock
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(PIP) torch==2.13.0
+	$(PIP) --require-hashes --no-deps --only-binary :all: -r requirements-build.lock
+	$(PIP) --require-hashes --no-deps --only-binary :all: --no-binary $(FROM_SOURCE) -r requirements.lock
+	$(PIP) --no-deps -e .
+	$(BIN)/pip check
 	@touch $@
 
 run: $(INSTALLED)

@@ -39,6 +39,7 @@ SPECIAL: dict[tuple[str, str], list[Settings]] = {
     ("train", "checkpoint_every"): [{"checkpoint_every": 1}],
     ("sample", "weights"): [{"weights": "raw"}, {"weights": "ema", "train.ema": {"decay": 0.9}}],
     ("sample", "negative_prompt"): [{"negative_prompt": "blurry"}],
+    ("sample", "hires"): [{"hires": {"factor": 1.25, "denoising_strength": 0.5}}],
     ("sample", "seeds"): [{"seeds": [1, 2]}],
     ("sample", "inference_steps"): [{"inference_steps": 3}],
     ("sample", "max_references"): [{"max_references": 1}],

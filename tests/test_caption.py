@@ -7,7 +7,7 @@ from conftest import ROOT
 from PIL import Image
 
 from sdlora import records
-from sdlora.caption import Captioner, caption_dataset, read_overrides, tidy, with_trigger
+from sdlora.caption import Captioner, caption_dataset, read_overrides, tidy, warnings, with_trigger
 from sdlora.errors import DataError, MissingError
 from sdlora.flip import flip_dataset, swap_left_right
 from sdlora.params import Caption
@@ -79,6 +79,25 @@ def test_a_users_caption_wins(folder: Path, tmp_path: Path) -> None:
     records.write_jsonl(override, [{"file": "1.png", "caption": "at the helm"}, {"id": "p2", "caption": "asleep"}])
     texts = caption(folder, captioner(), str(override))
     assert (texts["p1"], texts["p2"]) == ("captain, at the helm", "captain, asleep")
+
+
+def captions(learnt: list[str], asked: list[str]) -> list[dict[str, str]]:
+    rows = [{"id": f"t{n}", "caption": text, "origin": "blip", "split": "train"} for n, text in enumerate(learnt)]
+    return rows + [
+        {"id": f"r{n}", "caption": text, "origin": "x", "split": "reference"} for n, text in enumerate(asked)
+    ]
+
+
+def test_captions_that_disagree_with_the_prompts_or_are_all_alike_are_told() -> None:
+    good = ["captain, teal hair, smile", "captain, teal hair, sad mouth"]
+    assert not list(warnings(captions(good, ["captain, teal hair, sad smile"]), "captain"))
+    (alike,) = warnings(captions(["captain"] * 3, []), "captain")
+    assert alike.startswith("all 3 training captions are 'captain'")
+    (other,) = warnings(captions(["captain, lavender ears", "captain, tan bust"], [good[0]]), "captain")
+    assert other.startswith("3 of the 3 words") and "(hair, smile, teal; training captions by blip)" in other
+    (most,) = warnings(captions(good, ["captain, teal hair, eye patch, red coat"]), "captain")
+    assert "4 of the 6 words" in most, most
+    assert not list(warnings(captions(good, []), "captain")), "without references nothing is asked"
 
 
 ROW = '{"file": "1.png", "caption": "caf\N{LATIN SMALL LETTER E WITH ACUTE}, smile"}\n'

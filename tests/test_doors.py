@@ -2,11 +2,12 @@
 
 import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import SMALL, Project, make_project
+from conftest import ROOT, SMALL, Project, make_project
 
 from sdlora import command, records
 from sdlora.errors import DataError
@@ -149,3 +150,12 @@ def test_the_check_of_code_knows_its_own(tmp_path: Path) -> None:
     command.check_code({"stage": "fit", "code": provenance.code_of("fit", script)}, script)
     with pytest.raises(DataError, match="the code of fit"):
         command.check_code({"stage": "fit", "code": "0" * 16}, script)
+
+
+def test_no_kernel_is_fetched_from_a_hub(tmp_path: Path) -> None:
+    """bitsandbytes imports `kernels` to load compiled code from a hub; in our processes it is not to be had."""
+    records.write_text(tmp_path / "kernels/__init__.py", f"open({str(tmp_path / 'loaded')!r}, 'w')\n")
+    words = "import sdlora, importlib.util; assert importlib.util.find_spec('kernels') is None; import kernels"
+    place = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{tmp_path}"}
+    done = subprocess.run([sys.executable, "-c", words], env=place, capture_output=True, text=True, check=False)
+    assert "ModuleNotFoundError" in done.stderr and not (tmp_path / "loaded").exists()

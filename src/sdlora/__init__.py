@@ -1,3 +1,11 @@
 """The pipeline that people who train Stable Diffusion LoRAs trust."""
 
+import logging
+import sys
+
+# bitsandbytes, imported by peft, fetches a compiled kernel from a hub and loads it where the package `kernels` is
+# installed: code that no lock names. We train no 4-bit weights, so for it that package is not there.
+sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+
 __version__ = "0.1.0"

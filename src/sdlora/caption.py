@@ -13,6 +13,8 @@ from sdlora.errors import DataError, MissingError, download_command, suggest
 from sdlora.params import Caption
 from sdlora.pictures import read_rgb
 
+MOST_UNKNOWN = 1 / 3  # of the references' words may be missing in training captions before that is told
+
 
 def with_trigger(trigger: str, caption: str) -> str:
     """`trigger, caption`, without saying it twice."""
@@ -153,8 +155,41 @@ def caption_dataset(recipe: Mapping[str, Any], captioner: Captioner, folder: Pat
         captioned.append(
             {"id": row["id"], "caption": with_trigger(recipe["trigger"], text), "origin": origin, "split": row["split"]}
         )
+    for warning in warnings(captioned, recipe["trigger"]):
+        print(f"warning: {warning}", flush=True)
     records.write_jsonl(folder / "captions.jsonl", captioned)
     return [folder / "captions.jsonl"]
+
+
+def warnings(rows: Sequence[records.Row], trigger: str) -> Iterator[str]:
+    """What in a dataset's captions keeps a LoRA from learning what its pictures are measured by.
+
+    Args:
+        rows: id, caption, origin and split of each picture.
+        trigger: Is in every caption, so it says nothing.
+    """
+    learnt = [row for row in rows if row["split"] == "train"]
+    asked = [row for row in rows if row["split"] == "reference"]
+    if len(learnt) > 1 and len({row["caption"] for row in learnt}) == 1:
+        yield (
+            f"all {len(learnt)} training captions are {learnt[0]['caption']!r}: whatever the pictures have in common "
+            f"is learnt as that text, and nothing else can be asked for"
+        )
+    known, wanted = _words(learnt, trigger), _words(asked, trigger)
+    unknown = sorted(wanted - known)
+    if learnt and len(unknown) > MOST_UNKNOWN * len(wanted):
+        origins = " and ".join(sorted({str(row["origin"]) for row in learnt}))
+        some = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        yield (
+            f"{len(unknown)} of the {len(wanted)} words that the references are drawn with occur in no training "
+            f"caption ({some}; training captions by {origins}): what they say is not learnt; caption both in the same "
+            f"words"
+        )
+
+
+def _words(rows: Sequence[records.Row], trigger: str) -> set[str]:
+    own = set(re.findall(r"\w+", trigger.lower()))
+    return {word for row in rows for word in re.findall(r"\w{3,}", str(row["caption"]).lower())} - own
 
 
 def _key(picture: Path, recipe: Mapping[str, Any]) -> str:

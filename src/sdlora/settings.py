@@ -104,14 +104,18 @@ def _resolve(raw: Mapping[str, Any], version: Any) -> Any:
     knobs = {"base": raw.get("base"), "dataset": raw.get("dataset")}
     start = _merge(knobs, raw.get("defaults") or {})
     presets, name = raw.get("presets"), version.get("preset") if isinstance(version, dict) else None
-    if isinstance(presets, dict) and isinstance(presets.get(name), dict):
+    if isinstance(presets, dict) and isinstance(name, str) and isinstance(presets.get(name), dict):
         start = _merge(start, presets[name])
     return _merge(start, version or {})
 
 
 def _unknown_stage_keys(raw: Mapping[str, Any]) -> Iterator[Problem]:
     stages = {name for name in Version.model_fields if name not in ("base", "dataset", "preset")}
-    for key in raw.get("defaults") or {}:
+    defaults = raw.get("defaults") or {}
+    if not isinstance(defaults, dict):
+        yield ("defaults",), f"{defaults!r} is not allowed: input should be a section for each stage"
+        return
+    for key in defaults:
         if key not in stages:
             yield ("defaults", key), f"unknown key{suggest(key, stages)}"
 
