@@ -7,6 +7,7 @@ A request is a line of JSON and the file's bytes; an answer is a line of JSON an
 """
 
 import contextlib
+import importlib
 import io
 import json
 import re
@@ -35,8 +36,9 @@ class Bad(Exception):
 def main(source: BinaryIO, sink: BinaryIO) -> None:
     """Answer requests until there are none."""
     Image.preinit()
-    with contextlib.suppress(ImportError):
-        from PIL import AvifImagePlugin, TiffImagePlugin, WebPImagePlugin  # noqa: F401
+    for name in ("Tiff", "WebP", "Avif"):
+        with contextlib.suppress(ImportError):  # not in every build of Pillow
+            importlib.import_module(f"PIL.{name}ImagePlugin")
     Image.MAX_IMAGE_PIXELS = None  # the request states the limit, and the answer says so better
     while line := source.readline():
         request = json.loads(line)

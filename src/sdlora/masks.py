@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from sdlora.errors import DataError
 from sdlora.params import ALPHA
-from sdlora.pictures import open_picture, to_rgb
+from sdlora.pictures import open_picture, open_png, to_rgb
 
 FOLDER = "masks"  # of the fitted masks, beside the fitted pictures
 TRAIN_FOLDER = "train-masks"  # in both orientations, beside train/, whose layout has no place for them
@@ -79,7 +79,7 @@ def _not_empty(mask: Image.Image, name: str) -> Image.Image:
 
 def read_fitted(path: Path) -> Image.Image:
     """A mask that `fit` or `flip` wrote."""
-    with Image.open(path) as mask:
+    with open_png(path) as mask:
         return mask.convert("L")
 
 

@@ -5,7 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+from sdlora.errors import DataError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "AVIF")
 MAX_PIXELS = 64_000_000
@@ -70,9 +72,22 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
 
 
 def read_rgb(path: Path) -> Image.Image:
-    """A PNG that a stage wrote."""
-    with Image.open(path) as picture:
+    """A PNG that a stage wrote; in a shared dataset it may be something else, which no other decoder sees."""
+    with open_png(path) as picture:
         return picture.convert("RGB")
+
+
+def open_png(path: Path) -> Image.Image:
+    """A PNG of the pipeline's own.
+
+    Raises:
+        DataError: If it is none.
+    """
+    try:
+        return Image.open(path, formats=["PNG"])
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = "no PNG" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{path}: not what a stage wrote: {reason}; delete it, and it is made again") from None
 
 
 def png_bytes(picture: Image.Image) -> bytes:

@@ -3,14 +3,18 @@
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from hostile import attack
-from hostile.hub import picture
+from hostile.hub import CANARY, DECODED, picture
 from sdlora import records
+from sdlora.errors import SdloraError
 from sdlora.fit import fit_dataset
+from sdlora.masks import read_fitted
 from sdlora.params import Dataset, Fit
+from sdlora.pictures import read_rgb
 from sdlora.scrape import gather, pin
 
 BING = {"kind": "bing", "query": "cat", "limit": 3}
@@ -135,6 +139,16 @@ for _name, _line in {
                 choices.SOURCES["bing"] = before
         rows = records.read_jsonl(data / "manifest.jsonl")
         return None if len(rows) == 1 else f"{len(rows)} pictures instead of 1"
+
+
+@attack("shared", "a fitted PNG that is for another decoder")
+def _fitted(folder: Path) -> str | None:
+    DECODED.clear()
+    (folder / "a.png").write_bytes(CANARY)
+    for read in (read_rgb, read_fitted):
+        with suppress(SdloraError):
+            read(folder / "a.png")
+    return "another decoder was asked" if DECODED else None
 
 
 @attack("shared", "line separators of Unicode in a title")
