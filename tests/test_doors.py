@@ -144,10 +144,10 @@ def test_a_mistake_of_the_program_keeps_its_traceback(tmp_path: Path, monkeypatc
 
 
 def test_the_check_of_code_knows_its_own(tmp_path: Path) -> None:
-    from sdlora import provenance
+    from sdlora.code import Code
 
     script = Path("workflow/scripts/fit.py")
-    command.check_code({"stage": "fit", "code": provenance.code_of("fit", script)}, script)
+    command.check_code({"stage": "fit", "code": Code().reach(script).identity}, script)
     with pytest.raises(DataError, match="the code of fit"):
         command.check_code({"stage": "fit", "code": "0" * 16}, script)
 

@@ -9,6 +9,7 @@ import pytest
 from rig.pictures import picture
 
 from sdlora import plan, provenance, records
+from sdlora.code import Code
 from sdlora.errors import DataError, ParamsError
 from sdlora.params import Dataset
 from sdlora.scrape import pin
@@ -19,7 +20,7 @@ BING = {"kind": "bing", "query": "cat", "limit": 3}
 def recipe(*sources: dict[str, Any], **options: Any) -> dict[str, Any]:
     stated = {"sources": sources or [BING], "trigger": "x"} | options
     dataset = Dataset.model_validate_json(records.canonical_json(stated))
-    job = plan._scrape_job("cats", dataset, provenance.FileHashes(Path("none.json")))
+    job = plan._scrape_job("cats", dataset, plan.Seen(provenance.FileHashes(Path("none.json")), Code()))
     return json.loads(records.canonical_json(job.recipe))
 
 

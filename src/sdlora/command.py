@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora import provenance
+from sdlora.code import CODE_MEMORY, PACKAGE, Code
 from sdlora.errors import DataError, SdloraError
 
 # What is wrong with the machine, not with the program.
@@ -53,8 +54,11 @@ def check_code(recipe: dict[str, Any], script: Path) -> None:
     Raises:
         DataError: If this process has other code than the one that the recipe names.
     """
-    if recipe["code"] is not None and provenance.code_of(recipe["stage"], script) != recipe["code"]:
+    if recipe["code"] is None:  # what came from the web is pinned, whatever the code
+        return
+    found = Code(CODE_MEMORY).reach(script, recipe.get("entries", ()))
+    if found.identity != recipe["code"]:
         raise DataError(
-            f"the code of {recipe['stage']} below {provenance.PACKAGE} is not the code that this run was planned with: "
+            f"the code of {recipe['stage']} below {PACKAGE} is not the code that this run was planned with: "
             f"it was edited meanwhile, or it belongs to another checkout; run the same command again"
         )

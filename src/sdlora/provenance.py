@@ -1,4 +1,4 @@
-"""What made a file: content hashes, code hashes, and mtimes that tell the truth.
+"""What made a file: content hashes, and mtimes that tell the truth.
 
 Every job reads one recipe (its settings and the identity of its code) and ends by writing one
 record, its `made` file: the recipe's hash, the identity of each input and the hash of each output.
@@ -6,7 +6,6 @@ record, its `made` file: the recipe's hash, the identity of each input and the h
 Snakemake's own rule, "an input is newer", is right after a clone, a checkout or a pull as well.
 """
 
-import ast
 import hashlib
 import os
 import stat
@@ -21,14 +20,6 @@ from sdlora import mtimes, records
 from sdlora.errors import DataError
 
 STORE = Path(".sdlora")
-PACKAGE = Path(__file__).parent
-# Modules whose behaviour reaches a stage only through its recipe (plan.py resolves what they decide), or never.
-_NOT_CODE = {
-    "params", "sections", "source_section", "train_section", "settings", "errors", "plan", "inputs", "provenance",
-    "command", "choices",
-}  # fmt: skip
-# Modules that may refuse a training but never change what it writes.
-_ONLY_REFUSE = {"train/preflight.py", "train/prediction.py", "train/memory.py"}
 
 
 @dataclass(frozen=True)
@@ -147,72 +138,6 @@ def hash_or_why_not(path: Path, hashes: FileHashes) -> str:
         return hashes.of(path)
     except OSError as error:
         return f"unreadable: {error.strerror}"
-
-
-def code_of(stage: str, script: Path) -> str:
-    """Identity of a stage's code: its script and every sdlora module it can reach.
-
-    Comments, docstrings and layout do not count.
-    """
-    start = PACKAGE / stage if (PACKAGE / stage).is_dir() else PACKAGE / f"{stage}.py"
-    waiting, seen = [*_files_of(start), script], set[Path]()
-    while waiting:
-        path = waiting.pop()
-        if path in seen or not path.exists() or path.as_posix().endswith(tuple(_ONLY_REFUSE)):
-            continue
-        seen.add(path)
-        waiting += _imports_of(path)
-    parts = [f"{path.name} {_meaning_of(path)}" for path in sorted(seen)]
-    return sha256_text("\n".join(parts))[:16]
-
-
-def _files_of(path: Path) -> list[Path]:
-    return sorted([*path.rglob("*.py"), *path.rglob("*.html")]) if path.is_dir() else [path]
-
-
-_parsed: dict[Path, ast.Module] = {}
-
-
-def _tree_of(path: Path) -> ast.Module:
-    if path not in _parsed:
-        _parsed[path] = ast.parse(path.read_text("utf-8"))
-    return _parsed[path]
-
-
-def _imports_of(path: Path) -> list[Path]:
-    found: list[Path] = []
-    if path.suffix != ".py":
-        return found
-    for node in ast.walk(_tree_of(path)):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "sdlora":
-            inside = node.module.split(".")[1:]
-            names = [inside, *([*inside, alias.name] for alias in node.names)]
-        elif isinstance(node, ast.Import):
-            names = [alias.name.split(".")[1:] for alias in node.names if alias.name.startswith("sdlora.")]
-        else:
-            continue
-        for parts in names:
-            if parts and parts[0] not in _NOT_CODE:
-                place = PACKAGE.joinpath(*parts)
-                found += _files_of(place) if place.is_dir() else [place.with_suffix(".py")]
-    return found
-
-
-def _meaning_of(path: Path) -> str:
-    if path.suffix != ".py":
-        return sha256_of(path)
-    tree = _tree_of(path)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            body = node.body
-            first = body[0] if body else None
-            if (
-                isinstance(first, ast.Expr)
-                and isinstance(first.value, ast.Constant)
-                and isinstance(first.value.value, str)
-            ):
-                node.body = body[1:]
-    return sha256_text(ast.dump(tree))
 
 
 @dataclass(frozen=True)

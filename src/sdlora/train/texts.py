@@ -4,13 +4,15 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from sdlora import provenance, records, tensors
+from sdlora import choices, provenance, records, tensors
 from sdlora.adapters import Adapter, Conditioning
+from sdlora.code import CODE_MEMORY, Code
 
 #: An embedding that no training asked for in so many days is deleted.
 KEPT_DAYS = 30
@@ -102,9 +104,15 @@ def text_key(adapter: Adapter, text: str, identity: str) -> str:
         "device": adapter.device.type,
         "threads": torch.get_num_threads(),
         "software": {name: version(name) for name in ("diffusers", "torch", "transformers")},
-        "code": provenance.code_of("adapters", provenance.PACKAGE / "train" / "texts.py"),
+        "code": _code(adapter.base.family),
     }
     return provenance.sha256_text(records.canonical_json(depends_on))[:32]
+
+
+@cache
+def _code(family: str) -> str:
+    """Identity of the code that makes a family's embeddings."""
+    return Code(CODE_MEMORY).reach(Path(__file__), [choices.FAMILIES[family]]).identity
 
 
 def _lookup(rows: Mapping[str, Conditioning]) -> ConditioningOf:
