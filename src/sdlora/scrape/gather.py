@@ -55,9 +55,12 @@ def gather(dataset: Dataset, out: Path, context: ScrapeContext | None = None) ->
         for number, source in enumerate(dataset.sources):
             _take_source(number, source, workshop, judge, context)
         _bring_back(judge, workshop, raw)
-    rows, left_out = split(_accepted(judge, dataset), dataset.held_out, out)
+    accepted = _accepted(judge, dataset)
+    records.write_jsonl(out / "rejected.jsonl", judge.rejected)
+    _check_minimum(dataset, len(accepted), judge, out)  # also where there are too few to choose references among
+    rows, left_out = split(accepted, dataset.held_out, out)
     records.write_jsonl(out / "rejected.jsonl", [*judge.rejected, *map(_left_out, left_out)])
-    _check_minimum(dataset, rows, judge, out)
+    _check_minimum(dataset, sum(row["split"] == "train" for row in rows), judge, out)
     files = {row["file"] for row in rows}
     _clear(raw, "*", keep=files)
     records.write_jsonl(out / "manifest.jsonl", rows)
@@ -245,8 +248,7 @@ class _Workshop:
         return refused
 
 
-def _check_minimum(dataset: Dataset, rows: list[records.Row], judge: Judge, out: Path) -> None:
-    training = sum(row["split"] == "train" for row in rows)
+def _check_minimum(dataset: Dataset, training: int, judge: Judge, out: Path) -> None:
     if training < dataset.minimum:
         reasons = "; ".join(row["reason"] for row in judge.rejected[:3]) or "none was rejected"
         raise DataError(
