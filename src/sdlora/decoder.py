@@ -111,7 +111,7 @@ class _Worker:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", decode_worker.__name__, str(MEMORY_MIB)],
+            [sys.executable, "-P", "-m", decode_worker.main.__module__, str(MEMORY_MIB)],
             env=_environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
         )  # fmt: skip
         assert self._process.stdin is not None and self._process.stdout is not None

@@ -17,7 +17,8 @@ from sdlora.train_section import MENUS, Train
 SETS = Path("data/sets")
 RESULTS = Path("results")
 SCRIPTS = Path("workflow/scripts")
-DISTRIBUTIONS = {"PIL": "pillow", "ruamel": "ruamel.yaml", "skimage": "scikit-image"}  # named otherwise than imported
+# Named otherwise than imported.
+DISTRIBUTIONS = {"PIL": "pillow", "ruamel": "ruamel.yaml", "skimage": "scikit-image", "yaml": "pyyaml"}
 
 
 class Seen:

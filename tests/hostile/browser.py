@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -205,7 +206,7 @@ def _profile(folder: Path) -> str | None:
         "for found in selenium.find(SeleniumSource(kind='selenium', query='cat', limit=5), context):\n"
         "    print(found.rank, flush=True); input()"
     )
-    place = Path(os.environ.get("TMPDIR", "/tmp"))
+    place = Path(tempfile.gettempdir())
     before = set(place.glob("sdlora-browser-*"))
     path = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), str(Path(__file__).parents[1])]))
     with Rig(folder / "rig", {"cat": Search(page=results(range(5)))}):
