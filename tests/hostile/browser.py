@@ -164,7 +164,7 @@ STUCK = {
 HARMLESS = ("getAttribute", "Array", "querySelectorAll", "elements", "alert() once")
 for _name, _script in STUCK.items():
 
-    @attack("browser", f"a page with {_name}", in_suite=_name in ("alert() in a loop", "getAttribute gives objects"))
+    @attack("browser", f"a page with {_name}", in_suite=_name in ("alert() once", "getAttribute gives objects"))
     def _stuck(folder: Path, name: str = _name, script: str = _script) -> str | None:
         began = time.monotonic()
         urls: list[str] = []

@@ -42,10 +42,14 @@ def gathered(folder: Path, server: Zoo, *urls: str, **limits: Any) -> dict[str, 
 def answering(name: str, **headers: str) -> Callable[[Path], str | None]:
     """A picture whose headers are odd: it is kept or rejected, and the run goes on."""
 
+    def behave(visit: zoo.Visit) -> None:
+        said = {"Content_Length": str(len(picture())), **headers}
+        visit.head(int(said.pop("status", "429")), **said)
+        visit.send(picture())
+
     def attempt(folder: Path) -> str | None:
         with Zoo() as server:
-            status = int(headers.pop("status", "429"))
-            url = server.add("/a.png", lambda visit: visit.answer(picture(), status, **headers))
+            url = server.add("/a.png", behave)
             began = time.monotonic()
             gathered(folder, server, url)
             took = time.monotonic() - began
