@@ -136,7 +136,7 @@ def test_kohya_s_captions_are_read(mine: Path, capsys: pytest.CaptureFixture[str
         "d.txt": "a caption that is not used: it is empty",
         "g.txt": "a text without a picture of its name",
     }
-    assert "7 pictures, 5 of them with a caption beside" in capsys.readouterr().out
+    assert "7 files to open, 5 of them with a caption beside" in capsys.readouterr().out
 
 
 class NoModel:

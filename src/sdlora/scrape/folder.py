@@ -110,7 +110,9 @@ def _say(
     """Tell at once what is left out: nobody reads `rejected.jsonl` who expects nothing there."""
     left = {path: problem for path, problem in problems.items() if problem and path not in used}
     pictures = sum(problem is None for problem in problems.values())
-    print(f"scrape: folder {where!r}: {pictures} pictures, {len(captions)} of them with a caption beside", flush=True)
+    print(
+        f"scrape: folder {where!r}: {pictures} files to open, {len(captions)} of them with a caption beside", flush=True
+    )
     shown = {path: problem for path, problem in left.items() if not path.name.startswith(".")}
     counts = Counter(str(problem) for problem in shown.values())
     for problem, count in counts.most_common(5):

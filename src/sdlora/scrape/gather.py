@@ -24,7 +24,7 @@ from sdlora.scrape.fetch import Fetched, Fetcher, PartFile
 from sdlora.scrape.journal import Journal, is_intact
 from sdlora.scrape.judge import Arrived, Judge, Refused, manifest_row
 from sdlora.scrape.source import Candidate, ScrapeContext
-from sdlora.scrape.split import mark_copies, split
+from sdlora.scrape.split import lies_in, mark_copies, split
 from sdlora.scrape.verify import Look, examine
 
 Result = Arrived | Refused
@@ -57,7 +57,9 @@ def gather(dataset: Dataset, out: Path, context: ScrapeContext | None = None) ->
         _bring_back(judge, workshop, raw)
     accepted = _accepted(judge, dataset)
     records.write_jsonl(out / "rejected.jsonl", judge.rejected)
-    _check_minimum(dataset, len(accepted), judge, out)  # also where there are too few to choose references among
+    # said before references are chosen: where pictures were rejected, that is why too few are left
+    left = [row for row in accepted if not isinstance(dataset.held_out, str) or not lies_in(row, dataset.held_out)]
+    _check_minimum(dataset, len(left) if judge.rejected else len(accepted), judge, out)
     rows, left_out = split(accepted, dataset.held_out, out)
     records.write_jsonl(out / "rejected.jsonl", [*judge.rejected, *map(_left_out, left_out)])
     _check_minimum(dataset, sum(row["split"] == "train" for row in rows), judge, out)

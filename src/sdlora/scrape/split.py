@@ -77,9 +77,14 @@ def _group(row: Row) -> str:
     return str(row.get("copy_of", row["id"]))
 
 
-def _in_folder(rows: Sequence[Row], folder: str) -> set[str]:
+def lies_in(row: Row, folder: str) -> bool:
+    """Whether a picture lies in a subfolder of its source, or below."""
     wanted = PurePosixPath(folder).parts
-    found = {row["id"] for row in rows if PurePosixPath(str(row["name"])).parts[:-1][: len(wanted)] == wanted}
+    return PurePosixPath(str(row["name"])).parts[:-1][: len(wanted)] == wanted
+
+
+def _in_folder(rows: Sequence[Row], folder: str) -> set[str]:
+    found = {row["id"] for row in rows if lies_in(row, folder)}
     if not found:
         parents = {str(p) for row in rows for p in PurePosixPath(str(row["name"])).parents if str(p) != "."}
         there = suggest(folder, parents) or "; there are no subfolders"
