@@ -64,8 +64,8 @@ format: $(INSTALLED)
 	$(BIN)/snakefmt Snakefile workflow
 
 docs: $(INSTALLED)
-	$(BIN)/python -m sdlora.settings > docs/params.md
-	$(BIN)/python -m sdlora.training_page > docs/training.md
+	$(BIN)/sdlora docs params > docs/params.md
+	$(BIN)/sdlora docs training > docs/training.md
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.train $(BENCH)

@@ -13,14 +13,14 @@ from ruamel.yaml import YAML
 from sdlora import algorithms, allocator, choices, provenance, records, store
 from sdlora.adapters import Adapter, load_adapter
 from sdlora.errors import MissingError
+from sdlora.identity import Identity, identity_of, run_key
 from sdlora.params import Base, Encode, Flip
-from sdlora.train import latents, lora, pivotal, prior, texts
+from sdlora.train import latents, lora, pivotal, preflight, prior, texts
 from sdlora.train.checkpoint import State, clear_leftovers, keep_states, newest_state, save_state, told_when_full
 from sdlora.train.data import prepare_data
 from sdlora.train.dataset import BatchOrder, Example, load_examples
 from sdlora.train.export import write_lora
 from sdlora.train.files import AVERAGE
-from sdlora.train.identity import Identity, identity_of
 from sdlora.train.longer import go_on, is_undamaged
 from sdlora.train.loop import Run, holding, replay_of, train_loop
 from sdlora.train.optimizers import Groups, point_to_save
@@ -46,7 +46,7 @@ def train_version(
     Returns:
         The files published.
     """
-    key = provenance.sha256_text(records.canonical_json([recipe, *map(provenance.outputs_identity, inputs)]))[:32]
+    key = run_key(recipe, inputs)
     kept = store.entry("train", key)
     with store.sole_use(kept), told_when_full(kept):
         if (kept / "done.json").exists() and is_undamaged(kept):
@@ -66,8 +66,6 @@ def _train(recipe: dict[str, Any], identity: Identity, folder: Path, base_name: 
     settings = Train.model_validate_json(records.canonical_json(recipe["train"]))
     base = Base.model_validate_json(records.canonical_json(recipe["base"]))
     flip = Flip.model_validate_json(records.canonical_json(recipe["flip"]))
-    from sdlora.train import preflight  # here, so that `python -m sdlora.train.preflight` finds it unloaded
-
     examples = load_examples(folder, base_name, settings.cache_latents)
     preflight.check(settings, base, preflight.demand_of(examples, settings, base))
     encode = Encode.model_validate_json(records.canonical_json(recipe["encode"] or {}))
