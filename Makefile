@@ -2,7 +2,7 @@
 # make test   everything CI runs
 # make check  formatting, types, lint, dry run
 # make docs   write docs/params.md and docs/training.md from the schema
-# make browser  Debian's Chromium and its driver: for the selenium source, and for make test
+# make browser  Debian's Chromium: for the selenium source, and for make test
 # make bench  time training: benchmarks/results/train.csv and docs/performance.md (options: BENCH="--steps 3")
 # make base   train the embedded base anew (hours on a CPU)
 PYTHON ?= python3
@@ -38,15 +38,15 @@ test: $(INSTALLED) check browser
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 browser: $(INSTALLED)
-	@found='from sdlora.scrape import selenium; print(*selenium.installed())'; \
+	@found='from sdlora.scrape import selenium; print(selenium.installed())'; \
 	$(BIN)/python -c "$$found" 2>/dev/null && exit 0; \
 	as_root=; [ "$$(id -u)" = 0 ] || as_root="sudo -n"; \
 	if command -v apt-get >/dev/null && $$as_root true 2>/dev/null; then \
 	  $$as_root apt-get update -qq && \
-	  $$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium chromium-driver && \
+	  $$as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium && \
 	  $(BIN)/python -c "$$found"; \
 	else \
-	  echo "Chromium and its driver are needed; say: sudo apt-get install chromium chromium-driver"; exit 1; \
+	  echo "Chromium is needed; say: sudo apt-get install chromium"; exit 1; \
 	fi
 
 check: $(INSTALLED)

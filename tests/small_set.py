@@ -33,14 +33,26 @@ def noise(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8))
 
 
+def picture_id(number: int) -> str:
+    """The id of a set's n-th picture: of the form that a scrape writes."""
+    return f"{number:016x}"
+
+
 def write_manifest(source: Path, pictures: Mapping[str, Image.Image], split: str = "train") -> None:
-    """`raw/` and `manifest.jsonl`; ids are p0, p1, …"""
+    """`raw/` and `manifest.jsonl`; the ids are `picture_id(0)`, `picture_id(1)`, …"""
     rows = []
     for number, (name, picture) in enumerate(pictures.items()):
         content = png_bytes(picture)
         file = f"{provenance.hashlib.sha256(content).hexdigest()}.png"
         records.write_bytes(source / "raw" / file, content)
-        row = {"id": f"p{number}", "name": name, "file": file, "sha256": file[:-4], "split": split, "caption": None}
+        row = {
+            "id": picture_id(number),
+            "name": name,
+            "file": file,
+            "sha256": file[:-4],
+            "split": split,
+            "caption": None,
+        }
         rows.append(row)
     records.write_jsonl(source / "manifest.jsonl", rows)
 
@@ -60,7 +72,7 @@ def make_set(
     folder = source / "fitted"
     fit_dataset(fit or Fit(size_px=64), source, folder, masks)
     texts = captions or [CAPTION] * len(pictures)
-    rows = [{"id": f"p{n}", "caption": text, "origin": "-", "split": "train"} for n, text in enumerate(texts)]
+    rows = [{"id": picture_id(n), "caption": text, "origin": "-", "split": "train"} for n, text in enumerate(texts)]
     records.write_jsonl(folder / "captions.jsonl", rows)
     flip_dataset(folder, mirror, True, repeats)
     if encode:

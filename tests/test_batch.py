@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_set import TINY, captain, edited, examples_of, make_set, settings
+from small_set import TINY, captain, edited, examples_of, make_set, picture_id, settings
 from torch import Tensor
 
 from sdlora import plan
@@ -135,7 +135,10 @@ def test_repeats_reach_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_repeats_reach_the_examples(tmp_path: Path) -> None:
     pictures = {"hat/a.png": captain(1), "b.png": captain(2)}
     folder = make_set(tmp_path, pictures, repeats={"hat": 3}, encode=False)
-    assert {example.id: example.repeats for example in examples_of(folder, "none")} == {"p0": 3, "p1": 1}
+    assert {example.id: example.repeats for example in examples_of(folder, "none")} == {
+        picture_id(0): 3,
+        picture_id(1): 1,
+    }
 
 
 def run_on(examples: list[Example], **changes: object) -> Run:

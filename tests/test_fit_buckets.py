@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image, ImageOps
-from small_set import edited, make_set, noise, write_manifest
+from small_set import edited, make_set, noise, picture_id, write_manifest
 
 from sdlora import plan, records
 from sdlora.fit import LANCZOS, bucket_step_px, buckets, center_crop, fit_dataset, fit_picture, nearest_bucket
@@ -121,14 +121,14 @@ def test_only_what_changed_is_fitted_again(tmp_path: Path, capsys: pytest.Captur
 
     write_manifest(tmp_path, pictures)
     assert fitted() == "fit: 3 new, 0 kept"
-    first, table = ((tmp_path / "out" / name).read_bytes() for name in ("p0.png", "fit.jsonl"))
+    first, table = ((tmp_path / "out" / name).read_bytes() for name in (f"{picture_id(0)}.png", "fit.jsonl"))
     assert fitted() == "fit: 0 new, 3 kept"
     assert (tmp_path / "out/fit.jsonl").read_bytes() == table, "the same bytes, whatever was kept"
     write_manifest(tmp_path, {**pictures, "3.png": noise(40, 80, 3)})
     assert fitted() == "fit: 1 new, 3 kept"
-    (tmp_path / "out/p0.png").write_bytes(b"damaged")
+    (tmp_path / f"out/{picture_id(0)}.png").write_bytes(b"damaged")
     assert fitted() == "fit: 1 new, 3 kept"
-    assert (tmp_path / "out/p0.png").read_bytes() == first
+    assert (tmp_path / f"out/{picture_id(0)}.png").read_bytes() == first
     assert fitted(fill="blur") == "fit: 4 new, 0 kept"
     fit_dataset(Fit(size_px=64, fill="blur"), tmp_path, tmp_path / "out", identity="other code")
     assert capsys.readouterr().out.startswith("fit: 4 new")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_set import TINY, captain, edited, examples_of, make_set, noise, settings
+from small_set import TINY, captain, edited, examples_of, make_set, noise, picture_id, settings
 from torch import Tensor
 
 from sdlora import inputs, masks, plan, records
@@ -226,15 +226,17 @@ def test_a_changed_mask_is_fitted_again_and_a_removed_one_is_gone(tmp_path: Path
     half_masks(tmp_path / "masks", {"a.png": captain(1)}, value=128)
     make_set(tmp_path, pictures, masks=str(tmp_path / "masks"), encode=False)
     after = records.read_json(folder / KEPT)
-    assert before["p0"] != after["p0"] and before["p1"] == after["p1"]
-    assert np.asarray(masks.read_fitted(folder / "train-masks/p0.png")).max() == 128
+    assert before[picture_id(0)] != after[picture_id(0)] and before[picture_id(1)] == after[picture_id(1)]
+    assert np.asarray(masks.read_fitted(folder / f"train-masks/{picture_id(0)}.png")).max() == 128
     make_set(tmp_path, pictures, encode=False)
     assert not [*folder.glob("*masks/*")]
 
 
 def test_training_without_the_masks_says_so(tmp_path: Path) -> None:
     folder = make_set(tmp_path, {"a.png": captain(1)}, mirror=False)
-    with pytest.raises(DataError, match=r"p0\.png: train\.mask is user, but this picture was fitted without a mask"):
+    with pytest.raises(
+        DataError, match=rf"{picture_id(0)}\.png: train\.mask is user, but this picture was fitted without a mask"
+    ):
         run_on(folder, mask="user")
 
 

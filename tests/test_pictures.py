@@ -110,9 +110,10 @@ def test_center_crop_loses_the_sides() -> None:
 
 def test_fit_dataset_records_where_the_picture_lies(tmp_path: Path) -> None:
     content = encoded(noise(80, 40))
-    records.write_bytes(tmp_path / "raw" / "a.png", content)
-    row = {"id": "a", "name": "a.png", "file": "a.png", "sha256": "0", "split": "train", "caption": None}
+    file = f"{'a' * 64}.png"
+    records.write_bytes(tmp_path / "raw" / file, content)
+    row = {"id": "a" * 16, "name": "a.png", "file": file, "sha256": "0", "split": "train", "caption": None}
     records.write_jsonl(tmp_path / "manifest.jsonl", [row])
     files = fit.fit_dataset(Fit(size_px=64), tmp_path, tmp_path / "out")
     assert records.read_jsonl(tmp_path / "out" / "fit.jsonl")[0]["box"] == [0, 16, 64, 32]
-    assert (tmp_path / "out" / "a.png") in files
+    assert (tmp_path / "out" / f"{'a' * 16}.png") in files

@@ -1,11 +1,18 @@
 """The one family of errors: messages name the value, the place and the choices."""
 
+import unicodedata
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 class SdloraError(Exception):
-    """Something a user can put right; shown without a traceback."""
+    """Something a user can put right; shown without a traceback.
+
+    A message may quote a stranger (a server, a file): what would steer a terminal is written out.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(printable(message, keep="\n\t"))
 
 
 class ParamsError(SdloraError):
@@ -22,6 +29,27 @@ class MissingError(SdloraError):
 
 class ResourceError(SdloraError):
     """The machine has too little of something; the message says what would do."""
+
+
+_STEERING = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # controls, format characters such as bidi marks, half characters, breaks
+_JOINERS = "\u200c\u200d"  # of emoji, and of several scripts
+
+
+def printable(text: str, keep: str = "") -> str:
+    """A text with everything that steers a terminal or an editor written out, as `\\x1b`.
+
+    Args:
+        text: What a stranger wrote.
+        keep: Characters that are left alone all the same.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        letter
+        if letter in keep or letter in _JOINERS or unicodedata.category(letter) not in _STEERING
+        else letter.encode("unicode_escape").decode("ascii")
+        for letter in text
+    )
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:

@@ -5,11 +5,13 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
-from sdlora import masks, provenance, records
+from sdlora import manifest, masks, provenance, records
+from sdlora.errors import DataError, printable
 from sdlora.params import Fit
 from sdlora.pictures import open_picture, png_bytes, to_rgb
 
@@ -145,11 +147,12 @@ def fit_dataset(
         The files written.
 
     Raises:
-        DataError: If a training picture's mask is missing, empty or of another size.
+        DataError: If the manifest is not what a scrape writes, or a training picture's mask is missing, empty or of
+            another size.
     """
-    known = records.read_json(out / KEPT) if (out / KEPT).exists() else {}
+    known = _remembered(out / KEPT)
     rows, files, kept, new = [], [], {}, 0
-    for row in records.read_jsonl(source / "manifest.jsonl"):
+    for row in manifest.read(source):
         mask_file = masks.find(mask_source, row) if row["split"] == "train" else None
         wanted = [out / f"{row['id']}.png"]
         if mask_source is not None and row["split"] == "train":
@@ -174,7 +177,32 @@ def fit_dataset(
     counts = Counter("x".join(map(str, row["bucket"])) for row in rows)
     shapes = ", ".join(f"{count} of {shape} px" for shape, count in sorted(counts.items()))
     print(f"fit: {new} new, {len(rows) - new} kept; {shapes}", flush=True)
+    _say_enlarged(rows, settings)
     return [out / "fit.jsonl", *files]
+
+
+def _say_enlarged(rows: list[records.Row], settings: Fit) -> None:
+    """Name pictures that are smaller than what they are fitted to: they are kept, but were drawn larger."""
+    scales = {row["name"]: max(row["box"][2] / row["original"][0], row["box"][3] / row["original"][1]) for row in rows}
+    enlarged = sorted((row for row in rows if scales[row["name"]] > 1), key=lambda row: -scales[row["name"]])
+    if enlarged:
+        sizes = [f"{r['name']} ({r['original'][0]} x {r['original'][1]} px, {scales[r['name']]:.1f} times)"
+                 for r in enlarged[:5]]  # fmt: skip
+        more = f" and {len(enlarged) - 5} more" if len(enlarged) > 5 else ""
+        print(
+            f"fit: {len(enlarged)} smaller than {_side(settings)} px and enlarged, which adds no detail: "
+            f"{printable(', '.join(sizes))}{more}",
+            flush=True,
+        )
+
+
+def _remembered(path: Path) -> dict[str, Any]:
+    """What was fitted before; a damaged memory is none."""
+    try:
+        known = records.read_json(path) if path.is_file() else {}
+        return {str(name): row for name, row in known.items() if {"key", "files", "geometry"} <= set(row)}
+    except (ValueError, AttributeError, TypeError):
+        return {}
 
 
 def _hashes(files: list[Path]) -> list[str | None]:
@@ -186,7 +214,10 @@ def _write(
 ) -> dict[str, object]:
     """Fit one picture and its mask; returns what `fit.jsonl` says about their geometry."""
     matte = settings.fill if settings.fill.startswith("#") else "#ffffff"
-    opened = open_picture((source / "raw" / row["file"]).read_bytes(), row["name"])
+    raw = source / "raw" / row["file"]
+    if not raw.is_file():
+        raise DataError(f"{row['name']}: there is no file {raw}; bring it back with `dvc checkout data/sets`")
+    opened = open_picture(raw.read_bytes(), row["name"])
     picture = to_rgb(opened, matte)
     fitted = fit_picture(picture, settings)
     records.write_bytes(wanted[0], png_bytes(fitted.picture))

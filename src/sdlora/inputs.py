@@ -3,7 +3,7 @@
 import shlex
 from pathlib import Path
 
-from sdlora import provenance
+from sdlora import folders, provenance
 from sdlora.errors import DataError
 from sdlora.params import ALPHA, Base, Dataset, Params
 from sdlora.provenance import FileHashes
@@ -31,7 +31,9 @@ def identity_of(model: str, revision: str | None, hashes: FileHashes) -> str:
 def source_files(dataset: Dataset, hashes: FileHashes) -> dict[str, str]:
     """Content identity of each source on this machine; what is scraped is pinned instead."""
     return {
-        path: provenance.identity_of_folder(Path(path), suffixes, hashes)
+        path: folders.identity(Path(path), hashes)
+        if suffixes is None
+        else provenance.identity_of_folder(Path(path), suffixes, hashes)
         for path, suffixes in map(pin.on_this_machine, dataset.sources)
         if path and Path(path).exists()
     }
@@ -86,7 +88,5 @@ def check(params: Params) -> None:
                 continue
             if not Path(source.path).is_dir():
                 raise DataError(f"{where}: there is no folder {source.path!r}{_pull(source.path)}")
-            if not any(p.suffix.lower() in PICTURE_SUFFIXES for p in Path(source.path).rglob("*")):
-                raise DataError(
-                    f"{where}: the folder {source.path!r} holds no picture (looked for {', '.join(PICTURE_SUFFIXES)})"
-                )
+            if all(one.is_hidden for one in folders.walk(Path(source.path))):
+                raise DataError(f"{where}: the folder {source.path!r} holds no picture: there is no file in it")

@@ -1,5 +1,6 @@
 """A user's masks: white is learnt, black is not, grey is a weight in between."""
 
+from os.path import normpath
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ from PIL import Image, ImageOps
 
 from sdlora.errors import DataError
 from sdlora.params import ALPHA
-from sdlora.pictures import open_picture, to_rgb
+from sdlora.pictures import open_picture, open_png, to_rgb
 
 FOLDER = "masks"  # of the fitted masks, beside the fitted pictures
 TRAIN_FOLDER = "train-masks"  # in both orientations, beside train/, whose layout has no place for them
@@ -31,10 +32,13 @@ def find(source: str | None, row: dict[str, object]) -> Path | None:
     if source is None or source == ALPHA:
         return None
     stems = [Path(source) / Path(str(row["name"])).with_suffix(""), Path(source) / str(row["id"])]
+    stems = [stem for stem in stems if Path(normpath(stem)).is_relative_to(normpath(source))]  # a name may be a URL
     found = [stem.with_name(stem.name + suffix) for stem in stems for suffix in SUFFIXES]
     found = [path for path in found if path.is_file()]
     if len(found) != 1:
-        names = " and ".join(map(str, found)) or f"none; looked for {stems[0]}{{{','.join(SUFFIXES)}}}"
+        names = (
+            " and ".join(map(str, found)) or f"none; looked for {stems[0] if stems else source}{{{','.join(SUFFIXES)}}}"
+        )
         raise DataError(f"{row['name']}: a picture needs one mask in {source!r}, but there is {names}")
     return found[0]
 
@@ -75,7 +79,7 @@ def _not_empty(mask: Image.Image, name: str) -> Image.Image:
 
 def read_fitted(path: Path) -> Image.Image:
     """A mask that `fit` or `flip` wrote."""
-    with Image.open(path) as mask:
+    with open_png(path) as mask:
         return mask.convert("L")
 
 

@@ -130,10 +130,10 @@ def identity_of_folder(folder: Path, suffixes: Sequence[str], hashes: FileHashes
     """One hash for the names and bytes of the files of some kinds below a folder (or of one file)."""
     files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
     kept = [p for p in files if p.suffix.lower() in suffixes and not p.name.startswith(".")]
-    return sha256_text("\n".join(f"{printable(p.relative_to(folder))} {_hash_or_why_not(p, hashes)}" for p in kept))
+    return sha256_text("\n".join(f"{printable(p.relative_to(folder))} {hash_or_why_not(p, hashes)}" for p in kept))
 
 
-def _hash_or_why_not(path: Path, hashes: FileHashes) -> str:
+def hash_or_why_not(path: Path, hashes: FileHashes) -> str:
     """A file's hash; the stage that needs the file says that it cannot be read, here it only differs from others."""
     try:
         return hashes.of(path)

@@ -96,10 +96,19 @@ def read_json(path: Path) -> Any:
     Raises:
         ValueError: If it is not JSON, or nested more deeply than Python can follow.
     """
+    return parse_json(path.read_text("utf-8"))
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Parse JSON that somebody else may have written.
+
+    Raises:
+        ValueError: If it is none, or is nested more deeply than Python can follow.
+    """
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(text)
     except RecursionError:
-        raise ValueError(f"{path}: nested too deeply") from None
+        raise ValueError("nested too deeply") from None
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -108,10 +117,13 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def read_jsonl(path: Path) -> list[Row]:
-    """Read one JSON object a line; a missing file has no rows."""
+    """Read one JSON object a line; a missing file has no rows.
+
+    Lines end at a line feed alone: `str.splitlines` would also cut a title at U+0085, U+2028 or U+2029.
+    """
     if not path.exists():
         return []
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    return [parse_json(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

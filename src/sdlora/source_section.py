@@ -50,7 +50,7 @@ class BingSource(Search):
 
 
 class SeleniumSource(Search):
-    """Image search in a real browser: Debian's chromium and chromium-driver, or your own Chrome."""
+    """Image search in a real browser: Debian's chromium, or your own Chrome."""
 
     kind: Literal["selenium"]
     engine: str = Field("bing", description="which search engine's page is read: entry of choices.ENGINES")

@@ -47,7 +47,7 @@ def clip_tokenizer(captions: Sequence[str], folder: Path) -> CLIPTokenizer:
     learner.model.save(str(folder))
     merges = [
         tuple(line.split(" "))
-        for line in (folder / "merges.txt").read_text("utf-8").splitlines()
+        for line in (folder / "merges.txt").read_text("utf-8").split("\n")
         if line and not line.startswith("#version")
     ]
     tokens = [*alphabet, *endings, *["".join(merge) for merge in merges]]

@@ -4,21 +4,27 @@ A name is resolved once, every address it has is judged, and the socket is opene
 a name that resolves differently a moment later changes nothing. TLS still verifies the name.
 """
 
+import io
 import ipaddress
 import socket
 import ssl
 import threading
 import time
 from contextlib import suppress
-from typing import cast
+from typing import TYPE_CHECKING, Any, cast
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import Url
 
-from sdlora.errors import DataError
+from sdlora.errors import DataError, printable
 from sdlora.scrape.source import ScrapeContext
 
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
 MAX_ADDRESSES = 4  # tried one after the other
+MAX_REASON = 1000  # characters; servers are quoted in it
+HEADERS_BYTES = 256 * 1024  # beside the body: status, headers, chunk sizes
 
 
 class FetchError(DataError):
@@ -29,11 +35,15 @@ class FetchError(DataError):
         reason: The whole reason.
         transient: Whether trying again later may help.
         retry_after_s: How long the server asks to wait.
+
+    Attributes:
+        host: Who said so, if a server did: after a redirect it is not the URL's host.
     """
 
     def __init__(self, kind: str, reason: str, transient: bool = False, retry_after_s: float | None = None) -> None:
-        super().__init__(reason)
+        super().__init__(printable(reason[:MAX_REASON]))
         self.kind, self.transient, self.retry_after_s = kind, transient, retry_after_s
+        self.host: str | None = None
 
 
 def checked_addresses(host: str, port: int, context: ScrapeContext) -> list[tuple[str, int]]:
@@ -90,10 +100,53 @@ class Leash:
                 self._socket = None
 
 
+class _Metered(io.RawIOBase):
+    """Reads from a socket, up to so many bytes of any kind.
+
+    The cap on the body does not see chunk extensions, trailers and interim answers, and the readers of those have none.
+    """
+
+    def __init__(self, source: socket.SocketIO, most: int) -> None:
+        self._source, self._left = source, most
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: "WriteableBuffer") -> int | None:
+        got = self._source.readinto(buffer)
+        self._left -= got or 0
+        if self._left < 0:
+            raise FetchError("size", "more bytes came than a file of the size allowed needs")
+        return got
+
+    def close(self) -> None:
+        self._source.close()
+        super().close()
+
+
+class _MeteredSocket:
+    """A socket whose files are metered; all else is the socket's."""
+
+    def __init__(self, connected: socket.socket, most: int) -> None:
+        self._connected, self._most = connected, most
+
+    def makefile(self, mode: str = "r", *args: Any, **options: Any) -> io.BufferedReader:
+        """What an answer is read from."""
+        return io.BufferedReader(_Metered(self._connected.makefile("rb", buffering=0), self._most))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._connected, name)
+
+
 class _Checked(HTTPConnection):
     context: ScrapeContext
     leash: Leash
     deadline: float
+
+    def connect(self) -> None:
+        super().connect()
+        most = int(self.context.limits.max_mib * 2**20) + HEADERS_BYTES
+        self.sock = cast(socket.socket, _MeteredSocket(cast(socket.socket, self.sock), most))
 
     def _new_conn(self) -> socket.socket:
         timeout_s = self.context.limits.timeout_s
@@ -113,7 +166,7 @@ class _Checked(HTTPConnection):
         raise FetchError("connection", f"no connection to {self.host}: {lost or 'out of time'}", transient=True)
 
 
-class _CheckedTls(HTTPSConnection, _Checked):
+class _CheckedTls(_Checked, HTTPSConnection):
     """TLS over a checked connection; certificate and name are verified by urllib3."""
 
 

@@ -46,6 +46,7 @@ OPT_OUT = {"noai", "noimageai", "noindex", "noimageindex", "none"}  # none is no
 MAX_REDIRECTS = 5
 MAX_URL = 8192
 CHUNK = 64 * 1024
+LONGEST_S = 1e9  # that a server may ask to wait: 30 years are as good as any more
 FIRST_WAIT_S = 0.5  # before the second attempt; doubled each time, with jitter
 
 
@@ -60,7 +61,7 @@ class Fetched:
 
 
 class _Time:
-    """What is left of a picture's time; waiting for one's turn at a host does not count."""
+    """What is left of a picture's time; waiting for one's turn at a host does not count, a host's pauses do."""
 
     def __init__(self, seconds: float) -> None:
         self.deadline = time.monotonic() + seconds
@@ -115,7 +116,7 @@ class Fetcher:
         seconds = FIRST_WAIT_S * 2**attempt * jitter
         if error.retry_after_s is not None:
             seconds = max(error.retry_after_s, 0.0)
-            self._gate.pause(parse_url(url).host or "", min(seconds, self._limits.deadline_s))
+            self._gate.pause(error.host or "", seconds)
         if seconds >= clock.left():
             asked = f"; it asks to wait {seconds:.0f} s" if error.retry_after_s is not None else ""
             raise FetchError(error.kind, f"{error}{asked}; no time is left for another attempt", transient=True)
@@ -132,7 +133,8 @@ class Fetcher:
     def _request(self, url: str, clock: _Time) -> Fetched | str:
         """One request: a file, or where to look instead."""
         place = checked_url(url)
-        with self._gate.passing(str(place.host)) as waited_s:
+        host = str(place.host)
+        with self._gate.passing(host, clock.left()) as waited_s:
             clock.deadline += waited_s
             if self._gate.closed.is_set():
                 raise FetchError("connection", "stopped", transient=True)
@@ -142,7 +144,12 @@ class Fetcher:
                     if response.status in REDIRECTS and response.headers.get("Location"):
                         return urljoin(place.url, response.headers["Location"])
                     check_status(response)
-                    return self._receive(response, place.url, clock, leash)
+                    found = self._receive(response, place.url, clock, leash)
+                    self._gate.gave(host)
+                    return found
+            except FetchError as error:
+                error.host = host
+                raise
             except ssl.SSLCertVerificationError as error:
                 raise FetchError("connection", f"TLS: {error.verify_message}") from None
             except (HTTPError, HTTPException, OSError, ValueError) as error:
@@ -189,8 +196,8 @@ class Fetcher:
         """Stream the body into a file, at most as many bytes as allowed."""
         cap = int(self._limits.max_mib * 2**20)
         too_large = FetchError("size", f"more than {self._limits.max_mib:g} MiB")
-        length = response.headers.get("Content-Length", "")
-        if length.isdigit() and int(length) > cap:
+        length = response.headers.get("Content-Length", "").strip()
+        if length.isdecimal() and (len(length) > 15 or int(length) > cap):
             raise too_large
         part = self._folder / f"{uuid4().hex}.part"
         digest, size = hashlib.sha256(), 0
@@ -279,11 +286,12 @@ def retry_after_s(header: str | None) -> float | None:
     """Seconds that a Retry-After header asks for, given as seconds or as a date (RFC 9110, 10.2.3)."""
     if header is None:
         return None
-    if header.strip().isdigit():
-        return float(header)
-    with suppress(ValueError, TypeError):
-        moment = parsedate_to_datetime(header)
-        return max((moment - datetime.now(UTC)).total_seconds(), 0.0)
+    text = header.strip()
+    if text.isascii() and text.isdecimal():
+        return min(float(text[:15]), LONGEST_S)
+    with suppress(ValueError, TypeError, OverflowError):  # a date may be in the year 9999999
+        moment = parsedate_to_datetime(text)
+        return min(max((moment - datetime.now(UTC)).total_seconds(), 0.0), LONGEST_S)
     return None
 
 

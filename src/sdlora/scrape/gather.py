@@ -16,10 +16,10 @@ from typing import Any
 from uuid import uuid4
 
 from sdlora import choices, records
-from sdlora.errors import DataError
+from sdlora.errors import DataError, SdloraError, printable
 from sdlora.params import Dataset
 from sdlora.progress import Progress
-from sdlora.scrape.connect import FetchError
+from sdlora.scrape.connect import MAX_REASON, FetchError
 from sdlora.scrape.fetch import Fetched, Fetcher, PartFile
 from sdlora.scrape.journal import Journal, is_intact
 from sdlora.scrape.judge import Arrived, Judge, Refused, manifest_row
@@ -54,9 +54,13 @@ def gather(dataset: Dataset, out: Path, context: ScrapeContext | None = None) ->
     with closing(_Workshop(raw, journal, context)) as workshop:
         for number, source in enumerate(dataset.sources):
             _take_source(number, source, workshop, judge, context)
-    rows, left_out = split(_accepted(judge, dataset), dataset.held_out, out)
+        _bring_back(judge, workshop, raw)
+    accepted = _accepted(judge, dataset)
+    records.write_jsonl(out / "rejected.jsonl", judge.rejected)
+    _check_minimum(dataset, len(accepted), judge, out)  # also where there are too few to choose references among
+    rows, left_out = split(accepted, dataset.held_out, out)
     records.write_jsonl(out / "rejected.jsonl", [*judge.rejected, *map(_left_out, left_out)])
-    _check_minimum(dataset, rows, judge, out)
+    _check_minimum(dataset, sum(row["split"] == "train" for row in rows), judge, out)
     files = {row["file"] for row in rows}
     _clear(raw, "*", keep=files)
     records.write_jsonl(out / "manifest.jsonl", rows)
@@ -98,6 +102,8 @@ def _take_source(number: int, source: Any, workshop: "_Workshop", judge: Judge, 
     with closing(choices.pick(choices.SOURCES, source.kind)(source, context)) as candidates:
         for candidate, result in workshop.in_order(candidates, wanted):
             judge.take(number, candidate, result)
+            for rejected_candidate, file in judge.take_unused():
+                workshop.drop(rejected_candidate, file)
             accepted, rejected, duplicates = judge.counts()
             if progress:
                 note = f"accepted {accepted}, rejected {rejected}, duplicates {duplicates}"
@@ -107,6 +113,14 @@ def _take_source(number: int, source: Any, workshop: "_Workshop", judge: Judge, 
     if limit is not None:
         had = f"{judge.seen[number]} candidates{': ' + why if (why := judge.why(number)) else ''}"
         print(f"scrape: {name}: {judge.accepted_of(number)} of the {limit} pictures wanted; {had}", flush=True)
+
+
+def _bring_back(judge: Judge, workshop: "_Workshop", raw: Path) -> None:
+    """Fetch what was rejected, deleted and wanted after all: the search had another order when a run went on."""
+    for entry in [one for one in judge.entries if not (raw / one.arrived.file).is_file()]:
+        result = workshop.again(entry.candidate)
+        if not isinstance(result, Arrived) or result.sha256 != entry.arrived.sha256:
+            judge.lose(entry, "it was deleted as not wanted, and did not come again")
 
 
 class _Workshop:
@@ -152,13 +166,37 @@ class _Workshop:
             return self._pool.submit(self._read, candidate)
         known = self._by_url.get(candidate.url)
         if known is None or known.cancelled():
-            known = self._by_url[candidate.url] = self._pool.submit(self._fetch, candidate.url)
+            known = self._by_url[candidate.url] = self._pool.submit(self._guarded, self._fetch, candidate.url)
         return known
+
+    def drop(self, candidate: Candidate, file: str) -> None:
+        """Delete the file of a picture that was rejected: there may be thousands of them."""
+        if candidate.url is not None:
+            self._journal.note_dropped(candidate.url)
+        (self._raw / file).unlink(missing_ok=True)
+
+    def again(self, candidate: Candidate) -> Result:
+        """A candidate once more, whatever is known of it."""
+        if candidate.url is None:
+            return self._read(candidate)
+        return self._guarded(self._fetch_anew, candidate.url)
+
+    def _guarded(self, work: Callable[[str], Result], url: str) -> Result:
+        """Whatever goes wrong with one picture is that picture's rejection; a full disk is everybody's error."""
+        try:
+            return work(url)
+        except SdloraError:
+            raise
+        except Exception as error:
+            reason = printable(f"{type(error).__name__}: {error}"[:MAX_REASON])
+            return self._refuse(url, Refused("unforeseen", reason))
 
     def _read(self, candidate: Candidate) -> Result:
         """A candidate that brought its bytes."""
         content = candidate.content or b""
         digest = hashlib.sha256(content).hexdigest()
+        if candidate.problem is not None:
+            return Refused("content", candidate.problem, digest if content else None)
         try:
             look = examine(content, candidate.label, None)
         except DataError as error:
@@ -177,8 +215,11 @@ class _Workshop:
             return Refused(known["kind"], known["reason"], known["sha256"])
         if known:
             arrived = Arrived(known["sha256"], known["size_bytes"], Look(**known["look"]), known["final_url"])
-            if is_intact(self._raw / arrived.file, arrived.sha256):
+            if known.get("dropped") or is_intact(self._raw / arrived.file, arrived.sha256):
                 return arrived
+        return self._fetch_anew(url)
+
+    def _fetch_anew(self, url: str) -> Result:
         try:
             fetched = self._fetcher.fetch(url)
         except FetchError as error:
@@ -207,8 +248,7 @@ class _Workshop:
         return refused
 
 
-def _check_minimum(dataset: Dataset, rows: list[records.Row], judge: Judge, out: Path) -> None:
-    training = sum(row["split"] == "train" for row in rows)
+def _check_minimum(dataset: Dataset, training: int, judge: Judge, out: Path) -> None:
     if training < dataset.minimum:
         reasons = "; ".join(row["reason"] for row in judge.rejected[:3]) or "none was rejected"
         raise DataError(

@@ -1,22 +1,24 @@
 """A Hugging Face image dataset with captions: from the hub, its cache, or a copy in a folder.
 
 A hub dataset is downloaded whole at one commit, and that commit goes into the manifest. Pictures are taken as the bytes
-that are stored, never decoded here: `datasets` would stop at the first broken one. No code of a dataset is run.
+that are stored, never decoded here: `datasets` would stop at the first broken one. No code of a dataset is run. Two
+columns are read: any other could hold pictures that `datasets` would decode with whatever Pillow knows, or fetch.
 """
 
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from os.path import normpath
 from pathlib import Path
 from typing import Any
 
-from sdlora.errors import DataError, MissingError
+from sdlora.errors import DataError, MissingError, SdloraError, printable
+from sdlora.scrape import hub_files
 from sdlora.scrape.source import Candidate, ScrapeContext
 from sdlora.source_section import HubSource
 
 CAPTION_COLUMNS = ("text", "caption", "captions", "prompt", "description")
 NOT_DATA = ["*.py", "*.safetensors", "*.bin", "*.pt", "*.ckpt"]
+FORMATS = ("parquet", "arrow", "csv", "json", "imagefolder", "webdataset")  # of the many that `datasets` would try
 
 
 def find(source: HubSource, context: ScrapeContext) -> Iterator[Candidate]:
@@ -29,11 +31,11 @@ def find(source: HubSource, context: ScrapeContext) -> Iterator[Candidate]:
     folder, revision = _download(source) if source.local is None else (Path(source.local), source.revision)
     if not folder.is_dir():
         raise DataError(f"local: there is no folder {source.local!r} with a copy of {source.repository}")
-    licence = _licence(folder)
+    licence = _licence(hub_files.check(folder))
     with tempfile.TemporaryDirectory() as cache, _told(source, folder):
         rows = _open(source, folder, cache)
         image, caption = _columns(source, rows)
-        for rank, row in enumerate(_undecoded(rows, image)):
+        for rank, row in enumerate(_undecoded(rows, image, caption)):
             yield Candidate(
                 engine="hub", rank=rank, content=_bytes(row.get(image), folder), name=f"{source.split}/{rank:06d}",
                 query=source.repository, page_url=f"https://huggingface.co/datasets/{source.repository}",
@@ -74,13 +76,19 @@ def _open(source: HubSource, folder: Path, cache: str) -> Any:
     import datasets
 
     if (folder / "state.json").exists():
-        return datasets.load_from_disk(str(folder))
+        return datasets.load_from_disk(str(folder)).with_format(None)
     if (folder / "dataset_dict.json").exists():
         splits = datasets.load_from_disk(str(folder))
         if source.split not in splits:
             raise DataError(f"{folder}: there is no split {source.split!r}; choices: {', '.join(splits)}")
-        return splits[source.split]
-    return datasets.load_dataset(str(folder), split=source.split, streaming=True, cache_dir=cache)
+        return splits[source.split].with_format(None)
+    builder = datasets.load_dataset_builder(str(folder), cache_dir=cache)
+    kind = type(builder).__module__.rpartition(".")[2]
+    if kind not in FORMATS:
+        raise DataError(f"{folder} holds a dataset of the kind {kind!r}; the kinds read are {', '.join(FORMATS)}")
+    files = builder.config.data_files or {}
+    hub_files.check_data_files((file for split in files.values() for file in split), folder)
+    return builder.as_streaming_dataset(split=source.split)
 
 
 def _columns(source: HubSource, rows: Any) -> tuple[str, str | None]:
@@ -94,24 +102,45 @@ def _columns(source: HubSource, rows: Any) -> tuple[str, str | None]:
         asked = f"image_column {source.image_column!r} holds none" if source.image_column else f"found {pictures}"
         raise DataError(f"{source.repository}: one column with pictures is needed, {asked}; {have}")
     if source.caption_column is None:
-        return pictures[0], next((name for name in CAPTION_COLUMNS if name in features), None)
+        texts = (name for name in CAPTION_COLUMNS if name in features and _holds_words(features[name]))
+        return pictures[0], next(texts, None)
     if source.caption_column not in features:
         raise DataError(f"{source.repository}: there is no caption_column {source.caption_column!r}; {have}")
+    if not _holds_words(features[source.caption_column]):
+        raise DataError(f"{source.repository}: caption_column {source.caption_column!r} does not hold text")
     return pictures[0], source.caption_column
 
 
 def _holds_pictures(feature: Any) -> bool:
+    """Whether a column has a picture in each row, as `datasets` or another tool wrote it."""
     import datasets
 
     if isinstance(feature, dict):  # a parquet file that another tool wrote
-        return {"bytes", "path"} <= set(feature)
-    return isinstance(feature, datasets.Image) or getattr(feature, "dtype", None) in ("binary", "large_binary")
+        return {"bytes", "path"} <= set(feature) and all(isinstance(part, datasets.Value) for part in feature.values())
+    return isinstance(feature, datasets.Image) or _is_value(feature, "binary", "large_binary")
 
 
-def _undecoded(rows: Any, image: str) -> Iterator[dict[str, Any]]:
-    """The rows with the picture as stored."""
+def _holds_words(feature: Any) -> bool:
+    """Whether a column has a text, or several, in each row."""
+    inner = feature[0] if isinstance(feature, list) and feature else getattr(feature, "feature", feature)
+    return _is_value(inner, "string", "large_string")
+
+
+def _is_value(feature: Any, *kinds: str) -> bool:
     import datasets
 
+    return isinstance(feature, datasets.Value) and feature.dtype in kinds
+
+
+def _undecoded(rows: Any, image: str, caption: str | None) -> Iterator[dict[str, Any]]:
+    """The rows of the two columns, with the picture as stored.
+
+    The others are dropped before anything is asked of a row: only this column's type is changed, and a second picture
+    would be decoded, or fetched from where its row says.
+    """
+    import datasets
+
+    rows = rows.select_columns([image, caption] if caption else [image])
     if isinstance(rows.features[image], datasets.Image):
         rows = rows.cast_column(image, datasets.Image(decode=False))
     yield from rows
@@ -126,42 +155,37 @@ def _bytes(value: Any, folder: Path) -> bytes:
     if value.get("bytes"):
         return bytes(value["bytes"])
     path = value.get("path")
-    if not isinstance(path, str) or "://" in path:
+    if not isinstance(path, str) or "://" in path or "\0" in path:
         return b""
-    place = Path(normpath(folder / path))
-    if not place.is_relative_to(normpath(folder)) or not place.is_file():
-        return b""
-    return place.read_bytes()
+    place = folder / path
+    return place.read_bytes() if hub_files.is_inside(place, folder) and place.is_file() else b""
 
 
 def _text(value: Any) -> str | None:
     """A caption; of several, the first."""
     if isinstance(value, list | tuple):
         value = next(iter(value), None)
-    text = " ".join(value.split()) if isinstance(value, str) else ""
-    return text or None
+    return printable(" ".join(value.split())) or None if isinstance(value, str) else None
 
 
-def _licence(folder: Path) -> str | None:
+def _licence(card: dict[str, Any]) -> str | None:
     """The licence that the dataset's card names."""
-    from huggingface_hub import DatasetCard
-
-    try:
-        found = DatasetCard.load(folder / "README.md").data.to_dict().get("license")
-    except (OSError, ValueError):
-        return None
-    return ", ".join(map(str, found)) if isinstance(found, list) else str(found) if found else None
+    found = card.get("license")
+    names = found if isinstance(found, list) else [found] if found else []
+    return printable(", ".join(str(name)[:200] for name in names[:20] if isinstance(name, str | int | float))) or None
 
 
 @contextmanager
 def _told(source: HubSource, folder: Path) -> Iterator[None]:
-    """What goes wrong in `datasets` or Arrow, as an error that says where."""
-    import pyarrow
-    from datasets.exceptions import DatasetsError
+    """What goes wrong in `datasets` or Arrow, as an error that says where.
 
+    They read what a stranger wrote, and break in ways that have nothing in common.
+    """
     try:
         yield
-    except (ValueError, KeyError, OSError, DatasetsError, pyarrow.ArrowException) as error:
+    except SdloraError:
+        raise
+    except Exception as error:
         raise DataError(f"{source.repository} in {folder} cannot be read: {_first_line(error)}") from None
 
 

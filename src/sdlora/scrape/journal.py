@@ -7,14 +7,18 @@ manifest holds nothing that differs between two fetches of the same set.
 
 import json
 import os
+import re
 import threading
+from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from sdlora import provenance, records
+from sdlora.scrape.verify import Look
 from sdlora.source_section import Scrape
 
+_LOOK = {field.name for field in fields(Look)}
 # Limits under which a picture that was fetched would not have been: with others, everything is fetched again.
 _DECISIVE = ("max_mib", "max_megapixels", "honour_opt_out")
 
@@ -53,6 +57,14 @@ class Journal:
                     os.fsync(handle.fileno())
                 self._synced = now
 
+    def note_dropped(self, url: str) -> None:
+        """The picture was rejected and its file is deleted; what is known of it stays known."""
+        with self._lock:
+            row = self._rows.get(url)
+            if row is not None and not row.get("dropped"):
+                self._rows[url] = {**row, "dropped": True}
+                self._append(self._rows[url])
+
     def finish(self) -> None:
         """The dataset is whole: the next run is a new one."""
         if self._path.exists():
@@ -72,7 +84,7 @@ class Journal:
         content = self._path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
         try:
-            stamp, *rows = [json.loads(line) for line in whole.splitlines()]
+            stamp, *rows = [records.parse_json(line) for line in whole.split(b"\n") if line]
         except ValueError:
             stamp, rows = None, []
         if stamp != self._stamp:
@@ -80,7 +92,24 @@ class Journal:
             return {}
         if whole != content:
             records.write_bytes(self._path, whole)
-        return {row["url"]: row for row in rows}
+        return {row["url"]: row for row in rows if _is_whole(row)}
+
+
+def _is_whole(row: Any) -> bool:
+    """Whether a row says all that its verdict needs, and its hash is one: the journal may be somebody else's."""
+    if not isinstance(row, dict) or not isinstance(row.get("url"), str):
+        return False
+    digest = row.get("sha256")
+    if digest is not None and not (isinstance(digest, str) and re.fullmatch("[0-9a-f]{64}", digest)):
+        return False
+    if row.get("verdict") == "refused":
+        return isinstance(row.get("kind"), str) and isinstance(row.get("reason"), str)
+    look = row.get("look")
+    if digest is None or not isinstance(look, dict) or set(look) != _LOOK or not isinstance(row.get("size_bytes"), int):
+        return False
+    marks = re.fullmatch("[0-9a-f]{32} [0-9a-f]{384}", f"{look['dhash']} {look['colours']}")
+    sides = isinstance(look["width_px"], int) and isinstance(look["height_px"], int)
+    return bool(marks) and sides and re.fullmatch("[A-Z]+", str(look["format"])) is not None
 
 
 def is_intact(path: Path, sha256: str) -> bool:

@@ -56,6 +56,7 @@ class Judge:
     entries: list[Entry] = field(default_factory=list)
     rejected: list[Row] = field(default_factory=list)
     seen: Counter[int] = field(default_factory=Counter)  # candidates by source
+    unused: list[tuple[Candidate, str]] = field(default_factory=list)  # rejected, with their files, not yet deleted
     _kinds: dict[int, Counter[str]] = field(default_factory=dict)
 
     def accepted_of(self, source: int) -> int:
@@ -90,6 +91,17 @@ class Judge:
         else:
             self._reject_copy(entry, nearest)
 
+    def take_unused(self) -> list[tuple[Candidate, str]]:
+        """Candidates whose files nobody needs any more, each once."""
+        needed = {entry.arrived.file for entry in self.entries} if self.unused else set()
+        found, self.unused = [one for one in self.unused if one[1] not in needed], []
+        return found
+
+    def lose(self, entry: Entry, reason: str) -> None:
+        """Reject an accepted picture after all: its file is gone and did not come again."""
+        self.entries.remove(entry)
+        self._reject(entry.source, entry.candidate, "connection", reason, entry.arrived)
+
     def why(self, source: int) -> str:
         """What became of a source's candidates that are not in the set."""
         kinds = self._kinds.get(source, Counter())
@@ -116,6 +128,8 @@ class Judge:
     def _reject(self, source: int, candidate: Candidate, kind: str, reason: str, result: Arrived | Refused) -> None:
         self._kinds.setdefault(source, Counter())[reason if kind == "status" else kind] += 1
         facts = arrived_columns(result) if isinstance(result, Arrived) else {"sha256": result.sha256}
+        if isinstance(result, Arrived):
+            self.unused.append((candidate, result.file))
         self.rejected.append(
             {**candidate_columns(candidate), **facts, "verdict": "rejected", "kind": kind, "reason": reason}
         )

@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sdlora import records
+from sdlora import manifest, records
 from sdlora.errors import DataError, ParamsError
 from sdlora.params import Dataset
 from sdlora.provenance import sha256_of
@@ -36,10 +36,10 @@ def uses_web(dataset: Dataset) -> bool:
     )
 
 
-def on_this_machine(source: Source) -> tuple[str | None, tuple[str, ...]]:
-    """The folder of a source that lies here, if it does, and which files count there."""
+def on_this_machine(source: Source) -> tuple[str | None, tuple[str, ...] | None]:
+    """The folder of a source that lies here, if it does, and which files count there; None = all."""
     if isinstance(source, FolderSource):
-        return source.path, PICTURE_SUFFIXES
+        return source.path, None
     if isinstance(source, HubSource):
         return source.local, (*PICTURE_SUFFIXES, *ROW_SUFFIXES)
     return None, ()
@@ -114,7 +114,7 @@ def scrape(recipe: dict[str, Any], out: Path, again: bool, context: ScrapeContex
         return _publish(dataset, pinned["rows"], out)
     print(NOTICE, flush=True)
     files = gather(dataset, out, context)
-    rows = [{k: v for k, v in row.items() if k != "split"} for row in records.read_jsonl(out / "manifest.jsonl")]
+    rows = [{k: v for k, v in row.items() if k != "split"} for row in manifest.read(out)]
     # in the manifest's own order of keys, so that what is written from it is the same to the byte
     records.write_text(out / "pin.json", json.dumps({"asked": asked_for(recipe), "rows": rows}, ensure_ascii=False))
     return files
@@ -139,15 +139,16 @@ def _read(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         pinned = records.read_json(path)
+        rows = manifest.check(pinned["rows"], path)
         # read as a recipe of today: a setting that did not exist then had its default
-        return {"asked": asked_for(pinned["asked"]), "rows": pinned["rows"]}
+        return {"asked": asked_for(pinned["asked"]), "rows": rows}
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{path} is damaged; bring it back with `dvc checkout data/sets`, or delete it") from None
 
 
 def _damaged(pinned: dict[str, Any], folder: Path) -> list[str]:
     """Pictures of the pin that are not there as they were."""
-    files = ((row["file"], row["sha256"]) for row in pinned["rows"])
+    files = ((row["file"], row.get("sha256")) for row in pinned["rows"])
     return [file for file, digest in files if not (p := folder / "raw" / file).is_file() or sha256_of(p) != digest]
 
 

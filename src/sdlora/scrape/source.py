@@ -10,8 +10,13 @@ from typing import Any, Protocol
 from sdlora.source_section import Scrape
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
-NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+PUBLIC = ipaddress.IPv6Network("2000::/3")  # all that has been given to the public internet (RFC 4291)
+# Parts of it that are no place: protocols' own (Teredo, ORCHID, benchmarks), documentation, 6to4.
+NOT_PUBLIC = tuple(map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20")))
+# Public by their numbers, but answered inside a cloud or a network: its metadata, its own services, relays.
+INSIDE = tuple(map(ipaddress.IPv4Network, ("192.0.0.0/24", "168.63.129.16/32", "192.88.99.0/24")))
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,7 @@ class Candidate:
     caption: str | None = None  # used instead of BLIP's
     licence: str | None = None
     revision: str | None = None  # what pins a hub dataset
+    problem: str | None = None  # why it cannot be used, where its source knows; content is then empty
 
     def __post_init__(self) -> None:
         if (self.url is None) == (self.content is None):
@@ -47,14 +53,19 @@ class Candidate:
 def is_public(address: Address) -> bool:
     """Whether an address belongs to the public internet: not loopback, private, link-local, multicast or reserved.
 
-    An IPv6 address that carries an IPv4 one (mapped, 6to4, NAT64) is judged by the one it carries.
+    Of IPv6 only 2000::/3 is, and what carries an IPv4 address for a system's own translator (mapped, NAT64), which is
+    judged by the address it carries.
     """
     if isinstance(address, ipaddress.IPv6Address):
         nat64 = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in NAT64 else None
-        carried = address.ipv4_mapped or address.sixtofour or nat64
+        carried = address.ipv4_mapped or nat64
         if carried:
             return is_public(carried)
-    return address.is_global and not address.is_multicast
+        if address not in PUBLIC or any(address in part for part in NOT_PUBLIC):
+            return False
+    elif any(address in part for part in INSIDE):
+        return False
+    return address.is_global and not (address.is_multicast or address.is_reserved)
 
 
 def resolve_by_system(host: str, port: int) -> list[tuple[str, int]]:

@@ -1,15 +1,12 @@
 """What a file's content is: format, size, and the marks that tell copies of one picture."""
 
-import os
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
 
-from sdlora.errors import DataError
-from sdlora.pictures import identify, to_rgb
+from sdlora.decoder import SECONDS, decode
+from sdlora.pictures import FORMATS, MAX_PIXELS, SMALLER
 from sdlora.source_section import Scrape
 
 # What a browser shows: a search result of another kind (TIFF, ICNS, PSD, ...) is no picture for us.
@@ -17,11 +14,6 @@ WEB_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
 HASH_SIDE = 8
 THUMBNAIL = HASH_SIDE * (HASH_SIDE + 1)  # whole areas for both marks
 SAME_COLOURS = 6.0  # root of the mean squared difference of two 8 x 8 thumbnails, of 255
-# Few threads decode, and one alone what is large: decoded pictures are large, and the C library keeps for each thread
-# what that thread has used, so that 32 threads would in the end hold the memory of 32 of the largest pictures.
-LARGE = 8_000_000  # pixels
-_decoders = ThreadPoolExecutor(min(os.cpu_count() or 1, 4), thread_name_prefix="decode")
-_large_decoder = ThreadPoolExecutor(1, thread_name_prefix="decode-large")
 
 
 @dataclass(frozen=True)
@@ -63,27 +55,16 @@ def examine(content: bytes, name: str, limits: Scrape | None) -> Look:
         limits: Of what a search may bring; None for a picture that somebody chose.
 
     Raises:
-        DataError: If it is no picture, is damaged, or has more pixels than the limits allow.
+        DataError: If it is no picture, is damaged, or exceeds a limit.
     """
     if limits is None:
-        picture = identify(content, name)
+        found = decode(content, name, MAX_PIXELS, FORMATS, THUMBNAIL, remedy=SMALLER)
     else:
-        picture = identify(content, name, int(limits.max_megapixels * 1e6), WEB_FORMATS)
-    kind = "JPEG" if picture.format == "MPO" else str(picture.format)  # MPO: a JPEG with more pictures behind it
-    decoders = _large_decoder if picture.width * picture.height > LARGE else _decoders
-    try:
-        (width_px, height_px), thumbnail = decoders.submit(_decode, picture).result()
-    except Exception as error:  # decoders and metadata break in ways that have nothing in common
-        raise DataError(f"{name}: not a readable picture: {type(error).__name__}: {error}") from None
-    return Look(kind, width_px, height_px, dhash(thumbnail), colours(thumbnail))
-
-
-def _decode(picture: Image.Image) -> tuple[tuple[int, int], Image.Image]:
-    """Decode a picture whole; its upright size and a thumbnail that both marks can be made from."""
-    with closing(picture):
-        picture.load()
-        rgb = to_rgb(picture)
-        return rgb.size, rgb.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.BOX)
+        found = decode(
+            content, name, int(limits.max_megapixels * 1e6), WEB_FORMATS, THUMBNAIL,
+            min(limits.deadline_s, SECONDS), "the limit is scrape.max_megapixels",
+        )  # fmt: skip
+    return Look(found.format, *found.size, dhash(found.picture), colours(found.picture))
 
 
 def dhash(thumbnail: Image.Image) -> str:

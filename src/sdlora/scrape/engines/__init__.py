@@ -1,9 +1,10 @@
 """Image searches as a browser sees them: one small file an engine, one line in choices.ENGINES."""
 
-import json
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from sdlora import records
+from sdlora.errors import printable
 from sdlora.source_section import Search
 
 MAX_TEXT = 10_000  # characters
@@ -41,18 +42,18 @@ class Engine(Protocol):
 def read_json(text: str) -> dict[str, Any]:
     """An attribute's JSON object; anything else is an empty one."""
     try:
-        value = json.loads(text)
+        value = records.parse_json(text)
     except ValueError:
         return {}
     return value if isinstance(value, dict) else {}
 
 
 def words(value: Any) -> str | None:
-    """A stranger's text, fit for a manifest: no control characters, no half characters, of bounded length."""
+    """A stranger's text, fit for a manifest: nothing that steers a terminal, no half characters, of bounded length."""
     if not isinstance(value, str):
         return None
     whole = value.encode("utf-8", "replace").decode("utf-8")
-    return "".join(letter for letter in whole if letter >= " ")[:MAX_TEXT].strip() or None
+    return printable("".join(letter for letter in whole if letter >= " ")[:MAX_TEXT]).strip() or None
 
 
 def licence_of(search: Search) -> str | None:
