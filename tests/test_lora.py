@@ -271,7 +271,11 @@ def test_pivotal_tuning_learns_the_trigger_and_nothing_else(tmp_path: Path, pipe
         assert torch.equal(context_of(pipeline, "toon head"), plain["toon head"])
     finally:
         pivotal.detach_embeddings(pipeline, trigger)
-    assert "<captain>" not in pipeline.tokenizer.get_vocab()
+    assert not [token for token in pipeline.tokenizer.get_vocab() if token.startswith("<captain>")]
+    # the next checkpoint is drawn with the same pipeline
+    assert pivotal.attach_embeddings(pipeline, tmp_path / EMBEDDINGS) == "captain"
+    pivotal.detach_embeddings(pipeline, trigger)
+    assert torch.equal(context_of(pipeline, "toon head"), plain["toon head"])
 
 
 def test_resume_with_everything_on_is_exact(tmp_path: Path) -> None:
