@@ -106,9 +106,10 @@ def _jobs_of_version(params: Params, name: str, hashes: FileHashes) -> Iterator[
         name,
         folder,
         {**model, "base": _weights(base, base.learning_rate_scale), "train": _resolved(version.train, base),
-         "flip": version.flip.model_dump(mode="json"), "checkpoint_steps": version.train.checkpoint_steps,
+         "flip": version.flip.model_dump(mode="json", exclude={"kohya"}),
+         "checkpoint_steps": version.train.checkpoint_steps,
          "trigger": dataset.trigger, "encode": None if cached else version.encode.model_dump(mode="json"),
-         "entries": _train_entries(version.train)},
+         "entries": _train_entries(version.train), "export": version.export.model_dump(mode="json")},
         [made(own, "flip"), *([made(own, f"encode-{version.base}")] if cached else [])],
         ["train_log.csv", "config.yaml"],
     )  # fmt: skip
@@ -193,7 +194,8 @@ def _dataset_jobs(params: Params, name: str, method: str, scrape: Job, hashes: F
         job_name,
         folder,
         {"mirror": dataset.flip and version.flip.probability > 0, "swap_words": version.flip.swap_words,
-         "repeats": "kohya" if dataset.kohya_repeats else dataset.repeats},
+         "repeats": "kohya" if dataset.kohya_repeats else dataset.repeats,
+         "kohya": None if version.flip.kohya == "none" else [version.flip.kohya, dataset.trigger]},
         [fit.made, caption.made],
         ["train/metadata.jsonl"],
     )  # fmt: skip

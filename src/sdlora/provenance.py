@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdlora import records
+from sdlora import kohya_set, records
 
 STORE = Path(".sdlora")
 PACKAGE = Path(__file__).parent
@@ -163,8 +163,11 @@ def _meaning_of(path: Path) -> str:
 
 
 def outputs_identity(made: Path) -> str:
-    """One hash for everything a job wrote: what the jobs after it depend on."""
-    return sha256_text(records.canonical_json(records.read_json(made)["outputs"]))
+    """One hash for everything a job wrote that the jobs after it read: not the set for kohya's trainer."""
+    outputs: dict[str, str] = records.read_json(made)["outputs"]
+    unread = f"{(made.parent.parent / kohya_set.FOLDER).as_posix()}/"
+    read = {path: digest for path, digest in outputs.items() if not path.startswith(unread)}
+    return sha256_text(records.canonical_json(read))
 
 
 def write_made(made: Path, recipe: str, inputs: Sequence[Path], outputs: Iterable[Path]) -> None:
