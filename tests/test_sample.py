@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-from sdlora import records, store
+from sdlora import records, sample, store
 from sdlora.params import Base, Hires, Sample, Version
 from sdlora.sample import Painter, Prompt, sample_version
+from sdlora.train.files import EMBEDDINGS, FILE_NAME
 from sdlora.train.prediction import draw_phase
 
 TINY = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
@@ -82,3 +83,18 @@ def test_the_preflight_counts_the_batch() -> None:
         return draw_phase(version, TINY, torch.device("cpu")).parts["activations"]
 
     assert activations(8) > 4 * activations(1)
+
+
+def test_files_for_other_tools_do_not_change_what_is_drawn(tmp_path: Path) -> None:
+    """A renamed version, or one whose files have another type, takes its pictures from the store."""
+    lora = tmp_path / FILE_NAME
+    lora.write_bytes(b"lora")
+    prompts = [Prompt("r1", "captain", 42)]
+    keys = [sample._key({"sample": {}}, lora, prompts)]
+    (tmp_path / "a-step000002-comfyui-a1111.safetensors").write_bytes(b"for tools")
+    keys.append(sample._key({"sample": {}}, lora, prompts))
+    (tmp_path / EMBEDDINGS).write_bytes(b"embedding")
+    keys.append(sample._key({"sample": {}}, lora, prompts))
+    lora.write_bytes(b"another")
+    keys.append(sample._key({"sample": {}}, lora, prompts))
+    assert keys[0] == keys[1] and len(set(keys)) == 3

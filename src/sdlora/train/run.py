@@ -20,6 +20,7 @@ from sdlora.train.data import prepare_data
 from sdlora.train.dataset import BatchOrder, Example, load_examples
 from sdlora.train.export import write_lora
 from sdlora.train.files import AVERAGE
+from sdlora.train.header import rate_scale
 from sdlora.train.identity import Identity, identity_of
 from sdlora.train.longer import go_on, is_undamaged
 from sdlora.train.loop import Run, holding, replay_of, train_loop
@@ -46,7 +47,8 @@ def train_version(
     Returns:
         The files published.
     """
-    key = provenance.sha256_text(records.canonical_json([recipe, *map(provenance.outputs_identity, inputs)]))[:32]
+    trained = {name: value for name, value in recipe.items() if name != "export"}  # files are made anew, not the LoRA
+    key = provenance.sha256_text(records.canonical_json([trained, *map(provenance.outputs_identity, inputs)]))[:32]
     kept = store.entry("train", key)
     with store.sole_use(kept), told_when_full(kept):
         if (kept / "done.json").exists() and is_undamaged(kept):
@@ -55,7 +57,7 @@ def train_version(
             if (kept / "done.json").exists():  # damaged since: its last state would not bring back its checkpoints
                 shutil.rmtree(kept / "state", ignore_errors=True)
                 (kept / "done.json").unlink()
-            _train(recipe, identity_of(recipe, inputs), folder, base_name, kept)
+            _train(trained, identity_of(trained, inputs), folder, base_name, kept)
         published = publish(kept, out, recipe)
     store.keep_newest("train", keep_runs)
     return published
@@ -126,8 +128,7 @@ def _add_trained(adapter: Adapter, settings: Train, base: Base, trigger: str) ->
         pipeline.unet.enable_gradient_checkpointing()
         if adapter.device.type == "cpu":
             allocator.give_large_blocks_back()  # who computes twice wants memory rather than speed
-    # Prodigy finds its own rate, whatever the size of the base
-    scale = 1.0 if settings.optimizer == "prodigy" else base.learning_rate_scale
+    scale = rate_scale(settings, base)
     groups = lora.parameter_groups(adapter, settings, scale)
     if settings.pivotal is not None:
         rate = settings.pivotal.learning_rate * scale
