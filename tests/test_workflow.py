@@ -27,6 +27,18 @@ def test_everything_is_made(built: Project) -> None:
     assert float(table[0]["ssim_delta"]) == best["ssim"]["delta"]
 
 
+def test_a1111s_card_shows_a_sample(built: Project) -> None:
+    for step in ("000002", "000004"):
+        folder = built.folder / f"results/a/checkpoints/step-{step}"
+        (preview,) = folder.glob("*.preview.png")
+        assert preview.name == f"a-step{step}-comfyui-a1111.preview.png"
+        assert (preview.parent / preview.name.replace("preview.png", "safetensors")).exists()
+        drawn = sorted((built.folder / f"results/a/samples/step-{step}").glob("*.png"))
+        assert preview.read_bytes() in [path.read_bytes() for path in drawn]
+    preview.unlink()
+    assert "sample" in built.plan("results/a/metrics.csv")
+
+
 def test_second_run_has_nothing_to_do(built: Project) -> None:
     assert "Nothing to be done" in built.snakemake("-n", "all")
 

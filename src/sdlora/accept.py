@@ -15,7 +15,7 @@ from typing import Any
 
 from sdlora import guard, plan, provenance, records, settings, store
 from sdlora.errors import DataError, ParamsError, suggest
-from sdlora.identity import UPDATED, Identity, differing, identity_of, run_key, told
+from sdlora.identity import UPDATED, Identity, differing, identity_of, run_key, told, training_of
 from sdlora.params import Params
 from sdlora.provenance import FileHashes, Job, Made
 
@@ -134,7 +134,7 @@ def _stopped(job: Job) -> Iterator[Change]:
         return
     from sdlora.train.checkpoint import newest_manifest  # imports torch
 
-    wanted = _named(job.recipe, job.inputs)
+    wanted = _named(training_of(job.recipe), job.inputs)
     for run in runs:
         manifest = None if (run / "done.json").exists() else newest_manifest(run)
         names = differing(manifest.identity, wanted) if manifest else []
@@ -152,7 +152,7 @@ def _adopt(run: Path | None, job: Job) -> None:
 
     with store.sole_use(run):
         for manifest in [*manifests(run)]:
-            reseal(manifest, _named(job.recipe, job.inputs))
+            reseal(manifest, _named(training_of(job.recipe), job.inputs))
         run.rename(target)
 
 

@@ -17,9 +17,15 @@ def identity_of(recipe: dict[str, Any], inputs: list[Path]) -> Identity:
     return named
 
 
+def training_of(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of the stage train without what only its files are made by: those are made anew, not the LoRA."""
+    return {name: value for name, value in recipe.items() if name != "export"}
+
+
 def run_key(recipe: dict[str, Any], inputs: list[Path]) -> str:
-    """Where the store keeps a training: its recipe and what its inputs are."""
-    return provenance.sha256_text(records.canonical_json([recipe, *map(provenance.outputs_identity, inputs)]))[:32]
+    """Where the store keeps a training: what trains it and what its inputs are."""
+    parts = [training_of(recipe), *map(provenance.outputs_identity, inputs)]
+    return provenance.sha256_text(records.canonical_json(parts))[:32]
 
 
 def section(identity: Identity, name: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdlora import mtimes, records
+from sdlora import kohya_set, mtimes, records
 from sdlora.errors import DataError
 
 STORE = Path(".sdlora")
@@ -182,7 +182,7 @@ def _is_inside(name: str) -> bool:
 
 
 def outputs_identity(made: Path) -> str:
-    """One hash for everything a job wrote: what the jobs after it depend on.
+    """One hash for everything a job wrote that the jobs after it read: not the set for kohya's trainer.
 
     Raises:
         DataError: If its record is damaged or gone.
@@ -190,7 +190,9 @@ def outputs_identity(made: Path) -> str:
     record = read_made(made)
     if record is None:
         raise DataError(f"{made}: the record of the job before is damaged or gone; run the same command again")
-    return sha256_text(records.canonical_json(record.outputs))
+    unread = f"{(made.parent.parent / kohya_set.FOLDER).as_posix()}/"
+    read = {path: digest for path, digest in record.outputs.items() if not path.startswith(unread)}
+    return sha256_text(records.canonical_json(read))
 
 
 def write_made(made: Path, recipe: str, inputs: Sequence[Path], outputs: Iterable[Path]) -> None:
