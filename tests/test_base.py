@@ -6,16 +6,18 @@ import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from conftest import ROOT, wait_for
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from tools.tiny_base import blip, loop, make, text, world
+from tools.tiny_base import blip, loop, make, text, vae, world
 from tools.tiny_base.recipe import BaseRecipe
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
+from sdlora import records
 from sdlora.provenance import sha256_of
 
 SHARE = 0.0005
@@ -101,6 +103,7 @@ def test_the_same_captions_give_the_same_tokenizers(tmp_path: Path) -> None:
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 from tools.tiny_base import text, world
 captions = [world.sample(index, 0).caption for index in range(60)]
 text.clip_tokenizer(captions, Path(sys.argv[1]) / "clip")
@@ -150,6 +153,22 @@ def test_rates_do_not_depend_on_the_length_until_they_fall() -> None:
     assert short[:2_800] == long[:2_800]
     assert long[0] < long[100] < long[199] == long[6_999] == 2.0
     assert all(a > b for a, b in pairwise(long[7_000:])) and 0 < long[-1] < 1e-4
+
+
+def test_a_part_killed_while_it_is_saved_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, saving = BaseRecipe().shortened(KILLED_SHARE), vae.train
+
+    def killed(*inputs: Any, **options: Any) -> None:
+        out = next(one for one in inputs if isinstance(one, Path) and one.name.startswith("vae"))
+        records.write_json(out / "config.json", {})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vae, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make.make(recipe, tmp_path, tmp_path / "models", "cpu", ("vae",))
+    monkeypatch.setattr(vae, "train", saving)
+    make.make(recipe, tmp_path, tmp_path / "models", "cpu", ("vae",))
+    assert (tmp_path / "vae/diffusion_pytorch_model.safetensors").exists()
 
 
 def test_parts_of_a_batch_learn_what_the_batch_does(tmp_path: Path) -> None:

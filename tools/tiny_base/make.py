@@ -2,7 +2,8 @@
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -30,7 +31,8 @@ def make(recipe: BaseRecipe, work: Path, out: Path, device: str, only: Sequence[
     }
     wanted = [part for part in PARTS if part in only and not _is_whole(made[part])]
     if "vae" in wanted:
-        vae.train(plain, larger, recipe, work, made["vae"], device, parts)
+        with _unfinished(made["vae"]) as folder:
+            vae.train(plain, larger, recipe, work, folder, device, parts)
     if "diffusion" in wanted:
         autoencoder = _load_vae(made["vae"], device)
         identity = provenance.sha256_of(made["vae"] / "diffusion_pytorch_model.safetensors")[:12]
@@ -40,16 +42,28 @@ def make(recipe: BaseRecipe, work: Path, out: Path, device: str, only: Sequence[
             )
             for name, one in (("pictures", plain), ("larger", larger))
         )
-        diffusion.train(small, large, autoencoder, recipe, work, made["diffusion"], device, parts)
+        with _unfinished(made["diffusion"]) as folder:
+            diffusion.train(small, large, autoencoder, recipe, work, folder, device, parts)
     if "decoder" in wanted:
-        vae.train_decoder(_load_vae(made["vae"], device), plain, larger, recipe, work, made["decoder"], device, parts)
+        with _unfinished(made["decoder"]) as folder:
+            vae.train_decoder(_load_vae(made["vae"], device), plain, larger, recipe, work, folder, device, parts)
     if "blip" in wanted:
-        blip.train(plain, recipe, work, made["blip"], device, parts)
+        with _unfinished(made["blip"]) as folder:
+            blip.train(plain, recipe, work, folder, device, parts)
     if all(map(_is_whole, made.values())):
         shutil.copytree(made["decoder"], made["diffusion"] / "vae", dirs_exist_ok=True)
         for name in ("tiny-blip", "tiny-sd"):
             _forget_places(work / name)
             records.publish_folder(work / name, out / name)
+
+
+@contextmanager
+def _unfinished(target: Path) -> Iterator[Path]:
+    """A folder to write a part to that gets its name when all is written."""
+    part = target.with_name(f"{target.name}.unfinished")
+    shutil.rmtree(part, ignore_errors=True)
+    yield part
+    part.replace(target)
 
 
 def _is_whole(folder: Path) -> bool:
