@@ -189,6 +189,14 @@ def test_parts_of_a_batch_learn_what_the_batch_does(tmp_path: Path) -> None:
     assert torch.get_num_threads() >= 1
 
 
+def test_threads_encode_what_one_does() -> None:
+    torch.manual_seed(0)
+    autoencoder = vae.build(16)
+    drawn = torch.randint(0, 256, (150, 16, 16, 3), dtype=torch.uint8).numpy()
+    one, two = (vae.encode(autoencoder, drawn, "cpu", parts) for parts in (1, 2))
+    assert torch.equal(one, two) and one.shape == (150, 4, 4, 4)
+
+
 def test_wordings_leave_out_and_add_as_often_as_they_say() -> None:
     caption, rng = "toon head, red hair, smile mouth, white background", random.Random(0)
     wording = text.Wording(caption_dropout=0.1, tag_dropout=0.1, foreign_words=0.2)

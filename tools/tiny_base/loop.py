@@ -2,8 +2,9 @@
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 
 from sdlora import records
 from sdlora.progress import Progress
+from sdlora.train.loop import holding
 
 WARMUP_STEPS = 200
 FALL = 0.3  # of the steps, at the end, in which the rate falls to zero
@@ -129,60 +131,65 @@ def train(
     if start:
         print(f"{name}: resuming from step {start} of {steps}", flush=True)
     progress, recent, said = Progress(name, steps, start), [], ""
-    learn = _Learner(parameters, loss_of, parts)
-    for step in range(start, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak_learning_rate)
-        loss = learn(step)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        decay = min(ema_decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(ema, [p.detach() for p in parameters], 1 - decay)
-        recent.append(loss)
-        done = step + 1
-        if len(recent) == 50 or done == steps:  # reading a loss waits for the device
-            said = f"loss {float(torch.stack(recent).mean()):.4f}"
-            recent.clear()
-        progress.update(done, said)
-        if done % save_every == 0 or done == steps:
-            _save(state_path, done, parameters, ema, optimizer)
-            if on_save is not None and done != steps:
-                raw = [p.detach().clone() for p in parameters]
-                _load(parameters, ema)
-                on_save(done)
-                _load(parameters, raw)
-    learn.close()
+    with one_thread_each(parts) as pool:
+        learn = _Learner(parameters, loss_of, [Part(number, parts) for number in range(parts)], pool)
+        for step in range(start, steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, peak_learning_rate)
+            loss = learn(step)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            decay = min(ema_decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(ema, [p.detach() for p in parameters], 1 - decay)
+            recent.append(loss)
+            done = step + 1
+            if len(recent) == 50 or done == steps:  # reading a loss waits for the device
+                said = f"loss {float(torch.stack(recent).mean()):.4f}"
+                recent.clear()
+            progress.update(done, said)
+            if done % save_every == 0 or done == steps:
+                _save(state_path, done, parameters, ema, optimizer)
+                if on_save is not None and done != steps:
+                    with holding(parameters, ema):
+                        on_save(done)
     _load(parameters, ema)
     return module
 
 
+@contextmanager
+def one_thread_each(count: int) -> Iterator[ThreadPoolExecutor]:
+    """`count` Python threads whose operations take one thread each; then torch has its own threads again."""
+    before = torch.get_num_threads()
+    if count > 1:
+        torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
 class _Learner:
     """Gives each step's gradients to the parameters: the mean of its parts'."""
 
-    def __init__(self, parameters: list[nn.Parameter], loss_of: Callable[[int, Part], Tensor], parts: int) -> None:
-        self._parameters, self._loss_of = parameters, loss_of
-        self._parts = [Part(number, parts) for number in range(parts)]
-        self._pool, self._threads = ThreadPoolExecutor(parts), torch.get_num_threads()
-        if parts > 1:
-            torch.set_num_threads(1)
+    parameters: list[nn.Parameter]
+    loss_of: Callable[[int, Part], Tensor]
+    parts: list[Part]
+    pool: ThreadPoolExecutor
 
     def __call__(self, step: int) -> Tensor:
         """Set the gradients of a step and return its loss."""
-        found = list(self._pool.map(lambda part: self._gradients(step, part), self._parts))
-        for parameter, *gradients in zip(self._parameters, *(each for _, each in found), strict=True):
+        found = list(self.pool.map(lambda part: self._gradients(step, part), self.parts))
+        for parameter, *gradients in zip(self.parameters, *(each for _, each in found), strict=True):
             known = [one for one in gradients if one is not None]  # none: the loss does not see this parameter
             parameter.grad = torch.stack(known).mean(0) if len(known) > 1 else next(iter(known), None)
         return torch.stack([loss for loss, _ in found]).mean()
 
     def _gradients(self, step: int, part: Part) -> tuple[Tensor, tuple[Tensor | None, ...]]:
-        loss = self._loss_of(step, part)
-        return loss.detach(), torch.autograd.grad(loss, self._parameters, allow_unused=True)
-
-    def close(self) -> None:
-        """End the threads, and give torch its own back."""
-        self._pool.shutdown()
-        torch.set_num_threads(self._threads)
+        loss = self.loss_of(step, part)
+        return loss.detach(), torch.autograd.grad(loss, self.parameters, allow_unused=True)
 
 
 @torch.no_grad()

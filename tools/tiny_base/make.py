@@ -38,7 +38,8 @@ def make(recipe: BaseRecipe, work: Path, out: Path, device: str, only: Sequence[
         identity = provenance.sha256_of(made["vae"] / "diffusion_pytorch_model.safetensors")[:12]
         small, large = (
             diffusion.Examples(
-                vae.encoded(autoencoder, one.pixels, work / f"{name}.{identity}.safetensors", device), one.captions
+                vae.encoded(autoencoder, one.pixels, work / f"{name}.{identity}.safetensors", device, parts),
+                one.captions,
             )
             for name, one in (("pictures", plain), ("larger", larger))
         )

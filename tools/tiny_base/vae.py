@@ -64,22 +64,27 @@ def set_deviation(vae: AutoencoderKL) -> None:
     vae.quant_conv.bias[channels:] = 2 * math.log(NOISE)
 
 
-@torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: Pixels, device: str) -> Tensor:
-    """Posterior means (N, 4, h, w) fp16 on the CPU, not scaled."""
-    parts, progress = [], Progress("encode", len(pictures))
-    for first in range(0, len(pictures), 64):
+def encode(vae: AutoencoderKL, pictures: Pixels, device: str, parts: int) -> Tensor:
+    """Posterior means (N, 4, h, w) fp16 on the CPU, not scaled; `parts` threads take batches in turn."""
+    found, progress = [], Progress("encode", len(pictures))
+
+    def one_batch(first: int) -> Tensor:
         images = to_tensor(pictures[first : first + 64]).to(device)
-        with torch.autocast(device, torch.bfloat16):
-            parts.append(vae.encode(images).latent_dist.mean.half().cpu())
-        progress.advance(len(images))
-    return torch.cat(parts)
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+            mean: Tensor = vae.encode(images).latent_dist.mean.half().cpu()
+        return mean
+
+    with loop.one_thread_each(parts) as pool:
+        for mean in pool.map(one_batch, range(0, len(pictures), 64)):
+            found.append(mean)
+            progress.advance(len(mean))
+    return torch.cat(found)
 
 
-def encoded(vae: AutoencoderKL, pictures: Pixels, kept: Path, device: str) -> Tensor:
+def encoded(vae: AutoencoderKL, pictures: Pixels, kept: Path, device: str, parts: int) -> Tensor:
     """The same, remembered in a file: a run that was stopped does not encode again."""
     if not kept.exists():
-        tensors.write(kept, {"mean": encode(vae, pictures, device)})
+        tensors.write(kept, {"mean": encode(vae, pictures, device, parts)})
     return tensors.read(kept)["mean"]
 
 
@@ -116,7 +121,7 @@ def train(plain: Drawn, larger: Drawn, recipe: BaseRecipe, work: Path, out: Path
         on_save=lambda step: _preview(vae, work),
     )
     set_deviation(vae)
-    std = float(encode(vae, plain.pixels[:2000], device).float().std())
+    std = float(encode(vae, plain.pixels[:2000], device, parts).float().std())
     vae.register_to_config(scaling_factor=round(1 / std, 5))
     vae.half().save_pretrained(out)
 
