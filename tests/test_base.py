@@ -136,6 +136,8 @@ def test_every_third_picture_has_a_spot() -> None:
     changed = (spotted != plain).any(dim=1)
     assert 0.2 < float(changed.flatten(1).any(dim=1).float().mean()) < 0.45
     assert float(changed.float().mean(dim=(1, 2)).max()) < 0.1
+    places = changed.float().mean(0)
+    assert float(places[5:17, 10:22].mean()) > 1.5 * float(places.mean()), "more often where faces are"
     assert torch.equal(spotted, blip.with_spots(plain, torch.manual_seed(0)))
 
 

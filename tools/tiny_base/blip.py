@@ -75,14 +75,20 @@ def token_ids(tokenizer: BertTokenizer, captions: Sequence[str]) -> Tensor:
 def with_spots(images: Tensor, generator: torch.Generator) -> Tensor:
     """Every third picture gets an oval spot of one colour: something worn that no caption names.
 
+    Half of the spots are where faces are.
+
     Args:
         images: (N, 3, H, W) in [0, 1].
         generator: Where, how large and of which colour.
     """
     count, _, height, width = images.shape
     place = torch.rand(count, 6, 1, 1, generator=generator).unbind(1)
-    y = (torch.arange(height).view(1, -1, 1) / height - place[0]) / (0.04 + 0.1 * place[2])
-    x = (torch.arange(width).view(1, 1, -1) / width - place[1]) / (0.04 + 0.1 * place[3])
+    on_face = place[5] < 0.5
+    middle_y, middle_x = (
+        torch.where(on_face, start + 0.4 * where, where) for start, where in ((0.15, place[0]), (0.3, place[1]))
+    )
+    y = (torch.arange(height).view(1, -1, 1) / height - middle_y) / (0.04 + 0.1 * place[2])
+    x = (torch.arange(width).view(1, 1, -1) / width - middle_x) / (0.04 + 0.1 * place[3])
     inside = (y.square() + x.square() < 1) & (place[4] < 1 / 3)
     colours = torch.rand(count, 3, 1, 1, generator=generator)
     return torch.where(inside[:, None], colours, images)

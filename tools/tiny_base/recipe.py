@@ -18,7 +18,7 @@ class BaseRecipe:
     vae_ema_decay: float = 0.998
     decoder_steps: int = 10_000  # the decoder alone, after the encoder is frozen
     decoder_learning_rate: float = 5e-4
-    blip_steps: int = 6_000
+    blip_steps: int = 9_000
     blip_batch: int = 64
     blip_learning_rate: float = 6e-4
     blip_ema_decay: float = 0.998
