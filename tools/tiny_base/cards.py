@@ -46,7 +46,7 @@ combinations. Avatars wear hats, glasses and small things, and their hair has an
 | what learns | steps | batch | AdamW's rate | loss |
 | --- | --- | --- | --- | --- |
 | VAE | {recipe.vae_steps} | {recipe.vae_batch} | {recipe.vae_learning_rate:g} | L1 + gradients + squared error |
-| decoder alone | {recipe.decoder_steps} | {recipe.vae_batch} | {recipe.decoder_learning_rate:g} | the same |
+| decoder alone | {recipe.decoder_steps} | {recipe.decoder_batch} | {recipe.decoder_learning_rate:g} | the same |
 | UNet, text encoder | {recipe.unet_steps} | {recipe.unet_batch} | {recipe.unet_learning_rate:g} | epsilon, min-SNR |
 
 The VAE's loss is L1 + 0.5 x the gradients' difference + 2 x the squared error. Weights are averages (EMA) of

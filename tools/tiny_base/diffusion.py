@@ -172,7 +172,7 @@ def train(
 
     def loss_of(step: int, part: Part) -> Tensor:
         larger_ones = step % 4 == 3
-        examples, batch = (larger, recipe.larger_unet_batch) if larger_ones else (plain, recipe.unet_batch)
+        examples, batch = (larger, recipe.as_long(recipe.unet_batch)) if larger_ones else (plain, recipe.unet_batch)
         index = part.of(loop.batch_indices(seed, step, batch, len(examples.latents)))
         rng = random.Random(f"words-{seed}-{step}-{part.number}")
         words = [wording.of(examples.captions[int(number)], rng) for number in index]

@@ -12,11 +12,12 @@ class BaseRecipe:
     pictures: int = 100_000
     larger_px: int = 96  # what hires fix draws at; every fourth batch is of these
     larger_pictures: int = 20_000
-    vae_steps: int = 4_000
-    vae_batch: int = 16
+    vae_steps: int = 8_000
+    vae_batch: int = 8  # small batches learn more from a picture as long as a step's noise is not what limits them
     vae_learning_rate: float = 1e-3
     vae_ema_decay: float = 0.998
     decoder_steps: int = 10_000  # the decoder alone, after the encoder is frozen
+    decoder_batch: int = 16
     decoder_learning_rate: float = 5e-4
     blip_steps: int = 9_000
     blip_batch: int = 64
@@ -34,19 +35,9 @@ class BaseRecipe:
     noise_offset: float = 0.1
     save_every: int = 250
 
-    def _as_long(self, batch: int) -> int:
+    def as_long(self, batch: int) -> int:
         """As many larger pictures as take the time of a batch; an even number, for two threads."""
         return 2 * max(1, round(batch * (self.size_px / self.larger_px) ** 2 / 2))
-
-    @property
-    def larger_vae_batch(self) -> int:
-        """The VAE's batch of larger pictures."""
-        return self._as_long(self.vae_batch)
-
-    @property
-    def larger_unet_batch(self) -> int:
-        """The UNet's batch of larger pictures."""
-        return self._as_long(self.unet_batch)
 
     def shortened(self, share: float) -> "BaseRecipe":
         """The same recipe with a share of its pictures and steps and a quarter of its batches, for a rehearsal."""
@@ -54,7 +45,7 @@ class BaseRecipe:
         steps = ("vae_steps", "decoder_steps", "blip_steps", "unet_steps")
         for key in ("pictures", "larger_pictures", *steps):
             values[key] = max(4, round(values[key] * share))
-        for key in ("vae_batch", "blip_batch", "unet_batch"):
+        for key in ("vae_batch", "decoder_batch", "blip_batch", "unet_batch"):
             values[key] //= 4
         values["save_every"] = min(self.save_every, min(values[key] for key in steps) // 2)
         return BaseRecipe(**values)

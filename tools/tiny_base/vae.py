@@ -5,6 +5,7 @@ that the diffusion model can be trained at the same time.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -103,9 +104,10 @@ def train(plain: Drawn, larger: Drawn, recipe: BaseRecipe, work: Path, out: Path
     torch.manual_seed(seed)
     vae = build(recipe.size_px).to(device)
     vae.set_attn_processor(AttnProcessor())
+    batches = (recipe.vae_batch, recipe.as_long(recipe.vae_batch))
 
     def loss_of(step: int, part: Part) -> Tensor:
-        images = to_tensor(_batch(plain, larger, recipe, seed, step, part)).to(device)
+        images = to_tensor(_batch((plain, larger), batches, seed, step, part)).to(device)
         return _loss(vae, images, loop.part_generator(seed, step, part))
 
     loop.train(
@@ -131,11 +133,12 @@ def _preview(vae: AutoencoderKL, work: Path) -> None:
     vae.save_pretrained(work / "preview-vae")
 
 
-def _batch(plain: Drawn, larger: Drawn, recipe: BaseRecipe, seed: int, step: int, part: Part) -> Pixels:
-    """The pictures of a part of a step: every fourth batch is of the larger ones."""
-    drawn, batch = (larger, recipe.larger_vae_batch) if step % 4 == 3 else (plain, recipe.vae_batch)
-    index = part.of(loop.batch_indices(seed, step, batch, len(drawn.pixels))).numpy()
-    return np.ascontiguousarray(drawn.pixels[index])
+def _batch(drawn: Sequence[Drawn], batches: Sequence[int], seed: int, step: int, part: Part) -> Pixels:
+    """The pictures of a part of a step: every fourth batch is of the second, the larger ones."""
+    larger = step % 4 == 3
+    pixels, batch = drawn[larger].pixels, batches[larger]
+    index = part.of(loop.batch_indices(seed, step, batch, len(pixels))).numpy()
+    return np.ascontiguousarray(pixels[index])
 
 
 def train_decoder(
@@ -153,9 +156,10 @@ def train_decoder(
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(False)
     vae.set_attn_processor(AttnProcessor())
+    batches = (recipe.decoder_batch, recipe.as_long(recipe.decoder_batch))
 
     def loss_of(step: int, part: Part) -> Tensor:
-        images = to_tensor(_batch(plain, larger, recipe, seed, step, part)).to(device)
+        images = to_tensor(_batch((plain, larger), batches, seed, step, part)).to(device)
         with torch.no_grad(), torch.autocast(device, torch.bfloat16):
             mean = vae.encode(images).latent_dist.mean
         with torch.autocast(device, torch.bfloat16):
