@@ -17,6 +17,7 @@ def test_nearest_truth_counts_own_and_style() -> None:
     # the first is nearer to its neighbour of the same style, the last to another style
     wrong = np.array([[0.6, 0.5, 0.9], [0.5, 0.1, 0.9], [0.1, 0.8, 0.2]])
     assert nearest_shares(wrong, captions) == {"own": 0.6667, "style": 0.6667}
+    assert nearest_shares(wrong, captions, [True, True, False]) == {"own": 0.5, "style": 1.0}
 
 
 def test_same_style() -> None:
@@ -75,7 +76,7 @@ def test_cards_are_written_from_figures(tmp_path: Path) -> None:
     features = {"nearest_truth_by_effnet_lite0": {"own": 0.92, "style": 1.0}, "cmmd_effnet_lite0": 1.5}
     quality = {
         "pictures": 200, "vae": {"psnr_db": 31.0, "ssim": 0.95, "face_psnr_db": 31.1}, "all": {**nearest, **features},
-        "small": nearest, "hires_96_px": nearest,
+        "small": {"among_all": {"own": 0.9}, "among_small": {"own": 0.8}}, "hires_96_px": nearest,
         "blip": {"attribute_f1": 0.9, "portraits_attribute_f1": {"captain": 0.86, "gardener": 0.87},
                  "style_named": {"drawn": 0.99, "truth": 1.0}},
     }  # fmt: skip

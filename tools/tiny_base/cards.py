@@ -73,7 +73,8 @@ On {quality[pictures]} held-out pictures, drawn at CFG 7 and 30 steps (`snakemak
 | the same by EffNet-Lite0 features | {features[own]} |
 | nearest of all truths is of its style, by pixels | {pixels[style]} |
 | the same by EffNet-Lite0 features | {features[style]} |
-| of small figures: nearest of 20 truths is its own, by pixels | {small[own]} |
+| small figures alone: nearest of 20 truths of its style is its own, by pixels | {small[among_all][own]} |
+| the same, the 20 truths being small figures, too | {small[among_small][own]} |
 | at 96 px with hires fix: nearest of 20 truths is its own, by pixels | {hires[own]} |
 | CMMD of drawn to true, EffNet-Lite0 features, x 1000 | {quality[all][cmmd_effnet_lite0]} |
 | tiny-blip names the style that was asked for | {quality[blip][style_named][drawn]} |
@@ -140,7 +141,7 @@ def write(models: Path, quality: dict[str, Any], note: str) -> None:
             quality=quality,
             pixels=quality["all"]["nearest_truth_by_pixels"],
             features=quality["all"]["nearest_truth_by_effnet_lite0"],
-            small=quality["small"]["nearest_truth_by_pixels"],
+            small=quality["small"],
             hires=quality["hires_96_px"]["nearest_truth_by_pixels"],
             f1=quality["blip"]["portraits_attribute_f1"],
             data=data,

@@ -32,12 +32,13 @@ def feature_distances(drawn: Sequence[Image.Image], truths: Pixels) -> Matrix:
     return np.array([[effnet.distance(one, other) for other in known] for one in found])
 
 
-def nearest_shares(distances: Matrix, captions: Sequence[str]) -> dict[str, float]:
+def nearest_shares(distances: Matrix, captions: Sequence[str], only: Sequence[bool] | None = None) -> dict[str, float]:
     """How often the nearest truth is the drawing's own, and of its style.
 
     Args:
         distances: (drawings, truths); drawing n was asked for what truth n shows.
         captions: Of the truths; the style is what each says first.
+        only: Which drawings count; None: all. The others stay candidates.
 
     Returns:
         `own`: among 20 of the same style (its own and up to 19 others; chance about 0.05).
@@ -45,6 +46,8 @@ def nearest_shares(distances: Matrix, captions: Sequence[str]) -> dict[str, floa
     """
     own, right_style = [], []
     for number, distance in enumerate(distances):
+        if only is not None and not only[number]:
+            continue
         right_style.append(style_of(captions[int(distance.argmin())]) == style_of(captions[number]))
         others = [n for n, text in enumerate(captions) if n != number and style_of(text) == style_of(captions[number])]
         candidates = [number, *others[: CANDIDATES - 1]]

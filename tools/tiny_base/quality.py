@@ -137,7 +137,12 @@ def measure(models: Path, count: int, sheet: Path) -> dict[str, object]:
         "pictures": count,
         "vae": vae_quality(autoencoder, truths, recipe.size_px),
         "all": plain.figures(),
-        "small": drawings(models, small).figures(by_features=False),
+        "small": {
+            "among_all": measures.nearest_shares(
+                measures.pixel_distances(plain.drawn, plain.truths), plain.captions, [is_small(one) for one in truths]
+            ),
+            "among_small": drawings(models, small).figures(by_features=False)["nearest_truth_by_pixels"],
+        },
         "hires_96_px": drawings(models, truths, HIRES).figures(),
         "blip": blip_quality(blip, plain),
     }
