@@ -87,10 +87,11 @@ def _headband(face: Face, colour: str) -> str:
 
 
 def _straw_hat(face: Face, colour: str) -> str:
-    s, b, c = face.side, -face.brow - 0.1, -face.crown * 1.12
+    s, b = face.side, -face.brow - 0.1
+    c = b - (face.crown * 1.22 + b) / 0.75  # a curve's top lies at three quarters of the way to its handles
     return (
         f'<ellipse cx="0" cy="{b}" rx="{s * 1.5}" ry="0.55" fill="{darker(colour, 0.88)}"/>'
-        f'<path d="M{-s * 0.95} {b} C{-s * 0.9} {c},{s * 0.9} {c},{s * 0.95} {b} Q0 {b + 0.5},{-s * 0.95} {b} Z" '
+        f'<path d="M{-s * 0.98} {b} C{-s * 1.1} {c},{s * 1.1} {c},{s * 0.98} {b} Q0 {b + 0.5},{-s * 0.98} {b} Z" '
         f'fill="{colour}"/>'
         f'<path d="M{-s * 0.95} {b} Q0 {b + 0.5},{s * 0.95} {b} L{s * 0.92} {b - 0.55} Q0 {b - 0.05},{-s * 0.92} '
         f'{b - 0.55} Z" fill="#8c1c1c"/>'

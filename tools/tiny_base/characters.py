@@ -30,6 +30,7 @@ class Character:
     top: float  # so that the hair begins at the upper edge
     worn: tuple[Accessory, ...] = ()
     over: str = ""
+    backgrounds: tuple[str, ...] = palette.BACKGROUNDS
     mark: str = ""  # what makes it plain who it is, where captions would name it: an accessory's kind
 
     @property
@@ -68,7 +69,7 @@ CHARACTERS: dict[str, Character] = {
         varies={
             "clothesVariant": ("dress", "openJacket", "shirt", "tShirt", "turtleNeck"),
             "mouthVariant": ("agape", "angry", "laugh", "sad", "smile"),
-            "eyesVariant": ("bow", "happy", "humble", "wide", "wink"),
+            "eyesVariant": ("wide", "wide", "humble", "happy"),  # of one eye, a wink cannot be told from a smile
             "eyebrowsVariant": ("angry", "happy", "neutral", "raised", "sad"),
         },
         clothes="clothesColor",
@@ -76,6 +77,7 @@ CHARACTERS: dict[str, Character] = {
         size=0.94,
         top=-0.122,
         over=EYE_PATCH,
+        backgrounds=tuple(name for name in palette.BACKGROUNDS if name != "teal"),  # hair would not be seen on it
     ),
     "gardener": Character(
         trigger="gardener",
@@ -94,7 +96,7 @@ CHARACTERS: dict[str, Character] = {
         clothes="clothingColor",
         aspect=3 / 4,
         size=1.08,
-        top=-0.18,
+        top=-0.165,
         worn=(Accessory("round glasses", "#8c1c1c"), Accessory("straw hat", "#f0d060")),
         mark="straw hat",
     ),
@@ -112,7 +114,7 @@ def portraits(character: Character, count: int, seed: int) -> list[Picture]:
         picture = Picture(
             character.style,
             options,
-            rng.choice(palette.BACKGROUNDS),
+            rng.choice(character.backgrounds),
             size=size,
             left=(character.aspect - size) / 2 + rng.uniform(-0.008, 0.008),
             top=character.top * size / character.size + rng.uniform(-0.005, 0.01),
