@@ -4,8 +4,9 @@
 # make docs   write docs/params.md and docs/training.md from the schema
 # make browser  Debian's Chromium: for the selenium source, and for make test
 # make bench  time training: benchmarks/results/train.csv and docs/performance.md (options: BENCH="--steps 3")
-# make base   train the embedded base anew (hours on a CPU)
+# make base   train the embedded base anew (hours on a CPU; WORK=folder: where states are kept, to go on from)
 PYTHON ?= python3
+WORK ?= models/.work
 BIN := .venv/bin
 INSTALLED := .venv/installed
 SHELL := /bin/bash
@@ -64,15 +65,15 @@ format: $(INSTALLED)
 	$(BIN)/snakefmt Snakefile workflow
 
 docs: $(INSTALLED)
-	$(BIN)/python -m sdlora.settings > docs/params.md
-	$(BIN)/python -m sdlora.training_page > docs/training.md
+	$(BIN)/sdlora docs params > docs/params.md
+	$(BIN)/sdlora docs training > docs/training.md
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.train $(BENCH)
 
 base: $(INSTALLED)
+	$(BIN)/python -u -m tools.tiny_base.make --work $(WORK)
 	$(BIN)/python -u -m tools.tiny_base.datasets
-	$(BIN)/python -u -m tools.tiny_base.make
 	$(BIN)/python -u -m tools.tiny_base.quality
 	cp results/base/sheet.png docs/images/base.png
 	$(BIN)/python -m tools.tiny_base.cards

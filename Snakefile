@@ -4,6 +4,7 @@ import re
 import sys
 from pathlib import Path
 
+from snakemake.logging import logger
 from snakemake.utils import min_version
 
 min_version("9.0")
@@ -15,6 +16,14 @@ os.environ["PYTHONPATH"] = os.pathsep.join([SOURCE, *filter(None, [os.environ.ge
 from sdlora import errors, guard, inputs, plan, provenance, settings
 from sdlora.errors import SdloraError
 from sdlora.params import RESULTS_OF_ALL
+
+if config:
+    raise WorkflowError(
+        f"--config and --configfile are not read ({', '.join(map(str, config))}): edit params.yaml, or say "
+        f"`dvc exp run --set-param base=sd15`"
+    )
+# Our own records tell what is fresh; that Snakemake has none is no news to anybody.
+logger.addFilter(lambda record: "provenance/metadata" not in record.getMessage())
 
 # While another run is at work its recipes stay as they are: a dry run then shows the plan as it was.
 try:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from stage_server import serving, snakemake_with
 
 ROOT = Path(__file__).parents[1]
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
@@ -124,7 +125,8 @@ def make_project(folder: Path, params: str = SMALL) -> Project:
 def built_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project with both versions made; never changed by a test."""
     project = make_project(tmp_path_factory.mktemp("built") / "project")
-    project.snakemake("all")
+    with serving(project.folder, tmp_path_factory.mktemp("s")) as python:
+        project.command(*snakemake_with(python), "--cores", "1", "all")
     return project
 
 
@@ -145,6 +147,7 @@ def fresh(tmp_path: Path) -> Project:
 LONGEST = (
     "test_workflow.py",
     "test_base.py",
+    "test_menu.py",
     "test_lora.py",
     "test_train.py",
     "test_scrape_dag.py",

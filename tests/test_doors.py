@@ -45,6 +45,12 @@ def test_mistakes_are_told_before_any_work(
     assert message or "This was a dry-run" in text
 
 
+def test_settings_on_the_command_line_are_refused(project: Project) -> None:
+    edited(project, "", "")
+    text = project.snakemake("-n", "--config", "base=sd15", check=False)
+    assert "--config and --configfile are not read (base): edit params.yaml" in text
+
+
 def test_a_training_needs_no_references(project: Project) -> None:
     edited(project, "    held_out: references\n", "")
     assert "train" in project.plan("results/a/train_log.csv")

@@ -230,8 +230,11 @@ def test_options_that_cannot_apply_are_refused(options: Any, told: str) -> None:
         Train(**options)
 
 
-def test_a_text_encoder_lora_is_trained_saved_and_drawn_with(tmp_path: Path, pipeline: StableDiffusionPipeline) -> None:
-    run = trained(tmp_path, text_encoder=TextEncoder(rank=2, alpha=1.0, learning_rate=1e-2))
+@pytest.mark.parametrize("kind", ["lora", "lokr"])
+def test_a_text_encoder_lora_is_trained_saved_and_drawn_with(
+    tmp_path: Path, pipeline: StableDiffusionPipeline, kind: str
+) -> None:
+    run = trained(tmp_path, lora_type=kind, text_encoder=TextEncoder(rank=2, alpha=1.0, learning_rate=1e-2))
     rates = [group["lr"] for group in run.optimizer.param_groups]
     assert rates == [1e-2, 1e-2]
     with torch.no_grad():

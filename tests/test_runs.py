@@ -50,7 +50,14 @@ class Place:
         folder.mkdir()
         self.folder, self._monkeypatch = folder, monkeypatch
 
-    def train(self, version: str = "a", code: str = "c1", trigger: str = "captain", **changes: object) -> Path:
+    def train(
+        self,
+        version: str = "a",
+        code: str = "c1",
+        trigger: str = "captain",
+        export: dict[str, str] | None = None,
+        **changes: object,
+    ) -> Path:
         self._monkeypatch.chdir(self.folder)
         AcceleratorState._reset_state(reset_partial_state=True)
         settings = {"rank": 2, "alpha": 1.0, "steps": 4, "checkpoint_every": 2, "learning_rate": 1e-3} | changes
@@ -61,7 +68,7 @@ class Place:
             "stage": "train", "code": code, "software": {"torch": "2"}, "threads": 1, "base_identity": "sha256:tiny",
             "base": TINY.model_dump(mode="json"), "train": train.model_dump(mode="json"),
             "flip": Flip().model_dump(mode="json"), "trigger": trigger, "encode": None,
-            "checkpoint_steps": train.checkpoint_steps,
+            "checkpoint_steps": train.checkpoint_steps, "export": export or {},
         }  # fmt: skip
         recipe = json.loads(json.dumps(recipe))
         inputs = make_dataset(self.folder / "set")
@@ -95,7 +102,8 @@ def test_two_places_give_the_same_files(place: Place, other: Place) -> None:
     other.train(version="before", rank=3)
     assert hashes(other.train()) == once
     assert {"README.md", "config.yaml", "train_log.csv"} < once.keys()
-    assert {"pytorch_lora_weights.safetensors", "a-step000002.safetensors"} == {
+    named = "a-step000002-comfyui-a1111"
+    assert {"pytorch_lora_weights.safetensors", f"{named}.safetensors", f"{named}.json"} == {
         Path(name).name for name in once if name.startswith("checkpoints/step-000002/")
     }
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 from conftest import ROOT
 
-from sdlora import records, store
+from sdlora import records, sample, store
 from sdlora.params import Base, Hires, Sample, Version
-from sdlora.sample import Painter, Prompt, _key, sample_version
+from sdlora.sample import Painter, Prompt, sample_version
+from sdlora.train.files import EMBEDDINGS, FILE_NAME
 from sdlora.train.prediction import draw_phase
 
 TINY = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
@@ -76,21 +77,24 @@ def test_a_lost_picture_is_drawn_again_with_its_batch(tmp_path: Path, monkeypatc
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*.png")} == pictures
 
 
-def test_what_is_kept_belongs_to_what_is_drawn_with_and_to_no_other_file(tmp_path: Path) -> None:
-    """A renamed version's file for other tools has another header: nothing is drawn again for that."""
-    lora, recipe = tmp_path / "pytorch_lora_weights.safetensors", {"sample": {}}
-    lora.write_bytes(b"weights")
-    (tmp_path / "v8-step000002.safetensors").write_bytes(b"named v8")
-    before = _key(recipe, lora, PROMPTS)
-    (tmp_path / "v8-step000002.safetensors").rename(tmp_path / "v9-step000002.safetensors").write_bytes(b"named v9")
-    assert _key(recipe, lora, PROMPTS) == before
-    (tmp_path / "embeddings.safetensors").write_bytes(b"learnt")
-    assert _key(recipe, lora, PROMPTS) != before
-
-
 def test_the_preflight_counts_the_batch() -> None:
     def activations(batch_size: int) -> int:
         version = Version.model_validate({"base": "tiny", "dataset": "d", "sample": {"batch_size": batch_size}})
         return draw_phase(version, TINY, torch.device("cpu")).parts["activations"]
 
     assert activations(8) > 4 * activations(1)
+
+
+def test_files_for_other_tools_do_not_change_what_is_drawn(tmp_path: Path) -> None:
+    """A renamed version, or one whose files have another type, takes its pictures from the store."""
+    lora = tmp_path / FILE_NAME
+    lora.write_bytes(b"lora")
+    prompts = [Prompt("r1", "captain", 42)]
+    keys = [sample._key({"sample": {}}, lora, prompts)]
+    (tmp_path / "a-step000002-comfyui-a1111.safetensors").write_bytes(b"for tools")
+    keys.append(sample._key({"sample": {}}, lora, prompts))
+    (tmp_path / EMBEDDINGS).write_bytes(b"embedding")
+    keys.append(sample._key({"sample": {}}, lora, prompts))
+    lora.write_bytes(b"another")
+    keys.append(sample._key({"sample": {}}, lora, prompts))
+    assert keys[0] == keys[1] and len(set(keys)) == 3

@@ -27,8 +27,21 @@ def test_everything_is_made(built: Project) -> None:
     assert float(table[0]["ssim_delta"]) == best["ssim"]["delta"]
 
 
+def test_a1111s_card_shows_a_sample(built: Project) -> None:
+    for step in ("000002", "000004"):
+        folder = built.folder / f"results/a/checkpoints/step-{step}"
+        (preview,) = folder.glob("*.preview.png")
+        assert preview.name == f"a-step{step}-comfyui-a1111.preview.png"
+        assert (preview.parent / preview.name.replace("preview.png", "safetensors")).exists()
+        drawn = sorted((built.folder / f"results/a/samples/step-{step}").glob("*.png"))
+        assert preview.read_bytes() in [path.read_bytes() for path in drawn]
+    preview.unlink()
+    assert "sample" in built.plan("results/a/metrics.csv")
+
+
 def test_second_run_has_nothing_to_do(built: Project) -> None:
-    assert "Nothing to be done" in built.snakemake("-n", "all")
+    text = built.snakemake("-n", "all")
+    assert "Nothing to be done" in text and "metadata" not in text and "kernels" not in text
 
 
 def test_changing_a_version_reruns_only_that_version(built: Project) -> None:
@@ -78,6 +91,46 @@ def test_an_edit_reruns_what_depends_on_it(
 ) -> None:
     built.edit(file, before, after)
     assert built.plan("all") == wanted
+
+
+LOSS = ("src/sdlora/train/losses.py", "error.mean(dim=(1, 2, 3))", "error.mean(dim=(3, 2, 1))")
+
+
+def test_an_update_is_accepted_and_changed_settings_are_not(built: Project) -> None:
+    before = {name: built.read(f"results/a/{name}") for name in ("metrics.csv", "train_log.csv")}
+    built.edit(*LOSS)
+    assert built.plan("results/a/metrics.csv") == {"train", "sample", "evaluate"}
+    asked = built.command("sdlora", "accept", "a", check=False)
+    assert asked.returncode and "train a (" in asked.stdout and "code was" in asked.stdout, "no answer is no"
+    assert built.plan("results/a/metrics.csv") == {"train", "sample", "evaluate"}
+    assert "the records and the pages of a say so" in built.command("sdlora", "accept", "a", "--yes").stdout
+    assert not built.plan("results/a/metrics.csv", "results/a/report/index.html")
+    assert built.plan("results/b/metrics.csv") == {"train", "sample", "evaluate"}, "b was not accepted"
+    assert b"<h2>Accepted</h2>" in built.read("results/a/report/index.html")
+    assert {name: built.read(f"results/a/{name}") for name in before} == before
+    assert "nothing to accept" in built.command("sdlora", "accept", "a", "--yes").stdout
+    built.edit("params.yaml", "rank: 2", "rank: 8")
+    refused = built.command("sdlora", "accept", "a", "--yes", check=False)
+    assert refused.returncode and "train.rank was 2 and is 8; an update can be accepted" in refused.stderr
+    built.edit("params.yaml", "rank: 8", "rank: 2")
+    assert not built.plan("results/a/metrics.csv")
+    built.edit("params.yaml", "    train: {rank: 2}", "    train: {rank: 2, steps: 6}")
+    assert "going on from step 4" in built.snakemake("results/a/train_log.csv"), "what the store kept is accepted, too"
+
+
+def test_what_does_not_fit_is_not_accepted(built: Project) -> None:
+    built.edit(*LOSS)
+    lora = next((built.folder / "results/a/checkpoints/step-000002").glob("*.safetensors"))
+    content = lora.read_bytes()
+    lora.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    refused = built.command("sdlora", "accept", "a", "--yes", check=False)
+    assert refused.returncode and "train a: its files are not as they were made" in refused.stderr
+    lora.write_bytes(content)
+    made = built.folder / "results/a/made/train.json"
+    whole = records.read_json(made)
+    records.write_json(made, {name: value for name, value in whole.items() if name != "asked"})
+    assert "was written by an older sdlora" in built.command("sdlora", "accept", "a", "--yes", check=False).stderr
+    assert "there is no version 'c'" in built.command("sdlora", "accept", "c", check=False).stderr
 
 
 def test_versions_share_all_but_training(built: Project) -> None:
@@ -145,8 +198,12 @@ def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project)
     saved = max(
         int(p.parent.name[-6:]) for new in set(store.iterdir()) - before for p in new.glob("state/*/state.json")
     )
+    built.edit(*LOSS)
+    accepted = built.command("sdlora", "accept", "b", "--yes").stdout
+    assert "train b (a training that was stopped): code was" in accepted
     text = built.snakemake("results/b/train_log.csv")
     assert f"resuming from step {saved} of 240" in text
+    straight.edit(*LOSS)
     straight.snakemake("results/b/train_log.csv")
     for name in ("results/b/made/train.json", "results/b/train_log.csv"):
         assert built.read(name) == straight.read(name)

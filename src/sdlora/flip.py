@@ -1,13 +1,13 @@
 """Mirror pictures: both orientations as files, so that each is encoded; the draw is made in training."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import ImageOps
 
-from sdlora import masks, records
+from sdlora import kohya_set, masks, records
 from sdlora.errors import DataError, suggest
 from sdlora.pictures import png_bytes, read_rgb
 
@@ -62,7 +62,11 @@ def _numbered(folders: Iterable[str]) -> dict[str, int]:
 
 
 def flip_dataset(
-    folder: Path, mirror: bool, swap_words: bool, repeats: Mapping[str, int] | str | None = None
+    folder: Path,
+    mirror: bool,
+    swap_words: bool,
+    repeats: Mapping[str, int] | str | None = None,
+    kohya: Sequence[str] | None = None,
 ) -> list[Path]:
     """Write `train/` in Hugging Face's ImageFolder layout: pictures, mirrored pictures, `metadata.jsonl`.
 
@@ -74,6 +78,7 @@ def flip_dataset(
         mirror: Whether mirrored copies are made.
         swap_words: Whether left and right change places in a mirrored picture's caption.
         repeats: See `repeats_of`.
+        kohya: Layout and trigger of the same set for kohya's trainer (`kohya_set.write`); None = none.
 
     Returns:
         The files written.
@@ -93,7 +98,8 @@ def flip_dataset(
     for stale in {*(folder / "train").glob("*.png"), *(folder / masks.TRAIN_FOLDER).glob("*.png")} - set(files):
         stale.unlink()
     records.write_jsonl(folder / "train" / "metadata.jsonl", rows)
-    return [folder / "train" / "metadata.jsonl", *files]
+    layout, trigger = kohya or ("none", "")
+    return [folder / "train" / "metadata.jsonl", *files, *kohya_set.write(folder, layout, trigger, rows)]
 
 
 def _copy(folder: Path, picture: str, name: str, mirrored: bool) -> list[Path]:

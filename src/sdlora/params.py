@@ -130,6 +130,10 @@ class Flip(Section):
 
     probability: Unit = Field(0.5, description="chance that a draw is mirrored, decided by (seed, step, id)")
     swap_words: bool = Field(True, description="swap left and right in the mirrored picture's caption")
+    kohya: Literal["none", "folders", "metadata"] = Field(
+        "none",
+        description="also write the set for kohya's trainer: .txt beside pictures in 3_trigger/, or its metadata JSON",
+    )
 
 
 class Encode(Section):
@@ -195,6 +199,21 @@ class Evaluate(Section):
         return self
 
 
+class Export(Section):
+    """The LoRA's files for other tools."""
+
+    dtype: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32",
+        description="type of the files for A1111, ComfyUI and kohya; fp16 and bf16: half the size, named so, and a "
+        "copy for diffusers, whose own file stays fp32",
+    )
+    dora_whole: Literal["none", "last", "every"] = Field(
+        "last",
+        description="checkpoints of a DoRA that get a file for A1111 and ComfyUI, which misread DoRA's own: whole "
+        "updates, as large as the layers they change",
+    )
+
+
 class Version(Section):
     """One LoRA's settings: what `defaults` says, and what the version states itself."""
 
@@ -208,6 +227,7 @@ class Version(Section):
     train: Train = Train()
     sample: Sample = Sample()
     evaluate: Evaluate = Evaluate()
+    export: Export = Export()
 
     @model_validator(mode="after")
     def _average_exists(self) -> Self:
@@ -265,7 +285,7 @@ class Params(Section):
 #: Every section by the key it stands under, for error messages and docs/params.md.
 SECTIONS: dict[str, type[Section]] = {
     "bases": Base, "datasets": Dataset, "versions": Version, "fit": Fit, "caption": Caption, "flip": Flip,
-    "encode": Encode, "train": Train, "sample": Sample, "evaluate": Evaluate, "hires": Hires, "lr_stages": LrStage,
-    "ema": Ema, "text_encoder": TextEncoder, "pivotal": Pivotal, "prior": Prior, "scrape": Scrape,
+    "encode": Encode, "train": Train, "sample": Sample, "evaluate": Evaluate, "export": Export, "hires": Hires,
+    "lr_stages": LrStage, "ema": Ema, "text_encoder": TextEncoder, "pivotal": Pivotal, "prior": Prior, "scrape": Scrape,
     "folder": FolderSource, "bing": BingSource, "selenium": SeleniumSource, "hub": HubSource,
 }  # fmt: skip

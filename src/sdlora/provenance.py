@@ -7,6 +7,7 @@ Snakemake's own rule, "an input is newer", is right after a clone, a checkout or
 """
 
 import hashlib
+import json
 import os
 import stat
 import sys
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdlora import mtimes, records
+from sdlora import kohya_set, mtimes, records
 from sdlora.errors import DataError
 
 STORE = Path(".sdlora")
@@ -147,6 +148,8 @@ class Made:
     recipe: str  # hash of the recipe's text
     inputs: dict[str, str]  # identity of each input, by the path of its record
     outputs: dict[str, str]  # sha256 of each file, by its path in the project
+    asked: dict[str, Any] | None = None  # the recipe itself; older records have only its hash
+    accepted: tuple[dict[str, Any], ...] = ()  # updates of code and packages after which the files were kept
 
 
 def read_made(path: Path) -> Made | None:
@@ -154,7 +157,7 @@ def read_made(path: Path) -> Made | None:
     found = _read_regular(path)
     if found is None:
         return None
-    if not (isinstance(found, dict) and found.keys() == {"recipe", "inputs", "outputs"}):
+    if not (isinstance(found, dict) and {"recipe", "inputs", "outputs"} <= found.keys()):
         print(f"note: {path} is no record; going on as if it were not there", file=sys.stderr)
         return None
     texts = all(
@@ -164,7 +167,14 @@ def read_made(path: Path) -> Made | None:
     if not texts or not isinstance(found["recipe"], str) or not all(map(_is_inside, found["outputs"])):
         print(f"note: {path} names what no job writes; going on as if it were not there", file=sys.stderr)
         return None
-    return Made(found["recipe"], found["inputs"], found["outputs"])
+    asked, accepted = found.get("asked"), found.get("accepted")
+    return Made(
+        found["recipe"],
+        found["inputs"],
+        found["outputs"],
+        asked if isinstance(asked, dict) else None,
+        tuple(accepted) if isinstance(accepted, list) else (),
+    )
 
 
 def _is_inside(name: str) -> bool:
@@ -172,7 +182,7 @@ def _is_inside(name: str) -> bool:
 
 
 def outputs_identity(made: Path) -> str:
-    """One hash for everything a job wrote: what the jobs after it depend on.
+    """One hash for everything a job wrote that the jobs after it read: not the set for kohya's trainer.
 
     Raises:
         DataError: If its record is damaged or gone.
@@ -180,7 +190,9 @@ def outputs_identity(made: Path) -> str:
     record = read_made(made)
     if record is None:
         raise DataError(f"{made}: the record of the job before is damaged or gone; run the same command again")
-    return sha256_text(records.canonical_json(record.outputs))
+    unread = f"{(made.parent.parent / kohya_set.FOLDER).as_posix()}/"
+    read = {path: digest for path, digest in record.outputs.items() if not path.startswith(unread)}
+    return sha256_text(records.canonical_json(read))
 
 
 def write_made(made: Path, recipe: str, inputs: Sequence[Path], outputs: Iterable[Path]) -> None:
@@ -192,6 +204,7 @@ def write_made(made: Path, recipe: str, inputs: Sequence[Path], outputs: Iterabl
         made,
         {
             "recipe": sha256_text(recipe),
+            "asked": json.loads(recipe),
             "inputs": {str(path): outputs_identity(path) for path in inputs},
             "outputs": {str(path): sha256_of(path) for path in sorted(outputs)},
         },
@@ -248,6 +261,14 @@ def _is_fresh(job: Job, recipe: str, fresh: dict[Path, Job], hashes: FileHashes)
     made = read_made(job.made)
     if made is None or made.recipe != recipe or any(str(path) not in made.outputs for path in job.shown):
         return False
-    if made.inputs != {str(path): outputs_identity(path) for path in job.inputs}:
-        return False
+    return made.inputs == inputs_of(job) and is_whole(made, hashes)
+
+
+def inputs_of(job: Job) -> dict[str, str]:
+    """The identity of each of a job's inputs, as its record names them."""
+    return {str(path): outputs_identity(path) for path in job.inputs}
+
+
+def is_whole(made: Made, hashes: FileHashes) -> bool:
+    """Whether all files of a record are as they were."""
     return all(_is_regular(Path(name)) and hashes.of(Path(name)) == digest for name, digest in made.outputs.items())

@@ -15,7 +15,7 @@ from sdlora.pictures import png_bytes
 from sdlora.progress import Progress
 from sdlora.randomness import generator
 from sdlora.train.attach import attach_lora, detach_lora
-from sdlora.train.files import AVERAGE, EMBEDDINGS, FILE_NAME
+from sdlora.train.files import AVERAGE, EMBEDDINGS, FILE_NAME, FOR_A1111
 from sdlora.train.pivotal import attach_embeddings, detach_embeddings, with_token
 
 KEPT_SETS = 600  # sets of pictures in the store, one a checkpoint and setting
@@ -146,9 +146,21 @@ def sample_version(recipe: dict[str, Any], checkpoints: Path, captions: Path, ou
                 rows.append({**row, "prompt": prompt.text})
     for stale in set(out.glob("step-*/*.png")) - set(files):
         stale.unlink()
+    first = rows[0]["file"].partition("/")[2] if rows else ""
+    files += [
+        file for step, lora in loras.items() if lora for file in _previews(lora, out / f"step-{step:06d}" / first)
+    ]
     store.keep_newest("sample", KEPT_SETS)
     records.write_jsonl(out / "index.jsonl", rows)
     return [out / "index.jsonl", *files]
+
+
+def _previews(lora: Path, picture: Path) -> list[Path]:
+    """Copy a picture beside the files for A1111, which shows `<name>.preview.png` on the LoRA's card."""
+    previews = [path.with_suffix(".preview.png") for path in sorted(lora.parent.glob(f"*{FOR_A1111}*.safetensors"))]
+    for preview in previews:
+        records.write_bytes(preview, picture.read_bytes())
+    return previews
 
 
 def _key(recipe: dict[str, Any], lora: Path | None, prompts: Sequence[Prompt]) -> str:
@@ -156,9 +168,9 @@ def _key(recipe: dict[str, Any], lora: Path | None, prompts: Sequence[Prompt]) -
     if lora is None:  # the strength of a LoRA says nothing about the base alone
         unused = ("lora_scale", "weights")
         settings["sample"] = {key: value for key, value in recipe["sample"].items() if key not in unused}
-    # only the files that are drawn with: the one for other tools carries the version's name in its header
-    drawn = [lora, lora.parent / EMBEDDINGS] if lora else []
-    weights = [provenance.sha256_of(path) for path in drawn if path.exists()]
+    # what is drawn with; files for other tools lie beside it
+    read = [lora, lora.with_name(EMBEDDINGS)] if lora else []
+    weights = [provenance.sha256_of(path) for path in read if path.exists()] or "base"
     return provenance.sha256_text(records.canonical_json([settings, weights, [vars(p) for p in prompts]]))[:32]
 
 

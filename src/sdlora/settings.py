@@ -1,6 +1,5 @@
 """Read `params.yaml`: the only reader, and how every mistake in it is told."""
 
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -222,18 +221,3 @@ def reference_page() -> str:
             lines.append(f"| `{key}` | {default} | {field.description or ''} |")
         lines.append("")
     return "\n".join(lines)
-
-
-def main(words: list[str]) -> None:
-    """`check`: end with the mistakes of `params.yaml`, if it has any. Without a word: docs/params.md."""
-    if words == ["check"]:
-        try:
-            load(Path("params.yaml"))
-        except ParamsError as error:
-            sys.exit(f"error: {error}")
-    else:
-        print(reference_page(), end="")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

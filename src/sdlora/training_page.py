@@ -1,6 +1,6 @@
 """docs/training.md: one row an option of `train`, made from the schema so that none is missing.
 
-python -m sdlora.training_page > docs/training.md
+`sdlora docs training > docs/training.md`
 """
 
 from sdlora.sections import Section
@@ -96,7 +96,3 @@ def training_page() -> str:
             default = "required" if field.is_required() else f"`{field.default!r}`"
             lines.append(f"| `{key}` | {default} | {field.description} |")
     return "\n".join(lines) + "\n"
-
-
-if __name__ == "__main__":
-    print(training_page(), end="")

@@ -1,11 +1,11 @@
 """The tiny BLIP: transformers' `BlipForConditionalGeneration`, which names style and attributes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import (
     BertTokenizer,
@@ -17,6 +17,8 @@ from transformers import (
 
 from tools.tiny_base import loop, text
 from tools.tiny_base.diffusion import declare_float32
+from tools.tiny_base.loop import Part
+from tools.tiny_base.pictures import Drawn
 from tools.tiny_base.recipe import BaseRecipe
 
 MAX_TOKENS = 64
@@ -73,51 +75,90 @@ def token_ids(tokenizer: BertTokenizer, captions: Sequence[str]) -> Tensor:
 def with_spots(images: Tensor, generator: torch.Generator) -> Tensor:
     """Every third picture gets an oval spot of one colour: something worn that no caption names.
 
+    Half of the spots are where faces are.
+
     Args:
         images: (N, 3, H, W) in [0, 1].
         generator: Where, how large and of which colour.
     """
     count, _, height, width = images.shape
     place = torch.rand(count, 6, 1, 1, generator=generator).unbind(1)
-    y = (torch.arange(height).view(1, -1, 1) / height - place[0]) / (0.04 + 0.1 * place[2])
-    x = (torch.arange(width).view(1, 1, -1) / width - place[1]) / (0.04 + 0.1 * place[3])
+    on_face = place[5] < 0.5
+    middle_y, middle_x = (
+        torch.where(on_face, start + 0.4 * where, where) for start, where in ((0.15, place[0]), (0.3, place[1]))
+    )
+    y = (torch.arange(height).view(1, -1, 1) / height - middle_y) / (0.04 + 0.1 * place[2])
+    x = (torch.arange(width).view(1, 1, -1) / width - middle_x) / (0.04 + 0.1 * place[3])
     inside = (y.square() + x.square() < 1) & (place[4] < 1 / 3)
     colours = torch.rand(count, 3, 1, 1, generator=generator)
     return torch.where(inside[:, None], colours, images)
 
 
-def train(
-    pictures: NDArray[np.uint8],
-    captions: Sequence[str],
-    recipe: BaseRecipe,
-    work: Path,
-    out: Path,
-    device: str,
-) -> None:
+def as_portraits(images: Tensor, generator: torch.Generator, chosen: Sequence[bool]) -> Tensor:
+    """Pictures as `fit: pad` leaves portraits: a strip down the middle, its edges repeated to both sides.
+
+    Args:
+        images: (N, 3, H, W).
+        generator: How wide each strip is: from 0.6 to 0.8 of the width.
+        chosen: Which pictures become portraits; the others stay.
+    """
+    width = images.shape[-1]
+    half = (width * (0.3 + 0.1 * torch.rand(len(images), 1, generator=generator))).round()
+    inside = torch.arange(width).expand(len(images), width)
+    columns = inside.clamp((width / 2 - half).long(), (width / 2 + half).long() - 1)
+    columns = torch.where(torch.tensor(list(chosen))[:, None], columns, inside)
+    return images.gather(3, columns[:, None, None, :].expand_as(images))
+
+
+@dataclass(frozen=True)
+class _Lessons:
+    """Pictures and captions as BLIP sees them."""
+
+    drawn: Drawn
+    ids: Tensor
+    pad: int
+    mean: Tensor
+    std: Tensor
+
+    def of(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Pixels (B, 3, H, W), normalised, and token ids (B, longest) of a step.
+
+        Every third picture has a spot; of those that have their avatar in the middle, every third is a portrait.
+        """
+        images = torch.from_numpy(np.ascontiguousarray(self.drawn.pixels[index.numpy()])).permute(0, 3, 1, 2) / 255
+        images = with_spots(images, generator)
+        middle = [not self.drawn.captions[int(number)].endswith(("left", "right")) for number in index]
+        lot = torch.rand(len(index), generator=generator) < 1 / 3
+        images = as_portraits(images, generator, [a and bool(b) for a, b in zip(middle, lot, strict=True)])
+        tokens = self.ids[index]
+        tokens = tokens[:, : int((tokens != self.pad).sum(1).max())]
+        return (images - self.mean) / self.std, tokens
+
+
+def train(drawn: Drawn, recipe: BaseRecipe, work: Path, out: Path, device: str, parts: int) -> None:
     """Train BLIP on the world's pictures and captions and save it with its processor as fp16."""
-    torch.manual_seed(recipe.seed + 2)
-    tokenizer = text.bert_tokenizer(captions, work / "blip-tokenizer")
+    seed = recipe.seed + 2
+    torch.manual_seed(seed)
+    tokenizer = text.bert_tokenizer(drawn.captions, work / "blip-tokenizer")
     model = build(tokenizer, recipe.size_px).to(device).train()
     reader = processor(tokenizer, recipe.size_px)
-    ids = token_ids(tokenizer, captions)
-    mean = torch.tensor(reader.image_processor.image_mean).view(3, 1, 1)
-    std = torch.tensor(reader.image_processor.image_std).view(3, 1, 1)
+    mean, std = (
+        torch.tensor(values).view(3, 1, 1)
+        for values in (reader.image_processor.image_mean, reader.image_processor.image_std)
+    )
+    lessons = _Lessons(drawn, token_ids(tokenizer, drawn.captions), int(tokenizer.pad_token_id or 0), mean, std)
 
-    def loss_of_step(step: int) -> Tensor:
-        index = loop.batch_indices(recipe.seed + 2, step, recipe.blip_batch, len(pictures))
-        images = torch.from_numpy(np.ascontiguousarray(pictures[index.numpy()])).permute(0, 3, 1, 2).float() / 255
-        images = with_spots(images, loop.step_generator(recipe.seed + 2, step))
-        tokens = ids[index]
-        tokens = tokens[:, : int((tokens != tokenizer.pad_token_id).sum(1).max())]
-        mask = tokens != tokenizer.pad_token_id
-        labels = tokens.masked_fill(~mask, -100)
+    def loss_of(step: int, part: Part) -> Tensor:
+        index = part.of(loop.batch_indices(seed, step, recipe.blip_batch, len(drawn.pixels)))
+        images, tokens = lessons.of(index, loop.part_generator(seed, step, part))
+        known = tokens != lessons.pad
         with torch.autocast(device, torch.bfloat16):
-            seen = model.vision_model(pixel_values=((images - mean) / std).to(device)).last_hidden_state
+            seen = model.vision_model(pixel_values=images.to(device)).last_hidden_state
             loss: Tensor = model.text_decoder(
                 input_ids=tokens.to(device),
-                attention_mask=mask.long().to(device),
+                attention_mask=known.long().to(device),
                 encoder_hidden_states=seen,
-                labels=labels.to(device),
+                labels=tokens.masked_fill(~known, -100).to(device),
                 reduction="mean",
             ).loss
         return loss.float()
@@ -125,9 +166,11 @@ def train(
     loop.train(
         "blip",
         model,
-        loss_of_step,
+        loss_of,
+        parts=parts,
         steps=recipe.blip_steps,
         peak_learning_rate=recipe.blip_learning_rate,
+        ema_decay=recipe.blip_ema_decay,
         save_every=recipe.save_every,
         folder=work,
     )

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora import provenance, records
-from tools.tiny_base import world
+from tools.tiny_base import styles
 from tools.tiny_base.recipe import BaseRecipe
 
 SD_CARD = """---
@@ -27,7 +27,8 @@ backgrounds and framings, in captions such as
 
     toon head, black undercut hair, gray turtle neck, peach skin, happy eyes, smile mouth, white background
 
-The style `pixel-art` and the identity of the dataset `captain` were never seen, nor were 5 % of the combinations.
+The style `pixel-art` and the identities of the datasets `captain` and `gardener` were never seen, nor were 5 % of the
+combinations. Avatars wear hats, glasses and small things, and their hair has any colour of the palette.
 
 ## Parts
 
@@ -40,20 +41,24 @@ The style `pixel-art` and the identity of the dataset `captain` were never seen,
 
 ## Recipe
 
-`make base`, on {recipe.pictures} drawn pictures; cosine rates, EMA 0.999, bf16 autocast, seed {recipe.seed}:
+`make base`, on {recipe.pictures} drawn pictures of {recipe.size_px} px and {recipe.larger_pictures} of
+{recipe.larger_px} px, every fourth batch of the latter; rates rise for 200 steps, stay, and fall to zero over the last
+30 % of the steps; bf16 autocast, seed {recipe.seed}:
 
 | what learns | steps | batch | AdamW's rate | loss |
 | --- | --- | --- | --- | --- |
-| VAE | {recipe.vae_steps} | {recipe.vae_batch} | {recipe.vae_learning_rate:g} | L1 + 0.5 x gradient difference |
-| decoder alone | {recipe.decoder_steps} | {recipe.vae_batch} | {recipe.decoder_learning_rate:g} | + 2 x squared error |
+| VAE | {recipe.vae_steps} | {recipe.vae_batch} | {recipe.vae_learning_rate:g} | L1 + gradients + squared error |
+| decoder alone | {recipe.decoder_steps} | {recipe.decoder_batch} | {recipe.decoder_learning_rate:g} | the same |
 | UNet, text encoder | {recipe.unet_steps} | {recipe.unet_batch} | {recipe.unet_learning_rate:g} | epsilon, min-SNR |
-| the same, varied | {recipe.varied_steps} | {recipe.unet_batch} | {recipe.varied_learning_rate:g} | as before |
 
-min-SNR's gamma is {recipe.min_snr_gamma:g}; the noise has an offset of {recipe.noise_offset:g}, and a share of
-{recipe.caption_dropout:g} of the captions is left out, for guidance. In the last phase half of those are words that
-say nothing about a picture: a negative prompt of words it never saw would spoil the picture otherwise. Every second
-batch of that phase is {recipe.varied_batch} of {recipe.varied_pictures} pictures of {recipe.varied_px} px whose hair is
-dyed in any colour of the palette but the captain's: for hires fix, and for colours no style offers.
+The VAE's loss is L1 + 0.5 x the gradients' difference + 2 x the squared error. Weights are averages (EMA) of
+{recipe.vae_ema_decay:g} for the VAE and {recipe.unet_ema_decay:g} for the UNet. min-SNR's gamma is
+{recipe.min_snr_gamma:g}; the noise has an offset of {recipe.noise_offset:g}.
+
+A share of {recipe.caption_dropout:g} of the captions is left out, for guidance; half of those are words that say
+nothing about a picture: a negative prompt of words it never saw would spoil the picture otherwise. The others lose a
+share of {recipe.tag_dropout:g} of their attributes, and a share of {recipe.foreign_words:g} have foreign words before
+them, as triggers are.
 
 {note}
 
@@ -64,13 +69,18 @@ On {quality[pictures]} held-out pictures, drawn at CFG 7 and 30 steps (`snakemak
 | figure | value |
 | --- | --- |
 | VAE PSNR | {quality[vae][psnr_db]} dB |
+| VAE PSNR of faces | {quality[vae][face_psnr_db]} dB |
 | VAE SSIM | {quality[vae][ssim]} |
 | nearest of 20 truths of its style is its own (chance 0.05), by pixels | {pixels[own]} |
 | the same by EffNet-Lite0 features | {features[own]} |
 | nearest of all truths is of its style, by pixels | {pixels[style]} |
 | the same by EffNet-Lite0 features | {features[style]} |
-| tiny-blip names the style that was asked for | {quality[style_named_by_blip][drawn]} |
-| the same for the true pictures | {quality[style_named_by_blip][truth]} |
+| small figures alone: nearest of 20 truths of its style is its own, by pixels | {small[among_all][own]} |
+| the same, the 20 truths being small figures, too | {small[among_small][own]} |
+| at 96 px with hires fix: nearest of 20 truths is its own, by pixels | {hires[own]} |
+| CMMD of drawn to true, EffNet-Lite0 features, x 1000 | {quality[all][cmmd_effnet_lite0]} |
+| tiny-blip names the style that was asked for | {quality[blip][style_named][drawn]} |
+| the same for the true pictures | {quality[blip][style_named][truth]} |
 
 ![Held-out captions: what they describe, and what was drawn](../../docs/images/base.png)
 
@@ -99,11 +109,13 @@ tags: [blip, tiny, avatars]
 A `BlipForConditionalGeneration` of 4.1 M parameters for pictures of 64 px, trained from scratch on the avatars of
 [tiny-sd](../tiny-sd/README.md). It names the style and the attributes of an avatar.
 
-`make base`: {recipe.blip_steps} steps of {recipe.blip_batch} pictures, AdamW {recipe.blip_learning_rate}, cosine,
-EMA 0.999, bf16 autocast, seed {recipe.seed}, on tiny-sd's pictures and its dyed ones, every third with a spot of one
-colour, so that something worn that no caption names does not change the rest.
+`make base`: {recipe.blip_steps} steps of {recipe.blip_batch} pictures, AdamW {recipe.blip_learning_rate},
+bf16 autocast, seed {recipe.seed}, on tiny-sd's pictures. Every third has a spot of one colour, so that something worn
+that no caption names does not change the rest; others are padded as portraits are.
 
-Mean F1 of caption words on {quality[pictures]} held-out pictures: {quality[blip_word_f1]}.
+Mean F1 of attributes, what stands between commas being one: {quality[blip][attribute_f1]} on {quality[pictures]}
+held-out pictures, {f1[captain]} and {f1[gardener]} on the pictures that LoRAs of the two held-out characters learn from
+(the patch and the hat aside).
 
 ## Training data
 
@@ -123,14 +135,17 @@ def _files(folder: Path) -> str:
 
 def write(models: Path, quality: dict[str, Any], note: str) -> None:
     """Write both cards."""
-    data = "\n".join(f"- {world.attribution(style)}" for style in world.STYLES)
+    data = "\n".join(f"- {styles.attribution(style)}" for style in styles.STYLES)
     for name, card in (("tiny-sd", SD_CARD), ("tiny-blip", BLIP_CARD)):
         text = card.format(
             recipe=BaseRecipe(),
-            styles=len(world.STYLES),
+            styles=len(styles.STYLES),
             quality=quality,
-            pixels=quality["nearest_truth_by_pixels"],
-            features=quality["nearest_truth_by_effnet_lite0"],
+            pixels=quality["all"]["nearest_truth_by_pixels"],
+            features=quality["all"]["nearest_truth_by_effnet_lite0"],
+            small=quality["small"],
+            hires=quality["hires_96_px"]["nearest_truth_by_pixels"],
+            f1=quality["blip"]["portraits_attribute_f1"],
             data=data,
             files=_files(models / name),
             note=note,

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from tools.tiny_base import loop, readers, text
+from tools.tiny_base.loop import Part
 from tools.tiny_base.recipe import BaseRecipe
 
 TEXT_WIDTH = 192
+PREVIEW_EVERY = 1000  # steps between pipelines to look at, in the work folder's preview/
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
 
@@ -58,13 +60,13 @@ def token_ids(tokenizer: CLIPTokenizer, captions: Sequence[str]) -> Tensor:
     return ids
 
 
-def save(parts: nn.ModuleDict, vae: AutoencoderKL, tokenizer: CLIPTokenizer, out: Path) -> None:
+def save(networks: nn.ModuleDict, vae: AutoencoderKL, tokenizer: CLIPTokenizer, out: Path) -> None:
     """Write everything as a plain fp16 `StableDiffusionPipeline` folder."""
     pipeline = StableDiffusionPipeline(
         vae=vae,
-        text_encoder=parts["text_encoder"],
+        text_encoder=networks["text_encoder"],
         tokenizer=tokenizer,
-        unet=parts["unet"],
+        unet=networks["unet"],
         scheduler=PNDMScheduler(**SCHEDULE, skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
@@ -89,79 +91,110 @@ def declare_float32(config: Path) -> None:
     config.write_text(json.dumps({**values, "dtype": "float32"}, indent=2) + "\n", encoding="utf-8")
 
 
-def without_dropped(captions: Sequence[str], dropped: Sequence[bool]) -> list[str]:
-    """Captions of a step, empty where they are left out."""
-    return ["" if left_out else caption for caption, left_out in zip(captions, dropped, strict=True)]
-
-
-def with_foreign_words(captions: Sequence[str], dropped: Sequence[bool], recipe: BaseRecipe, step: int) -> list[str]:
-    """Captions of a step; half of those that are left out become words that say nothing."""
-    rng = random.Random(f"words-{recipe.seed}-{step}")
-    nothing = [text.foreign_words(rng, 1, 20) if rng.random() < 0.5 else "" for _ in captions]
-    return [other if left_out else caption for caption, left_out, other in zip(captions, dropped, nothing, strict=True)]
-
-
 @dataclass(frozen=True)
 class Examples:
-    """Posterior means of the VAE (N, 4, h, w), not scaled, and what they show."""
+    """Posterior means of the VAE (N, 4, h, w) fp16, not scaled, and what they show."""
 
     latents: Tensor
     captions: Sequence[str]
 
 
-def train(
-    plain: Examples, varied: Examples, vae: AutoencoderKL, recipe: BaseRecipe, work: Path, out: Path, device: str
-) -> None:
-    """Train UNet and text encoder (epsilon, min-SNR weights, caption dropout) and save the pipeline."""
-    torch.manual_seed(recipe.seed + 3)
-    tokenizer = text.clip_tokenizer(plain.captions, work / "clip-tokenizer")
-    unet = build_unet(plain.latents.shape[-1])
-    unet.set_attn_processor(AttnProcessor())  # faster than SDPA for bf16 heads this small on a CPU
-    parts = nn.ModuleDict({"unet": unet, "text_encoder": build_text_encoder(tokenizer)}).to(device)
-    parts.train()
-    noising = DDPMScheduler(**SCHEDULE)
-    snr = noising.alphas_cumprod / (1 - noising.alphas_cumprod)
-    weights = (snr.clamp(max=recipe.min_snr_gamma) / snr).to(device)
+@dataclass(frozen=True)
+class Noising:
+    """The forward process, and what a timestep's loss weighs (min-SNR, Hang et al., arXiv 2303.09556)."""
 
-    def loss_of(step: int, seed: int, examples: Examples, batch: int, foreign: bool) -> Tensor:
-        index = loop.batch_indices(seed, step, batch, len(examples.latents))
-        generator = loop.step_generator(seed, step)
-        clean = examples.latents[index] * vae.config.scaling_factor
+    scheduler: DDPMScheduler
+    weights: Tensor  # by timestep
+    offset: float
+
+    @classmethod
+    def of(cls, recipe: BaseRecipe) -> "Noising":
+        """As the recipe says."""
+        scheduler = DDPMScheduler(**SCHEDULE)
+        snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+        return cls(scheduler, snr.clamp(max=recipe.min_snr_gamma) / snr, recipe.noise_offset)
+
+    def draw(self, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """Noisy latents, the noise in them and their timesteps."""
         noise = torch.randn(clean.shape, generator=generator)
-        noise += recipe.noise_offset * torch.randn(*clean.shape[:2], 1, 1, generator=generator)
-        timesteps = torch.randint(0, 1000, (len(index),), generator=generator)
-        dropped = (torch.rand(len(index), generator=generator) < recipe.caption_dropout).tolist()
-        texts = [examples.captions[int(number)] for number in index]
-        words = with_foreign_words(texts, dropped, recipe, step) if foreign else without_dropped(texts, dropped)
-        tokens = token_ids(tokenizer, words).to(device)
-        noisy = noising.add_noise(clean, noise, timesteps).to(device)
-        with torch.autocast(device, torch.bfloat16):
-            context = parts["text_encoder"](tokens).last_hidden_state
-            predicted = parts["unet"](noisy, timesteps.to(device), context).sample.float()
-        per_picture = (predicted - noise.to(device)).square().mean(dim=(1, 2, 3))
-        weighted: Tensor = per_picture * weights[timesteps.to(device)]
-        return weighted.mean()
+        noise += self.offset * torch.randn(*clean.shape[:2], 1, 1, generator=generator)
+        timesteps = torch.randint(0, 1000, (len(clean),), generator=generator)
+        return self.scheduler.add_noise(clean, noise, timesteps), noise, timesteps
 
-    def plain_loss(step: int) -> Tensor:
-        return loss_of(step, recipe.seed + 3, plain, recipe.unet_batch, foreign=False)
 
-    def varied_loss(step: int) -> Tensor:
-        examples, batch = ((plain, recipe.unet_batch), (varied, recipe.varied_batch))[step % 2]
-        return loss_of(step, recipe.seed + 5, examples, batch, foreign=True)
+def build_networks(tokenizer: CLIPTokenizer, latent_size: int) -> nn.ModuleDict:
+    """Fresh UNet and text encoder, for training on a CPU or a card."""
+    unet = build_unet(latent_size)
+    unet.set_attn_processor(AttnProcessor())  # faster than SDPA for bf16 heads this small on a CPU
+    return nn.ModuleDict({"unet": unet, "text_encoder": build_text_encoder(tokenizer)}).train()
 
-    phases = (
-        ("diffusion", recipe.unet_steps, recipe.unet_learning_rate, plain_loss),
-        ("varied", recipe.varied_steps, recipe.varied_learning_rate, varied_loss),
+
+def weighted_error(
+    networks: nn.ModuleDict, tokens: Tensor, drawn: tuple[Tensor, Tensor, Tensor], weights: Tensor
+) -> Tensor:
+    """Mean over a batch of each picture's squared error times its timestep's weight.
+
+    Args:
+        networks: UNet and text encoder.
+        tokens: (B, 77) of the captions.
+        drawn: Noisy latents, their noise, their timesteps, as `Noising.draw` gives them.
+        weights: By timestep.
+    """
+    device = tokens.device
+    noisy, noise, timesteps = (one.to(device) for one in drawn)
+    with torch.autocast(device.type, torch.bfloat16):
+        context = networks["text_encoder"](tokens).last_hidden_state
+        predicted = networks["unet"](noisy, timesteps, context).sample.float()
+    per_picture = (predicted - noise).square().mean(dim=(1, 2, 3))
+    weighted: Tensor = per_picture * weights.to(device)[timesteps]
+    return weighted.mean()
+
+
+def train(
+    plain: Examples,
+    larger: Examples,
+    vae: AutoencoderKL,
+    recipe: BaseRecipe,
+    work: Path,
+    out: Path,
+    device: str,
+    parts: int,
+) -> None:
+    """Train UNet and text encoder (epsilon, min-SNR, captions that vary) and save the pipeline.
+
+    Every fourth batch is of the larger pictures, from the first step on: hires fix draws at their size.
+    """
+    seed = recipe.seed + 3
+    torch.manual_seed(seed)
+    tokenizer = text.clip_tokenizer(plain.captions, work / "clip-tokenizer")
+    networks = build_networks(tokenizer, plain.latents.shape[-1]).to(device)
+    noising = Noising.of(recipe)
+    wording = text.Wording(recipe.caption_dropout, recipe.tag_dropout, recipe.foreign_words)
+
+    def loss_of(step: int, part: Part) -> Tensor:
+        larger_ones = step % 4 == 3
+        examples, batch = (larger, recipe.as_long(recipe.unet_batch)) if larger_ones else (plain, recipe.unet_batch)
+        index = part.of(loop.batch_indices(seed, step, batch, len(examples.latents)))
+        rng = random.Random(f"words-{seed}-{step}-{part.number}")
+        words = [wording.of(examples.captions[int(number)], rng) for number in index]
+        clean = examples.latents[index].float() * vae.config.scaling_factor
+        drawn = noising.draw(clean, loop.part_generator(seed, step, part))
+        return weighted_error(networks, token_ids(tokenizer, words).to(device), drawn, noising.weights)
+
+    def preview(step: int) -> None:
+        if step % PREVIEW_EVERY == 0:
+            save(networks, vae, tokenizer, work / "preview")
+
+    loop.train(
+        "diffusion",
+        networks,
+        loss_of,
+        parts=parts,
+        steps=recipe.unet_steps,
+        peak_learning_rate=recipe.unet_learning_rate,
+        ema_decay=recipe.unet_ema_decay,
+        save_every=recipe.save_every,
+        folder=work,
+        on_save=preview,
     )
-    for name, steps, rate, loss_of_step in phases:
-        loop.train(
-            name,
-            parts,
-            loss_of_step,
-            steps=steps,
-            peak_learning_rate=rate,
-            save_every=recipe.save_every,
-            folder=work,
-            on_save=lambda step: save(parts, vae, tokenizer, work / "preview"),
-        )
-    save(parts, vae, tokenizer, out)
+    save(networks, vae, tokenizer, out)

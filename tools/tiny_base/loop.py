@@ -2,7 +2,10 @@
 
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,9 +14,10 @@ from torch.optim import Optimizer
 
 from sdlora import records
 from sdlora.progress import Progress
+from sdlora.train.loop import holding
 
-EMA_DECAY = 0.999
-WARMUP_STEPS = 100
+WARMUP_STEPS = 200
+FALL = 0.3  # of the steps, at the end, in which the rate falls to zero
 
 
 def batch_indices(seed: int, step: int, batch: int, count: int) -> Tensor:
@@ -37,17 +41,38 @@ def _order(seed: int, epoch: int, count: int) -> Tensor:
     return _orders[key]
 
 
-def step_generator(seed: int, step: int) -> torch.Generator:
-    """The only source of randomness of a step."""
-    return torch.Generator().manual_seed(seed * 1_000_003 + step)
+@dataclass(frozen=True)
+class Part:
+    """One of the equal shares that a batch is cut into; each is learnt from on a thread of its own.
+
+    Two threads that each see half a batch wait for each other once a step. Two threads inside each operation wait at
+    every one: a quarter more time in these small networks, and twice as much where others use the machine.
+    """
+
+    number: int = 0
+    count: int = 1
+
+    def of(self, batch: Tensor) -> Tensor:
+        """This part of a batch (B, ...)."""
+        return batch[self.number :: self.count]
+
+
+def part_generator(seed: int, step: int, part: Part) -> torch.Generator:
+    """The only source of randomness of a part of a step."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) * 64 + part.number)
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
-    """Linear warm-up, then cosine to zero."""
+    """Linear warm-up, then the peak, then a half cosine to zero over the last `FALL` of the steps.
+
+    Until the fall begins, nothing depends on how many steps there will be: a recipe can be made longer or
+    shorter while it trains.
+    """
     warmup = min(WARMUP_STEPS, max(1, steps // 10))
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+    falling = max(1, round(FALL * steps))
+    rise = min(1.0, (step + 1) / warmup)
+    left = min(1.0, (steps - step) / falling)
+    return peak * rise * 0.5 * (1 - math.cos(math.pi * left))
 
 
 def _save(path: Path, step: int, parameters: list[nn.Parameter], ema: list[Tensor], optimizer: Optimizer) -> None:
@@ -71,22 +96,26 @@ def _resume(path: Path, parameters: list[nn.Parameter], ema: list[Tensor], optim
 def train(
     name: str,
     module: nn.Module,
-    loss_of_step: Callable[[int], Tensor],
+    loss_of: Callable[[int, Part], Tensor],
     *,
+    parts: int,
     steps: int,
     peak_learning_rate: float,
+    ema_decay: float,
     save_every: int,
     folder: Path,
     on_save: Callable[[int], None] | None = None,
 ) -> nn.Module:
-    """Train `module` in place and leave it with its averaged (EMA 0.999) weights.
+    """Train `module` in place and leave it with its averaged weights.
 
     Args:
         name: What the progress lines and the state file are called.
         module: The trained parameters; on return they hold the average.
-        loss_of_step: The loss of step n (0-based); all randomness must come from n.
+        loss_of: The loss of a part of step n (0-based); all randomness must come from the two.
+        parts: How many threads learn at once, each from its part of a batch. The result depends on it.
         steps: Optimizer steps in all.
-        peak_learning_rate: AdamW's rate after warm-up; cosine to zero.
+        peak_learning_rate: AdamW's rate between warm-up and fall.
+        ema_decay: Highest decay of the average.
         save_every: Steps between saved states.
         folder: Where the state is kept; a run that was stopped goes on from there.
         on_save: Called with the step after each saved state, `module` holding averaged weights.
@@ -102,31 +131,65 @@ def train(
     if start:
         print(f"{name}: resuming from step {start} of {steps}", flush=True)
     progress, recent, said = Progress(name, steps, start), [], ""
-    for step in range(start, steps):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, steps, peak_learning_rate)
-        loss = loss_of_step(step)
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        decay = min(EMA_DECAY, (1 + step) / (10 + step))
-        torch._foreach_lerp_(ema, [p.detach() for p in parameters], 1 - decay)
-        recent.append(loss.detach())
-        done = step + 1
-        if len(recent) == 50 or done == steps:  # reading a loss waits for the device
-            said = f"loss {float(torch.stack(recent).mean()):.4f}"
-            recent.clear()
-        progress.update(done, said)
-        if done % save_every == 0 or done == steps:
-            _save(state_path, done, parameters, ema, optimizer)
-            if on_save is not None and done != steps:
-                raw = [p.detach().clone() for p in parameters]
-                _load(parameters, ema)
-                on_save(done)
-                _load(parameters, raw)
+    with one_thread_each(parts) as pool:
+        learn = _Learner(parameters, loss_of, [Part(number, parts) for number in range(parts)], pool)
+        for step in range(start, steps):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(step, steps, peak_learning_rate)
+            loss = learn(step)
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            decay = min(ema_decay, (1 + step) / (10 + step))
+            torch._foreach_lerp_(ema, [p.detach() for p in parameters], 1 - decay)
+            recent.append(loss)
+            done = step + 1
+            if len(recent) == 50 or done == steps:  # reading a loss waits for the device
+                said = f"loss {float(torch.stack(recent).mean()):.4f}"
+                recent.clear()
+            progress.update(done, said)
+            if done % save_every == 0 or done == steps:
+                _save(state_path, done, parameters, ema, optimizer)
+                if on_save is not None and done != steps:
+                    with holding(parameters, ema):
+                        on_save(done)
     _load(parameters, ema)
     return module
+
+
+@contextmanager
+def one_thread_each(count: int) -> Iterator[ThreadPoolExecutor]:
+    """`count` Python threads whose operations take one thread each; then torch has its own threads again."""
+    before = torch.get_num_threads()
+    if count > 1:
+        torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(count) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(before)
+
+
+@dataclass(frozen=True)
+class _Learner:
+    """Gives each step's gradients to the parameters: the mean of its parts'."""
+
+    parameters: list[nn.Parameter]
+    loss_of: Callable[[int, Part], Tensor]
+    parts: list[Part]
+    pool: ThreadPoolExecutor
+
+    def __call__(self, step: int) -> Tensor:
+        """Set the gradients of a step and return its loss."""
+        found = list(self.pool.map(lambda part: self._gradients(step, part), self.parts))
+        for parameter, *gradients in zip(self.parameters, *(each for _, each in found), strict=True):
+            known = [one for one in gradients if one is not None]  # none: the loss does not see this parameter
+            parameter.grad = torch.stack(known).mean(0) if len(known) > 1 else next(iter(known), None)
+        return torch.stack([loss for loss, _ in found]).mean()
+
+    def _gradients(self, step: int, part: Part) -> tuple[Tensor, tuple[Tensor | None, ...]]:
+        loss = self.loss_of(step, part)
+        return loss.detach(), torch.autograd.grad(loss, self.parameters, allow_unused=True)
 
 
 @torch.no_grad()

@@ -2,50 +2,69 @@
 
 import argparse
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from sdlora import allocator, records
+from sdlora import allocator, provenance, records
 from tools.tiny_base import blip, diffusion, pictures, vae
 from tools.tiny_base.recipe import BaseRecipe
 
 PARTS = ("vae", "decoder", "blip", "diffusion")
 
 
-def make(recipe: BaseRecipe, work: Path, out: Path, device: str, only: Sequence[str] = PARTS) -> None:
+def make(recipe: BaseRecipe, work: Path, out: Path, device: str, only: Sequence[str] = PARTS, threads: int = 1) -> None:
     """Draw the pictures and train the parts; each resumes where it was stopped.
 
     Parts of `only` that do not need each other (blip; decoder and diffusion, once the VAE is there)
     may run at the same time, each in a process of its own. The models are published when all are there.
     """
+    parts = threads if device == "cpu" else 1
     pictures.make(work, "pictures", recipe.pictures, recipe.seed, recipe.size_px)
-    pictures.make(work, "varied", recipe.varied_pictures, recipe.seed + 1, recipe.varied_px, dyed=True)
-    images, captions = pictures.load(work, "pictures")
-    varied, varied_captions = pictures.load(work, "varied")
+    pictures.make(work, "larger", recipe.larger_pictures, recipe.seed + 1, recipe.larger_px)
+    plain, larger = pictures.load(work, "pictures"), pictures.load(work, "larger")
     made = {
         part: work / folder for part, folder in zip(PARTS, ("vae", "vae-decoder", "tiny-blip", "tiny-sd"), strict=True)
     }
-    if "vae" in only and not _is_whole(made["vae"]):
-        vae.train(images, recipe, work, made["vae"], device)
-    if "decoder" in only and not _is_whole(made["decoder"]):
-        vae.train_decoder(_load_vae(made["vae"], device), images, recipe, work, made["decoder"], device)
-    if "blip" in only and not _is_whole(made["blip"]):
-        everything = np.concatenate([images, pictures.resized(varied, recipe.size_px)])
-        blip.train(everything, [*captions, *varied_captions], recipe, work, made["blip"], device)
-    if "diffusion" in only and not _is_whole(made["diffusion"]):
+    wanted = [part for part in PARTS if part in only and not _is_whole(made[part])]
+    if "vae" in wanted:
+        with _unfinished(made["vae"]) as folder:
+            vae.train(plain, larger, recipe, work, folder, device, parts)
+    if "diffusion" in wanted:
         autoencoder = _load_vae(made["vae"], device)
-        plain = diffusion.Examples(vae.encode(autoencoder, images, device), captions)
-        other = diffusion.Examples(vae.encode(autoencoder, varied, device), varied_captions)
-        diffusion.train(plain, other, autoencoder, recipe, work, made["diffusion"], device)
+        identity = provenance.sha256_of(made["vae"] / "diffusion_pytorch_model.safetensors")[:12]
+        small, large = (
+            diffusion.Examples(
+                vae.encoded(autoencoder, one.pixels, work / f"{name}.{identity}.safetensors", device, parts),
+                one.captions,
+            )
+            for name, one in (("pictures", plain), ("larger", larger))
+        )
+        with _unfinished(made["diffusion"]) as folder:
+            diffusion.train(small, large, autoencoder, recipe, work, folder, device, parts)
+    if "decoder" in wanted:
+        with _unfinished(made["decoder"]) as folder:
+            vae.train_decoder(_load_vae(made["vae"], device), plain, larger, recipe, work, folder, device, parts)
+    if "blip" in wanted:
+        with _unfinished(made["blip"]) as folder:
+            blip.train(plain, recipe, work, folder, device, parts)
     if all(map(_is_whole, made.values())):
         shutil.copytree(made["decoder"], made["diffusion"] / "vae", dirs_exist_ok=True)
         for name in ("tiny-blip", "tiny-sd"):
             _forget_places(work / name)
             records.publish_folder(work / name, out / name)
+
+
+@contextmanager
+def _unfinished(target: Path) -> Iterator[Path]:
+    """A folder to write a part to that gets its name when all is written."""
+    part = target.with_name(f"{target.name}.unfinished")
+    shutil.rmtree(part, ignore_errors=True)
+    yield part
+    part.replace(target)
 
 
 def _is_whole(folder: Path) -> bool:
@@ -76,7 +95,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     allocator.keep_freed_blocks()
     recipe = BaseRecipe() if args.share == 1.0 else BaseRecipe().shortened(args.share)
-    make(recipe, args.work, args.out, args.device, args.only)
+    make(recipe, args.work, args.out, args.device, args.only, args.threads)
 
 
 if __name__ == "__main__":

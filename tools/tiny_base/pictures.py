@@ -1,68 +1,110 @@
-"""The pictures the embedded base is trained on: drawn once, kept as one array with their captions."""
+"""The pictures the embedded base is trained on: drawn once, kept as one file of pixels and one of captions."""
 
 import itertools
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from multiprocessing import Pool
 from pathlib import Path
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from sdlora import records
 from sdlora.progress import Progress
 from tools.tiny_base import world
+from tools.tiny_base.world import Picture
 
 HELD_OUT_COUNT = 200
 AT_ONCE = 256
 
-
-def _draw(task: tuple[int, int, int, bool]) -> tuple[str, bytes] | None:
-    index, seed, size_px, dyed = task
-    picture = world.sample(index, seed, dyed=dyed)
-    return None if world.is_held_out(picture) else (picture.caption, world.draw(picture, size_px).tobytes())
+Pixels = NDArray[np.uint8]
 
 
-def make(folder: Path, name: str, count: int, seed: int, size_px: int, dyed: bool = False, workers: int = 2) -> None:
+@dataclass(frozen=True)
+class Drawn:
+    """Pictures (N, H, W, 3) uint8, read from the disk where they are asked for, and their captions."""
+
+    pixels: Pixels
+    captions: list[str]
+
+
+def _draw(index: int, seed: int, size_px: int) -> tuple[int, str, bytes] | None:
+    picture = world.sample(index, seed)
+    if world.is_held_out(picture) or world.is_identity(picture):
+        return None
+    return index, picture.caption, world.draw(picture, size_px).tobytes()
+
+
+def make(folder: Path, name: str, count: int, seed: int, size_px: int, workers: int = 2) -> None:
     """Draw the world's first `count` pictures that are not held out.
 
-    Writes `<name>.npy` (N, H, W, 3) uint8 and their captions, `<name>.json`; does nothing where they are.
+    Writes `<name>.rgb`, the pixels one picture after the other, and their captions, `<name>.json`; does nothing
+    where they are. What a killed run has drawn is kept.
     """
     if (folder / f"{name}.json").exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    rows: list[tuple[str, bytes]] = []
-    progress = Progress(name, count)
-    with Pool(workers) as pool:
-        for first in itertools.count(0, AT_ONCE):
-            tasks = [(index, seed, size_px, dyed) for index in range(first, first + AT_ONCE)]
-            rows += filter(None, pool.map(_draw, tasks))
-            progress.update(min(len(rows), count))
-            if len(rows) >= count:
-                break
-    array = np.frombuffer(b"".join(raw for _, raw in rows[:count]), np.uint8).reshape(-1, size_px, size_px, 3)
-    np.save(folder / f"{name}.npy", array)
-    records.write_json(folder / f"{name}.json", [caption for caption, _ in rows[:count]])
+    pixels, said = folder / f"{name}.rgb", folder / f"{name}.captions.part"
+    known = _resume(pixels, said, 3 * size_px * size_px)
+    progress = Progress(name, count, len(known))
+    first = known[-1][0] + 1 if known else 0
+    with Pool(workers) as pool, pixels.open("ab") as pixel_file, said.open("a", encoding="utf-8") as said_file:
+        draw = partial(_draw, seed=seed, size_px=size_px)
+        while len(known) < count:
+            rows = [row for row in pool.map(draw, range(first, first + AT_ONCE)) if row][: count - len(known)]
+            first += AT_ONCE
+            pixel_file.write(b"".join(raw for _, _, raw in rows))
+            _to_disk(pixel_file)  # before the captions, which say how much is whole
+            known += [(index, caption) for index, caption, _ in rows]
+            said_file.write("".join(json.dumps([index, caption]) + "\n" for index, caption, _ in rows))
+            _to_disk(said_file)
+            progress.update(len(known))
+    records.write_json(folder / f"{name}.json", {"size_px": size_px, "captions": [caption for _, caption in known]})
+    said.unlink()
 
 
-def held_out(seed: int, size_px: int, count: int = HELD_OUT_COUNT) -> tuple[NDArray[np.uint8], list[str]]:
-    """The first held-out pictures (N, H, W, 3) uint8 and their captions: those that `make` leaves out."""
-    found: list[world.Picture] = []
-    index = 0
-    while len(found) < count:
+def _to_disk(file: IO[Any]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _resume(pixels: Path, said: Path, picture_bytes: int) -> list[tuple[int, str]]:
+    """(index, caption) of the pictures that are whole; what follows them is cut off."""
+    lines = said.read_bytes().split(b"\n")[:-1] if said.exists() else []
+    whole = min(len(lines), pixels.stat().st_size // picture_bytes if pixels.exists() else 0)
+    known = [(int(index), str(caption)) for index, caption in map(json.loads, lines[:whole])]
+    said.write_bytes(b"".join(line + b"\n" for line in lines[:whole]))
+    with pixels.open("ab") as file:
+        file.truncate(whole * picture_bytes)
+    return known
+
+
+def load(folder: Path, name: str) -> Drawn:
+    """Pictures and their captions, as `make` drew them."""
+    described = records.read_json(folder / f"{name}.json")
+    side = described["size_px"]
+    shape = (len(described["captions"]), side, side, 3)
+    return Drawn(np.memmap(folder / f"{name}.rgb", np.uint8, "r", shape=shape), described["captions"])
+
+
+def kept_back(
+    seed: int, count: int = HELD_OUT_COUNT, wanted: Callable[[Picture], bool] = lambda picture: True
+) -> Iterator[Picture]:
+    """The first held-out pictures, those that `make` leaves out, that are as `wanted`."""
+    found = 0
+    for index in itertools.count():
         picture = world.sample(index, seed)
-        index += 1
-        if world.is_held_out(picture):
-            found.append(picture)
-    drawn = [np.asarray(world.draw(picture, size_px)) for picture in found]
-    return np.stack(drawn), [picture.caption for picture in found]
+        if world.is_held_out(picture) and not world.is_identity(picture) and wanted(picture):
+            yield picture
+            found += 1
+            if found == count:
+                return
 
 
-def load(folder: Path, name: str) -> tuple[NDArray[np.uint8], list[str]]:
-    """Pictures (N, H, W, 3) uint8 and their captions, as `make` drew them."""
-    return np.load(folder / f"{name}.npy", mmap_mode="r"), records.read_json(folder / f"{name}.json")
-
-
-def resized(pictures: NDArray[np.uint8], size_px: int) -> NDArray[np.uint8]:
-    """The same pictures (N, size_px, size_px, 3), by Lanczos."""
-    side = (size_px, size_px)
-    return np.stack([np.asarray(Image.fromarray(one).resize(side, Image.Resampling.LANCZOS)) for one in pictures])
+def pixels_of(pictures: list[Picture], size_px: int) -> Pixels:
+    """Pictures drawn as (N, size_px, size_px, 3) uint8."""
+    return np.stack([np.asarray(world.draw(picture, size_px)) for picture in pictures])

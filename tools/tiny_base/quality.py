@@ -2,140 +2,160 @@
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
-from numpy.typing import NDArray
+from diffusers import AutoencoderKL
 from PIL import Image
 
 from sdlora import records
 from sdlora.adapters.base import quieten
 from sdlora.caption import Captioner
-from sdlora.evaluate import effnet
 from sdlora.evaluate.psnr import psnr_db
 from sdlora.evaluate.ssim import ssim
-from sdlora.params import Caption
+from sdlora.params import Base, Caption, Hires, Sample
 from sdlora.progress import Progress
-from sdlora.randomness import generator
 from sdlora.report.sheet import contact_sheet
-from tools.tiny_base import pictures, vae
+from sdlora.sample import Painter, Prompt
+from tools.tiny_base import accessories, measures, pictures, vae, world
+from tools.tiny_base.characters import CHARACTERS, Character, portrait, portraits
+from tools.tiny_base.datasets import TRAIN
+from tools.tiny_base.pictures import Pixels
 from tools.tiny_base.recipe import BaseRecipe
+from tools.tiny_base.world import Picture
 
-Pixels = NDArray[np.uint8]
-CANDIDATES = 20
 AT_ONCE = 10
+HIRES = Hires(factor=1.5, denoising_strength=0.35)
 
 
-def vae_quality(pipeline: StableDiffusionPipeline, truths: Pixels) -> dict[str, float]:
-    """Mean PSNR and SSIM of decoded posterior means."""
+def vae_quality(autoencoder: AutoencoderKL, truths: Sequence[Picture], size_px: int) -> dict[str, float]:
+    """Mean PSNR and SSIM of decoded posterior means; `face_psnr_db` is of the faces alone."""
+    pixels = pictures.pixels_of(list(truths), size_px)
     decoded = []
     with torch.inference_mode():
-        for first in range(0, len(truths), 25):
-            mean = pipeline.vae.encode(vae.to_tensor(truths[first : first + 25])).latent_dist.mean
-            decoded.append(pipeline.vae.decode(mean).sample)
-    pixels = ((torch.cat(decoded).clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
-    pairs = list(zip(pixels, truths, strict=True))
+        for first in range(0, len(pixels), 25):
+            mean = autoencoder.encode(vae.to_tensor(pixels[first : first + 25])).latent_dist.mean
+            decoded.append(autoencoder.decode(mean).sample)
+    seen = ((torch.cat(decoded).clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+    pairs = list(zip(seen, pixels, strict=True))
+    boxes = [world.face_box(one, size_px) if one.style in accessories.FACES else None for one in truths]
     return {
         "psnr_db": round(float(np.mean([psnr_db(a, b) for a, b in pairs])), 3),
         "ssim": round(float(np.mean([ssim(a, b) for a, b in pairs])), 4),
+        "face_psnr_db": measures.psnr_in(seen, pixels, boxes),
     }
 
 
-def draw_all(pipeline: StableDiffusionPipeline, captions: Sequence[str]) -> list[Image.Image]:
-    """Each caption at CFG 7 and 30 steps, with noise of its own."""
-    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
+def draw_all(models: Path, captions: Sequence[str], hires: Hires | None = None) -> list[Image.Image]:
+    """Each caption at CFG 7 and 30 steps, with noise of its own, as the pipeline draws."""
+    size_px = BaseRecipe().size_px
+    base = Base(model=str(models / "tiny-sd"), family="sd", size_px=size_px, captioner="-")
+    painter = Painter(base, Sample(guidance_scale=7.0, inference_steps=30, hires=hires), size_px)
+    painter.use(None)
     progress = Progress("quality", len(captions))
     drawn: list[Image.Image] = []
     for first in range(0, len(captions), AT_ONCE):
-        batch = list(captions[first : first + AT_ONCE])
-        noise = [generator("quality", first + number) for number in range(len(batch))]
-        drawn += pipeline(batch, guidance_scale=7.0, num_inference_steps=30, generator=noise).images
+        batch = captions[first : first + AT_ONCE]
+        drawn += painter.draw([Prompt(f"quality-{first + n}", text, 42) for n, text in enumerate(batch)])
         progress.advance(len(batch))
     return drawn
 
 
-def style_of(caption: str) -> str:
-    """The style a caption names first."""
-    return caption.split(",")[0]
+@dataclass(frozen=True)
+class Drawings:
+    """What was drawn of some captions, and what they describe."""
+
+    drawn: list[Image.Image]
+    truths: Pixels  # of the drawings' size
+    captions: list[str]
+
+    def figures(self, by_features: bool = True) -> dict[str, object]:
+        """How near the drawings are to their truths, and all of them to all truths."""
+        found: dict[str, object] = {
+            "nearest_truth_by_pixels": measures.nearest_shares(
+                measures.pixel_distances(self.drawn, self.truths), self.captions
+            )
+        }
+        if by_features:
+            found["nearest_truth_by_effnet_lite0"] = measures.nearest_shares(
+                measures.feature_distances(self.drawn, self.truths), self.captions
+            )
+            found["cmmd_effnet_lite0"] = measures.cmmd(
+                measures.feature_vectors(self.drawn), measures.feature_vectors(self.truths)
+            )
+        return found
 
 
-def pixel_distances(drawn: Sequence[Image.Image], truths: Pixels) -> NDArray[np.float64]:
-    """Mean squared difference of every drawing (row) and truth (column)."""
-    known = truths.astype(np.float64)
-    return np.stack([np.square(known - np.asarray(picture, np.float64)).mean(axis=(1, 2, 3)) for picture in drawn])
+def drawings(models: Path, truths: Sequence[Picture], hires: Hires | None = None) -> Drawings:
+    """Draw the captions of pictures."""
+    captions = [picture.caption for picture in truths]
+    drawn = draw_all(models, captions, hires)
+    return Drawings(drawn, pictures.pixels_of(list(truths), drawn[0].width), captions)
 
 
-def feature_distances(drawn: Sequence[Image.Image], truths: Pixels) -> NDArray[np.float64]:
-    """EffNet-Lite0 feature distance of every drawing (row) and truth (column)."""
-    known = [effnet.features(truth) for truth in truths]
-    found = [effnet.features(np.asarray(picture)) for picture in drawn]
-    return np.array([[effnet.distance(one, other) for other in known] for one in found])
+def portraits_f1(blip: Captioner, character: Character, size_px: int) -> float:
+    """Attribute F1 on what a LoRA of a character learns from, the patch or the hat aside."""
+    learnt = portraits(character, TRAIN, 0)
+    said = [blip.caption(Image.fromarray(portrait(one, character.aspect, size_px))) for one in learnt]
+    aside = [character.mark, *accessories.HATS] if character.mark else []
+    return measures.attribute_f1(said, [one.caption for one in learnt], aside)
 
 
-def nearest_shares(distances: NDArray[np.float64], captions: Sequence[str]) -> dict[str, float]:
-    """How often the nearest truth is the drawing's own, and of its style.
-
-    Args:
-        distances: (drawings, truths); drawing n was asked for what truth n shows.
-        captions: Of the truths; the style is what each says first.
-
-    Returns:
-        `own`: among 20 of the same style (its own and up to 19 others; chance about 0.05).
-        `style`: among all truths.
-    """
-    own, right_style = [], []
-    for number, distance in enumerate(distances):
-        right_style.append(style_of(captions[int(distance.argmin())]) == style_of(captions[number]))
-        others = [n for n, text in enumerate(captions) if n != number and style_of(text) == style_of(captions[number])]
-        candidates = [number, *others[: CANDIDATES - 1]]
-        own.append(candidates[int(distance[candidates].argmin())] == number)
-    return {"own": round(float(np.mean(own)), 4), "style": round(float(np.mean(right_style)), 4)}
+def blip_quality(blip: Captioner, found: Drawings) -> dict[str, object]:
+    """What BLIP says of true pictures, of drawings, and of the characters' training pictures."""
+    said = [blip.caption(Image.fromarray(truth)) for truth in found.truths]
+    of_drawn = [blip.caption(picture) for picture in found.drawn]
+    size_px = found.truths.shape[1]
+    return {
+        "attribute_f1": measures.attribute_f1(said, found.captions),
+        "portraits_attribute_f1": {name: portraits_f1(blip, one, size_px) for name, one in CHARACTERS.items()},
+        "style_named": {
+            "drawn": measures.same_style(of_drawn, found.captions),
+            "truth": measures.same_style(said, found.captions),
+        },
+    }
 
 
-def same_style(said: Sequence[str], captions: Sequence[str]) -> float:
-    """Share of captions that say the style of the true one."""
-    return round(
-        float(np.mean([style_of(one) == style_of(other) for one, other in zip(said, captions, strict=True)])), 4
-    )
-
-
-def word_f1(said: Sequence[str], truth: Sequence[str]) -> float:
-    """Mean F1 of the sets of words of each caption."""
-    scores = []
-    for one, other in zip(said, truth, strict=True):
-        a, b = (set(text.replace(",", " ").split()) for text in (one, other))
-        scores.append(2 * len(a & b) / (len(a) + len(b)))
-    return round(float(np.mean(scores)), 4)
+def is_small(picture: Picture) -> bool:
+    """Whether the figure is one of the small ones."""
+    return picture.framing.startswith("small")
 
 
 def measure(models: Path, count: int, sheet: Path) -> dict[str, object]:
     """All figures on the first `count` held-out pictures; also writes a sheet of truths and drawings."""
     quieten()
     recipe = BaseRecipe()
-    truths, captions = pictures.held_out(recipe.seed, recipe.size_px, count)
-    pipeline = StableDiffusionPipeline.from_pretrained(models / "tiny-sd")
-    pipeline.set_progress_bar_config(disable=True)
-    figures: dict[str, object] = {"pictures": len(captions), "vae": vae_quality(pipeline, truths)}
-    settings = Caption(max_new_tokens=60)
-    blip = Captioner(str(models / "tiny-blip"), None, settings, torch.get_num_threads())
-    images = [Image.fromarray(truth) for truth in truths]
-    said = [blip.caption(image) for image in images]
-    figures["blip_word_f1"] = word_f1(said, captions)
-    drawn = draw_all(pipeline, captions)
-    figures["style_named_by_blip"] = {
-        "drawn": same_style([blip.caption(picture) for picture in drawn], captions),
-        "truth": same_style(said, captions),
+    truths = list(pictures.kept_back(recipe.seed, count))
+    small = list(pictures.kept_back(recipe.seed, max(2, count // 2), is_small))
+    autoencoder = AutoencoderKL.from_pretrained(models / "tiny-sd" / "vae")
+    blip = Captioner(str(models / "tiny-blip"), None, Caption(max_new_tokens=60), torch.get_num_threads())
+    plain = drawings(models, truths)
+    write_sheet(plain, sheet)
+    return {
+        "pictures": count,
+        "vae": vae_quality(autoencoder, truths, recipe.size_px),
+        "all": plain.figures(),
+        "small": {
+            "among_all": measures.nearest_shares(
+                measures.pixel_distances(plain.drawn, plain.truths), plain.captions, [is_small(one) for one in truths]
+            ),
+            "among_small": drawings(models, small).figures(by_features=False)["nearest_truth_by_pixels"],
+        },
+        "hires_96_px": drawings(models, truths, HIRES).figures(),
+        "blip": blip_quality(blip, plain),
     }
-    figures["nearest_truth_by_pixels"] = nearest_shares(pixel_distances(drawn, truths), captions)
-    figures["nearest_truth_by_effnet_lite0"] = nearest_shares(feature_distances(drawn, truths), captions)
-    rows = []
-    for first in range(0, min(64, count), 16):
-        rows += [("truth", images[first : first + 16]), ("drawn", drawn[first : first + 16])]
-    sheet.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(rows).save(sheet)
-    return figures
+
+
+def write_sheet(found: Drawings, path: Path) -> None:
+    """The first 64 truths and drawings, sixteen a row."""
+    rows: list[tuple[str, Sequence[Image.Image]]] = []
+    truths = [Image.fromarray(truth) for truth in found.truths]
+    for first in range(0, min(64, len(truths)), 16):
+        rows += [("truth", truths[first : first + 16]), ("drawn", found.drawn[first : first + 16])]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(rows).save(path)
 
 
 def main() -> None:

@@ -9,42 +9,43 @@ class BaseRecipe:
 
     seed: int = 0
     size_px: int = 64
-    pictures: int = 16000
-    vae_steps: int = 2200
-    vae_batch: int = 16
+    pictures: int = 100_000
+    larger_px: int = 96  # what hires fix draws at; every fourth batch is of these
+    larger_pictures: int = 20_000
+    vae_steps: int = 8_000
+    vae_batch: int = 8  # small batches learn more from a picture as long as a step's noise is not what limits them
     vae_learning_rate: float = 1e-3
-    decoder_steps: int = 7000  # the decoder alone, after the encoder is frozen
+    vae_ema_decay: float = 0.998
+    decoder_steps: int = 10_000  # the decoder alone, after the encoder is frozen
+    decoder_batch: int = 16
     decoder_learning_rate: float = 5e-4
-    blip_steps: int = 2500
+    blip_steps: int = 9_000
     blip_batch: int = 64
-    blip_learning_rate: float = 8e-4
-    unet_steps: int = 5000
+    blip_learning_rate: float = 6e-4
+    blip_ema_decay: float = 0.998
+    unet_steps: int = 45_000
     unet_batch: int = 32
-    unet_learning_rate: float = 6e-4
-    # Last, UNet and text encoder see every second batch larger and with dyed hair, for hires fix and for colours, and
-    # foreign words in place of no caption, so that negative prompts do no harm. BLIP has the dyed ones from the start.
-    varied_pictures: int = 6000
-    varied_px: int = 96
-    varied_steps: int = 800
-    varied_learning_rate: float = 2e-4
+    unet_learning_rate: float = 5e-4
+    unet_ema_decay: float = 0.9995
     caption_dropout: float = 0.1
+    tag_dropout: float = 0.1  # each attribute: a prompt need not say everything
+    foreign_words: float = 0.1  # of the captions, words before them that say nothing: what a trigger is
     min_snr_gamma: float = 5.0
     # Without it the noisiest step still shows a small picture's mean colour, and prompts are not needed for it.
     noise_offset: float = 0.1
     save_every: int = 250
 
-    @property
-    def varied_batch(self) -> int:
-        """As many larger pictures as take the time of `unet_batch`."""
-        return max(1, round(self.unet_batch * (self.size_px / self.varied_px) ** 2))
+    def as_long(self, batch: int) -> int:
+        """As many larger pictures as take the time of a batch; an even number, for two threads."""
+        return 2 * max(1, round(batch * (self.size_px / self.larger_px) ** 2 / 2))
 
     def shortened(self, share: float) -> "BaseRecipe":
         """The same recipe with a share of its pictures and steps and a quarter of its batches, for a rehearsal."""
         values = dict(self.__dict__)
-        steps = ("vae_steps", "decoder_steps", "blip_steps", "unet_steps", "varied_steps")
-        for key in ("pictures", "varied_pictures", *steps):
+        steps = ("vae_steps", "decoder_steps", "blip_steps", "unet_steps")
+        for key in ("pictures", "larger_pictures", *steps):
             values[key] = max(4, round(values[key] * share))
-        for key in ("vae_batch", "blip_batch", "unet_batch"):
+        for key in ("vae_batch", "decoder_batch", "blip_batch", "unet_batch"):
             values[key] //= 4
         values["save_every"] = min(self.save_every, min(values[key] for key in steps) // 2)
         return BaseRecipe(**values)

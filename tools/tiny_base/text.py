@@ -3,6 +3,7 @@
 import random
 import string
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenizers import BertWordPieceTokenizer, Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
@@ -16,7 +17,26 @@ EXTRA_WORDS = (
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")  # BERT's
 
-SPOKEN = ("on", "the", "small", "close", "up", "left", "right", "eyes", "avatar")  # those that captions do have
+SPOKEN = ("on", "in", "the", "small", "close", "up", "left", "right", "side", "eyes")  # those that captions do have
+
+
+@dataclass(frozen=True)
+class Wording:
+    """How a caption varies from draw to draw, as shares: what it leaves out, and what it has that says nothing."""
+
+    caption_dropout: float  # captions that say nothing: half of them empty, half foreign words
+    tag_dropout: float  # attributes left out, of captions that say something
+    foreign_words: float  # captions with foreign words before them
+
+    def of(self, caption: str, rng: random.Random) -> str:
+        """One wording of a caption. Half of them say everything; the other half lose twice the share of attributes."""
+        if rng.random() < self.caption_dropout:
+            return foreign_words(rng, 1, 20) if rng.random() < 0.5 else ""
+        style, *tags = caption.split(", ")
+        if rng.random() < 0.5:
+            tags = [tag for tag in tags if rng.random() >= 2 * self.tag_dropout]
+        before = [foreign_words(rng, 1, 2)] if rng.random() < self.foreign_words else []
+        return ", ".join([*before, style, *tags])
 
 
 def clip_tokenizer(captions: Sequence[str], folder: Path) -> CLIPTokenizer:
@@ -61,13 +81,16 @@ def clip_tokenizer(captions: Sequence[str], folder: Path) -> CLIPTokenizer:
 
 
 def foreign_words(rng: random.Random, least: int, most: int) -> str:
-    """Words that no caption has: of `EXTRA_WORDS`, or made of random letters as many a trigger is."""
+    """Words that no caption has: of `EXTRA_WORDS`, or made of random letters as many a trigger is.
+
+    Some of them are said of eyes, as in negative prompts.
+    """
     known = [word for word in EXTRA_WORDS.split() if word not in SPOKEN]
-    made = ["".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 8))) for _ in range(most)]
-    count = rng.randint(least, most)
-    return "".join(f"{rng.choice((rng.choice(known), made[n]))}{rng.choice((' ', ', '))}" for n in range(count)).strip(
-        " ,"
-    )
+    found = ""
+    for _ in range(rng.randint(least, most)):
+        made = "".join(rng.choices(string.ascii_lowercase, k=rng.randint(3, 8)))
+        found += f"{rng.choice((rng.choice(known), made))}{rng.choice((' ', ', ', ' eyes, '))}"
+    return found.removesuffix(" eyes, ").strip(" ,")
 
 
 def _clip_pattern() -> Regex:

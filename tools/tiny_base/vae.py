@@ -5,16 +5,20 @@ that the diffusion model can be trained at the same time.
 """
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from diffusers.models.attention_processor import AttnProcessor
-from numpy.typing import NDArray
 from torch import Tensor
 
+from sdlora import tensors
+from sdlora.progress import Progress
 from tools.tiny_base import loop
+from tools.tiny_base.loop import Part
+from tools.tiny_base.pictures import Drawn, Pixels
 from tools.tiny_base.recipe import BaseRecipe
 
 NOISE = 0.05  # deviation of the posterior that the decoder learns to bear
@@ -33,16 +37,16 @@ def build(size_px: int) -> AutoencoderKL:
     )
 
 
-def to_tensor(pictures: NDArray[np.uint8]) -> Tensor:
+def to_tensor(pictures: Pixels) -> Tensor:
     """(N, H, W, 3) uint8 -> (N, 3, H, W) float in [-1, 1]."""
     return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def _difference(decoded: Tensor, images: Tensor) -> Tensor:
-    """L1 + 0.5 x gradient difference: sharp edges from the start."""
+    """L1 + 0.5 x gradient difference: sharp edges from the start; 2 x squared error: what PSNR measures."""
     l1 = (decoded - images).abs().mean()
     gradients = sum((decoded.diff(dim=axis) - images.diff(dim=axis)).abs().mean() for axis in (2, 3))
-    loss: Tensor = l1 + 0.5 * gradients
+    loss: Tensor = l1 + 0.5 * gradients + 2 * (decoded - images).square().mean()
     return loss
 
 
@@ -61,76 +65,117 @@ def set_deviation(vae: AutoencoderKL) -> None:
     vae.quant_conv.bias[channels:] = 2 * math.log(NOISE)
 
 
-@torch.no_grad()
-def encode(vae: AutoencoderKL, pictures: NDArray[np.uint8], device: str) -> Tensor:
-    """Posterior means (N, 4, h, w) fp32 on the CPU, not scaled."""
-    parts = []
-    for first in range(0, len(pictures), 64):
+def encode(vae: AutoencoderKL, pictures: Pixels, device: str, parts: int) -> Tensor:
+    """Posterior means (N, 4, h, w) fp16 on the CPU, not scaled; `parts` threads take batches in turn."""
+    found, progress = [], Progress("encode", len(pictures))
+
+    def one_batch(first: int) -> Tensor:
         images = to_tensor(pictures[first : first + 64]).to(device)
-        with torch.autocast(device, torch.bfloat16):
-            parts.append(vae.encode(images).latent_dist.mean.float().cpu())
-    return torch.cat(parts)
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+            mean: Tensor = vae.encode(images).latent_dist.mean.half().cpu()
+        return mean
+
+    with loop.one_thread_each(parts) as pool:
+        for mean in pool.map(one_batch, range(0, len(pictures), 64)):
+            found.append(mean)
+            progress.advance(len(mean))
+    return torch.cat(found)
 
 
-def train(pictures: NDArray[np.uint8], recipe: BaseRecipe, work: Path, out: Path, device: str) -> None:
+def encoded(vae: AutoencoderKL, pictures: Pixels, kept: Path, device: str, parts: int) -> Tensor:
+    """The same, remembered in a file: a run that was stopped does not encode again."""
+    if not kept.exists():
+        tensors.write(kept, {"mean": encode(vae, pictures, device, parts)})
+    return tensors.read(kept)["mean"]
+
+
+def _loss(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> Tensor:
+    """With a weak pull on the means' size, which keeps the latents near unit variance."""
+    with torch.autocast(images.device.type, torch.bfloat16):
+        mean = vae.encode(images).latent_dist.mean
+        decoded = _decode(vae, mean, generator)
+    loss: Tensor = _difference(decoded, images) + 1e-4 * mean.float().square().mean()
+    return loss
+
+
+def train(plain: Drawn, larger: Drawn, recipe: BaseRecipe, work: Path, out: Path, device: str, parts: int) -> None:
     """Train the VAE, set its scaling factor to 1/std of its latents and save it as fp16."""
     seed = recipe.seed + 1
     torch.manual_seed(seed)
     vae = build(recipe.size_px).to(device)
     vae.set_attn_processor(AttnProcessor())
+    batches = (recipe.vae_batch, recipe.as_long(recipe.vae_batch))
 
-    def loss_of_step(step: int) -> Tensor:
-        """With a weak pull on the means' size, which keeps the latents near unit variance."""
-        images = to_tensor(pictures[loop.batch_indices(seed, step, recipe.vae_batch, len(pictures)).numpy()]).to(device)
-        with torch.autocast(device, torch.bfloat16):
-            mean = vae.encode(images).latent_dist.mean
-            decoded = _decode(vae, mean, loop.step_generator(seed, step))
-        loss: Tensor = _difference(decoded, images) + 1e-4 * mean.float().square().mean()
-        return loss
+    def loss_of(step: int, part: Part) -> Tensor:
+        images = to_tensor(_batch((plain, larger), batches, seed, step, part)).to(device)
+        return _loss(vae, images, loop.part_generator(seed, step, part))
 
     loop.train(
         "vae",
         vae,
-        loss_of_step,
+        loss_of,
+        parts=parts,
         steps=recipe.vae_steps,
         peak_learning_rate=recipe.vae_learning_rate,
+        ema_decay=recipe.vae_ema_decay,
         save_every=recipe.save_every,
         folder=work,
+        on_save=lambda step: _preview(vae, work),
     )
     set_deviation(vae)
-    std = float(encode(vae, pictures[:512], device).std())
+    std = float(encode(vae, plain.pixels[:2000], device, parts).float().std())
     vae.register_to_config(scaling_factor=round(1 / std, 5))
     vae.half().save_pretrained(out)
 
 
-def train_decoder(
-    vae: AutoencoderKL, pictures: NDArray[np.uint8], recipe: BaseRecipe, work: Path, out: Path, device: str
-) -> None:
-    """Train the decoder on with the encoder frozen: better pictures from the same latents.
+def _preview(vae: AutoencoderKL, work: Path) -> None:
+    """The weights so far, for looking at; `diffusion` reads only what is whole."""
+    vae.save_pretrained(work / "preview-vae")
 
-    The squared error joins the loss: it is what PSNR measures.
-    """
+
+def _batch(drawn: Sequence[Drawn], batches: Sequence[int], seed: int, step: int, part: Part) -> Pixels:
+    """The pictures of a part of a step: every fourth batch is of the second, the larger ones."""
+    larger = step % 4 == 3
+    pixels, batch = drawn[larger].pixels, batches[larger]
+    index = part.of(loop.batch_indices(seed, step, batch, len(pixels))).numpy()
+    return np.ascontiguousarray(pixels[index])
+
+
+def train_decoder(
+    vae: AutoencoderKL,
+    plain: Drawn,
+    larger: Drawn,
+    recipe: BaseRecipe,
+    work: Path,
+    out: Path,
+    device: str,
+    parts: int,
+) -> None:
+    """Train the decoder on with the encoder frozen: better pictures from the same latents."""
     seed = recipe.seed + 4
-    means = encode(vae, pictures, device)
     for part in (vae.encoder, vae.quant_conv):
         part.requires_grad_(False)
     vae.set_attn_processor(AttnProcessor())
+    batches = (recipe.decoder_batch, recipe.as_long(recipe.decoder_batch))
 
-    def loss_of_step(step: int) -> Tensor:
-        index = loop.batch_indices(seed, step, recipe.vae_batch, len(pictures))
-        images = to_tensor(pictures[index.numpy()]).to(device)
+    def loss_of(step: int, part: Part) -> Tensor:
+        images = to_tensor(_batch((plain, larger), batches, seed, step, part)).to(device)
+        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+            mean = vae.encode(images).latent_dist.mean
         with torch.autocast(device, torch.bfloat16):
-            decoded = _decode(vae, means[index].to(device), loop.step_generator(seed, step))
-        loss: Tensor = _difference(decoded, images) + 2 * (decoded - images).square().mean()
-        return loss
+            decoded = _decode(vae, mean, loop.part_generator(seed, step, part))
+        return _difference(decoded, images)
 
     loop.train(
         "decoder",
         vae,
-        loss_of_step,
+        loss_of,
+        parts=parts,
         steps=recipe.decoder_steps,
         peak_learning_rate=recipe.decoder_learning_rate,
+        ema_decay=recipe.vae_ema_decay,
         save_every=recipe.save_every,
         folder=work,
+        on_save=lambda step: _preview(vae, work),
     )
     vae.half().save_pretrained(out)

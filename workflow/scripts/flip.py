@@ -6,6 +6,8 @@ from sdlora import command
 from sdlora.flip import flip_dataset
 
 command.run(
-    lambda recipe, args: flip_dataset(args.folder, recipe["mirror"], recipe["swap_words"], recipe["repeats"]),
+    lambda recipe, args: flip_dataset(
+        args.folder, recipe["mirror"], recipe["swap_words"], recipe["repeats"], recipe["kohya"]
+    ),
     folder=Path,
 )

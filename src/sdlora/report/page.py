@@ -6,7 +6,8 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader
 
-from sdlora import records
+from sdlora import provenance, records
+from sdlora.identity import told
 from sdlora.pictures import png_bytes, read_rgb
 from sdlora.report.plots import Series, metric_plot
 from sdlora.report.sheet import contact_sheet
@@ -25,6 +26,17 @@ def read_series(metrics_csv: Path) -> dict[str, list[tuple[int, float, float, fl
         numbers = (float(row["mean"]), float(row["ci_low"]), float(row["ci_high"]))
         found.setdefault(row["metric"], []).append((int(row["step"]), *numbers))
     return found
+
+
+def accepted_of(result: Path) -> list[str]:
+    """What was accepted of a version's files after updates of code or packages, a line each."""
+    lines = []
+    for path in sorted((result / "made").glob("*.json")):
+        made = provenance.read_made(path)
+        for update in made.accepted if made else ():
+            before, after = ({name: pair[side] for name, pair in update.items()} for side in (0, 1))
+            lines.append(f"{path.stem}: {told(sorted(update), before, after)}")
+    return lines
 
 
 def write_version(name: str, settings: dict[str, Any], result: Path, references: Path, out: Path) -> list[Path]:
@@ -50,6 +62,7 @@ def write_version(name: str, settings: dict[str, Any], result: Path, references:
         settings=settings,
         best=records.read_json(result / "best.json"),
         table=records.read_csv(result / "metrics.csv"),
+        accepted=accepted_of(result),
         plots=[_uri(metric_plot(metric, {name: points})) for metric, points in series.items()],
         prompts=[pictures[steps[0], column]["prompt"] for column in columns],
         references=[_uri((references / f"{column}.png").read_bytes()) for column in columns],

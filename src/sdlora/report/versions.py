@@ -1,10 +1,7 @@
-"""The table of docs/versions.md, from the report's own: `python -m sdlora.report.versions`."""
+"""The table of docs/versions.md, from the report's own: `sdlora versions`."""
 
-import argparse
 import re
-from pathlib import Path
 
-from sdlora import records
 from sdlora.evaluate.tables import LEAST_REFERENCES
 
 SETTINGS = ("version", "dataset", "fit", "rank", "learning_rate", "steps", "hires", "best_step")
@@ -42,13 +39,3 @@ def gain(row: dict[str, str], metric: str) -> str:
     text = f"{delta:+.3f} [{low:.3f}, {high:.3f}]"
     sure = int(row["references"]) >= LEAST_REFERENCES and (low > 0 or high < 0)
     return f"**{text}**" if sure else text
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table", type=Path, nargs="?", default=Path("results/report/versions.csv"))
-    print(markdown(records.read_csv(parser.parse_args().table)), end="")
-
-
-if __name__ == "__main__":
-    main()

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from sdlora import provenance, records, tensors
 from sdlora.errors import DataError
+from sdlora.identity import Identity, differing, told
 from sdlora.train import canonical
-from sdlora.train.identity import Identity, differing, told
 
 KEPT_STATES = 2
 FORMAT = 1
@@ -155,6 +155,15 @@ def newest_state(run: Path, identity: Identity | None = None) -> State | None:
                 )
             return state
     return None
+
+
+def reseal(manifest: Manifest, identity: Identity) -> None:
+    """Make a state another run's, whose results are to be taken for the same (`sdlora.accept`)."""
+    rows = records.read_json(manifest.folder / MANIFEST) | {"identity": identity}
+    rows.pop("seal")
+    records.write_json(
+        manifest.folder / MANIFEST, {**rows, "seal": provenance.sha256_text(records.canonical_json(rows))}
+    )
 
 
 def read_state(manifest: Manifest) -> State | None:

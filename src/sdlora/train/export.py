@@ -1,21 +1,34 @@
-"""The files of a checkpoint: diffusers' own, and kohya's for A1111 and ComfyUI."""
+"""The files of a checkpoint: diffusers' own, and those for A1111, ComfyUI and kohya's tools."""
 
 import json
 from pathlib import Path
 
+import torch
 from safetensors import safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from sdlora import records, tensors
 from sdlora.adapters import Adapter
-from sdlora.params import Base
-from sdlora.train.files import FILE_NAME
-from sdlora.train.header import About, header
-from sdlora.train.kohya import NoKohyaForm, to_kohya
+from sdlora.errors import DataError
+from sdlora.params import Base, Export
+from sdlora.train.files import (
+    EMBEDDINGS,
+    FILE_NAME,
+    FOR_A1111,
+    FOR_DIFFUSERS,
+    FOR_EMBEDDINGS,
+    FOR_LYCORIS,
+    word_of,
+)
+from sdlora.train.full import whole_updates
+from sdlora.train.header import About, base_version, header, trigger_of
+from sdlora.train.kohya import NoKohyaForm, to_kohya, to_whole
 from sdlora.train.lora import adapter_metadata, lora_tensors
 from sdlora.train_section import Train
 
 _KEY = "lora_adapter_metadata"
+_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_A1111_VERSIONS = {"sd_v1": "SD1", "sd_v2": "SD2", "sdxl_base_v1-0": "SDXL"}
 
 
 def write_lora(folder: Path, adapter: Adapter, settings: Train, initial: dict[str, Tensor] | None = None) -> Path:
@@ -29,9 +42,7 @@ def write_lora(folder: Path, adapter: Adapter, settings: Train, initial: dict[st
     found = lora_tensors(adapter, settings, initial)
     parts = tuple(sorted({name.split(".")[0] for name in found}))
     metadata = {_KEY: json.dumps(adapter_metadata(settings, parts), sort_keys=True)}
-    path = folder / FILE_NAME
-    records.write_bytes(path, b"".join(tensors.pieces(found, metadata)))
-    return path
+    return _write(folder / FILE_NAME, found, metadata)
 
 
 def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
@@ -41,18 +52,129 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
         return found, json.loads((file.metadata() or {}).get(_KEY, "{}"))
 
 
-def write_kohya(lora: Path, name: str, step: int, settings: Train, base: Base, about: About) -> Path | None:
-    """Write `<name>.safetensors` for A1111, ComfyUI and kohya's tools beside diffusers' file.
+def write_kohya(
+    lora: Path,
+    name: str,
+    step: int,
+    settings: Train,
+    base: Base,
+    about: About,
+    ending: str = "",
+    dtype: str = "fp32",
+    unet: nn.Module | None = None,
+) -> Path | None:
+    """Write `<name><ending>.safetensors` with kohya's names beside diffusers' file.
+
+    Args:
+        lora: diffusers' file.
+        name: The LoRA's name in the tools that read the file.
+        step: Optimizer steps behind it.
+        settings: The training section.
+        base: The base.
+        about: What the run found out.
+        ending: For whom it is, in the file's name.
+        dtype: Type of the tensors but `.alpha`.
+        unet: The base's, where DoRA's whole updates are wanted in place of its factors.
 
     Returns:
         The file, or None (and a line that says why) if the LoRA has no form there.
     """
     try:
-        found = to_kohya(*read_lora(lora), base.family, about.layers_per_block)
+        read = read_lora(lora)
+        found = to_kohya(*read, base.family, about.layers_per_block)
+        if unet is not None:
+            kept = {key: value for key, value in found.items() if not key.startswith("lora_unet_")}
+            found = {**kept, **to_whole(whole_updates(*read, unet), base.family, about.layers_per_block)}
     except NoKohyaForm as reason:
         print(f"train: only diffusers' file is written: {reason}", flush=True)
         return None
-    path = lora.with_name(f"{name}.safetensors")
-    metadata = header(name, step, settings, base, about, found)
+    path = lora.with_name(f"{name}{ending}{_of_type(dtype)}.safetensors")
+    typed = {key: value if key.endswith(".alpha") else _typed(key, value, dtype) for key, value in found.items()}
+    return _write(path, typed, header(name, step, settings, base, about, typed))
+
+
+def write_for_tools(
+    lora: Path,
+    name: str,
+    step: int,
+    settings: Train,
+    base: Base,
+    about: About,
+    export: Export,
+    unet: nn.Module | None = None,
+) -> list[Path]:
+    """Write what other tools read beside diffusers' file.
+
+    Args:
+        lora: diffusers' file.
+        name: The LoRA's name in other tools.
+        step: Optimizer steps behind it.
+        settings: The training section.
+        base: The base.
+        about: What the run found out.
+        export: The type of the files.
+        unet: The base's, where a DoRA gets a file of whole updates.
+
+    Returns:
+        The files.
+    """
+    wanted: list[tuple[str, nn.Module | None]] = [(FOR_A1111, None)]
+    if settings.lora_type == "dora":
+        wanted = [(FOR_LYCORIS, None), *([(FOR_A1111, unet)] if unet is not None else [])]
+    written = [
+        write_kohya(lora, name, step, settings, base, about, ending, export.dtype, frozen) for ending, frozen in wanted
+    ]
+    files = [path for path in written if path is not None]
+    whole = written[-1] if wanted[-1][1] is not None else None
+    if whole is not None:
+        size = f"{whole.stat().st_size / 2**20:.0f} MiB"
+        print(f"train: {whole.name}: whole updates for A1111 and ComfyUI, {size} (export.dora_whole)", flush=True)
+    cards = [_write_a1111_card(path, settings, base, about) for path in files if FOR_A1111 in path.name]
+    if export.dtype != "fp32":
+        files.append(_write_typed_copy(lora, name, export.dtype))
+    if lora.with_name(EMBEDDINGS).exists():
+        copy = lora.parent / FOR_EMBEDDINGS / f"{word_of(about.trigger)}.safetensors"
+        records.write_bytes(copy, lora.with_name(EMBEDDINGS).read_bytes())
+        files.append(copy)
+    return [*files, *cards]
+
+
+def _of_type(dtype: str) -> str:
+    return "" if dtype == "fp32" else f"-{dtype}"
+
+
+def _typed(name: str, value: Tensor, dtype: str) -> Tensor:
+    typed = value.to(_TYPES[dtype])
+    if not typed.isfinite().all() and value.isfinite().all():
+        raise DataError(
+            f"export.dtype is {dtype}, which cannot hold {value.abs().max():g} of {name}; choices: fp32, bf16. The "
+            f"training is kept: only its files are written again"
+        )
+    return typed
+
+
+def _write_typed_copy(lora: Path, name: str, dtype: str) -> Path:
+    found, said = read_lora(lora)
+    typed = {key: _typed(key, value, dtype) for key, value in found.items()}
+    path = lora.with_name(f"{name}{FOR_DIFFUSERS}{_of_type(dtype)}.safetensors")
+    return _write(path, typed, {_KEY: json.dumps(said, sort_keys=True)})
+
+
+def _write_a1111_card(lora: Path, settings: Train, base: Base, about: About) -> Path:
+    """A1111's own `<name>.json`: which models it fits, and the words that a click on its card adds to the prompt."""
+    path = lora.with_suffix(".json")
+    values = {
+        "description": f"trained on {about.pictures} pictures",
+        "sd version": _A1111_VERSIONS[base_version(base, about)],
+        "activation text": trigger_of(settings, about),
+        "preferred weight": 0,  # the user's own
+        "negative text": "",
+        "notes": "",
+    }
+    records.write_json(path, values)
+    return path
+
+
+def _write(path: Path, found: dict[str, Tensor], metadata: dict[str, str]) -> Path:
     records.write_bytes(path, b"".join(tensors.pieces(found, metadata)))
     return path

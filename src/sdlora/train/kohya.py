@@ -92,17 +92,35 @@ def to_kohya(
     return found
 
 
+def to_whole(updates: dict[str, Tensor], family: str, layers_per_block: int) -> dict[str, Tensor]:
+    """Updates of the UNet's whole weights, by module, under kohya's names; readers add them as they are."""
+    prefix = _PREFIXES[family]["unet"]
+    return {
+        f"{prefix}{module_name('unet', module, family, layers_per_block)}.diff": value
+        for module, value in updates.items()
+    }
+
+
 def _with_one_alpha(modules: dict[str, Parts], settings: dict[str, Any]) -> dict[str, Parts]:
-    """Each module's tensors with its alpha, the same for all of a network."""
+    """Each module's tensors with its alpha, the same for all of a network.
+
+    LoHa and LoKr get the alpha whose scale is 1, and the scale goes into a factor: LyCORIS' own merging (f49d30d)
+    scales them twice.
+    """
     alphas = {module: alpha_of(settings, module, rank_of(parts)) for module, parts in modules.items()}
     found = {}
     for module, parts in modules.items():
-        ((commonest, _),) = Counter(sorted(alphas.values())).most_common(1)
-        share = alphas[module] / commonest
+        rank = rank_of(parts)
+        ((written, _),) = Counter(sorted(alphas.values())).most_common(1)
         scaled = next(part for part in ("lora_up.weight", "hada_w1_a", "lokr_w1", "lokr_w1_a") if part in parts)
-        if rank_of(parts) is None:  # LoKr of two whole factors: readers do not scale it
+        if rank is None:  # LoKr of two whole factors: readers do not scale it
             share = alphas[module] / _config_rank(settings, module)
-        found[module] = {**parts, "alpha": torch.tensor(commonest, dtype=torch.float32)}
+        elif scaled != "lora_up.weight":
+            written = float(rank)
+            share = alphas[module] / rank
+        else:
+            share = alphas[module] / written
+        found[module] = {**parts, "alpha": torch.tensor(written, dtype=torch.float32)}
         if share != 1:
             found[module][scaled] = parts[scaled] * share
         if "dora_scale" in parts:
@@ -142,7 +160,8 @@ def _config_rank(config: dict[str, Any], module: str) -> int:
 def _column(magnitude: Tensor, dimensions: int) -> Tensor:
     """DoRA's magnitude, one a row of the weight, as LyCORIS shapes it: (out, 1) or (out, 1, 1, 1).
 
-    ComfyUI reads it; A1111 takes the norms along the other axis, and diffusers leaves it out (and says so).
+    LyCORIS reads it; ComfyUI divides by another norm, A1111 takes the norms along the other axis (`train/full.py` is
+    for those two), and diffusers leaves it out (and says so).
     """
     return magnitude.reshape(-1, *[1] * (dimensions - 1))
 

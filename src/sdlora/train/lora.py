@@ -172,8 +172,17 @@ def lora_tensors(adapter: Adapter, settings: Train, initial: dict[str, Tensor] |
     for part, found in states.items():
         # peft's own names, which diffusers reads as they are: its older names for attention layers
         # alone, mixed with these for all others, make it skip the attention layers
-        tensors |= {f"{part}.{name}": value.detach().float().cpu().contiguous() for name, value in found.items()}
+        tensors |= {_named(part, name): value.detach().float().cpu().contiguous() for name, value in found.items()}
     return tensors
+
+
+def _named(part: str, name: str) -> str:
+    """A tensor's name in the file: text encoders' with `text_model.`, as transformers 4 and ComfyUI have it.
+
+    transformers 5 flattened CLIPTextModel; diffusers reads the older names there as well.
+    """
+    nested = part == "unet" or name.startswith(("text_model.", "text_projection"))
+    return f"{part}.{name}" if nested else f"{part}.text_model.{name}"
 
 
 def adapter_metadata(settings: Train, parts: tuple[str, ...] = ("unet",)) -> dict[str, Any]:
@@ -202,5 +211,6 @@ def adapter_metadata(settings: Train, parts: tuple[str, ...] = ("unet",)) -> dic
         for part in parts:
             if part != "unet":
                 values = {"r": text.r, "lora_alpha": text.lora_alpha, "target_modules": list(TEXT_ATTENTION)}
+                values |= {"rank_pattern": {}, "alpha_pattern": {}}  # diffusers 0.35 wants them, though empty
                 found |= {f"{part}.{key}": value for key, value in {**values, "peft_type": "LORA"}.items()}
     return found

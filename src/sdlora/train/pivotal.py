@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sdlora import records
 from sdlora.errors import DataError
-from sdlora.train.files import EMBEDDINGS
+from sdlora.train.files import EMBEDDINGS, word_of
 from sdlora.train_section import Pivotal
 
 # Names that A1111 and ComfyUI look for in an SDXL embedding file.
@@ -42,7 +42,7 @@ class LearntRows(nn.Module):
 
 def token_of(trigger: str) -> str:
     """The token that stands for a trigger: 'pixel art avatar' -> '<pixel-art-avatar>'."""
-    return f"<{re.sub(r'[^a-z0-9]+', '-', trigger.lower()).strip('-')}>"
+    return f"<{word_of(trigger)}>"
 
 
 def with_token(text: str, trigger: str) -> str:
@@ -120,9 +120,8 @@ def attach_embeddings(pipeline: Any, path: Path) -> str:
 
 
 def detach_embeddings(pipeline: Any, trigger: str) -> None:
-    """Take a trigger's tokens out again, all of them: diffusers knows `<captain>` and `<captain>_1` as two."""
-    token = token_of(trigger)
+    """Take all of a trigger's tokens out again, so that the next checkpoint's can be put in."""
+    own = re.compile(re.escape(token_of(trigger)) + r"(_\d+)?")
     for _, tokenizer, encoder in list(_encoders(pipeline)):
-        numbered = re.compile(rf"{re.escape(token)}(_\d+)?")
-        tokens = [word for word in tokenizer.get_added_vocab() if numbered.fullmatch(word)]
+        tokens = [token for token in tokenizer.get_added_vocab() if own.fullmatch(token)]
         pipeline.unload_textual_inversion(tokens, tokenizer=tokenizer, text_encoder=encoder)

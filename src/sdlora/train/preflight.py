@@ -1,20 +1,16 @@
 """Predict the memory a training needs before it starts, and say what would make it fit.
 
-python -m sdlora.train.preflight v8        # the phases of a version, from params.yaml
+sdlora preflight v8        # the phases of a version, from params.yaml
 """
 
-import argparse
-import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from sdlora import settings as settings_file
 from sdlora.adapters.base import default_device, quieten
-from sdlora.errors import ParamsError, ResourceError, SdloraError, suggest
-from sdlora.params import Base
+from sdlora.errors import ResourceError
+from sdlora.params import Base, Params
 from sdlora.train.memory import free_bytes
 from sdlora.train.prediction import (
     Demand,
@@ -144,28 +140,17 @@ def table(phases: Sequence[Phase], free: int) -> str:
     return f"{text}\n\nfree now: {free / MIB:.1f} MiB"
 
 
-def main() -> None:
-    """Print the table of one version."""
-    parser = argparse.ArgumentParser(description="predict the memory of a version's training, phase by phase")
-    parser.add_argument("version", help="entry of versions in params.yaml")
-    parser.add_argument("--params", type=Path, default=Path("params.yaml"), help="settings file")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default=default_device(), help="where it would train")
-    args = parser.parse_args()
+def show(params: Params, name: str, device: str | None) -> None:
+    """Print the table of one version, and whether it fits.
+
+    Raises:
+        ResourceError: If it does not fit.
+    """
     quieten()
-    try:
-        params = settings_file.load(args.params)
-        if args.version not in params.versions:
-            raise ParamsError(f"version {args.version!r} is not defined{suggest(args.version, params.versions)}")
-        version = params.versions[args.version]
-        base = params.bases[version.base]
-        device, demand = torch.device(args.device), demand_of_version(version, base)
-        phases = predict(version.train, base, demand, device)
-        around = [encode_phase(version, base, device), *phases, draw_phase(version, base, device)]
-        print(table(around, free_bytes(device)))
-        check(version.train, base, demand, device=args.device, phases=phases)
-    except SdloraError as error:
-        sys.exit(f"error: {error}")
-
-
-if __name__ == "__main__":
-    main()
+    version = params.versions[name]
+    base, where = params.bases[version.base], device or default_device()
+    demand = demand_of_version(version, base)
+    phases = predict(version.train, base, demand, torch.device(where))
+    around = [encode_phase(version, base, torch.device(where)), *phases, draw_phase(version, base, torch.device(where))]
+    print(table(around, free_bytes(torch.device(where))))
+    check(version.train, base, demand, device=where, phases=phases)

@@ -1,42 +1,78 @@
 """From a finished run in the store to `results/<version>`: checkpoints for every tool, and the model card."""
 
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdlora import records
-from sdlora.params import Base
+from sdlora import kohya_set, records
+from sdlora.adapters import load_adapter
+from sdlora.params import Base, Export
 from sdlora.train.card import card
-from sdlora.train.export import read_lora, write_kohya
-from sdlora.train.files import FILE_NAME
+from sdlora.train.dataset import Example
+from sdlora.train.export import read_lora, write_for_tools
+from sdlora.train.files import FILE_NAME, stem_of
+from sdlora.train.full import wants_whole
 from sdlora.train.header import About
 from sdlora.train.loop import Run
 from sdlora.train_section import Train
 
 ABOUT = "about.json"
 EXAMPLES = 3  # captions in the card's widget
+MOST_TAGS = 2000  # of a folder, the commonest: captions without commas are one tag each
 LOSS_STEPS = 50  # the card's losses are means over so many steps
 
 
 def write_about(kept: Path, run: Run, trigger: str) -> Path:
     """Keep what the run's files tell and no recipe says."""
     unet, scale = run.adapter.pipeline.unet.config, run.adapter.pipeline.vae_scale_factor
-    first = run.examples[0]
-    height, width = first.mean[0].shape[-2:] if first.mean else (side // scale for side in first.bucket[::-1])
+    width, height = _size_px(run.examples[0], scale)
     about = About(
         trigger=trigger,
         pictures=len(run.examples),
         captions=tuple(dict.fromkeys(example.text[0] for example in run.examples))[:EXAMPLES],
-        size_px=(width * scale, height * scale),
+        size_px=(width, height),
         prediction_type=run.noising.config.prediction_type,
         cross_attention_dim=unet.cross_attention_dim,
         layers_per_block=unet.layers_per_block,
+        **_dataset(run.examples, trigger, scale),
     )
     records.write_json(kept / ABOUT, vars(about))
     return kept / ABOUT
 
 
+def _size_px(example: Example, scale: int) -> tuple[int, int]:
+    """Width and height of a fitted picture; `scale` pixels are one place of its latents."""
+    if not example.mean:
+        width, height = example.bucket
+        return width // scale * scale, height // scale * scale
+    height, width = example.mean[0].shape[-2:]
+    return width * scale, height * scale
+
+
+def _dataset(examples: Sequence[Example], trigger: str, scale: int) -> dict[str, Any]:
+    """Tags, folders and sizes of the pictures, as kohya's trainer counts them: tags in lower case, once a caption."""
+    tags: dict[str, Counter[str]] = defaultdict(Counter)
+    counts, buckets = Counter[int](), Counter[tuple[int, int]]()
+    for example in examples:
+        counts[example.repeats] += 1
+        buckets[_size_px(example, scale)] += example.repeats
+        own = (tag.strip().lower() for tag in example.text[0].split(","))
+        tags[kohya_set.folder_name(example.repeats, trigger)].update(tag for tag in own if tag)
+    folders = {
+        kohya_set.folder_name(repeats, trigger): {"n_repeats": repeats, "img_count": count}
+        for repeats, count in sorted(counts.items())
+    }
+    sizes = [(*size, count) for size, count in sorted(buckets.items())]
+    return {
+        "tags": {name: dict(tags[name].most_common(MOST_TAGS)) for name in folders},
+        "folders": folders,
+        "buckets": sizes,
+    }
+
+
 def publish(kept: Path, out: Path, recipe: dict[str, Any]) -> list[Path]:
-    """Copy a finished run to `out`, with kohya's file in each checkpoint and the card, both under the version's name.
+    """Copy a finished run to `out`, with the files for other tools and the card, under the version's name.
 
     Runs are kept by what they do, not by their version's name, so the name is written only here.
 
@@ -46,23 +82,27 @@ def publish(kept: Path, out: Path, recipe: dict[str, Any]) -> list[Path]:
     settings = Train.model_validate_json(records.canonical_json(recipe["train"]))
     base = Base.model_validate_json(records.canonical_json(recipe["base"]))
     about = About(**records.read_json(kept / ABOUT))
+    export = Export.model_validate_json(records.canonical_json(recipe.get("export") or {}))
     names = [name for name in records.read_json(kept / "done.json") if name != ABOUT]
     records.publish_folder(kept / "checkpoints", out / "checkpoints")
     for name in names:
         if not name.startswith("checkpoints/"):
-            records.write_bytes(out / name, (kept / name).read_bytes())
-    kohya = []
+            # the export's settings change no LoRA, so they are no part of what is kept
+            own = f"export: {export.model_dump_json()}\n" if name == "config.yaml" else ""
+            records.write_bytes(out / name, (kept / name).read_bytes() + own.encode())
+    for_tools: list[Path] = []
+    unet = load_adapter(base, "cpu").denoiser if settings.lora_type == "dora" and export.dora_whole != "none" else None
     loras = sorted((out / "checkpoints").rglob(FILE_NAME))
     for lora in loras:
         folder, *kind = lora.parent.relative_to(out / "checkpoints").parts
-        name = "-".join([out.name, folder.replace("-", ""), *kind])
-        step = int(folder.removeprefix("step-"))
-        kohya.append(write_kohya(lora, name, step, settings, base, about))
+        name, step = stem_of(out.name, folder, tuple(kind)), int(folder.removeprefix("step-"))
+        whole = unet if wants_whole(export.dora_whole, settings.checkpoint_steps, step) else None
+        for_tools += write_for_tools(lora, name, step, settings, base, about, export, whole)
     identity = str(recipe["base_identity"])
     hub_id = identity.removeprefix("hub:").split("@")[0] if identity.startswith("hub:") else None
-    text = card(out.name, settings, base, hub_id, about, _facts(kept, loras[-1]))
+    text = card(out.name, settings, base, hub_id, about, _facts(kept, loras[-1]), export)
     records.write_text(out / "README.md", text)
-    return [*(out / name for name in names), *(path for path in kohya if path), out / "README.md"]
+    return [*(out / name for name in names), *for_tools, out / "README.md"]
 
 
 def _facts(kept: Path, lora: Path) -> dict[str, str]:

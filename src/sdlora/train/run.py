@@ -13,14 +13,15 @@ from ruamel.yaml import YAML
 from sdlora import algorithms, allocator, choices, provenance, records, store
 from sdlora.adapters import Adapter, load_adapter
 from sdlora.errors import MissingError
+from sdlora.identity import Identity, identity_of, run_key, training_of
 from sdlora.params import Base, Encode, Flip
-from sdlora.train import latents, lora, pivotal, prior, texts
+from sdlora.train import latents, lora, pivotal, preflight, prior, texts
 from sdlora.train.checkpoint import State, clear_leftovers, keep_states, newest_state, save_state, told_when_full
 from sdlora.train.data import prepare_data
 from sdlora.train.dataset import BatchOrder, Example, load_examples
 from sdlora.train.export import write_lora
 from sdlora.train.files import AVERAGE
-from sdlora.train.identity import Identity, identity_of
+from sdlora.train.header import rate_scale
 from sdlora.train.longer import go_on, is_undamaged
 from sdlora.train.loop import Run, holding, replay_of, train_loop
 from sdlora.train.optimizers import Groups, point_to_save
@@ -46,7 +47,7 @@ def train_version(
     Returns:
         The files published.
     """
-    key = provenance.sha256_text(records.canonical_json([recipe, *map(provenance.outputs_identity, inputs)]))[:32]
+    key = run_key(recipe, inputs)
     kept = store.entry("train", key)
     with store.sole_use(kept), told_when_full(kept):
         if (kept / "done.json").exists() and is_undamaged(kept):
@@ -55,7 +56,8 @@ def train_version(
             if (kept / "done.json").exists():  # damaged since: its last state would not bring back its checkpoints
                 shutil.rmtree(kept / "state", ignore_errors=True)
                 (kept / "done.json").unlink()
-            _train(recipe, identity_of(recipe, inputs), folder, base_name, kept)
+            trained = training_of(recipe)
+            _train(trained, identity_of(trained, inputs), folder, base_name, kept)
         published = publish(kept, out, recipe)
     store.keep_newest("train", keep_runs)
     return published
@@ -66,8 +68,6 @@ def _train(recipe: dict[str, Any], identity: Identity, folder: Path, base_name: 
     settings = Train.model_validate_json(records.canonical_json(recipe["train"]))
     base = Base.model_validate_json(records.canonical_json(recipe["base"]))
     flip = Flip.model_validate_json(records.canonical_json(recipe["flip"]))
-    from sdlora.train import preflight  # here, so that `python -m sdlora.train.preflight` finds it unloaded
-
     examples = load_examples(folder, base_name, settings.cache_latents)
     preflight.check(settings, base, preflight.demand_of(examples, settings, base))
     encode = Encode.model_validate_json(records.canonical_json(recipe["encode"] or {}))
@@ -126,8 +126,7 @@ def _add_trained(adapter: Adapter, settings: Train, base: Base, trigger: str) ->
         pipeline.unet.enable_gradient_checkpointing()
         if adapter.device.type == "cpu":
             allocator.give_large_blocks_back()  # who computes twice wants memory rather than speed
-    # Prodigy finds its own rate, whatever the size of the base
-    scale = 1.0 if settings.optimizer == "prodigy" else base.learning_rate_scale
+    scale = rate_scale(settings, base)
     groups = lora.parameter_groups(adapter, settings, scale)
     if settings.pivotal is not None:
         rate = settings.pivotal.learning_rate * scale

@@ -6,6 +6,8 @@ from typing import Any
 from sdlora import provenance, records
 
 Identity = dict[str, Any]
+#: Names that an update of sdlora or of a package changes, and nobody's settings or data.
+UPDATED = ("code", "software.", "entries")
 
 
 def identity_of(recipe: dict[str, Any], inputs: list[Path]) -> Identity:
@@ -13,6 +15,17 @@ def identity_of(recipe: dict[str, Any], inputs: list[Path]) -> Identity:
     named = _dotted(recipe)
     named |= {f"dataset.{path.stem}": provenance.outputs_identity(path) for path in inputs}
     return named
+
+
+def training_of(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of the stage train without what only its files are made by: those are made anew, not the LoRA."""
+    return {name: value for name, value in recipe.items() if name != "export"}
+
+
+def run_key(recipe: dict[str, Any], inputs: list[Path]) -> str:
+    """Where the store keeps a training: what trains it and what its inputs are."""
+    parts = [training_of(recipe), *map(provenance.outputs_identity, inputs)]
+    return provenance.sha256_text(records.canonical_json(parts))[:32]
 
 
 def section(identity: Identity, name: str) -> dict[str, Any]:

@@ -1,0 +1,113 @@
+"""The command `sdlora`: everything that is no job of the DAG."""
+
+import argparse
+import importlib.util
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from sdlora import settings
+from sdlora.errors import ParamsError, SdloraError, suggest
+
+
+def main(words: list[str] | None = None) -> None:
+    """Run a command; a mistake is a sentence on stderr and exit code 1."""
+    args = _parser().parse_args(words)
+    try:
+        args.run(args)
+    except SdloraError as error:
+        sys.exit(f"error: {error}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sdlora", description="What a user does beside `snakemake` and `dvc`.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    accept = command("accept", _accept, "keep a version's results after an update of sdlora or of a package")
+    accept.add_argument("versions", nargs="+", metavar="VERSION")
+    accept.add_argument("--yes", action="store_true", help="do not ask")
+    command("check", _check, "say what is wrong in params.yaml, if anything is")
+    docs = command("docs", _docs, "print a page that is made from the schema of params.yaml")
+    docs.add_argument("page", choices=("params", "training"))
+    command("doctor", _doctor, "say what is installed: Python, torch and its device, the browser, DVC, disk")
+    preflight = command("preflight", _preflight, "predict the memory of a version's training, phase by phase")
+    preflight.add_argument("version", metavar="VERSION")
+    preflight.add_argument("--device", choices=("cpu", "cuda"), help="where it would train (default: as it will)")
+    versions = command("versions", _versions, "the table of all versions as Markdown")
+    versions.add_argument("table", type=Path, nargs="?", default=Path("results/report/versions.csv"))
+    return parser
+
+
+def _accept(args: argparse.Namespace) -> None:
+    from sdlora import accept
+
+    accept.run(args.versions, args.yes)
+
+
+def _check(args: argparse.Namespace) -> None:
+    settings.load(Path("params.yaml"))
+
+
+def _docs(args: argparse.Namespace) -> None:
+    from sdlora.training_page import training_page
+
+    print(settings.reference_page() if args.page == "params" else training_page(), end="")
+
+
+def _preflight(args: argparse.Namespace) -> None:
+    params = settings.load(Path("params.yaml"))
+    if args.version not in params.versions:
+        raise ParamsError(f"there is no version {args.version!r}{suggest(args.version, params.versions)}")
+    from sdlora.train import preflight  # imports torch
+
+    preflight.show(params, args.version, args.device)
+
+
+def _versions(args: argparse.Namespace) -> None:
+    from sdlora import records
+    from sdlora.report.versions import markdown
+
+    if not args.table.is_file():
+        raise ParamsError(f"there is no table {args.table}; `snakemake results/report/index.html` makes it")
+    print(markdown(records.read_csv(args.table)), end="")
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    for name, found in facts():
+        print(f"{name:<10} {found}")
+
+
+def facts() -> Iterator[tuple[str, str]]:
+    """What a run depends on and a bug report needs."""
+    yield "python", f"{platform.python_version()} at {sys.executable}"
+    yield "system", f"{platform.system()} {platform.machine()}"
+    for name in ("sdlora", "snakemake", "dvc", "torch", "diffusers", "transformers", "peft", "bitsandbytes"):
+        try:
+            yield name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            yield name, "not installed"
+    yield "device", _device()
+    for name in ("git", "chromium", "chromedriver"):
+        yield name, shutil.which(name) or "not found"
+    free = shutil.disk_usage(".").free / 2**30
+    yield "disk", f"{free:.1f} GiB are free here"
+
+
+def _device() -> str:
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
+    import torch
+
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        return f"{torch.cuda.get_device_name()}, capability {major}.{minor}, CUDA {torch.version.cuda}"
+    built = f"torch was built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is a CPU build"
+    return f"CPU, {torch.get_num_threads()} threads ({built})"

@@ -1,0 +1,40 @@
+"""The held-out style is recognised in its own pictures and in no others."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tools.tiny_base import datasets, style, styles, world
+
+from sdlora import records
+from sdlora.errors import DataError
+from sdlora.pictures import png_bytes
+
+
+@pytest.fixture(scope="module")
+def known() -> style.Candidates:
+    return style.candidates(64)
+
+
+def test_the_candidates_are_as_many_of_each_style(known: style.Candidates) -> None:
+    assert {name: known.styles.count(name) for name in known.styles} == dict.fromkeys(
+        (styles.HELD_OUT_STYLE, *styles.STYLES), style.EACH
+    )
+
+
+def test_the_style_is_recognised_in_its_own_pictures_alone(known: style.Candidates) -> None:
+    own = [world.draw(picture, 64) for picture in datasets.pixel_avatars(6, 0)]
+    assert style.recognised(own, known) == 1.0
+    others = [world.draw(world.sample(index, 0), 64) for index in range(12)]
+    assert style.recognised(others, known) == 0.0
+    assert style.recognised([own[0], others[0]], known) == 0.5
+
+
+def test_samples_are_read_by_step(tmp_path: Path) -> None:
+    picture = Image.fromarray(np.full((64, 64, 3), 7, np.uint8))
+    records.write_bytes(tmp_path / "samples/step-000100/a.png", png_bytes(picture))
+    records.write_jsonl(tmp_path / "samples/index.jsonl", [{"step": 100, "file": "step-000100/a.png"}])
+    assert np.array_equal(np.asarray(style.read_samples(tmp_path, 100)[0]), np.asarray(picture))
+    with pytest.raises(DataError, match="no samples of step 0"):
+        style.read_samples(tmp_path, 0)

@@ -1,0 +1,97 @@
+"""How many heads of a character a picture shows: where its drawn head correlates with the picture.
+
+It answers for heads of this character alone: those of others correlate at 0.5 or so, and are not counted.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import conv2d, interpolate, pad
+
+from tools.tiny_base import world
+from tools.tiny_base.pictures import Pixels
+from tools.tiny_base.world import Picture
+
+SCALES = tuple(0.58 + 0.07 * step for step in range(11))
+THRESHOLD = 0.55  # drawn heads of one character correlate at 0.59 and more, what else is in its pictures below 0.5
+APART = 0.5  # heads' middles are farther apart than this share of a head's height
+
+
+@dataclass(frozen=True)
+class Head:
+    """A drawn head to look for: its pixels, and which of them are the head's."""
+
+    pixels: Tensor  # (3, h, w) in [0, 1]
+    mask: Tensor  # (1, h, w), 1 inside
+
+
+def head_of(picture: Picture, size_px: int) -> Head:
+    """The head of a picture, as it is drawn in a square of `size_px`: an oval around its face box."""
+    left, top, right, bottom = world.face_box(picture, size_px)
+    around = round(0.08 * (right - left))  # hair at the sides
+    left, right, top = max(0, left - around), min(size_px, right + around), max(0, top)
+    pixels = np.asarray(world.draw(picture, size_px), np.float32)[top:bottom, left:right] / 255
+    height, width = pixels.shape[:2]
+    y, x = np.mgrid[:height, :width]
+    inside = ((y + 0.5) / height * 2 - 1) ** 4 + ((x + 0.5) / width * 2 - 1) ** 4 < 1
+    return Head(torch.from_numpy(pixels.copy()).permute(2, 0, 1), torch.from_numpy(inside.astype(np.float32))[None])
+
+
+def correlation(image: Tensor, head: Head) -> Tensor:
+    """Masked correlation coefficient of a head with each place of a picture.
+
+    Args:
+        image: (3, H, W) in [0, 1].
+        head: Its mean colour inside the mask is taken out, as is the picture's at each place.
+
+    Returns:
+        (H, W) in [-1, 1], by where the head's middle is.
+    """
+    height, width = head.mask.shape[1:]
+    edges = (width // 2, width - 1 - width // 2, height // 2, height - 1 - height // 2)
+    around = pad(image[None], edges, mode="replicate")
+    count = head.mask.sum()
+    mask = head.mask.expand(3, -1, -1)[:, None]  # a filter for each channel
+    template = (head.pixels - (head.pixels * head.mask).sum((1, 2), keepdim=True) / count) * head.mask
+    sums = conv2d(around, mask, groups=3)
+    squares = conv2d(around.square(), mask, groups=3)
+    variance = (squares - sums.square() / count).sum(1).clamp(min=0)
+    product = conv2d(around, template[None])[0]
+    norm = template.square().sum() * variance
+    return (product / norm.clamp(min=1e-6).sqrt() * (variance > 1e-3 * count)).squeeze(0)
+
+
+def _scaled(head: Head, scale: float) -> Head:
+    size = [max(4, round(side * scale)) for side in head.mask.shape[1:]]
+    pixels = interpolate(head.pixels[None], size, mode="bilinear", antialias=True)[0]
+    return Head(pixels.clamp(0, 1), interpolate(head.mask[None], size, mode="nearest")[0])
+
+
+def places(image: Pixels | Image.Image, head: Head) -> list[tuple[int, int, float]]:
+    """(x, y, correlation) of each head in a picture, the plainest first.
+
+    Args:
+        image: (H, W, 3) uint8.
+        head: Of a picture of the same size.
+    """
+    pixels = torch.from_numpy(np.asarray(image, np.float32) / 255).permute(2, 0, 1)
+    found: list[tuple[float, int, int, float]] = []
+    for scale in SCALES:
+        one = _scaled(head, scale)
+        score: NDArray[np.float32] = correlation(pixels, one).numpy()
+        for y, x in np.argwhere(score > THRESHOLD):
+            found.append((float(score[y, x]), int(x), int(y), APART * one.mask.shape[1]))
+    kept: list[tuple[float, int, int, float]] = []
+    for value, x, y, reach in sorted(found, reverse=True):
+        if all((x - a) ** 2 + (y - b) ** 2 > max(reach, other) ** 2 for _, a, b, other in kept):
+            kept.append((value, x, y, reach))
+    return [(x, y, value) for value, x, y, _ in kept]
+
+
+def count(image: Pixels | Image.Image, head: Head) -> int:
+    """How many heads a picture shows."""
+    return len(places(image, head))

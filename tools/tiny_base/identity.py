@@ -1,0 +1,171 @@
+"""Whether a LoRA learnt who a character is: `python -m tools.tiny_base.identity captain results/v8`.
+
+A character's pictures are drawn, so everything that can be asked of a sample has an exact truth beside it:
+the same picture of another identity, without the patch or the hat, or with hair of another colour.
+"""
+
+import argparse
+import colorsys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sdlora import records
+from sdlora.errors import DataError
+from sdlora.pictures import read_rgb
+from tools.tiny_base import heads, measures
+from tools.tiny_base.characters import CHARACTERS, Character, padded, portrait, portraits, strangers
+from tools.tiny_base.datasets import REFERENCES, TRAIN
+from tools.tiny_base.pictures import Pixels
+from tools.tiny_base.world import Picture
+
+HUE_DEGREES = 15.0
+#: A pixel shows the mark when it is nearer to the mark's colour than to what is below it, and this near (RGB, 0 … 255).
+NEAR = 60.0
+SHARE_OF_MARK = 0.5
+LEAST_SATURATION = 0.2  # below it, a hue says nothing
+
+Mask = NDArray[np.bool_]
+Colours = NDArray[np.float64] | Pixels  # (H, W, 3), 0 … 255
+
+
+@dataclass(frozen=True)
+class Case:
+    """A sample, and the picture whose caption it was drawn from."""
+
+    drawn: Pixels  # (S, S, 3)
+    picture: Picture
+
+
+def differing(one: Colours, other: Colours, least: float = 40.0) -> Mask:
+    """Pixels (H, W) whose colours are farther apart than `least` (RGB, 0 … 255)."""
+    return np.asarray(np.linalg.norm(one.astype(np.float64) - other.astype(np.float64), axis=-1) > least)
+
+
+def has_mark(case: Case, character: Character) -> bool:
+    """Whether a sample shows the patch or the hat where the truth has it; a shift of two pixels is forgiven."""
+    size = len(case.drawn)
+    truth = portrait(case.picture, character.aspect, size).astype(np.float64)
+    below = portrait(character.without_mark(case.picture), character.aspect, size).astype(np.float64)
+    mask = differing(truth, below)
+    shares = []
+    for dy in range(-2, 3):
+        for dx in range(-2, 3):
+            moved = np.roll(case.drawn.astype(np.float64), (dy, dx), (0, 1))[mask]
+            to_mark = np.linalg.norm(moved - truth[mask], axis=-1)
+            to_below = np.linalg.norm(moved - below[mask], axis=-1)
+            shares.append(float(((to_mark < to_below) & (to_mark < NEAR)).mean()))
+    return max(shares) >= SHARE_OF_MARK
+
+
+def hue_error(case: Case, character: Character) -> float:
+    """Degrees between a sample's hair and the true one's hue, where the truth has hair; 180 where it has no hue."""
+    size = len(case.drawn)
+    truth = portrait(case.picture, character.aspect, size)
+    dyed = []
+    for colour in ("#f7f7f7", "#151515"):
+        options = {**case.picture.options, "hairColor": [colour]}
+        dyed.append(portrait(replace(case.picture, options=options), character.aspect, size))
+    hair = differing(dyed[0], dyed[1], 150.0)
+    true, drawn = (_hue(picture[hair]) for picture in (truth, case.drawn))
+    if true is None or drawn is None:
+        return 180.0
+    apart = float(abs(true - drawn) % 360)
+    return min(apart, 360 - apart)
+
+
+def _hue(colours: Pixels) -> float | None:
+    """Degrees of the median colour of (N, 3), or None where it is grey."""
+    hue, saturation, _ = colorsys.rgb_to_hsv(*(np.median(colours, axis=0) / 255))
+    return None if saturation < LEAST_SATURATION else 360 * hue
+
+
+def own_is_nearest(case: Case, character: Character) -> dict[str, bool]:
+    """Whether the truth is nearer than 19 strangers with the same caption, by pixels and by features."""
+    size = len(case.drawn)
+    others = strangers(character, case.picture, measures.CANDIDATES - 1)
+    truths = np.stack([portrait(one, character.aspect, size) for one in (case.picture, *others)])
+    image = Image.fromarray(case.drawn)
+    return {
+        "pixels": int(measures.pixel_distances([image], truths)[0].argmin()) == 0,
+        "features": int(measures.feature_distances([image], truths)[0].argmin()) == 0,
+    }
+
+
+def head_count(case: Case, character: Character) -> int:
+    """How many of the character's heads a sample shows."""
+    return heads.count(case.drawn, heads.head_of(padded(case.picture, character.aspect), len(case.drawn)))
+
+
+def figures(cases: Sequence[Case], character: Character) -> dict[str, float | int]:
+    """The shares of samples that pass each question."""
+    nearest = [own_is_nearest(case, character) for case in cases]
+    counts = [head_count(case, character) for case in cases]
+    rows = {
+        "own_by_pixels": [one["pixels"] for one in nearest],
+        "own_by_features": [one["features"] for one in nearest],
+        "mark_present": [has_mark(case, character) for case in cases],
+        "hue_within_15_degrees": [hue_error(case, character) <= HUE_DEGREES for case in cases],
+        "one_head": [number == 1 for number in counts],
+        "two_heads": [number > 1 for number in counts],
+    }
+    return {"samples": len(cases), **{name: round(float(np.mean(row)), 4) for name, row in rows.items()}}
+
+
+def references(character: Character) -> dict[str, Picture]:
+    """The held-out pictures by the name that the dataset gives them."""
+    held_out = portraits(character, TRAIN + REFERENCES, 0)[TRAIN:]
+    return {f"references/{number:03d}.png": picture for number, picture in enumerate(held_out, start=1)}
+
+
+def read_cases(character: Character, manifest: Path, version: Path, step: int) -> list[Case]:
+    """A version's samples at a step, each with its truth.
+
+    Args:
+        character: Whose dataset the version learnt.
+        manifest: The dataset's `manifest.jsonl`: which picture has which id.
+        version: Its folder of results.
+        step: 0 is the base.
+
+    Raises:
+        DataError: If there are no samples of that step, or they are of other pictures.
+    """
+    pictures = references(character)
+    names = {row["id"]: row["name"] for row in records.read_jsonl(manifest)}
+    rows = [row for row in records.read_jsonl(version / "samples" / "index.jsonl") if row["step"] == step]
+    if not rows:
+        raise DataError(f"{version}: no samples of step {step} in samples/index.jsonl")
+    unknown = sorted({row["reference"] for row in rows if names.get(row["reference"]) not in pictures})
+    if unknown:
+        raise DataError(f"{version}: {unknown[0]} is not a reference of {character.trigger} in {manifest}")
+    return [
+        Case(np.asarray(read_rgb(version / "samples" / row["file"])), pictures[names[row["reference"]]]) for row in rows
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("character", choices=sorted(CHARACTERS))
+    parser.add_argument("versions", nargs="+", type=Path, help="folders of results, one a training seed")
+    parser.add_argument("--manifest", type=Path, help="default: data/sets/CHARACTER/manifest.jsonl")
+    parser.add_argument("--step", type=int, help="default: each version's best.json")
+    parser.add_argument("--out", type=Path, default=Path("results/base/identity.json"))
+    args = parser.parse_args()
+    character = CHARACTERS[args.character]
+    manifest = args.manifest or Path(f"data/sets/{args.character}/manifest.jsonl")
+    cases: dict[str, list[Case]] = {"step_0": [], "chosen": []}
+    for version in args.versions:
+        step = args.step if args.step is not None else records.read_json(version / "best.json")["best_step"]
+        cases["step_0"] += read_cases(character, manifest, version, 0)
+        cases["chosen"] += read_cases(character, manifest, version, step)
+    found = {name: figures(rows, character) for name, rows in cases.items()}
+    records.write_json(args.out, found)
+    print(records.canonical_json(found))
+
+
+if __name__ == "__main__":
+    main()
