@@ -51,7 +51,7 @@ combinations. Avatars wear hats, glasses and small things, and their hair has an
 | decoder alone | {recipe.decoder_steps} | {recipe.decoder_batch} | {recipe.decoder_learning_rate:g} | the same |
 | UNet, text encoder | {recipe.unet_steps} | {recipe.unet_batch} | {recipe.unet_learning_rate:g} | epsilon, min-SNR |
 
-The VAE's loss is L1 + 0.5 x the gradients' difference + 2 x the squared error. Weights are averages (EMA) of
+The VAE's loss is L1 + 0.5 x the gradients' difference + 10 x the squared error. Weights are averages (EMA) of
 {recipe.vae_ema_decay:g} for the VAE and {recipe.unet_ema_decay:g} for the UNet. min-SNR's gamma is
 {recipe.min_snr_gamma:g}; the noise has an offset of {recipe.noise_offset:g}.
 
