@@ -34,6 +34,7 @@ defaults:
   train: {optimizer: adamw8bit, lr_schedule: constant, steps: 4, checkpoint_every: 2, learning_rate: 1e-3}
   sample: {inference_steps: 3, max_references: 2, hires: {factor: 1.5, denoising_strength: 0.35}}
   evaluate: {bootstrap_samples: 100}
+presets: {}
 versions:
   a:
     train: {rank: 2}

@@ -29,7 +29,7 @@ CHANGES: dict[str, tuple[tuple[str, str], ...]] = {
 TEXT = SMALL.replace("  a:\n", "  a:\n    preset: mine\n", 1).replace(
     "datasets:\n", "  other: {model: models/tiny-sd, family: sd, size_px: 96, captioner: models/tiny-blip}\ndatasets:\n"
     "  other:\n    sources: [{kind: folder, path: data/other}]\n    trigger: x\n    held_out: references\n", 1
-).replace("versions:\n", "presets:\n  mine: {train: {noise: [offset]}}\nversions:\n", 1)  # fmt: skip
+).replace("presets: {}\n", "presets:\n  mine: {train: {noise: [offset]}}\n", 1)  # fmt: skip
 
 
 def recipes(folder: Path, *changes: tuple[str, str]) -> list[object]:

@@ -33,7 +33,7 @@ def make_dataset(folder: Path) -> list[Path]:
     records.write_jsonl(folder / "train/metadata.jsonl", captions)
     records.write_jsonl(folder / "latents/index-tiny.jsonl", rows)
     made = folder / "made/flip.json"
-    records.write_json(made, {"outputs": {"captions": "1"}})
+    records.write_json(made, {"recipe": "", "inputs": {}, "outputs": {"captions": "1"}})
     return [made]
 
 
