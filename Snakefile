@@ -1,5 +1,4 @@
 # The DAG: images -> results/<version>/metrics.csv. Rules lie in workflow/rules, one file per stage.
-import os
 import re
 import sys
 from pathlib import Path
@@ -10,12 +9,12 @@ from snakemake.utils import min_version
 min_version("9.0")
 SOURCE = str(Path(workflow.basedir) / "src")
 sys.path.insert(0, SOURCE)
-# The scripts import the code that the recipes hash, whatever is installed.
-os.environ["PYTHONPATH"] = os.pathsep.join([SOURCE, *filter(None, [os.environ.get("PYTHONPATH")])])
 
-from sdlora import errors, guard, inputs, plan, provenance, settings
+from sdlora import command, errors, guard, inputs, plan, provenance, settings
 from sdlora.errors import SdloraError
 from sdlora.params import RESULTS_OF_ALL
+
+command.run_code_of(SOURCE)
 
 if config:
     raise WorkflowError(

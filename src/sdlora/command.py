@@ -3,6 +3,7 @@
 import argparse
 import errno
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -46,6 +47,12 @@ def run(work: Work, **arguments: type) -> None:
             f"error: {error.filename or args.made}: {error.strerror}; what was finished is kept, so mend that and "
             f"run the same command again"
         )
+
+
+def run_code_of(source: str) -> None:
+    """Have the scripts that this process starts import the code that the recipes hash, whatever is installed."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([source, *([before] if before else [])])
 
 
 def check_code(recipe: dict[str, Any], script: Path) -> None:

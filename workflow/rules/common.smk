@@ -22,8 +22,7 @@ def with_references(wildcards):
     if PARAMS.datasets[dataset].held_out == 0:
         sys.exit(
             f"error: datasets.{dataset}.held_out is 0, so version {wildcards.version} has no references to be measured "
-            f"against; set it to a number of pictures or to a subfolder's name (results/{wildcards.version}"
-            f"/train_log.csv needs none)"
+            f"against; set it to a number of pictures or to a subfolder's name, or ask for train_log.csv alone"
         )
     return recipe("results/{version}/made/sample.json")(wildcards)
 
