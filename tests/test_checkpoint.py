@@ -205,12 +205,12 @@ def test_a_state_of_another_run_is_refused_by_name(tmp_path: Path, name: str, va
 
 
 def test_identity_names_every_value_of_the_recipe(tmp_path: Path) -> None:
-    records.write_json(tmp_path / "flip.json", {"outputs": {"a": "1"}})
+    records.write_json(tmp_path / "flip.json", {"recipe": "", "inputs": {}, "outputs": {"a": "1"}})
     recipe = {"code": "c", "train": {"rank": 4, "betas": [0.9, 0.99], "extra": {"x": 1}}, "software": {"torch": "2"}}
     identity = identity_of(recipe, [tmp_path / "flip.json"])
     assert {"code", "train.rank", "train.betas", "train.extra.x", "software.torch", "dataset.flip"} == identity.keys()
     assert section(identity, "train") == recipe["train"]
-    records.write_json(tmp_path / "flip.json", {"outputs": {"a": "2"}})
+    records.write_json(tmp_path / "flip.json", {"recipe": "", "inputs": {}, "outputs": {"a": "2"}})
     assert differing(identity, identity_of(recipe, [tmp_path / "flip.json"])) == ["dataset.flip"]
 
 

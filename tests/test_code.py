@@ -61,7 +61,7 @@ NEW_FUNCTION = "\n\ndef unheard_of(x: int) -> int:\n    return x + 1\n"
         ("train/attach.py", "set_scale(NAME, scale)", "set_scale(NAME, 1.0)", {"sample"}),
         ("choices.py", "sdlora.evaluate.ssim:ssim", "sdlora.evaluate.psnr:psnr_db", set()),
         ("report/templates/index.html", "<h1>", "<h1 class='x'>", {"report"}),
-        ("records.py", "indent=1", "indent=2", {*STAGES} - {"flip", "report"}),  # they write no such JSON
+        ("records.py", "indent=1", "indent=2", {*STAGES} - {"flip"}),  # it writes no such JSON
         ("train/optimizers.py", "import AdamW8bit", "import Adam8bit as AdamW8bit", {"train"}),
         # entries that are not chosen
         ("train/optimizers.py", "import Lion", "import Lion8bit as Lion", set()),

@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 
 import pytest
-from small_set import captain, edited, make_set
+from small_set import captain, edited, make_set, picture_id
 
 from sdlora import kohya_set, plan, provenance, records
 from sdlora.flip import flip_dataset
 from sdlora.provenance import write_made
 
 TRIGGER = "captain / hat"
+ONE, TWO, THREE = (picture_id(number) for number in range(3))
 CAPTIONS = ["captain, left\nsecond line", 'captain; a "hat"', "captain, é 日本"]
 
 
@@ -28,17 +29,17 @@ def names_in(place: Path) -> list[str]:
 def test_captions_lie_beside_the_pictures(folder: Path) -> None:
     files = flip_dataset(folder, True, True, "kohya", ["folders", TRIGGER])
     place = folder / "kohya"
-    pictures = [f"1_captain _ hat/p0{side}.png" for side in ("", ".flip")]
-    pictures += [f"3_captain _ hat/p{number}{side}.png" for number in (1, 2) for side in ("", ".flip")]
+    pictures = [f"1_captain _ hat/{ONE}{side}.png" for side in ("", ".flip")]
+    pictures += [f"3_captain _ hat/{name}{side}.png" for name in (TWO, THREE) for side in ("", ".flip")]
     texts = [name.removesuffix(".png") + ".txt" for name in pictures]
     assert names_in(place) == sorted(pictures + texts)
     assert {path for path in files if "kohya" in path.parts} == {place / name for name in pictures + texts}
     for name in pictures:
         assert (place / name).read_bytes() == (folder / "train" / Path(name).name).read_bytes()
     # kohya's trainer takes the first line of a text for the caption
-    assert (place / "1_captain _ hat/p0.txt").read_text("utf-8") == "captain, left second line\n"
-    assert (place / "1_captain _ hat/p0.flip.txt").read_text("utf-8") == "captain, right second line\n"
-    assert (place / "3_captain _ hat/p2.txt").read_text("utf-8") == "captain, é 日本\n"
+    assert (place / f"1_captain _ hat/{ONE}.txt").read_text("utf-8") == "captain, left second line\n"
+    assert (place / f"1_captain _ hat/{ONE}.flip.txt").read_text("utf-8") == "captain, right second line\n"
+    assert (place / f"3_captain _ hat/{THREE}.txt").read_text("utf-8") == "captain, é 日本\n"
 
 
 def test_metadata_names_each_picture_and_nothing_is_left_over(folder: Path) -> None:
@@ -47,12 +48,12 @@ def test_metadata_names_each_picture_and_nothing_is_left_over(folder: Path) -> N
     place = folder / "kohya"
     assert names_in(place) == sorted(
         [f"{name}/metadata.json" for name in ("1_captain _ hat", "3_captain _ hat")]
-        + ["1_captain _ hat/p0.png", "3_captain _ hat/p1.png", "3_captain _ hat/p2.png"]
+        + [f"1_captain _ hat/{ONE}.png", f"3_captain _ hat/{TWO}.png", f"3_captain _ hat/{THREE}.png"]
     )
     told = json.loads((place / "3_captain _ hat/metadata.json").read_text("utf-8"))
     assert told == {
-        "p1.png": {"caption": 'captain; a "hat"', "image_size": [64, 64]},
-        "p2.png": {"caption": "captain, é 日本", "image_size": [64, 64]},
+        f"{TWO}.png": {"caption": 'captain; a "hat"', "image_size": [64, 64]},
+        f"{THREE}.png": {"caption": "captain, é 日本", "image_size": [64, 64]},
     }
     flip_dataset(folder, False, True, "kohya")
     assert not place.exists()
@@ -86,7 +87,7 @@ def test_the_option_makes_no_training_stale(tmp_path: Path, monkeypatch: pytest.
         records.write_text(path, "x")
     found = []
     for count in (1, 2):
-        write_made(made, "recipe", [], outputs[:count])
+        write_made(made, "{}", [], outputs[:count])
         found.append(provenance.outputs_identity(made))
     assert found[0] == found[1]
     assert len(records.read_json(made)["outputs"]) == 2, "but a missing file is noticed"

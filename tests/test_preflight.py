@@ -186,9 +186,12 @@ def test_free_memory_is_what_the_system_has() -> None:
     assert 0 < memory.free_bytes(CPU) <= psutil.virtual_memory().total
 
 
+SDLORA = "from sdlora.cli import main; main()"
+
+
 def test_a_version_shows_its_table() -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-m", "sdlora.train.preflight", "v8", "--device", "cpu"],
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", SDLORA, "preflight", "v8", "--device", "cpu"],
         cwd=ROOT, env={**environment(), "PYTHONPATH": str(ROOT / "src")}, text=True, capture_output=True, check=True,
     )  # fmt: skip
     lines = done.stdout.splitlines()
@@ -196,7 +199,7 @@ def test_a_version_shows_its_table() -> None:
     totals = [float(cell) for cell in next(line for line in lines if "total" in line).split("|")[2:-1]]
     assert all(50 < total < 500 for total in totals)
     wrong = subprocess.run(
-        [sys.executable, "-m", "sdlora.train.preflight", "v88"],
+        [sys.executable, "-c", SDLORA, "preflight", "v88"],
         cwd=ROOT, env={**environment(), "PYTHONPATH": str(ROOT / "src")}, text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert wrong.returncode == 1 and "did you mean v8" in wrong.stderr

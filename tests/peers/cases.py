@@ -15,8 +15,8 @@ from conftest import ROOT
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lycoris_utils import LycorisLayer
-from sdlora.base import readers
 from shapes import small_vae
+from tools.tiny_base import readers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
