@@ -15,7 +15,7 @@ from typing import Any
 
 from sdlora import guard, plan, provenance, records, settings, store
 from sdlora.errors import DataError, ParamsError, suggest
-from sdlora.identity import UPDATED, Identity, differing, identity_of, run_key, told, training_of
+from sdlora.identity import UPDATED, Identity, differing, identity_of, is_update, run_key, told, training_of
 from sdlora.params import Params
 from sdlora.provenance import FileHashes, Job, Made
 
@@ -138,7 +138,7 @@ def _stopped(job: Job) -> Iterator[Change]:
     for run in runs:
         manifest = None if (run / "done.json").exists() else newest_manifest(run)
         names = differing(manifest.identity, wanted) if manifest else []
-        if manifest and names and all(name.startswith(UPDATED) for name in names):
+        if manifest and names and is_update(names):
             yield Change(job, None, tuple(names), manifest.identity, run)
             return
 

@@ -1,5 +1,6 @@
 """What a run is, by name: settings, base, data, code and packages, so that a refusal can say what differs."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,11 @@ def identity_of(recipe: dict[str, Any], inputs: list[Path]) -> Identity:
     named = _dotted(recipe)
     named |= {f"dataset.{path.stem}": provenance.outputs_identity(path) for path in inputs}
     return named
+
+
+def is_update(names: Iterable[str]) -> bool:
+    """Whether all that differs is what an update of sdlora or of a package changes."""
+    return all(name.startswith(UPDATED) for name in names)
 
 
 def training_of(recipe: dict[str, Any]) -> dict[str, Any]:

@@ -8,14 +8,14 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from sdlora import choices, provenance, records, store
 from sdlora.errors import DataError
-from sdlora.identity import UPDATED, Identity, differing, section, told
+from sdlora.identity import UPDATED, Identity, differing, is_update, section, told
 from sdlora.train.checkpoint import Manifest, State, newest_manifest, read_state, save_state
 from sdlora.train_section import Train
 
 #: Names that may differ between a run and a longer one. The schedule is compared rate by rate instead.
 LENGTH = {"train.steps", "train.checkpoint_every", "train.lr_stages", "checkpoint_steps"}
 #: Names that change under a run without anybody editing its settings.
-SURROUNDINGS = ("code", "software.", "base_identity", "threads", "dataset.")
+SURROUNDINGS = (*UPDATED, "base_identity", "threads", "dataset.")
 
 
 def go_on(kept: Path, identity: Identity, settings: Train) -> State | None:
@@ -46,15 +46,11 @@ def go_on(kept: Path, identity: Identity, settings: Train) -> State | None:
                 said.append(f"{run} is the same but for its length ({manifest.step} steps), but {reason}")
         elif not done and all(name.startswith(SURROUNDINGS) for name in names):
             changes = told(names, manifest.identity, identity)
-            way = "; to go on with it all the same, say `sdlora accept VERSION`" if _is_update(names) else ""
+            way = "; to go on with it all the same, say `sdlora accept VERSION`" if is_update(names) else ""
             said.append(f"{run} stopped at step {manifest.step}, but going on would mix two trainings: {changes}{way}")
     for line in said:
         print(f"train: {line}; training from the start", flush=True)
     return None
-
-
-def _is_update(names: list[str]) -> bool:
-    return all(name.startswith(UPDATED) for name in names)
 
 
 def is_undamaged(run: Path) -> bool:
