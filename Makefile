@@ -39,7 +39,7 @@ test: $(INSTALLED) check browser
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 browser: $(INSTALLED)
-	@found='from sdlora.scrape import selenium; print(selenium.installed())'; \
+	@found='from sdlora.stages.scrape import selenium; print(selenium.installed())'; \
 	$(BIN)/python -c "$$found" 2>/dev/null && exit 0; \
 	as_root=; [ "$$(id -u)" = 0 ] || as_root="sudo -n"; \
 	if command -v apt-get >/dev/null && $$as_root true 2>/dev/null; then \

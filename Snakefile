@@ -10,9 +10,11 @@ min_version("9.0")
 SOURCE = str(Path(workflow.basedir) / "src")
 sys.path.insert(0, SOURCE)
 
-from sdlora import command, errors, guard, inputs, plan, provenance, settings
+from sdlora import errors
+from sdlora.config.load import load
+from sdlora.config.params import RESULTS_OF_ALL
 from sdlora.errors import SdloraError
-from sdlora.params import RESULTS_OF_ALL
+from sdlora.flow import command, freshness, inputs, lock, plan
 
 command.run_code_of(SOURCE)
 
@@ -27,11 +29,11 @@ logger.addFilter(lambda record: "provenance/metadata" not in record.getMessage()
 # While another run is at work its recipes stay as they are: a dry run then shows the plan as it was.
 try:
     inputs.check_place(Path(workflow.basedir))
-    PARAMS = settings.load(Path("params.yaml"))
+    PARAMS = load(Path("params.yaml"))
     inputs.check(PARAMS)
     JOBS = plan.jobs(PARAMS)
-    if workflow.is_main_process and guard.acquire(sys.argv[1:]):
-        provenance.settle(JOBS)
+    if workflow.is_main_process and lock.acquire(sys.argv[1:]):
+        freshness.settle(JOBS)
 except SdloraError as error:
     raise WorkflowError(str(error))
 

@@ -10,10 +10,10 @@ from torch import nn
 
 from benchmarks.measure import seconds_a_step, start
 from benchmarks.rows import changed, menu_of
-from sdlora.params import Base
-from sdlora.train.batch import draw_batch
-from sdlora.train.loop import Run, optimizer_step
-from sdlora.train_section import Train
+from sdlora.config.params import Base
+from sdlora.config.train import Train
+from sdlora.stages.train.batch import draw_batch
+from sdlora.stages.train.loop import Run, optimizer_step
 
 Results = list[dict[str, Any]]
 HELD_DRAWS = 16  # (picture, noise, timestep) that no training step sees
@@ -51,9 +51,9 @@ def held_loss(run: Run) -> float:
     with torch.no_grad():
         for draw in range(HELD_DRAWS):
             batch = draw_batch(run, 10**6 + draw, 0)
-            noisy = run.noising.add_noise(batch.latents, batch.noise, batch.timesteps).to(run.adapter.dtype)
+            noisy = run.noising.add_noise(batch.latents, batch.noise, batch.timesteps).to(run.model.dtype)
             with run.accelerator.autocast():
-                predicted = run.adapter.predict(noisy, batch.timesteps, batch.conditioning)
+                predicted = run.model.predict(noisy, batch.timesteps, batch.conditioning)
             errors.append(nn.functional.mse_loss(predicted.float(), batch.noise).item())
     return statistics.fmean(errors)
 

@@ -7,9 +7,9 @@ import tempfile
 import time
 from pathlib import Path
 
+from sdlora.config.params import Base
+from sdlora.config.train import Train
 from sdlora.errors import MissingError
-from sdlora.params import Base
-from sdlora.train_section import Train
 
 _RUNNER = Path(__file__).with_name("without_torchvision.py").resolve()  # torchvision itself, where it is installed
 

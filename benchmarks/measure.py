@@ -17,15 +17,15 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from sdlora import records
-from sdlora.adapters import load_adapter
-from sdlora.encode import encode_dataset
-from sdlora.params import Base, Flip
+from sdlora.config.params import Base, Flip
+from sdlora.config.train import Train
+from sdlora.models import load_model
 from sdlora.randomness import generator
-from sdlora.train.batch import draw_batch
-from sdlora.train.dataset import load_examples
-from sdlora.train.loop import Run, optimizer_step, replay_of, replayed
-from sdlora.train.run import prepare
-from sdlora.train_section import Train
+from sdlora.stages.encode.encode import encode_dataset
+from sdlora.stages.train.batch import draw_batch
+from sdlora.stages.train.dataset import load_examples
+from sdlora.stages.train.loop import Run, optimizer_step, replay_of, replayed
+from sdlora.stages.train.run import prepare
 
 NAME = "bench"
 TINY = Base(model="models/tiny-sd", family="sd", size_px=64, captioner="-")
@@ -135,14 +135,14 @@ def bare_step(run: Run) -> Callable[[int], Any]:
     The passes are replayed where the loop replays them.
     """
     batch = draw_batch(run, 0, 0)
-    noisy = run.noising.add_noise(batch.latents, batch.noise, batch.timesteps).to(run.adapter.dtype)
+    noisy = run.noising.add_noise(batch.latents, batch.noise, batch.timesteps).to(run.model.dtype)
     parameters = [nn.Parameter(p.detach().clone()) for p in run.parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
 
     def step(number: int) -> None:
         if replayed(run, batch) is None:
             with run.accelerator.autocast():
-                predicted = run.adapter.predict(noisy, batch.timesteps, batch.conditioning)
+                predicted = run.model.predict(noisy, batch.timesteps, batch.conditioning)
             nn.functional.mse_loss(predicted.float(), batch.noise).backward()
         for own, theirs in zip(parameters, run.parameters, strict=True):
             own.grad, theirs.grad = theirs.grad, None
@@ -154,14 +154,14 @@ def bare_step(run: Run) -> Callable[[int], Any]:
 
 def uncached_extra(base: Base, folder: Path, batch_size: int) -> Callable[[int], Any]:
     """What a step costs more without caches: the VAE and the text encoders, as diffusers' scripts run them."""
-    adapter = load_adapter(base)
+    model = load_model(base)
     side = Image.open(next((folder / "train").glob("*.png"))).width
     images = torch.rand(batch_size, 3, side, side, generator=generator("pixels")) * 2 - 1
     texts = ["captain, picture number 0"] * batch_size
 
     def encode(number: int) -> None:
-        adapter.encode_images(images)
-        adapter.encode_prompts(texts)
+        model.encode_images(images)
+        model.encode_prompts(texts)
 
     return encode
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import ValidationError
 
 from sdlora import choices
-from sdlora.train_section import Train
+from sdlora.config.train import Train
 
 BATCH_SIZES = (1, 2, 4, 8)
 # Rate schedules cost nothing measurable; seeds and the like are no options of speed.

@@ -73,7 +73,7 @@ def serve(count: int, delay_s: float, ready: Connection) -> None:
 
 def find(source: Any, context: Any) -> Iterator[Any]:
     """A search that finds the server's pictures."""
-    from sdlora.scrape.source import Candidate
+    from sdlora.stages.scrape.source import Candidate
 
     for rank in range(source.limit):
         yield Candidate("bing", rank, url=f"http://host-{rank % HOSTS}.example/{rank}.jpg", query=source.query)
@@ -82,10 +82,10 @@ def find(source: Any, context: Any) -> Iterator[Any]:
 def ours(port: int, count: int, out: Path) -> int:
     """Our `scrape` with its default limits; returns how many pictures lie there."""
     from sdlora import choices
-    from sdlora.params import Dataset
-    from sdlora.scrape import gather
-    from sdlora.scrape.source import ScrapeContext
-    from sdlora.source_section import BingSource
+    from sdlora.config.params import Dataset
+    from sdlora.config.sources import BingSource
+    from sdlora.stages.scrape import gather
+    from sdlora.stages.scrape.source import ScrapeContext
 
     choices.SOURCES["bing"] = "benchmarks.scrape:find"
     context = ScrapeContext(

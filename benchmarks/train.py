@@ -19,12 +19,12 @@ import torch
 from benchmarks import claims, diffusers_script, measure, page
 from benchmarks.rows import Row, changed, rows
 from sdlora import records
-from sdlora.adapters import architectures
-from sdlora.adapters.base import quieten
+from sdlora.config.params import Base
+from sdlora.config.train import Train
 from sdlora.errors import SdloraError
-from sdlora.params import Base
-from sdlora.train.loop import Run, optimizer_step
-from sdlora.train_section import Train
+from sdlora.models import architectures
+from sdlora.models.family import quieten
+from sdlora.stages.train.loop import Run, optimizer_step
 
 COLUMNS = (
     "base",
@@ -116,7 +116,7 @@ def measure_bounds(bench: Bench, baseline: Run) -> tuple[list[dict[str, Any]], l
 
 
 def _computed_in(settings: Train, run: Run) -> torch.dtype:
-    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.mixed_precision or "", run.adapter.dtype)
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(settings.mixed_precision or "", run.model.dtype)
 
 
 def measure_peer(bench: Bench, baseline: Run) -> list[dict[str, Any]]:

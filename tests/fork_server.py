@@ -19,11 +19,11 @@ import torch
 from accelerate.state import AcceleratorState
 from test_train import TINY, examples
 
-from sdlora.params import Flip
-from sdlora.train.checkpoint import State, clear_leftovers, newest_manifest, newest_state, save_state
-from sdlora.train.loop import Run, train_loop
-from sdlora.train.run import prepare, write_checkpoint
-from sdlora.train_section import Ema, Train
+from sdlora.config.params import Flip
+from sdlora.config.train import Ema, Train
+from sdlora.stages.train.checkpoint import State, clear_leftovers, newest_manifest, newest_state, save_state
+from sdlora.stages.train.loop import Run, train_loop
+from sdlora.stages.train.run import prepare, write_checkpoint
 
 STEPS, KILLS = 60, 20
 SHARED: dict[str, Any] = {

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import torch
 
-from sdlora.params import Base, Flip
+from sdlora.config.params import Base, Flip
+from sdlora.config.train import Train
 from sdlora.randomness import generator
-from sdlora.train.dataset import Example
-from sdlora.train.loop import train_loop
-from sdlora.train.run import prepare
-from sdlora.train_section import Train
+from sdlora.stages.train.dataset import Example
+from sdlora.stages.train.loop import train_loop
+from sdlora.stages.train.run import prepare
 
 
 def memory(row: str) -> int:

@@ -10,8 +10,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from sdlora import choices
-from sdlora.params import Version
-from sdlora.train_section import DEPENDENT, MENUS
+from sdlora.config.params import Version
+from sdlora.config.train import DEPENDENT, MENUS
 
 Settings = dict[str, Any]
 #: Menus of fields that are typed as text.

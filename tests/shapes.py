@@ -7,7 +7,7 @@ from conftest import ROOT
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from sdlora.params import Base
+from sdlora.config.params import Base
 
 
 def small_vae(**settings: object) -> AutoencoderKL:

@@ -1,5 +1,6 @@
 """A small dataset made by the real stages: a few pictures fitted, captioned by hand, mirrored and encoded."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,15 +9,15 @@ import numpy as np
 from conftest import ROOT, SMALL
 from PIL import Image
 
-from sdlora import provenance, records
-from sdlora import settings as settings_file
-from sdlora.encode import encode_dataset
-from sdlora.fit import fit_dataset
-from sdlora.flip import flip_dataset
-from sdlora.params import Base, Encode, Fit, Params
-from sdlora.pictures import png_bytes
-from sdlora.train.dataset import Example, load_examples
-from sdlora.train_section import Train
+from sdlora import records
+from sdlora.config.load import load
+from sdlora.config.params import Base, Encode, Fit, Params
+from sdlora.config.train import Train
+from sdlora.images.pictures import png_bytes
+from sdlora.stages.encode.encode import encode_dataset
+from sdlora.stages.fit.fit import fit_dataset
+from sdlora.stages.flip.flip import flip_dataset
+from sdlora.stages.train.dataset import Example, load_examples
 
 TINY = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
 CAPTION = "captain, black coat on the left, smile mouth, lavender background"
@@ -43,7 +44,7 @@ def write_manifest(source: Path, pictures: Mapping[str, Image.Image], split: str
     rows = []
     for number, (name, picture) in enumerate(pictures.items()):
         content = png_bytes(picture)
-        file = f"{provenance.hashlib.sha256(content).hexdigest()}.png"
+        file = f"{hashlib.sha256(content).hexdigest()}.png"
         records.write_bytes(source / "raw" / file, content)
         row = {
             "id": picture_id(number),
@@ -98,4 +99,4 @@ def edited(folder: Path, *changes: tuple[str, str], text: str = SMALL) -> Params
     for name in ("models", "workflow"):
         if not (folder / name).exists():
             (folder / name).symlink_to(ROOT / name)
-    return settings_file.load(folder / "params.yaml")
+    return load(folder / "params.yaml")

@@ -24,10 +24,12 @@ PRELOADED = (
     "accelerate", "bitsandbytes", "diffusers.models.unets.unet_2d_condition", "matplotlib.pyplot", "peft",
     "prodigyopt", "schedulefree", "skimage.metrics", "transformers.models.blip.modeling_blip",
     "transformers.models.blip.processing_blip", "transformers.models.clip.modeling_clip",
-    "sdlora.train", "sdlora.sample", "sdlora.evaluate.effnet", "sdlora.evaluate.ssim", "sdlora.report",
-    "sdlora.scrape.gather", "sdlora.caption", "sdlora.encode", "sdlora.fit", "sdlora.flip", "sdlora.train.preflight",
-    "sdlora.train.optimizers", "sdlora.train.lr_schedules", "sdlora.train.noise", "sdlora.train.losses",
-    "sdlora.adapters.sd", "sdlora.adapters.sdxl",
+    "sdlora.stages.train", "sdlora.stages.sample.sample", "sdlora.stages.evaluate.effnet",
+    "sdlora.stages.evaluate.ssim", "sdlora.stages.report", "sdlora.stages.scrape.gather",
+    "sdlora.stages.caption.caption",
+    "sdlora.stages.encode.encode", "sdlora.stages.fit.fit", "sdlora.stages.flip.flip", "sdlora.memory.preflight",
+    "sdlora.stages.train.optimizers", "sdlora.stages.train.lr_schedules", "sdlora.stages.train.noise",
+    "sdlora.stages.train.losses", "sdlora.models.sd", "sdlora.models.sdxl",
 )  # fmt: skip
 CLIENT = f"""#!{sys.executable} -ISE
 import array, json, os, socket, sys

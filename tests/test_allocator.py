@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from sdlora import allocator
-from sdlora.adapters import load_adapter
-from sdlora.params import Base
+from sdlora.config.params import Base
+from sdlora.cpu import allocator
+from sdlora.models import load_model
 
 TINY = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
 BLOCK = 3 * 2**17  # numbers in 1.5 MiB: less than a huge page
@@ -40,12 +40,12 @@ def measured() -> dict[str, int]:
     allocator.keep_freed_blocks()
     found["blocks kept"] = faults(twenty_blocks)
     allocator.give_large_blocks_back()
-    adapter = load_adapter(TINY, "cpu")
-    told = adapter.encode_prompts(["captain"] * 8)
+    model = load_model(TINY, "cpu")
+    told = model.encode_prompts(["captain"] * 8)
 
     @torch.no_grad()
     def predict() -> None:
-        adapter.predict(torch.zeros(8, 4, 16, 16), torch.full((8,), 500), told)
+        model.predict(torch.zeros(8, 4, 16, 16), torch.full((8,), 500), told)
 
     predict()
     found["passes kept"] = faults(predict)

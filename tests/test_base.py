@@ -22,7 +22,7 @@ from tools.tiny_base.recipe import BaseRecipe
 from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTokenizer
 
 from sdlora import records
-from sdlora.provenance import sha256_of
+from sdlora.flow.hashing import sha256_of
 
 SHARE = 0.0005
 KILLED_SHARE = 0.0001  # four starts and a run beside it, so it is shorter

@@ -10,14 +10,14 @@ import torch
 from small_set import TINY, captain, edited, examples_of, make_set, picture_id, settings
 from torch import Tensor
 
-from sdlora import plan
+from sdlora.config.params import Fit, Flip
 from sdlora.errors import DataError, ParamsError
-from sdlora.flip import repeats_of
-from sdlora.params import Fit, Flip
-from sdlora.train.batch import draw_batch, sizes_of
-from sdlora.train.dataset import BatchOrder, Example, Geometry, chosen
-from sdlora.train.loop import Run, loss_of, train_loop
-from sdlora.train.run import prepare
+from sdlora.flow import plan
+from sdlora.stages.flip.flip import repeats_of
+from sdlora.stages.train.batch import draw_batch, sizes_of
+from sdlora.stages.train.dataset import BatchOrder, Example, Geometry, chosen
+from sdlora.stages.train.loop import Run, loss_of, train_loop
+from sdlora.stages.train.run import prepare
 
 SHAPES = {"wide": (4, 12, 22), "tall": (4, 22, 12), "square": (4, 16, 16)}
 

@@ -12,12 +12,12 @@ import pytest
 from rig import Answer, Result, Rig, Search, results
 
 from sdlora import records
+from sdlora.config.params import Dataset
+from sdlora.config.sources import BingSource, SeleniumSource
 from sdlora.errors import DataError
-from sdlora.params import Dataset
-from sdlora.scrape import bing, gather
-from sdlora.scrape.engines.bing import LICENCES, SIZES, TYPES, Bing, filters
-from sdlora.scrape.source import Candidate
-from sdlora.source_section import BingSource, SeleniumSource
+from sdlora.stages.scrape import bing, gather
+from sdlora.stages.scrape.engines.bing import LICENCES, SIZES, TYPES, Bing, filters
+from sdlora.stages.scrape.source import Candidate
 
 SEARCH = "https://www.bing.com/images/async"
 PHOTO = frozenset({"photo-photo", "license-L1"})
@@ -169,7 +169,7 @@ def test_a_bing_py_in_the_working_directory_is_not_executed(rig: Rig, tmp_path: 
     """It is by the package's own import, which is shown first."""
     (tmp_path / "bing.py").write_text("print('EXECUTED')\nclass Bing: pass\n", encoding="utf-8")
     ours = (
-        "from pathlib import Path; from rig.server import connect; from sdlora.scrape import bing\n"
+        "from pathlib import Path; from rig.server import connect; from sdlora.stages.scrape import bing\n"
         "from sdlora.source_section import BingSource\n"
         f"context = connect(Path({str(rig.folder / 'rig.json')!r}))\n"
         "print(len(list(bing.find(BingSource(kind='bing', query='few', limit=5), context))))"

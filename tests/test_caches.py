@@ -9,16 +9,17 @@ import pytest
 import torch
 from small_set import CAPTION, ENCODE, TINY, captain, edited, examples_of, make_set, settings
 
-from sdlora import plan, provenance, records, store
-from sdlora.encode import encode_dataset
+from sdlora import records
+from sdlora.config.params import Encode, Fit, Flip
+from sdlora.config.train import Train
 from sdlora.errors import DataError
-from sdlora.params import Encode, Fit, Flip
-from sdlora.train.batch import draw_batch
-from sdlora.train.files import FILE_NAME
-from sdlora.train.loop import Run
-from sdlora.train.run import prepare, train_version
-from sdlora.train.texts import KEPT_DAYS, text_key
-from sdlora.train_section import Train
+from sdlora.flow import hashing, plan, store
+from sdlora.lora.names import FILE_NAME
+from sdlora.stages.encode.encode import encode_dataset
+from sdlora.stages.train.batch import draw_batch
+from sdlora.stages.train.loop import Run
+from sdlora.stages.train.run import prepare, train_version
+from sdlora.stages.train.texts import KEPT_DAYS, text_key
 
 CACHES = ("disk", "ram", "none")
 
@@ -95,14 +96,14 @@ def test_a_batch_is_the_same_from_every_cache(folder: Path) -> None:
 
 @pytest.mark.parametrize(("latents", "text"), [("disk", "ram"), ("none", "ram"), ("ram", "none"), ("none", "none")])
 def test_only_what_is_needed_stays_in_memory(folder: Path, latents: str, text: str) -> None:
-    pipeline = prepared(folder, cache_latents=latents, cache_text=text).adapter.pipeline
+    pipeline = prepared(folder, cache_latents=latents, cache_text=text).model.pipeline
     assert (pipeline.vae is not None) == (latents == "none")
     assert (pipeline.text_encoder is not None) == (text == "none")
     assert pipeline.unet is not None
 
 
 class Counted:
-    """A real method of an adapter, counting its calls."""
+    """A real method of a model, counting its calls."""
 
     def __init__(self, method: Callable[..., object]) -> None:
         self.method, self.calls = method, 0
@@ -150,13 +151,13 @@ def test_embeddings_that_nobody_asks_for_are_deleted_in_time(folder: Path) -> No
 
 
 def test_a_texts_key_is_its_content_and_what_encodes_it(folder: Path) -> None:
-    adapter = prepared(folder, cache_text="none").adapter
-    keys = [text_key(adapter, text, weights) for text in ("a", "b") for weights in ("x", "y")]
-    adapter.dtype = torch.bfloat16
-    keys.append(text_key(adapter, "a", "x"))
+    model = prepared(folder, cache_text="none").model
+    keys = [text_key(model, text, weights) for text in ("a", "b") for weights in ("x", "y")]
+    model.dtype = torch.bfloat16
+    keys.append(text_key(model, "a", "x"))
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
-    keys.append(text_key(adapter, "a", "x"))
+    keys.append(text_key(model, "a", "x"))
     torch.set_num_threads(threads)
     assert len(set(keys)) == 6
 
@@ -165,12 +166,12 @@ def test_adding_a_picture_encodes_that_one(tmp_path: Path, capsys: pytest.Captur
     pictures = {"a.png": captain(1), "b.png": captain(2)}
     folder = make_set(tmp_path, pictures)
     index = {row["file"] for row in records.read_jsonl(folder / "latents/index-tiny.jsonl")}
-    before = {name: provenance.sha256_of(folder / "latents" / name) for name in index}
+    before = {name: hashing.sha256_of(folder / "latents" / name) for name in index}
     assert "encode: 4 new, 0 already in the cache" in capsys.readouterr().out
     make_set(tmp_path, {**pictures, "c.png": captain(3)})
     said = capsys.readouterr().out
     assert "fit: 1 new, 2 kept" in said and "encode: 2 new, 4 already in the cache" in said, "both its orientations"
-    assert {name: provenance.sha256_of(folder / "latents" / name) for name in index} == before
+    assert {name: hashing.sha256_of(folder / "latents" / name) for name in index} == before
     # another caption or mask leaves latents alone
     make_set(tmp_path, {**pictures, "c.png": captain(3)}, captions=["captain, x", "captain, y", "captain, z"])
     assert "encode: 0 new, 6 already" in capsys.readouterr().out
@@ -190,7 +191,7 @@ def test_the_plan_asks_for_latents_only_where_they_are_read(tmp_path: Path, cach
 
 def test_live_text_is_encoded_one_by_one(folder: Path) -> None:
     run = prepared(folder, shuffle_tags=True, batch_size=3)
-    counted = Counted(run.adapter.encode_prompts)
-    run.adapter.encode_prompts = counted  # type: ignore[assignment, method-assign]
+    counted = Counted(run.model.encode_prompts)
+    run.model.encode_prompts = counted  # type: ignore[assignment, method-assign]
     contexts = draw_batch(run, 0, 0).conditioning["context"]
     assert counted.calls == len(contexts) == 3

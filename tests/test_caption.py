@@ -7,11 +7,11 @@ from conftest import ROOT
 from PIL import Image
 
 from sdlora import records
-from sdlora.caption import Captioner, caption_dataset, read_overrides, tidy, warnings, with_trigger
+from sdlora.config.params import Caption
 from sdlora.errors import DataError, MissingError
-from sdlora.flip import flip_dataset, swap_left_right
-from sdlora.params import Caption
-from sdlora.pictures import png_bytes, read_rgb
+from sdlora.images.pictures import png_bytes, read_rgb
+from sdlora.stages.caption.caption import Captioner, caption_dataset, read_overrides, tidy, warnings, with_trigger
+from sdlora.stages.flip.flip import flip_dataset, swap_left_right
 
 SETTINGS = Caption(max_new_tokens=40)
 

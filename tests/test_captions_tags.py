@@ -7,13 +7,13 @@ import pytest
 import torch
 from small_set import CAPTION, TINY, captain, edited, examples_of, make_set, settings
 
-from sdlora.adapters import Adapter, load_adapter
+from sdlora.config.params import Flip
+from sdlora.config.train import Train
 from sdlora.errors import DataError, ParamsError
-from sdlora.params import Flip
-from sdlora.train.batch import draw_batch
-from sdlora.train.captions import all_captions, check_lengths, drawn_caption
-from sdlora.train.run import prepare
-from sdlora.train_section import Train
+from sdlora.models import ModelFamily, load_model
+from sdlora.stages.train.batch import draw_batch
+from sdlora.stages.train.captions import all_captions, check_lengths, drawn_caption
+from sdlora.stages.train.run import prepare
 
 TAGS = [f"tag {n}" for n in range(8)]
 TEXT = ", ".join(["captain", *TAGS])
@@ -122,11 +122,11 @@ def test_a_trigger_of_two_tags_needs_both_kept(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Adapter:
-    return load_adapter(TINY)
+def tiny() -> ModelFamily:
+    return load_model(TINY)
 
 
-def test_long_captions_are_told(tiny: Adapter, capsys: pytest.CaptureFixture[str]) -> None:
+def test_long_captions_are_told(tiny: ModelFamily, capsys: pytest.CaptureFixture[str]) -> None:
     word = next(word for word in ("smile", "brown", "coat") if tiny.token_counts([word]) == [1])
     fits, long, longer = (" ".join([word] * count) for count in (75, 76, 90))
     assert tiny.token_counts([fits, "", longer]) == [75, 0, 90]
@@ -140,6 +140,6 @@ def test_long_captions_are_told(tiny: Adapter, capsys: pytest.CaptureFixture[str
     assert torch.equal(one, other)
 
 
-def test_a_trigger_that_would_be_cut_off_is_an_error(tiny: Adapter) -> None:
+def test_a_trigger_that_would_be_cut_off_is_an_error(tiny: ModelFamily) -> None:
     with pytest.raises(DataError, match=r"trigger: .* has 80 tokens, but the text encoder reads 75"):
         check_lengths(tiny, ["x"], " ".join(["smile"] * 80 if tiny.token_counts(["smile"]) == [1] else ["a"] * 80))

@@ -15,12 +15,12 @@ from test_export import ABOUT
 from test_lora import context_of, drawn_with, predicted, trained
 from test_train import TINY, settings
 
-from sdlora.params import Export
-from sdlora.train import pivotal
-from sdlora.train.card import card, one_line
-from sdlora.train.files import EMBEDDINGS, FILE_NAME
-from sdlora.train.header import About
-from sdlora.train_section import Pivotal, TextEncoder, Train
+from sdlora.config.params import Export
+from sdlora.config.train import Pivotal, TextEncoder, Train
+from sdlora.lora import pivotal
+from sdlora.lora.card import card, one_line
+from sdlora.lora.metadata import About
+from sdlora.lora.names import EMBEDDINGS, FILE_NAME
 
 HOSTILE = (
     'captain"); __import__("os").system("touch pwned"); ("',

@@ -19,9 +19,9 @@ from torch import nn
 
 from sdlora import records, tensors
 from sdlora.errors import DataError
-from sdlora.identity import differing, identity_of, section
-from sdlora.train import canonical
-from sdlora.train.checkpoint import MANIFEST, TENSORS, TREE, State, newest_state, save_state
+from sdlora.flow.identity import differing, identity_of, section
+from sdlora.stages.train import canonical
+from sdlora.stages.train.checkpoint import MANIFEST, TENSORS, TREE, State, newest_state, save_state
 
 IDENTITY = {"train.rank": 4, "train.seed": 1, "train.lr_schedule": "cosine", "base_identity": "sha256:a", "code": "c1",
             "dataset.flip": "d1"}  # fmt: skip

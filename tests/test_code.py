@@ -8,8 +8,9 @@ import pytest
 from conftest import ROOT
 from small_set import edited
 
-from sdlora import choices, plan
-from sdlora.code import PACKAGE, Code
+from sdlora import choices
+from sdlora.flow import plan
+from sdlora.flow.code import PACKAGE, Code
 
 STAGES = ("scrape", "fit", "caption", "flip", "encode", "train", "sample", "evaluate", "report")
 
@@ -48,25 +49,25 @@ NEW_FUNCTION = "\n\ndef unheard_of(x: int) -> int:\n    return x + 1\n"
 @pytest.mark.parametrize(
     ("file", "before", "after", "changed"),
     [
-        ("evaluate/ssim.py", '"""Structural similarity."""', '"""Other words."""  # and a comment', set()),
-        ("evaluate/ssim.py", "sigma=1.5", "sigma=1.4", {"evaluate"}),
-        ("train/losses.py", "error.mean(dim=(1, 2, 3))", "error.mean(dim=(3, 2, 1))", {"train"}),
-        ("posterior.py", "127.5", "127", {"encode", "train"}),
-        ("encode.py", "encode: {len(new)}", "{len(new)}", {"encode"}),
-        ("fit.py", "max(size) / 32", "max(size) / 16", {"fit"}),
-        ("flip.py", '"left": "right"', '"left": "up"', {"flip"}),
-        ("adapters/sd.py", "truncation=True", "truncation=False", {"encode", "train", "sample"}),
-        ("train_section.py", "le=1024", "le=2048", set()),
-        ("train/prediction.py", "size, 3, *(side", "size, 4, *(side", set()),
-        ("train/attach.py", "set_scale(NAME, scale)", "set_scale(NAME, 1.0)", {"sample"}),
-        ("choices.py", "sdlora.evaluate.ssim:ssim", "sdlora.evaluate.psnr:psnr_db", set()),
+        ("stages/evaluate/ssim.py", '"""Structural similarity."""', '"""Other words."""  # and a comment', set()),
+        ("stages/evaluate/ssim.py", "sigma=1.5", "sigma=1.4", {"evaluate"}),
+        ("stages/train/losses.py", "error.mean(dim=(1, 2, 3))", "error.mean(dim=(3, 2, 1))", {"train"}),
+        ("stages/encode/posterior.py", "127.5", "127", {"encode", "train"}),
+        ("stages/encode/encode.py", "encode: {len(new)}", "{len(new)}", {"encode"}),
+        ("stages/fit/fit.py", "max(size) / 32", "max(size) / 16", {"fit"}),
+        ("stages/flip/flip.py", '"left": "right"', '"left": "up"', {"flip"}),
+        ("models/sd.py", "truncation=True", "truncation=False", {"encode", "train", "sample"}),
+        ("config/train.py", "le=1024", "le=2048", set()),
+        ("memory/prediction.py", "size, 3, *(side", "size, 4, *(side", set()),
+        ("lora/attach.py", "set_scale(NAME, scale)", "set_scale(NAME, 1.0)", {"sample"}),
+        ("choices.py", "sdlora.stages.evaluate.ssim:ssim", "sdlora.stages.evaluate.psnr:psnr_db", set()),
         ("report/templates/index.html", "<h1>", "<h1 class='x'>", {"report"}),
         ("records.py", "indent=1", "indent=2", {*STAGES} - {"flip"}),  # it writes no such JSON
-        ("train/optimizers.py", "import AdamW8bit", "import Adam8bit as AdamW8bit", {"train"}),
+        ("stages/train/optimizers.py", "import AdamW8bit", "import Adam8bit as AdamW8bit", {"train"}),
         # entries that are not chosen
-        ("train/optimizers.py", "import Lion", "import Lion8bit as Lion", set()),
-        ("adapters/sdxl.py", "class StableDiffusionXL", "class Other", set()),
-        ("train/noise.py", "total / total.std()", "total", set()),
+        ("stages/train/optimizers.py", "import Lion", "import Lion8bit as Lion", set()),
+        ("models/sdxl.py", "class StableDiffusionXL", "class Other", set()),
+        ("stages/train/noise.py", "total / total.std()", "total", set()),
     ],
 )
 def test_what_an_edit_makes_stale(
@@ -79,8 +80,9 @@ def test_what_an_edit_makes_stale(
 
 
 NEIGHBOURS = (
-    "train/optimizers.py", "train/noise.py", "train/losses.py", "train/lora.py", "records.py", "pictures.py",
-    "evaluate/psnr.py", "adapters/base.py", "scrape/source.py",
+    "stages/train/optimizers.py", "stages/train/noise.py", "stages/train/losses.py", "lora/types.py",
+    "records.py", "images/pictures.py",
+    "stages/evaluate/psnr.py", "models/family.py", "stages/scrape/source.py",
 )  # fmt: skip
 
 
@@ -155,7 +157,7 @@ def test_what_was_read_is_remembered_by_content(tmp_path: Path, monkeypatch: pyt
     identity = first.reach(script).identity
     first.save()
     with monkeypatch.context() as patch:
-        patch.setattr("sdlora.code._parse", lambda _: pytest.fail("nothing has changed, so nothing is parsed"))
+        patch.setattr("sdlora.flow.code._parse", lambda _: pytest.fail("nothing has changed, so nothing is parsed"))
         assert Code(tmp_path / "code.json").reach(script).identity == identity
     for damage in ("", "{", "[]", '{"format": 0, "files": {}}', '{"format": 1, "files": []}'):
         (tmp_path / "code.json").write_text(damage)

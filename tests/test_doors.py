@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, SMALL, Project, make_project
 
-from sdlora import command, records
+from sdlora import records
 from sdlora.errors import DataError
+from sdlora.flow import command
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +151,7 @@ def test_a_mistake_of_the_program_keeps_its_traceback(tmp_path: Path, monkeypatc
 
 
 def test_the_check_of_code_knows_its_own(tmp_path: Path) -> None:
-    from sdlora.code import Code
+    from sdlora.flow.code import Code
 
     script = Path("workflow/scripts/fit.py")
     command.check_code({"stage": "fit", "code": Code().reach(script).identity}, script)

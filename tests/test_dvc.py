@@ -9,8 +9,9 @@ from conftest import ROOT, SMALL, Project, make_project
 from ruamel.yaml import YAML
 from small_set import edited
 
-from sdlora import plan, records
-from sdlora.params import Params
+from sdlora import records
+from sdlora.config.params import Params
+from sdlora.flow import plan
 
 # One change of each key of params.yaml, as a user would make it.
 CHANGES: dict[str, tuple[tuple[str, str], ...]] = {

@@ -9,17 +9,17 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from sdlora import records
+from sdlora.config.params import Evaluate
 from sdlora.errors import DataError
-from sdlora.evaluate import evaluate_version
-from sdlora.evaluate.choose import best_step, explain
-from sdlora.evaluate.compare import compare
-from sdlora.evaluate.effnet import effnet_lite0_distance
-from sdlora.evaluate.psnr import psnr_db
-from sdlora.evaluate.run import at_size_of, write_curves
-from sdlora.evaluate.ssim import ssim
-from sdlora.evaluate.tables import bootstrap_interval, difference, metrics_columns, metrics_rows
-from sdlora.params import Evaluate
-from sdlora.pictures import png_bytes
+from sdlora.images.pictures import png_bytes
+from sdlora.stages.evaluate import evaluate_version
+from sdlora.stages.evaluate.choose import best_step, explain
+from sdlora.stages.evaluate.compare import compare
+from sdlora.stages.evaluate.effnet import effnet_lite0_distance
+from sdlora.stages.evaluate.psnr import psnr_db
+from sdlora.stages.evaluate.run import at_size_of, write_curves
+from sdlora.stages.evaluate.ssim import ssim
+from sdlora.stages.evaluate.tables import bootstrap_interval, difference, metrics_columns, metrics_rows
 
 RANDOM = np.random.default_rng(0)
 

@@ -22,12 +22,13 @@ from test_train import TINY, settings
 from torch import Tensor, nn
 
 from sdlora import tensors
-from sdlora.params import Base
-from sdlora.train.card import card
-from sdlora.train.export import read_lora, write_kohya
-from sdlora.train.files import FILE_NAME
-from sdlora.train.header import About
-from sdlora.train.kohya import NoKohyaForm, module_name, original_name, to_kohya
+from sdlora.config.params import Base
+from sdlora.lora.card import card
+from sdlora.lora.diffusers_file import read_lora
+from sdlora.lora.kohya_file import NoKohyaForm, module_name, original_name, to_kohya
+from sdlora.lora.metadata import About
+from sdlora.lora.names import FILE_NAME
+from sdlora.lora.tool_files import write_kohya
 
 ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]
 ALL = [*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2", "conv_shortcut",
@@ -64,8 +65,8 @@ def deltas(pipeline: Any, parts: tuple[str, ...]) -> dict[str, Tensor]:
     for part in parts:
         for name, module in getattr(pipeline, part).named_modules():
             if hasattr(module, "get_delta_weight"):
-                (adapter,) = module.active_adapters
-                found[f"{part}.{name}"] = module.get_delta_weight(adapter).detach()
+                (model,) = module.active_adapters
+                found[f"{part}.{name}"] = module.get_delta_weight(model).detach()
     return found
 
 

@@ -17,10 +17,10 @@ from rig.server import Rig
 from rig.site import PICTURE_HOSTS
 from rig.zoo import Zoo
 
+from sdlora.config.sources import Scrape
 from sdlora.errors import DataError
-from sdlora.scrape.fetch import Fetched, Fetcher, FetchError, PartFile, checked_url, opt_outs, retry_after_s
-from sdlora.scrape.source import ScrapeContext, is_public
-from sdlora.source_section import Scrape
+from sdlora.stages.scrape.fetch import Fetched, Fetcher, FetchError, PartFile, checked_url, opt_outs, retry_after_s
+from sdlora.stages.scrape.source import ScrapeContext, is_public
 
 CONTENT = b"\x89PNG" + bytes(range(256)) * 1000
 QUICK = {"timeout_s": 0.5, "deadline_s": 3.0, "host_rate_per_s": 10_000.0}

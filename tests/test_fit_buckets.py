@@ -9,9 +9,18 @@ from conftest import ROOT
 from PIL import Image, ImageOps
 from small_set import edited, make_set, noise, picture_id, write_manifest
 
-from sdlora import plan, records
-from sdlora.fit import LANCZOS, bucket_step_px, buckets, center_crop, fit_dataset, fit_picture, nearest_bucket
-from sdlora.params import Fit
+from sdlora import records
+from sdlora.config.params import Fit
+from sdlora.flow import plan
+from sdlora.stages.fit.fit import (
+    LANCZOS,
+    bucket_step_px,
+    buckets,
+    center_crop,
+    fit_dataset,
+    fit_picture,
+    nearest_bucket,
+)
 
 
 @pytest.mark.parametrize(("size_px", "step_px"), [(512, 64), (1024, 64), (64, 8), (96, 16)])

@@ -9,14 +9,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from sdlora import folders, inputs, records
-from sdlora.caption import caption_dataset
+from sdlora import records
+from sdlora.config.params import Dataset, Fit
+from sdlora.config.sources import FolderSource
 from sdlora.errors import DataError
-from sdlora.fit import fit_dataset
-from sdlora.params import Dataset, Fit
-from sdlora.provenance import FileHashes
-from sdlora.scrape import gather
-from sdlora.source_section import FolderSource
+from sdlora.flow import folders, inputs
+from sdlora.flow.hashing import FileHashes
+from sdlora.stages.caption.caption import caption_dataset
+from sdlora.stages.fit.fit import fit_dataset
+from sdlora.stages.scrape import gather
 
 
 def picture(colour: str, kind: str = "PNG", size: tuple[int, int] = (80, 60)) -> bytes:

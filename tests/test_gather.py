@@ -19,10 +19,10 @@ from rig.zoo import Zoo
 from test_zoo import LIMITS, encoded, rgb
 
 from sdlora import choices, records
+from sdlora.config.params import Dataset
+from sdlora.config.sources import BingSource, FolderSource, Scrape, SeleniumSource
 from sdlora.errors import DataError
-from sdlora.params import Dataset
-from sdlora.scrape import gather
-from sdlora.source_section import BingSource, FolderSource, Scrape, SeleniumSource
+from sdlora.stages.scrape import gather
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ from rig import zoo
 from sdlora import choices
 from sdlora.params import Dataset
 from sdlora.source_section import BingSource, Scrape
-from sdlora.scrape import gather
+from sdlora.stages.scrape import gather
 choices.SOURCES["bing"] = "rig.zoo:find"
 out, port, urls = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 zoo.RESULTS["cat"] = urls

@@ -15,11 +15,11 @@ from PIL import Image
 from rig.hub import Hub, serving
 
 from sdlora import records
+from sdlora.config.params import Dataset
+from sdlora.config.sources import HubSource
 from sdlora.errors import DataError
-from sdlora.params import Dataset
-from sdlora.scrape import gather, hub
-from sdlora.scrape.source import Candidate, ScrapeContext
-from sdlora.source_section import HubSource
+from sdlora.stages.scrape import gather, hub
+from sdlora.stages.scrape.source import Candidate, ScrapeContext
 
 NAME = "somebody/naruto-blip-captions"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -166,7 +166,7 @@ def offline(cache: Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """Find in a process of its own: the hub's client reads its settings when it is imported."""
     code = (
         "import json, sys; from sdlora.errors import SdloraError; from sdlora.source_section import HubSource\n"
-        "from sdlora.scrape import hub; from sdlora.scrape.source import ScrapeContext\n"
+        "from sdlora.stages.scrape import hub; from sdlora.scrape.source import ScrapeContext\n"
         "try:\n"
         "    for c in hub.find(HubSource.model_validate_json(sys.argv[1]), ScrapeContext()):\n"
         "        print(c.name, c.revision, c.caption, c.licence)\n"

@@ -14,7 +14,7 @@ from tools.tiny_base.world import Picture
 
 from sdlora import records
 from sdlora.errors import DataError
-from sdlora.pictures import png_bytes
+from sdlora.images.pictures import png_bytes
 
 CAPTAIN = CHARACTERS["captain"]
 

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from small_set import captain, edited, make_set, picture_id
 
-from sdlora import kohya_set, plan, provenance, records
-from sdlora.flip import flip_dataset
-from sdlora.provenance import write_made
+from sdlora import records
+from sdlora.flow import freshness, plan
+from sdlora.flow.freshness import write_made
+from sdlora.stages.flip import kohya_set
+from sdlora.stages.flip.flip import flip_dataset
 
 TRIGGER = "captain / hat"
 ONE, TWO, THREE = (picture_id(number) for number in range(3))
@@ -88,6 +90,6 @@ def test_the_option_makes_no_training_stale(tmp_path: Path, monkeypatch: pytest.
     found = []
     for count in (1, 2):
         write_made(made, "{}", [], outputs[:count])
-        found.append(provenance.outputs_identity(made))
+        found.append(freshness.outputs_identity(made))
     assert found[0] == found[1]
     assert len(records.read_json(made)["outputs"]) == 2, "but a missing file is noticed"

@@ -13,15 +13,15 @@ from test_train import TINY, examples
 from torch import nn
 
 from sdlora import choices
-from sdlora.params import Flip
-from sdlora.train import lora, pivotal
-from sdlora.train.attach import attach_lora, detach_lora
-from sdlora.train.batch import draw_batch
-from sdlora.train.checkpoint import State
-from sdlora.train.files import AVERAGE, EMBEDDINGS, FILE_NAME
-from sdlora.train.loop import Run, loss_of, optimizer_step, train_loop
-from sdlora.train.run import prepare, write_checkpoint
-from sdlora.train_section import Ema, Pivotal, Prior, TextEncoder, Train
+from sdlora.config.params import Flip
+from sdlora.config.train import Ema, Pivotal, Prior, TextEncoder, Train
+from sdlora.lora import pivotal, types
+from sdlora.lora.attach import attach_lora, detach_lora
+from sdlora.lora.names import AVERAGE, EMBEDDINGS, FILE_NAME
+from sdlora.stages.train.batch import draw_batch
+from sdlora.stages.train.checkpoint import State
+from sdlora.stages.train.loop import Run, loss_of, optimizer_step, train_loop
+from sdlora.stages.train.run import prepare, write_checkpoint
 
 
 def run_of(**options: Any) -> Run:
@@ -78,7 +78,7 @@ def test_the_file_draws_what_was_trained(tmp_path: Path, pipeline: StableDiffusi
     run = trained(tmp_path, **options)
     if options.get("optimizer") == "schedulefree_adamw":
         run.optimizer.optimizer.eval()  # its own way to the averaged point
-    expected = predicted(run.adapter.pipeline.unet)
+    expected = predicted(run.model.pipeline.unet)
     assert (expected - base).abs().max() > 1e-3
     found = drawn_with(pipeline, tmp_path / FILE_NAME, 1.0)
     assert (found - expected).abs().max() < 1e-3 * (expected - base).abs().max() + 2e-5
@@ -96,13 +96,13 @@ def test_strength_zero_is_the_base(tmp_path: Path, pipeline: StableDiffusionPipe
 @pytest.mark.parametrize("init", ["gaussian", "kaiming", "pissa", "olora"])
 def test_training_starts_at_the_base(pipeline: StableDiffusionPipeline, init: str) -> None:
     run = run_of(init=init)
-    assert torch.allclose(predicted(run.adapter.pipeline.unet), predicted(pipeline.unet), atol=1e-4)
+    assert torch.allclose(predicted(run.model.pipeline.unet), predicted(pipeline.unet), atol=1e-4)
 
 
 def test_targets_grow() -> None:
     counts = {}
     for name in choices.TARGETS:
-        unet = run_of(targets=name).adapter.pipeline.unet
+        unet = run_of(targets=name).model.pipeline.unet
         counts[name] = sum(isinstance(module, LoraLayer) for module in unet.modules())
     # 6 transformers in the tiny UNet: 8 attention layers and 2 feed-forward layers each
     transformers = counts["attention"] // 8
@@ -118,7 +118,7 @@ def test_targets_grow() -> None:
 
 
 def test_rank_and_alpha_patterns() -> None:
-    unet = run_of(rank_pattern={"attn2.to_k": 7}, alpha_pattern={"attn2.to_v": 9.0}).adapter.pipeline.unet
+    unet = run_of(rank_pattern={"attn2.to_k": 7}, alpha_pattern={"attn2.to_v": 9.0}).model.pipeline.unet
     for name, module in unet.named_modules():
         if isinstance(module, LoraLayer):
             assert module.r["default"] == (7 if name.endswith("attn2.to_k") else 4)
@@ -127,7 +127,7 @@ def test_rank_and_alpha_patterns() -> None:
 
 
 def test_rslora_scales_by_the_root_of_the_rank() -> None:
-    layers = [m for m in run_of(rslora=True, alpha=6.0).adapter.pipeline.unet.modules() if isinstance(m, LoraLayer)]
+    layers = [m for m in run_of(rslora=True, alpha=6.0).model.pipeline.unet.modules() if isinstance(m, LoraLayer)]
     assert {layer.scaling["default"] for layer in layers} == {6.0 / 4**0.5}
 
 
@@ -135,7 +135,7 @@ def test_max_norm_bounds_every_update(tmp_path: Path) -> None:
     def norms(run: Run) -> list[float]:
         return [
             float((m.get_delta_weight("default")).norm())
-            for m in run.adapter.pipeline.unet.modules()
+            for m in run.model.pipeline.unet.modules()
             if isinstance(m, LoraLayer)
         ]
 
@@ -146,7 +146,7 @@ def test_max_norm_bounds_every_update(tmp_path: Path) -> None:
 
 
 def test_loraplus_moves_b_faster() -> None:
-    groups = lora.parameter_groups(run_of(loraplus_ratio=16.0).adapter, Train(loraplus_ratio=16.0), 1.0)
+    groups = types.parameter_groups(run_of(loraplus_ratio=16.0).model, Train(loraplus_ratio=16.0), 1.0)
     assert [group["lr"] for group in groups] == [1e-4, 16e-4]
     assert all(p.shape[0] == 4 for p in groups[0]["params"])  # A: (rank, in)
     assert all(p.shape[1] == 4 for p in groups[1]["params"])  # B: (out, rank)

@@ -6,8 +6,8 @@ import torch
 from diffusers import DDPMScheduler
 from torch import nn
 
-from sdlora.train import ema, losses, noise
-from sdlora.train_section import Ema, Train
+from sdlora.config.train import Ema, Train
+from sdlora.stages.train import ema, losses, noise
 
 SCHEDULE = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", num_train_timesteps=1000)
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()

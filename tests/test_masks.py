@@ -9,15 +9,17 @@ from PIL import Image
 from small_set import TINY, captain, edited, examples_of, make_set, noise, picture_id, settings
 from torch import Tensor
 
-from sdlora import inputs, masks, plan, records
+from sdlora import records
+from sdlora.config.params import Fit, Flip
 from sdlora.errors import DataError, ParamsError
-from sdlora.fit import BILINEAR, KEPT, fit_picture
-from sdlora.params import Fit, Flip
-from sdlora.pictures import png_bytes
-from sdlora.train.batch import draw_batch
-from sdlora.train.loop import Run, loss_of, train_loop
-from sdlora.train.losses import masked_mean
-from sdlora.train.run import prepare
+from sdlora.flow import inputs, plan
+from sdlora.images import masks
+from sdlora.images.pictures import png_bytes
+from sdlora.stages.fit.fit import BILINEAR, KEPT, fit_picture
+from sdlora.stages.train.batch import draw_batch
+from sdlora.stages.train.loop import Run, loss_of, train_loop
+from sdlora.stages.train.losses import masked_mean
+from sdlora.stages.train.run import prepare
 
 
 def run_on(folder: Path, flip: float = 0.0, **changes: object) -> Run:
@@ -28,14 +30,14 @@ def gradient_of_prediction(run: Run) -> tuple[Tensor, Tensor]:
     """(gradient of the loss with respect to the prediction, the batch's mask)."""
     batch = draw_batch(run, 0, 0)
     kept = []
-    predict = run.adapter.predict
+    predict = run.model.predict
 
     def watched(*inputs: object) -> Tensor:
         kept.append(predict(*inputs))  # type: ignore[arg-type]
         kept[0].retain_grad()
         return kept[0]
 
-    run.adapter.predict = watched  # type: ignore[method-assign]
+    run.model.predict = watched  # type: ignore[method-assign]
     loss_of(run, batch).backward()
     assert kept[0].grad is not None and batch.mask is not None
     return kept[0].grad, batch.mask

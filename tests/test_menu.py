@@ -14,7 +14,7 @@ from ruamel.yaml import YAML
 from stage_server import serving, snakemake_with
 
 from sdlora import records
-from sdlora.params import Version
+from sdlora.config.params import Version
 
 START = {
     "train.rank": 2, "train.steps": 2, "train.checkpoint_every": 2, "train.optimizer": "adamw",

@@ -21,7 +21,7 @@ def shipped(name: str) -> dict[str, bytes]:
 USE = """
 import sys, torch
 from PIL import Image
-from sdlora.adapters import load_adapter
+from sdlora.models import load_model
 from sdlora.caption import Captioner
 from sdlora.errors import SdloraError
 from sdlora.params import Base, Caption
@@ -30,10 +30,10 @@ torch.set_num_threads(1)
 def describe():
     return Captioner(blip, blip_revision, Caption(), 1).caption(Image.new("RGB", (64, 64), "red"))
 def predict():
-    adapter = load_adapter(Base(model=model, revision=revision, family="sd", size_px=64, captioner="-"), "cpu")
+    model = load_model(Base(model=model, revision=revision, family="sd", size_px=64, captioner="-"), "cpu")
     noisy = torch.linspace(-1, 1, 1024).view(1, 4, 16, 16)
     with torch.inference_mode():
-        return adapter.predict(noisy, torch.tensor([500]), adapter.encode_prompts(["a captain"])).sum().item()
+        return model.predict(noisy, torch.tensor([500]), model.encode_prompts(["a captain"])).sum().item()
 for work in (describe, predict):
     try:
         print(work())

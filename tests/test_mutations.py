@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
-from sdlora import inputs, plan
-from sdlora import settings as settings_file
+from sdlora.config.load import load
+from sdlora.config.train import MENUS
 from sdlora.errors import SdloraError
-from sdlora.train_section import MENUS
+from sdlora.flow import inputs, plan
 
 START: dict[str, Any] = YAML(typ="safe").load(SMALL)
 START["datasets"]["small"]["sources"][0]["path"] = "data/embedded/captain"
@@ -105,7 +105,7 @@ def test_a_plan_or_a_sentence(project: Path, tree: dict[str, Any]) -> None:
     with path.open("w", encoding="utf-8") as handle:
         YAML(typ="safe", pure=True).dump(tree, handle)
     try:
-        params = settings_file.load(path)
+        params = load(path)
         inputs.check(params)
         assert plan.jobs(params)
         event("planned")

@@ -10,14 +10,14 @@ from conftest import ROOT
 from peft import LoraConfig
 from torch import Tensor, nn
 
-from sdlora import packed
-from sdlora.adapters import load_adapter
-from sdlora.params import Base
-from sdlora.train.attach import attach_lora, detach_lora
-from sdlora.train.export import write_lora
-from sdlora.train.files import FILE_NAME
-from sdlora.train.lora import add_lora
-from sdlora.train_section import Train
+from sdlora.config.params import Base
+from sdlora.config.train import Train
+from sdlora.cpu import packed
+from sdlora.lora.attach import attach_lora, detach_lora
+from sdlora.lora.diffusers_file import write_lora
+from sdlora.lora.names import FILE_NAME
+from sdlora.lora.types import add_lora
+from sdlora.models import load_model
 
 TINY = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -206,21 +206,21 @@ def test_a_lora_goes_one_node_only_where_it_may(monkeypatch: pytest.MonkeyPatch)
 def test_the_embedded_base_is_packed_and_predicts_the_same(tmp_path: Path) -> None:
     from diffusers import UNet2DConditionModel
 
-    adapter = load_adapter(TINY, "cpu")
-    add_lora(adapter, Train(rank=4, steps=1, checkpoint_every=1))
-    kinds = {type(module) for module in adapter.denoiser.modules()}
+    model = load_model(TINY, "cpu")
+    add_lora(model, Train(rank=4, steps=1, checkpoint_every=1))
+    kinds = {type(module) for module in model.denoiser.modules()}
     assert {packed.PackedConv2d, packed.PackedLinear, packed.PackedLora} <= kinds
     with torch.no_grad():
-        for name, parameter in adapter.denoiser.named_parameters():
+        for name, parameter in model.denoiser.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1)
     noisy, steps = torch.randn(2, 4, 16, 16), torch.tensor([10, 900])
     context = torch.randn(2, 77, 192)
-    write_lora(tmp_path, adapter, Train(rank=4, steps=1, checkpoint_every=1), None)
+    write_lora(tmp_path, model, Train(rank=4, steps=1, checkpoint_every=1), None)
     theirs = UNet2DConditionModel.from_pretrained(Path(TINY.model) / "unet", torch_dtype=torch.float32)
     with torch.inference_mode():
-        trained = adapter.predict(noisy, steps, {"context": context})
-        fresh = load_adapter(TINY, "cpu")
+        trained = model.predict(noisy, steps, {"context": context})
+        fresh = load_model(TINY, "cpu")
         base = fresh.predict(noisy, steps, {"context": context})
         torch.testing.assert_close(base, theirs(noisy, steps, context).sample, **CLOSE)
         assert (trained - base).abs().max() > 0.01

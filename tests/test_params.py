@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, Project
 
-from sdlora import params, settings
+from sdlora.config import params
+from sdlora.config.load import load
+from sdlora.config.training_page import training_page
 from sdlora.errors import ParamsError
-from sdlora.training_page import training_page
 
 # Version, rank, learning rate, steps, checkpoint interval, cropped: the write-up's table.
 WRITE_UP = [
@@ -29,7 +30,7 @@ WRITE_UP = [
 
 @pytest.fixture(scope="module")
 def shipped() -> params.Params:
-    return settings.load(ROOT / "params.yaml")
+    return load(ROOT / "params.yaml")
 
 
 @pytest.mark.parametrize(("name", "rank", "rate", "steps", "every", "cropped"), WRITE_UP)
@@ -77,7 +78,7 @@ def test_a_version_states_what_differs_from_its_preset(tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text("utf-8")
     own = "versions:\n  mine:\n    preset: balanced\n    train: {rank: 7, ema: null}\n    sample: {weights: raw}\n"
     (tmp_path / "params.yaml").write_text(text.replace("versions:\n", own, 1), encoding="utf-8")
-    mine = settings.load(tmp_path / "params.yaml").versions["mine"]
+    mine = load(tmp_path / "params.yaml").versions["mine"]
     assert (mine.train.rank, mine.train.ema, mine.train.optimizer) == (7, None, "prodigy")
     assert (mine.fit.method, mine.sample.lora_scale) == ("bucket", 0.9)  # from the preset, from the defaults
 
@@ -120,7 +121,7 @@ def test_mistakes_name_place_value_and_choice(tmp_path: Path, before: str, after
     file = tmp_path / "params.yaml"
     file.write_text(changed, encoding="utf-8")
     with pytest.raises(ParamsError) as caught:
-        settings.load(file)
+        load(file)
     message = str(caught.value)
     for part in said:
         assert part in message
@@ -131,7 +132,7 @@ def test_mistakes_name_place_value_and_choice(tmp_path: Path, before: str, after
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text("utf-8").replace("learning_rate: 5e-5", "learning_rate: 5e-05")
     (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
-    assert settings.load(tmp_path / "params.yaml").versions["v10"].train.learning_rate == 5e-5
+    assert load(tmp_path / "params.yaml").versions["v10"].train.learning_rate == 5e-5
 
 
 def test_every_field_is_explained_and_documented() -> None:
@@ -149,9 +150,8 @@ def test_the_training_page_is_the_schemas() -> None:
 
 
 def test_validation_does_not_import_torch() -> None:
-    code = (
-        "import sys; from pathlib import Path; from sdlora import plan, settings; settings.load(Path('params.yaml'));"
-    )
+    code = "import sys; from pathlib import Path; from sdlora.flow import plan; from sdlora.config.load import load\n"
+    code += "load(Path('params.yaml'))\n"
     code += "assert not {'torch', 'diffusers', 'peft'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from sdlora import fit, records
+from sdlora import records
+from sdlora.config.params import Fit
 from sdlora.errors import DataError
-from sdlora.params import Fit
-from sdlora.pictures import open_picture, to_rgb
+from sdlora.images.pictures import open_picture, to_rgb
+from sdlora.stages.fit import fit
 
 
 def encoded(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:

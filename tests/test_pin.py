@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 from rig.pictures import picture
 
-from sdlora import plan, provenance, records
-from sdlora.code import Code
+from sdlora import records
+from sdlora.config.params import Dataset
 from sdlora.errors import DataError, ParamsError
-from sdlora.params import Dataset
-from sdlora.scrape import pin
+from sdlora.flow import hashing, plan
+from sdlora.flow.code import Code
+from sdlora.stages.scrape import pin
 
 BING = {"kind": "bing", "query": "cat", "limit": 3}
 
@@ -20,7 +21,7 @@ BING = {"kind": "bing", "query": "cat", "limit": 3}
 def recipe(*sources: dict[str, Any], **options: Any) -> dict[str, Any]:
     stated = {"sources": sources or [BING], "trigger": "x"} | options
     dataset = Dataset.model_validate_json(records.canonical_json(stated))
-    job = plan._scrape_job("cats", dataset, plan.Seen(provenance.FileHashes(Path("none.json")), Code()))
+    job = plan._scrape_job("cats", dataset, plan.Seen(hashing.FileHashes(Path("none.json")), Code()))
     return json.loads(records.canonical_json(job.recipe))
 
 

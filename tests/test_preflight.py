@@ -15,13 +15,15 @@ from test_train import TINY, examples, settings
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sdlora import choices
-from sdlora.adapters import load_adapter
+from sdlora.config.params import Base, Flip
 from sdlora.errors import MissingError, ResourceError
-from sdlora.params import Base, Flip
-from sdlora.train import lora, memory, preflight
-from sdlora.train.loop import optimizer_step, train_loop
-from sdlora.train.prediction import demand_of
-from sdlora.train.run import prepare
+from sdlora.lora import types
+from sdlora.memory import meter as memory
+from sdlora.memory import preflight
+from sdlora.memory.prediction import demand_of
+from sdlora.models import load_model
+from sdlora.stages.train.loop import optimizer_step, train_loop
+from sdlora.stages.train.run import prepare
 
 CPU = torch.device("cpu")
 LATENT = (4, 16, 16)
@@ -64,7 +66,7 @@ def test_the_prediction_is_what_a_real_step_allocates(changes: dict[str, object]
     """The same meter around real steps of the real loop on real tensors; the base's weights are known to both."""
     run = prepare(settings(**changes), Flip(), TINY, examples())
     optimizer_step(run, 0)  # makes the optimizer's state
-    unet = run.adapter.pipeline.unet
+    unet = run.model.pipeline.unet
     with memory.Meter([*unet.parameters(), *unet.buffers()]) as meter:
         optimizer_step(run, 1)
     predicted = phase("train", **changes).parts["activations and gradients"]
@@ -100,8 +102,8 @@ def test_adamw_keeps_eight_bytes_a_number_and_8bit_two() -> None:
 
 
 def test_weights_are_counted_by_type() -> None:
-    adapter = load_adapter(TINY, "cpu")
-    real = {name: sum(p.numel() * 4 for p in getattr(adapter.pipeline, name).parameters())
+    model = load_model(TINY, "cpu")
+    real = {name: sum(p.numel() * 4 for p in getattr(model.pipeline, name).parameters())
             for name in ("unet", "vae", "text_encoder")}  # fmt: skip
     assert phase("load").parts == real
     half = preflight.predict(
@@ -230,11 +232,11 @@ class _Operations(TorchDispatchMode):
 
 
 def test_every_attention_is_fused() -> None:
-    adapter = load_adapter(TINY, "cpu")
-    lora.add_lora(adapter, settings())
-    attentions = sum(type(module).__name__ == "Attention" for module in adapter.denoiser.modules())
+    model = load_model(TINY, "cpu")
+    types.add_lora(model, settings())
+    attentions = sum(type(module).__name__ == "Attention" for module in model.denoiser.modules())
     with _Operations() as operations:
-        adapter.predict(torch.zeros(1, *LATENT), torch.tensor([5]), adapter.encode_prompts(["captain"]))
+        model.predict(torch.zeros(1, *LATENT), torch.tensor([5]), model.encode_prompts(["captain"]))
     fused = sum(count for name, count in operations.seen.items() if "scaled_dot_product" in name)
     assert fused >= attentions > 0
     assert not any("softmax" in name for name in operations.seen)
@@ -248,7 +250,7 @@ def test_a_third_family_is_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
     preflight.check(settings(), base, demand_of(examples(), settings(), TINY), device="cpu")
     toy = prepare(settings(), Flip(), base, examples())
     plain = prepare(settings(), Flip(), TINY, examples())
-    assert type(toy.adapter).__name__ == "ClipSkip"
+    assert type(toy.model).__name__ == "ClipSkip"
     text = examples()[0].text[0]
     one, other = (run.conditioning_of([text])["context"] for run in (toy, plain))
     assert one.shape == other.shape

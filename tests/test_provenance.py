@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from sdlora import provenance, records
+from sdlora import records
 from sdlora.errors import DataError
-from sdlora.provenance import FileHashes, Job
+from sdlora.flow import freshness, hashing
+from sdlora.flow.freshness import Job
+from sdlora.flow.hashing import FileHashes
 
 
 @pytest.fixture
@@ -18,10 +20,10 @@ def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
     monkeypatch.chdir(tmp_path)
     a = Job("fit", "a", {"x": 1}, (), Path("a/made.json"), (Path("a/out"),))
     b = Job("flip", "b", {"y": 1}, (a.made,), Path("b/made.json"), (Path("b/out"),))
-    provenance.settle([a, b])
+    freshness.settle([a, b])
     for job in (a, b):
         records.write_text(job.shown[0], job.stage)
-        provenance.write_made(job.made, job.recipe_path.read_text("utf-8"), job.inputs, job.shown)
+        freshness.write_made(job.made, job.recipe_path.read_text("utf-8"), job.inputs, job.shown)
     return [a, b]
 
 
@@ -34,7 +36,7 @@ def newer(job: Job) -> bool:
 def test_fresh_jobs_stay_fresh_in_any_checkout_order(chain: list[Job]) -> None:
     for path, age in ((chain[0].made, 0), (chain[1].made, 900), (chain[1].shown[0], 500)):
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
-    assert provenance.settle(chain) == chain
+    assert freshness.settle(chain) == chain
     assert not any(map(newer, chain))
 
 
@@ -61,7 +63,7 @@ def test_what_does_not_fit_is_run_again(chain: list[Job], damage: str, stale: se
         b.made.write_text("{")
     else:
         (a if damage.endswith("a") else b).shown[0].write_text("tampered")
-    fresh = provenance.settle([a, b])
+    fresh = freshness.settle([a, b])
     assert {job.name for job in (a, b) if job not in fresh} == stale
     for job in (a, b):
         if job.name in stale and job.made.exists():
@@ -70,8 +72,8 @@ def test_what_does_not_fit_is_run_again(chain: list[Job], damage: str, stale: se
 
 def test_going_back_is_fresh_again(chain: list[Job]) -> None:
     a, b = chain
-    provenance.settle([a, Job(b.stage, b.name, {"y": 2}, b.inputs, b.made, b.shown)])
-    assert provenance.settle([a, b]) == [a, b]
+    freshness.settle([a, Job(b.stage, b.name, {"y": 2}, b.inputs, b.made, b.shown)])
+    assert freshness.settle([a, b]) == [a, b]
     assert not any(map(newer, (a, b)))
 
 
@@ -79,9 +81,9 @@ def test_a_recipe_that_changed_during_the_job_makes_it_stale(chain: list[Job]) -
     _, b = chain
     read_at_start = b.recipe_path.read_text("utf-8")
     changed = Job(b.stage, b.name, {"y": 2}, b.inputs, b.made, b.shown)
-    provenance.settle([chain[0], changed])
-    provenance.write_made(b.made, read_at_start, b.inputs, b.shown)
-    assert changed not in provenance.settle([chain[0], changed])
+    freshness.settle([chain[0], changed])
+    freshness.write_made(b.made, read_at_start, b.inputs, b.shown)
+    assert changed not in freshness.settle([chain[0], changed])
 
 
 def times(jobs: list[Job]) -> list[int]:
@@ -94,7 +96,7 @@ def test_times_in_the_future_are_set_back(chain: list[Job]) -> None:
         for path in (job.recipe_path, job.made, *job.shown):
             os.utime(path, (time.time() + 9000, time.time() + 9000))
     chain[1].shown[0].write_text("tampered")
-    assert provenance.settle(chain) == chain[:1]
+    assert freshness.settle(chain) == chain[:1]
     assert max(times(chain)) <= time.time_ns() and not newer(chain[0]) and newer(chain[1])
 
 
@@ -110,10 +112,10 @@ def test_a_file_system_that_tells_seconds_apart(chain: list[Job], second: int, m
     for job in chain:
         for path in (job.recipe_path, job.made, *job.shown):
             coarse(path, ns=(time.time_ns(),) * 2)
-    assert provenance.settle(chain) == chain and not any(map(newer, chain))
+    assert freshness.settle(chain) == chain and not any(map(newer, chain))
     a, b = chain
     b = Job(b.stage, b.name, {"y": 2}, b.inputs, b.made, b.shown)
-    assert provenance.settle([a, b]) == [a]
+    assert freshness.settle([a, b]) == [a]
     assert not newer(a) and newer(b), "Snakemake must see that b is to be made again"
     assert max(times([a, b])) <= time.time_ns()
 
@@ -139,21 +141,21 @@ def test_a_hostile_record_is_no_record(chain: list[Job], what: str, capfd: pytes
     else:
         content = {"not UTF-8": b"{\xff}", "too deep": b"[" * 100_000, "no object": b"[]", "a missing key": b"{}"}
         record.write_bytes(content[what])
-    assert provenance.settle(chain) == chain[:1]
+    assert freshness.settle(chain) == chain[:1]
     assert f"{record} " in capfd.readouterr().err, "and it is told"
 
 
 def test_a_recorded_file_that_became_a_fifo_is_not_read(chain: list[Job]) -> None:
     chain[1].shown[0].unlink()
     os.mkfifo(chain[1].shown[0])
-    assert provenance.settle(chain) == chain[:1]
+    assert freshness.settle(chain) == chain[:1]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"a/out": 3}',
                                      b'{"a/out": [1, "x", []]}', b'{"a/out": [true, 1, "x"]}'])  # fmt: skip
 def test_damaged_hashes_are_found_anew(chain: list[Job], content: bytes) -> None:
     Path(".sdlora/hashes.json").write_bytes(content)
-    assert provenance.settle(chain) == chain
+    assert freshness.settle(chain) == chain
     assert isinstance(records.read_json(Path(".sdlora/hashes.json")), dict)
 
 
@@ -161,7 +163,7 @@ def test_a_folder_of_the_pipeline_that_cannot_be_written_is_told(chain: list[Job
     shutil.rmtree(".sdlora")
     Path(".sdlora").write_text("a file")
     with pytest.raises(DataError, match=r"\.sdlora.*the pipeline must be able to write it"):
-        provenance.settle(chain)
+        freshness.settle(chain)
 
 
 def test_names_that_are_not_utf8_and_files_that_cannot_be_read_have_an_identity(
@@ -170,18 +172,18 @@ def test_names_that_are_not_utf8_and_files_that_cannot_be_read_have_an_identity(
     (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"1")
     (tmp_path / "b.png").write_bytes(b"2")
     hashes = FileHashes(tmp_path / "hashes.json")
-    before = provenance.identity_of_folder(tmp_path, (".png",), hashes)
+    before = hashing.identity_of_folder(tmp_path, (".png",), hashes)
     hashes.save()
     assert "b.png" in "".join(records.read_json(tmp_path / "hashes.json"))
-    real = provenance.sha256_of
+    real = hashing.sha256_of
 
     def refused(path: Path) -> str:
         if path.name == "b.png":
             raise PermissionError(13, "Permission denied")
         return real(path)
 
-    monkeypatch.setattr(provenance, "sha256_of", refused)
-    assert provenance.identity_of_folder(tmp_path, (".png",), FileHashes(tmp_path / "none.json")) != before
+    monkeypatch.setattr(freshness, "sha256_of", refused)
+    assert hashing.identity_of_folder(tmp_path, (".png",), FileHashes(tmp_path / "none.json")) != before
 
 
 def test_publishing_replaces_the_folder_and_clears_what_a_killed_process_left(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from test_train import TINY, examples, settings
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sdlora.params import Flip
-from sdlora.train.dataset import Example
-from sdlora.train.loop import optimizer_step, replay_of
-from sdlora.train.replay import called_directly, without_identities
-from sdlora.train.run import prepare
-from sdlora.train_section import Ema, Pivotal, Prior, TextEncoder
+from sdlora.config.params import Flip
+from sdlora.config.train import Ema, Pivotal, Prior, TextEncoder
+from sdlora.cpu.replay import called_directly, without_identities
+from sdlora.stages.train.dataset import Example
+from sdlora.stages.train.loop import optimizer_step, replay_of
+from sdlora.stages.train.run import prepare
 
 EQUAL: list[dict[str, object]] = [
     {}, {"batch_size": 2, "accumulation": 2, "mixed_precision": "bf16"},

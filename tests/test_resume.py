@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
-from sdlora.provenance import sha256_of
+from sdlora.flow.hashing import sha256_of
 
 # What is on while a run is killed; a new thing that has state belongs in one of these.
 CASES: dict[str, dict[str, Any]] = {

@@ -13,10 +13,10 @@ from test_resume import hashes
 from test_train import TINY, examples
 
 from sdlora import records, tensors
+from sdlora.config.params import Flip
+from sdlora.config.train import Train
 from sdlora.errors import DataError
-from sdlora.params import Flip
-from sdlora.train import train_version
-from sdlora.train_section import Train
+from sdlora.stages.train import train_version
 
 
 def make_dataset(folder: Path) -> list[Path]:

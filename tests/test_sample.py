@@ -8,11 +8,13 @@ import pytest
 import torch
 from conftest import ROOT
 
-from sdlora import records, sample, store
-from sdlora.params import Base, Hires, Sample, Version
-from sdlora.sample import Painter, Prompt, sample_version
-from sdlora.train.files import EMBEDDINGS, FILE_NAME
-from sdlora.train.prediction import draw_phase
+from sdlora import records
+from sdlora.config.params import Base, Hires, Sample, Version
+from sdlora.flow import store
+from sdlora.lora.names import EMBEDDINGS, FILE_NAME
+from sdlora.memory.prediction import draw_phase
+from sdlora.stages.sample import sample
+from sdlora.stages.sample.sample import Painter, Prompt, sample_version
 
 TINY = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
 PROMPTS = [Prompt(f"{n:03d}", text, 42) for n, text in enumerate(("captain, red background", "critter", "dylan face"))]

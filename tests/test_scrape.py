@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from sdlora import records
+from sdlora.config.params import Dataset
+from sdlora.config.sources import FolderSource
 from sdlora.errors import DataError
-from sdlora.params import Dataset
-from sdlora.scrape import gather
-from sdlora.source_section import FolderSource
+from sdlora.stages.scrape import gather
 
 
 def picture(colour: str) -> bytes:

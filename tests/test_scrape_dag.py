@@ -26,7 +26,7 @@ sys.path.insert(0, {str(ROOT / "tests")!r})
 from rig.server import connect
 
 from sdlora import command
-from sdlora.scrape.pin import scrape
+from sdlora.stages.scrape.pin import scrape
 
 context = connect(Path("rig/rig.json"))
 command.run(lambda recipe, args: scrape(recipe, args.out, bool(args.again), context), out=Path, again=int)

@@ -13,11 +13,11 @@ from conftest import ROOT, environment
 from shapes import small_vae
 from test_train import TINY, examples, settings
 
-from sdlora.adapters import architectures, load_adapter
-from sdlora.params import Base, Flip
-from sdlora.train import preflight
-from sdlora.train.loop import train_loop
-from sdlora.train.run import prepare
+from sdlora.config.params import Base, Flip
+from sdlora.memory import preflight
+from sdlora.models import architectures, load_model
+from sdlora.stages.train.loop import train_loop
+from sdlora.stages.train.run import prepare
 
 TOKENIZER = ROOT / "models/tiny-sd/tokenizer"
 # as published: huggingface.co/stable-diffusion-v1-5 and stabilityai/stable-diffusion-xl-base-1.0
@@ -72,18 +72,18 @@ def test_sd15_trains_three_steps_within_the_predicted_memory(tmp_path: Path) -> 
 def test_an_external_vae_replaces_the_bases_own(tmp_path: Path) -> None:
     small_vae(scaling_factor=0.5).save_pretrained(tmp_path)
     base = TINY.model_copy(update={"vae": str(tmp_path)})
-    adapter, own = load_adapter(base, "cpu"), load_adapter(TINY, "cpu")
+    model, own = load_model(base, "cpu"), load_model(TINY, "cpu")
     picture = torch.rand(1, 3, 64, 64) * 2 - 1
-    mean, std = adapter.encode_images(picture)
+    mean, std = model.encode_images(picture)
     assert mean.shape == std.shape == (1, 4, 16, 16)
     assert not torch.allclose(mean, own.encode_images(picture)[0])
     posterior = small_vae(scaling_factor=0.5).eval().encode(picture).latent_dist
     assert torch.allclose(mean, posterior.mean * 0.5, atol=1e-5)
-    drawn = adapter.pipeline("captain", num_inference_steps=1, height=64, width=64, output_type="pt").images
+    drawn = model.pipeline("captain", num_inference_steps=1, height=64, width=64, output_type="pt").images
     assert drawn.shape == (1, 3, 64, 64)
-    assert not any(p.requires_grad for p in adapter.pipeline.vae.parameters())
-    outline = type(adapter).outline(base, torch.device("cpu"))
-    shapes = [[p.shape for p in one.pipeline.vae.parameters()] for one in (outline, adapter)]
+    assert not any(p.requires_grad for p in model.pipeline.vae.parameters())
+    outline = type(model).outline(base, torch.device("cpu"))
+    shapes = [[p.shape for p in one.pipeline.vae.parameters()] for one in (outline, model)]
     assert shapes[0] == shapes[1]
 
 
@@ -91,8 +91,8 @@ def test_an_external_vae_replaces_the_bases_own(tmp_path: Path) -> None:
     ("dtype", "kept"), [("fp32", torch.float32), ("bf16", torch.bfloat16), ("fp16", torch.float32)]
 )
 def test_weights_on_a_cpu(dtype: str, kept: torch.dtype, capsys: pytest.CaptureFixture[str]) -> None:
-    adapter = load_adapter(TINY.model_copy(update={"dtype": dtype}), "cpu")
-    assert {p.dtype for part in adapter.parts() for p in part.parameters()} == {kept}
+    model = load_model(TINY.model_copy(update={"dtype": dtype}), "cpu")
+    assert {p.dtype for part in model.parts() for p in part.parameters()} == {kept}
     assert ("weights are kept in fp32, not fp16" in capsys.readouterr().out) == (dtype == "fp16")
 
 
@@ -117,7 +117,7 @@ def test_on_a_gpu_half_weights_the_scaler_and_the_prediction(tmp_path: Path, dty
     phases = preflight.predict(train, base, preflight.demand_of(shots, train, base), torch.device("cuda"))
     run = prepare(train, Flip(), base, shots)
     assert (run.accelerator.scaler is not None) == (dtype == "fp16")
-    assert run.adapter.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
+    assert run.model.dtype == {"bf16": torch.bfloat16, "fp16": torch.float16}[dtype]
     torch.cuda.reset_peak_memory_stats()
     train_loop(run, None, lambda state: None)
     assert abs(phases[-1].total / torch.cuda.max_memory_allocated() - 1) < 0.15

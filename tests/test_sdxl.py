@@ -1,4 +1,4 @@
-"""The SDXL adapter on a pipeline of the real classes with small random networks."""
+"""The SDXL model on a pipeline of the real classes with small random networks."""
 
 import csv
 from pathlib import Path
@@ -12,16 +12,16 @@ from shapes import save_small_sdxl, small_vae
 from small_set import captain, make_set
 from test_train import examples
 
-from sdlora.adapters import load_adapter
-from sdlora.params import Base, Flip, Sample
-from sdlora.sample import Painter, Prompt
-from sdlora.train.batch import draw_batch
-from sdlora.train.dataset import Example, Geometry, load_examples
-from sdlora.train.export import write_lora
-from sdlora.train.files import FILE_NAME
-from sdlora.train.loop import train_loop
-from sdlora.train.run import prepare
-from sdlora.train_section import Train
+from sdlora.config.params import Base, Flip, Sample
+from sdlora.config.train import Train
+from sdlora.lora.diffusers_file import write_lora
+from sdlora.lora.names import FILE_NAME
+from sdlora.models import load_model
+from sdlora.stages.sample.sample import Painter, Prompt
+from sdlora.stages.train.batch import draw_batch
+from sdlora.stages.train.dataset import Example, Geometry, load_examples
+from sdlora.stages.train.loop import train_loop
+from sdlora.stages.train.run import prepare
 
 # One version on the small pipeline, through every stage that a user's version goes through.
 STAGES = """
@@ -75,10 +75,10 @@ def test_sdxl_learns_each_pictures_own_sizes(small_sdxl: Base) -> None:
     def look(module: torch.nn.Module, inputs: object, options: dict[str, dict[str, torch.Tensor]]) -> None:
         told.append(options["added_cond_kwargs"]["time_ids"])
 
-    hook = run.adapter.pipeline.unet.register_forward_pre_hook(look, with_kwargs=True)
+    hook = run.model.pipeline.unet.register_forward_pre_hook(look, with_kwargs=True)
     batches = [draw_batch(run, step, 0) for step in range(2)]
     with torch.no_grad():
-        outputs = [run.adapter.predict(b.latents, b.timesteps, b.conditioning) for b in batches]
+        outputs = [run.model.predict(b.latents, b.timesteps, b.conditioning) for b in batches]
     hook.remove()
     # original height and width, top and left of the crop, target height and width (arXiv 2307.01952, 2.2)
     rows = {tuple(row) for ids in told for row in ids.tolist()}
@@ -89,7 +89,7 @@ def test_sdxl_learns_each_pictures_own_sizes(small_sdxl: Base) -> None:
     none = {name: value for name, value in batches[0].conditioning.items() if name != "sizes"}
     for conditioning in (other, none):
         with torch.no_grad():
-            output = run.adapter.predict(batches[0].latents, batches[0].timesteps, conditioning)
+            output = run.model.predict(batches[0].latents, batches[0].timesteps, conditioning)
         assert not torch.equal(output, outputs[0])
 
 
@@ -105,7 +105,7 @@ def test_sdxl_learns_from_every_cache(
     )  # fmt: skip
     run = prepare(train, Flip(), small_sdxl, load_examples(folder, "x", latents), identity="sdxl")
     assert len(train_loop(run, None, lambda state: None)) == 2
-    assert (run.adapter.pipeline.text_encoder_2 is None) == (text == "disk")
+    assert (run.model.pipeline.text_encoder_2 is None) == (text == "disk")
     assert draw_batch(run, 0, 0).conditioning["sizes"].tolist() == [[64, 112, 0, 0, 64, 64]]
 
 
@@ -122,7 +122,7 @@ def test_sdxl_trains_saves_and_draws(small_sdxl: Base, tmp_path: Path) -> None:
     run = prepare(train, Flip(), small_sdxl, examples())
     log = train_loop(run, None, lambda state: None)
     assert len(log) == 2
-    write_lora(tmp_path, run.adapter, train)
+    write_lora(tmp_path, run.model, train)
     sample = Sample(inference_steps=2, scheduler="euler", negative_prompt="blurry")
     painter, prompt = Painter(small_sdxl, sample, 64), [Prompt("r", "captain", 1)]
     painter.use(None)
@@ -153,10 +153,10 @@ def test_sdxl_goes_through_the_stages(tmp_path: Path) -> None:
 
 
 def test_prompts_are_encoded_as_the_pipeline_does(small_sdxl: Base) -> None:
-    adapter = load_adapter(small_sdxl, "cpu")
-    ours = adapter.encode_prompts(["captain, smiling", ""])
+    model = load_model(small_sdxl, "cpu")
+    ours = model.encode_prompts(["captain, smiling", ""])
     with torch.no_grad():
-        context, _, pooled, _ = adapter.pipeline.encode_prompt(
+        context, _, pooled, _ = model.pipeline.encode_prompt(
             ["captain, smiling", ""], do_classifier_free_guidance=False
         )
     assert ours["context"].shape == (2, 77, 32 + 48)
@@ -165,23 +165,23 @@ def test_prompts_are_encoded_as_the_pipeline_does(small_sdxl: Base) -> None:
 
 
 def test_gradients_reach_both_text_encoders(small_sdxl: Base) -> None:
-    adapter = load_adapter(small_sdxl, "cpu")
-    for encoder in adapter.text_encoders().values():
+    model = load_model(small_sdxl, "cpu")
+    for encoder in model.text_encoders().values():
         encoder.requires_grad_(True)
-    found = adapter.encode_tokens(adapter.tokenize(["captain"]))
+    found = model.encode_tokens(model.tokenize(["captain"]))
     (found["context"].sum() + found["pooled"].sum()).backward()
-    assert list(adapter.text_encoders()) == ["text_encoder", "text_encoder_2"]
-    for encoder in adapter.text_encoders().values():
+    assert list(model.text_encoders()) == ["text_encoder", "text_encoder_2"]
+    for encoder in model.text_encoders().values():
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in encoder.parameters())
 
 
 def test_sizes_and_crops_reach_the_unet(small_sdxl: Base) -> None:
-    adapter = load_adapter(small_sdxl, "cpu")
-    noisy, steps, told = torch.zeros(2, 4, 16, 12), torch.tensor([5, 500]), adapter.encode_prompts(["a", "b"])
+    model = load_model(small_sdxl, "cpu")
+    noisy, steps, told = torch.zeros(2, 4, 16, 12), torch.tensor([5, 500]), model.encode_prompts(["a", "b"])
     with torch.no_grad():
-        whole = adapter.predict(noisy, steps, told)
-        same = adapter.predict(noisy, steps, {**told, "sizes": torch.tensor([[64, 48, 0, 0, 64, 48]] * 2)})
-        cropped = adapter.predict(noisy, steps, {**told, "sizes": torch.tensor([[96, 48, 16, 0, 64, 48]] * 2)})
+        whole = model.predict(noisy, steps, told)
+        same = model.predict(noisy, steps, {**told, "sizes": torch.tensor([[64, 48, 0, 0, 64, 48]] * 2)})
+        cropped = model.predict(noisy, steps, {**told, "sizes": torch.tensor([[96, 48, 16, 0, 64, 48]] * 2)})
     assert torch.equal(whole, same)
     assert not torch.allclose(whole, cropped)
 
@@ -193,11 +193,11 @@ def test_a_vae_that_overflows_in_fp16_encodes_in_fp32(small_sdxl: Base, tmp_path
     if safe:
         small_vae(force_upcast=False).save_pretrained(tmp_path)
         base = base.model_copy(update={"vae": str(tmp_path)})
-    adapter = load_adapter(base, "cpu")
+    model = load_model(base, "cpu")
     picture = torch.rand(1, 3, 64, 64) * 2 - 1
-    in_fp32 = adapter.encode_images(picture)[0]
-    vae = adapter.pipeline.vae.to(torch.float16)
-    found = adapter.encode_images(picture)[0]
+    in_fp32 = model.encode_images(picture)[0]
+    vae = model.pipeline.vae.to(torch.float16)
+    found = model.encode_images(picture)[0]
     assert vae.dtype == (torch.float16 if safe else torch.float32)
     assert found.dtype == torch.float32
     assert torch.allclose(found, in_fp32, atol=1e-2)

@@ -19,12 +19,12 @@ from rig.site import anchors
 from selenium.webdriver.common.selenium_manager import SeleniumManager
 
 from sdlora import choices
+from sdlora.config.sources import Search as AnySearch
+from sdlora.config.sources import SeleniumSource
 from sdlora.errors import DataError, MissingError
-from sdlora.scrape import selenium
-from sdlora.scrape.engines import Hit, read_json
-from sdlora.scrape.source import Candidate
-from sdlora.source_section import Search as AnySearch
-from sdlora.source_section import SeleniumSource
+from sdlora.stages.scrape import selenium
+from sdlora.stages.scrape.engines import Hit, read_json
+from sdlora.stages.scrape.source import Candidate
 
 PAGE = "https://www.bing.com/images/search"
 FILTERS = frozenset({"license-L2_L3_L4_L5_L6_L7", "imagesize-large"})
@@ -118,7 +118,7 @@ def test_a_hostile_page_reaches_nothing_and_its_nonsense_is_left_out(rig: Rig) -
 
 def test_kill_9_leaves_no_browser_behind(rig: Rig) -> None:
     code = (
-        "from pathlib import Path; from rig.server import connect; from sdlora.scrape import selenium\n"
+        "from pathlib import Path; from rig.server import connect; from sdlora.stages.scrape import selenium\n"
         "from sdlora.source_section import SeleniumSource\n"
         f"context = connect(Path({str(rig.folder / 'rig.json')!r}))\n"
         "for found in selenium.find(SeleniumSource(kind='selenium', query='cat', limit=5), context):\n"

@@ -8,11 +8,11 @@ from conftest import ROOT
 from PIL import Image
 
 from sdlora import records
+from sdlora.config.params import Dataset
 from sdlora.errors import DataError
-from sdlora.params import Dataset
-from sdlora.scrape.gather import gather
-from sdlora.scrape.split import CHOSEN, mark_copies, split
-from sdlora.scrape.verify import examine
+from sdlora.stages.scrape.gather import gather
+from sdlora.stages.scrape.split import CHOSEN, mark_copies, split
+from sdlora.stages.scrape.verify import examine
 
 CAPTAIN = ROOT / "data/embedded/captain/train"
 

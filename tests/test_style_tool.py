@@ -9,7 +9,7 @@ from tools.tiny_base import datasets, style, styles, world
 
 from sdlora import records
 from sdlora.errors import DataError
-from sdlora.pictures import png_bytes
+from sdlora.images.pictures import png_bytes
 
 
 @pytest.fixture(scope="module")

@@ -14,14 +14,14 @@ from test_train import TINY, settings
 from torch import nn
 
 from sdlora import records
+from sdlora.config.params import Base, Export
+from sdlora.config.train import Train
 from sdlora.errors import DataError
-from sdlora.params import Base, Export
-from sdlora.train import export
-from sdlora.train.export import read_lora
-from sdlora.train.files import FILE_NAME
-from sdlora.train.full import wants_whole, whole_updates
-from sdlora.train.header import About, header
-from sdlora.train_section import Train
+from sdlora.lora import tool_files
+from sdlora.lora.diffusers_file import read_lora
+from sdlora.lora.metadata import About, header
+from sdlora.lora.names import FILE_NAME
+from sdlora.lora.whole import wants_whole, whole_updates
 
 
 @pytest.fixture
@@ -80,10 +80,10 @@ def test_another_type_of_files_is_no_training(place: Place, capsys: pytest.Captu
 def test_a_type_that_cannot_hold_the_numbers_is_refused(tmp_path: Path) -> None:
     found = {"unet.a.lora_A.weight": torch.full((1, 2), 1e6), "unet.a.lora_B.weight": torch.ones(2, 1)}
     said = {"lora_adapter_metadata": json.dumps({"unet.r": 1, "unet.lora_alpha": 1})}
-    export._write(tmp_path / FILE_NAME, found, said)
+    tool_files._write(tmp_path / FILE_NAME, found, said)
     with pytest.raises(DataError, match=r"export.dtype is fp16, which cannot hold 1e\+06 of lora_unet_a"):
-        export.write_for_tools(tmp_path / FILE_NAME, "a", 1, settings(), TINY, ABOUT, Export(dtype="fp16"))
-    assert export.write_for_tools(tmp_path / FILE_NAME, "a", 1, settings(), TINY, ABOUT, Export(dtype="bf16"))
+        tool_files.write_for_tools(tmp_path / FILE_NAME, "a", 1, settings(), TINY, ABOUT, Export(dtype="fp16"))
+    assert tool_files.write_for_tools(tmp_path / FILE_NAME, "a", 1, settings(), TINY, ABOUT, Export(dtype="bf16"))
 
 
 def test_doras_whole_update_by_hand() -> None:
@@ -170,7 +170,7 @@ def test_a_loha_of_another_scale_is_written_at_scale_one() -> None:
     config = LoHaConfig(r=3, alpha=2, target_modules=["m"], init_weights=False)
     block = inject_adapter_in_model(config, nn.ModuleDict({"m": nn.Linear(12, 8)}))
     named = {f"unet.{name}": value for name, value in get_peft_model_state_dict(block).items()}
-    found = export.to_kohya(named, {"unet.r": 3, "unet.alpha": 2}, "sd", 2)
+    found = tool_files.to_kohya(named, {"unet.r": 3, "unet.alpha": 2}, "sd", 2)
     parts = {name.removeprefix("lora_unet_m."): value.double().numpy() for name, value in found.items()}
     assert parts["alpha"] == 3
     whole = (parts["hada_w1_a"] @ parts["hada_w1_b"]) * (parts["hada_w2_a"] @ parts["hada_w2_b"])

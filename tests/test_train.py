@@ -11,18 +11,19 @@ from diffusers import StableDiffusionPipeline
 from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_warmup
 from torch import nn
 
-from sdlora import choices, provenance, records, tensors
-from sdlora.adapters import load_adapter
+from sdlora import choices, records, tensors
+from sdlora.config.params import Base, Flip
+from sdlora.config.train import LrStage, Pivotal, TextEncoder, Train
 from sdlora.errors import DataError, MissingError
-from sdlora.params import Base, Flip
-from sdlora.train import dataset, lr_schedules
-from sdlora.train.batch import draw_batch
-from sdlora.train.checkpoint import State, newest_state, save_state
-from sdlora.train.dataset import Example
-from sdlora.train.files import FILE_NAME
-from sdlora.train.loop import loss_of, train_loop
-from sdlora.train.run import prepare, write_checkpoint
-from sdlora.train_section import LrStage, Pivotal, TextEncoder, Train
+from sdlora.flow import hashing
+from sdlora.lora.names import FILE_NAME
+from sdlora.models import load_model
+from sdlora.stages.train import dataset, lr_schedules
+from sdlora.stages.train.batch import draw_batch
+from sdlora.stages.train.checkpoint import State, newest_state, save_state
+from sdlora.stages.train.dataset import Example
+from sdlora.stages.train.loop import loss_of, train_loop
+from sdlora.stages.train.run import prepare, write_checkpoint
 
 TINY = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
 
@@ -76,7 +77,7 @@ def test_resume_is_exact(tmp_path: Path, optimizer: str) -> None:
     assert state is not None and state.step == 2
     assert trained(train, tmp_path / "stopped", state) == log
     straight, stopped = (tmp_path / name / "step-4" / FILE_NAME for name in ("straight", "stopped"))
-    assert provenance.sha256_of(straight) == provenance.sha256_of(stopped)
+    assert hashing.sha256_of(straight) == hashing.sha256_of(stopped)
     for file in ("tensors.safetensors", "state.json", "manifest.json"):
         states = [(tmp_path / name / "state/step-000004" / file).read_bytes() for name in ("straight", "stopped")]
         assert states[0] == states[1], file
@@ -258,9 +259,9 @@ def test_diffusers_reads_the_file_at_the_right_strength(tmp_path: Path) -> None:
     pipeline.load_lora_weights(tmp_path, weight_name=FILE_NAME)
     batch = draw_batch(run, 0, 0)
     context = batch.conditioning["context"]
-    run.adapter.pipeline.unet.eval()
+    run.model.pipeline.unet.eval()
     with torch.no_grad():
-        ours = run.adapter.predict(batch.latents, batch.timesteps, {"context": context})
+        ours = run.model.predict(batch.latents, batch.timesteps, {"context": context})
         theirs = pipeline.unet(batch.latents, batch.timesteps, context).sample
         pipeline.unload_lora_weights()
         without = pipeline.unet(batch.latents, batch.timesteps, context).sample
@@ -299,9 +300,9 @@ def test_fp16_on_a_cpu_and_a_loss_that_is_no_number_are_told() -> None:
 def test_missing_base_says_what_to_do() -> None:
     base = Base(model="stabilityai/stable-diffusion-xl-base-1.0", family="sdxl", size_px=1024, captioner="-")
     with pytest.raises(MissingError, match=r"hf download stabilityai/stable-diffusion-xl-base-1.0"):
-        load_adapter(base)
+        load_model(base)
     with pytest.raises(MissingError, match=r"no file .mine\.safetensors"):
-        load_adapter(base.model_copy(update={"model": "mine.safetensors"}))
+        load_model(base.model_copy(update={"model": "mine.safetensors"}))
 
 
 def test_header_has_rank_alpha_and_no_time(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The table of all versions, as Markdown."""
 
-from sdlora.report.versions import gain, markdown
+from sdlora.stages.report.versions import gain, markdown
 
 ROW = {
     "version": "v8", "base": "tiny", "dataset": "captain", "fit": "pad", "rank": "64", "alpha": "64",

@@ -20,10 +20,10 @@ from rig.pictures import picture
 from rig.zoo import Zoo
 
 from sdlora import choices, records
-from sdlora.params import Dataset
-from sdlora.pictures import open_picture, to_rgb
-from sdlora.scrape import gather
-from sdlora.source_section import BingSource, Scrape
+from sdlora.config.params import Dataset
+from sdlora.config.sources import BingSource, Scrape
+from sdlora.images.pictures import open_picture, to_rgb
+from sdlora.stages.scrape import gather
 
 Behaviour = zoo.Behaviour | bytes
 LIMITS = {
@@ -346,8 +346,8 @@ from rig import zoo
 from sdlora import choices
 from sdlora.params import Dataset
 from sdlora.source_section import BingSource, Scrape
-from sdlora.scrape import gather
-import sdlora.scrape.gather, PIL.JpegImagePlugin, PIL.PngImagePlugin
+from sdlora.stages.scrape import gather
+import sdlora.stages.scrape.gather, PIL.JpegImagePlugin, PIL.PngImagePlugin
 out, port, urls = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 choices.SOURCES["bing"] = "rig.zoo:find"
 def run(found, folder):

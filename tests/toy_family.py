@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from sdlora.adapters.base import Conditioning
-from sdlora.adapters.sd import StableDiffusion
+from sdlora.models.family import Conditioning
+from sdlora.models.sd import StableDiffusion
 
 
 class ClipSkip(StableDiffusion):

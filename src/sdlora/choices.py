@@ -6,46 +6,46 @@ from typing import Any
 from sdlora.errors import ParamsError, suggest
 
 OPTIMIZERS = {
-    "adamw": "sdlora.train.optimizers:adamw",
-    "adamw8bit": "sdlora.train.optimizers:adamw8bit",
-    "prodigy": "sdlora.train.optimizers:prodigy",
-    "lion": "sdlora.train.optimizers:lion",
-    "adafactor": "sdlora.train.optimizers:adafactor",
-    "schedulefree_adamw": "sdlora.train.optimizers:schedulefree_adamw",
+    "adamw": "sdlora.stages.train.optimizers:adamw",
+    "adamw8bit": "sdlora.stages.train.optimizers:adamw8bit",
+    "prodigy": "sdlora.stages.train.optimizers:prodigy",
+    "lion": "sdlora.stages.train.optimizers:lion",
+    "adafactor": "sdlora.stages.train.optimizers:adafactor",
+    "schedulefree_adamw": "sdlora.stages.train.optimizers:schedulefree_adamw",
 }
 LR_SCHEDULES = {
-    "constant": "sdlora.train.lr_schedules:from_diffusers",
-    "constant_with_warmup": "sdlora.train.lr_schedules:from_diffusers",
-    "linear": "sdlora.train.lr_schedules:from_diffusers",
-    "cosine": "sdlora.train.lr_schedules:from_diffusers",
-    "cosine_with_restarts": "sdlora.train.lr_schedules:from_diffusers",
-    "polynomial": "sdlora.train.lr_schedules:from_diffusers",
-    "staged": "sdlora.train.lr_schedules:staged",
+    "constant": "sdlora.stages.train.lr_schedules:from_diffusers",
+    "constant_with_warmup": "sdlora.stages.train.lr_schedules:from_diffusers",
+    "linear": "sdlora.stages.train.lr_schedules:from_diffusers",
+    "cosine": "sdlora.stages.train.lr_schedules:from_diffusers",
+    "cosine_with_restarts": "sdlora.stages.train.lr_schedules:from_diffusers",
+    "polynomial": "sdlora.stages.train.lr_schedules:from_diffusers",
+    "staged": "sdlora.stages.train.lr_schedules:staged",
 }
 LORA_TYPES = {
-    "lora": "sdlora.train.lora:lora_config",
-    "dora": "sdlora.train.lora:lora_config",
-    "loha": "sdlora.train.lora:loha_config",
-    "lokr": "sdlora.train.lora:lokr_config",
+    "lora": "sdlora.lora.types:lora_config",
+    "dora": "sdlora.lora.types:lora_config",
+    "loha": "sdlora.lora.types:loha_config",
+    "lokr": "sdlora.lora.types:lokr_config",
 }
 TARGETS = {
-    "attention": "sdlora.train.lora:ATTENTION",
-    "attention_feed_forward": "sdlora.train.lora:ATTENTION_FEED_FORWARD",
-    "all": "sdlora.train.lora:ALL_LAYERS",
+    "attention": "sdlora.lora.types:ATTENTION",
+    "attention_feed_forward": "sdlora.lora.types:ATTENTION_FEED_FORWARD",
+    "all": "sdlora.lora.types:ALL_LAYERS",
 }
 LOSSES = {
-    "mse": "sdlora.train.losses:mse",
-    "huber": "sdlora.train.losses:huber",
+    "mse": "sdlora.stages.train.losses:mse",
+    "huber": "sdlora.stages.train.losses:huber",
 }
 WEIGHTINGS = {
-    "none": "sdlora.train.losses:unweighted",
-    "min_snr": "sdlora.train.losses:min_snr",
-    "soft_min_snr": "sdlora.train.losses:soft_min_snr",
-    "debiased": "sdlora.train.losses:debiased",
+    "none": "sdlora.stages.train.losses:unweighted",
+    "min_snr": "sdlora.stages.train.losses:min_snr",
+    "soft_min_snr": "sdlora.stages.train.losses:soft_min_snr",
+    "debiased": "sdlora.stages.train.losses:debiased",
 }
 NOISES = {
-    "offset": "sdlora.train.noise:offset",
-    "pyramid": "sdlora.train.noise:pyramid",
+    "offset": "sdlora.stages.train.noise:offset",
+    "pyramid": "sdlora.stages.train.noise:pyramid",
 }
 SCHEDULERS = {
     "ddim": "diffusers:DDIMScheduler",
@@ -54,23 +54,23 @@ SCHEDULERS = {
     "pndm": "diffusers:PNDMScheduler",
 }
 METRICS = {
-    "psnr_db": "sdlora.evaluate.psnr:psnr_db",
-    "ssim": "sdlora.evaluate.ssim:ssim",
-    "effnet_lite0_distance": "sdlora.evaluate.effnet:effnet_lite0_distance",
+    "psnr_db": "sdlora.stages.evaluate.psnr:psnr_db",
+    "ssim": "sdlora.stages.evaluate.ssim:ssim",
+    "effnet_lite0_distance": "sdlora.stages.evaluate.effnet:effnet_lite0_distance",
 }
 LOWER_IS_BETTER = {"effnet_lite0_distance"}  # of METRICS; of the others, higher is better
 SOURCES = {
-    "folder": "sdlora.scrape.folder:find",
-    "bing": "sdlora.scrape.bing:find",
-    "selenium": "sdlora.scrape.selenium:find",
-    "hub": "sdlora.scrape.hub:find",
+    "folder": "sdlora.stages.scrape.folder:find",
+    "bing": "sdlora.stages.scrape.bing:find",
+    "selenium": "sdlora.stages.scrape.selenium:find",
+    "hub": "sdlora.stages.scrape.hub:find",
 }
 ENGINES = {
-    "bing": "sdlora.scrape.engines.bing:Bing",
+    "bing": "sdlora.stages.scrape.engines.bing:Bing",
 }
 FAMILIES = {
-    "sd": "sdlora.adapters.sd:StableDiffusion",
-    "sdxl": "sdlora.adapters.sdxl:StableDiffusionXL",
+    "sd": "sdlora.models.sd:StableDiffusion",
+    "sdxl": "sdlora.models.sdxl:StableDiffusionXL",
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from sdlora import settings
+from sdlora.config.load import load, reference_page
 from sdlora.errors import ParamsError, SdloraError, suggest
 
 
@@ -47,33 +47,33 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _accept(args: argparse.Namespace) -> None:
-    from sdlora import accept
+    from sdlora.flow import accept
 
     accept.run(args.versions, args.yes)
 
 
 def _check(args: argparse.Namespace) -> None:
-    settings.load(Path("params.yaml"))
+    load(Path("params.yaml"))
 
 
 def _docs(args: argparse.Namespace) -> None:
-    from sdlora.training_page import training_page
+    from sdlora.config.training_page import training_page
 
-    print(settings.reference_page() if args.page == "params" else training_page(), end="")
+    print(reference_page() if args.page == "params" else training_page(), end="")
 
 
 def _preflight(args: argparse.Namespace) -> None:
-    params = settings.load(Path("params.yaml"))
+    params = load(Path("params.yaml"))
     if args.version not in params.versions:
         raise ParamsError(f"there is no version {args.version!r}{suggest(args.version, params.versions)}")
-    from sdlora.train import preflight  # imports torch
+    from sdlora.memory import preflight  # imports torch
 
     preflight.show(params, args.version, args.device)
 
 
 def _versions(args: argparse.Namespace) -> None:
     from sdlora import records
-    from sdlora.report.versions import markdown
+    from sdlora.stages.report.versions import markdown
 
     if not args.table.is_file():
         raise ParamsError(f"there is no table {args.table}; `snakemake results/report/index.html` makes it")

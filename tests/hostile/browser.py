@@ -17,9 +17,9 @@ from rig import Answer, Rig, Search, results
 from rig.site import anchors
 
 from hostile import attack
+from sdlora.config.sources import Scrape, SeleniumSource
 from sdlora.errors import SdloraError
-from sdlora.scrape import selenium
-from sdlora.source_section import Scrape, SeleniumSource
+from sdlora.stages.scrape import selenium
 
 PAGE = "https://www.bing.com/images/search"
 SOURCE = SeleniumSource(kind="selenium", query="cat", limit=5)
@@ -200,7 +200,7 @@ def _endless(folder: Path) -> str | None:
 @attack("browser", "a profile that stays after kill -9")
 def _profile(folder: Path) -> str | None:
     code = (
-        "from pathlib import Path; from rig.server import connect; from sdlora.scrape import selenium\n"
+        "from pathlib import Path; from rig.server import connect; from sdlora.stages.scrape import selenium\n"
         "from sdlora.source_section import SeleniumSource\n"
         f"context = connect(Path({str(folder / 'rig/rig.json')!r}))\n"
         "for found in selenium.find(SeleniumSource(kind='selenium', query='cat', limit=5), context):\n"

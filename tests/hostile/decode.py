@@ -13,15 +13,16 @@ from rig import zoo
 
 from hostile import attack
 from hostile.hub import picture
-from sdlora import decoder, records
-from sdlora.decode_worker import scans_of
+from sdlora import records
+from sdlora.config.params import Dataset, Fit
+from sdlora.config.sources import FolderSource, Scrape
 from sdlora.errors import DataError
-from sdlora.fit import fit_dataset
-from sdlora.params import Dataset, Fit
-from sdlora.pictures import open_picture
-from sdlora.scrape import gather
-from sdlora.scrape.verify import examine
-from sdlora.source_section import FolderSource, Scrape
+from sdlora.images import decoder
+from sdlora.images.pictures import open_picture
+from sdlora.images.worker import scans_of
+from sdlora.stages.fit.fit import fit_dataset
+from sdlora.stages.scrape import gather
+from sdlora.stages.scrape.verify import examine
 
 MOST_S = 8.0  # of computing, for all of one attack
 MOST_MIB = 1200  # of a decoding process

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from hostile import Inside, attack
+from sdlora.config.sources import HubSource
 from sdlora.errors import SdloraError
-from sdlora.scrape import hub
-from sdlora.scrape.source import Candidate, ScrapeContext
-from sdlora.source_section import HubSource
+from sdlora.stages.scrape import hub
+from sdlora.stages.scrape.source import Candidate, ScrapeContext
 
 Features = datasets.Features
 STRING, BINARY = datasets.Value("string"), datasets.Value("binary")

@@ -15,12 +15,12 @@ from rig.zoo import Zoo
 from hostile import attack
 from hostile.hub import picture
 from sdlora import choices, records
-from sdlora.params import Dataset
-from sdlora.scrape import bing, gather
-from sdlora.scrape.engines.bing import Bing
-from sdlora.scrape.fetch import Fetcher, FetchError
-from sdlora.scrape.source import is_public
-from sdlora.source_section import BingSource, Scrape
+from sdlora.config.params import Dataset
+from sdlora.config.sources import BingSource, Scrape
+from sdlora.stages.scrape import bing, gather
+from sdlora.stages.scrape.engines.bing import Bing
+from sdlora.stages.scrape.fetch import Fetcher, FetchError
+from sdlora.stages.scrape.source import is_public
 
 QUICK = {"timeout_s": 0.5, "deadline_s": 2.0, "max_mib": 1.0, "host_rate_per_s": 1000.0, "retries": 2, "min_side_px": 8}
 

@@ -10,12 +10,12 @@ from typing import Any
 from hostile import attack
 from hostile.hub import CANARY, DECODED, picture
 from sdlora import records
+from sdlora.config.params import Dataset, Fit
 from sdlora.errors import SdloraError
-from sdlora.fit import fit_dataset
-from sdlora.masks import read_fitted
-from sdlora.params import Dataset, Fit
-from sdlora.pictures import read_rgb
-from sdlora.scrape import gather, pin
+from sdlora.images.masks import read_fitted
+from sdlora.images.pictures import read_rgb
+from sdlora.stages.fit.fit import fit_dataset
+from sdlora.stages.scrape import gather, pin
 
 BING = {"kind": "bing", "query": "cat", "limit": 3}
 RECIPE = {

@@ -20,13 +20,14 @@ from tools.tiny_base import readers
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from sdlora.adapters import Adapter, load_adapter
-from sdlora.params import Base, Export
-from sdlora.train import lora
-from sdlora.train.export import write_for_tools, write_lora
-from sdlora.train.files import FILE_NAME
-from sdlora.train.header import About
-from sdlora.train_section import TextEncoder, Train
+from sdlora.config.params import Base, Export
+from sdlora.config.train import TextEncoder, Train
+from sdlora.lora import types
+from sdlora.lora.diffusers_file import write_lora
+from sdlora.lora.metadata import About
+from sdlora.lora.names import FILE_NAME
+from sdlora.lora.tool_files import write_for_tools
+from sdlora.models import ModelFamily, load_model
 
 ABOUT = About("captain", 25, ("captain, left",), (64, 64), "epsilon", 32, 2)
 TEXT = TextEncoder(rank=3, alpha=2.0)
@@ -72,21 +73,21 @@ def write_case(base: Base, name: str, out: Path, dtype: str = "fp32") -> dict[st
     """Publish one case's files below `out`, and its updates: what must be added to each weight."""
     AcceleratorState._reset_state(reset_partial_state=True)
     settings = Train(**{"steps": 7, "checkpoint_every": 7, **CASES[name]})
-    adapter = load_adapter(base, "cpu")
-    lora.add_lora(adapter, settings)
-    initial = lora.initial_tensors(adapter.pipeline.unet, settings)
-    _learn(adapter, settings)
-    write_lora(out, adapter, settings, initial)
-    unet = load_adapter(base, "cpu").denoiser
+    model = load_model(base, "cpu")
+    types.add_lora(model, settings)
+    initial = types.initial_tensors(model.pipeline.unet, settings)
+    _learn(model, settings)
+    write_lora(out, model, settings, initial)
+    unet = load_model(base, "cpu").denoiser
     write_for_tools(out / FILE_NAME, "case", 7, settings, base, ABOUT, Export.model_validate({"dtype": dtype}), unet)
-    return _updates(adapter, initial)
+    return _updates(model, initial)
 
 
 @torch.no_grad()
-def _learn(adapter: Adapter, settings: Train) -> None:
+def _learn(model: ModelFamily, settings: Train) -> None:
     """Move all that is trained a little, without training."""
     source = torch.Generator().manual_seed(1)
-    for part in (adapter.denoiser, *adapter.text_encoders().values()):
+    for part in (model.denoiser, *model.text_encoders().values()):
         for name, parameter in sorted(part.named_parameters()):
             if parameter.requires_grad and "magnitude" in name:
                 parameter.mul_(0.5 + torch.rand(parameter.shape, generator=source))
@@ -96,10 +97,10 @@ def _learn(adapter: Adapter, settings: Train) -> None:
 
 
 @torch.no_grad()
-def _updates(adapter: Adapter, initial: Mapping[str, torch.Tensor] | None) -> dict[str, np.ndarray]:
+def _updates(model: ModelFamily, initial: Mapping[str, torch.Tensor] | None) -> dict[str, np.ndarray]:
     """Each layer's update by its definition, in float64; none of the code that writes files is used."""
     found = {}
-    for part, network in (("unet", adapter.denoiser), *adapter.text_encoders().items()):
+    for part, network in (("unet", model.denoiser), *model.text_encoders().items()):
         for name, layer in network.named_modules():
             if isinstance(layer, LoraLayer | LycorisLayer) and hasattr(layer, "get_delta_weight"):
                 update = layer.get_delta_weight("default").double()

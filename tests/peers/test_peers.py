@@ -23,9 +23,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 import cases
 import kohya_reader
 
-from sdlora.flip import flip_dataset
-from sdlora.params import Base
-from sdlora.train.files import FILE_NAME, FOR_A1111, FOR_LYCORIS
+from sdlora.config.params import Base
+from sdlora.lora.names import FILE_NAME, FOR_A1111, FOR_LYCORIS
+from sdlora.stages.flip.flip import flip_dataset
 
 HERE = Path(__file__).parent
 RECORDED = HERE / "recorded.json"

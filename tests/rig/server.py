@@ -19,7 +19,7 @@ from rig import site
 from rig.authority import Authority
 from rig.pictures import picture
 from rig.site import Search
-from sdlora.scrape.source import ScrapeContext
+from sdlora.stages.scrape.source import ScrapeContext
 
 HOSTS = ("www.bing.com", "tse1.mm.bing.net", "gallery.example", *site.PICTURE_HOSTS)
 

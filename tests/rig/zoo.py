@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
-from sdlora.scrape.source import Candidate, ScrapeContext, is_public
+from sdlora.stages.scrape.source import Candidate, ScrapeContext, is_public
 
 ADDRESS = "127.0.0.2"
 Behaviour = Callable[["Visit"], None]

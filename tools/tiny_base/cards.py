@@ -4,7 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sdlora import provenance, records
+from sdlora import records
+from sdlora.flow import hashing
 from tools.tiny_base import styles
 from tools.tiny_base.recipe import BaseRecipe
 
@@ -129,7 +130,7 @@ held-out pictures, {f1[captain]} and {f1[gardener]} on the pictures that LoRAs o
 
 def _files(folder: Path) -> str:
     weights = sorted(folder.rglob("*.safetensors"))
-    rows = [f"| `{path.relative_to(folder)}` | `{provenance.sha256_of(path)}` |" for path in weights]
+    rows = [f"| `{path.relative_to(folder)}` | `{hashing.sha256_of(path)}` |" for path in weights]
     return "\n".join(["| weights | sha256 |", "| --- | --- |", *rows])
 
 

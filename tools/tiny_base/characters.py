@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from sdlora import fit
+from sdlora.stages.fit import fit
 from tools.tiny_base import palette, world
 from tools.tiny_base.accessories import Accessory
 from tools.tiny_base.pictures import Pixels

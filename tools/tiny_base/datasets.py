@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from sdlora import records
-from sdlora.pictures import png_bytes
+from sdlora.images.pictures import png_bytes
 from tools.tiny_base import palette, styles, world
 from tools.tiny_base.characters import CHARACTERS, Character, portraits
 from tools.tiny_base.world import Picture

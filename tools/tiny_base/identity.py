@@ -16,7 +16,7 @@ from PIL import Image
 
 from sdlora import records
 from sdlora.errors import DataError
-from sdlora.pictures import read_rgb
+from sdlora.images.pictures import read_rgb
 from tools.tiny_base import heads, measures
 from tools.tiny_base.characters import CHARACTERS, Character, padded, portrait, portraits, strangers
 from tools.tiny_base.datasets import REFERENCES, TRAIN

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 from sdlora import records
 from sdlora.progress import Progress
-from sdlora.train.loop import holding
+from sdlora.stages.train.loop import holding
 
 WARMUP_STEPS = 200
 FALL = 0.3  # of the steps, at the end, in which the rate falls to zero

@@ -9,7 +9,9 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL
 
-from sdlora import allocator, provenance, records
+from sdlora import records
+from sdlora.cpu import allocator
+from sdlora.flow import hashing
 from tools.tiny_base import blip, diffusion, pictures, vae
 from tools.tiny_base.recipe import BaseRecipe
 
@@ -35,7 +37,7 @@ def make(recipe: BaseRecipe, work: Path, out: Path, device: str, only: Sequence[
             vae.train(plain, larger, recipe, work, folder, device, parts)
     if "diffusion" in wanted:
         autoencoder = _load_vae(made["vae"], device)
-        identity = provenance.sha256_of(made["vae"] / "diffusion_pytorch_model.safetensors")[:12]
+        identity = hashing.sha256_of(made["vae"] / "diffusion_pytorch_model.safetensors")[:12]
         small, large = (
             diffusion.Examples(
                 vae.encoded(autoencoder, one.pixels, work / f"{name}.{identity}.safetensors", device, parts),

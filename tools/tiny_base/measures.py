@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from sdlora.evaluate import effnet
+from sdlora.stages.evaluate import effnet
 from tools.tiny_base.pictures import Pixels
 
 CANDIDATES = 20

@@ -11,14 +11,14 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from sdlora import records
-from sdlora.adapters.base import quieten
-from sdlora.caption import Captioner
-from sdlora.evaluate.psnr import psnr_db
-from sdlora.evaluate.ssim import ssim
-from sdlora.params import Base, Caption, Hires, Sample
+from sdlora.config.params import Base, Caption, Hires, Sample
+from sdlora.models.family import quieten
 from sdlora.progress import Progress
-from sdlora.report.sheet import contact_sheet
-from sdlora.sample import Painter, Prompt
+from sdlora.stages.caption.caption import Captioner
+from sdlora.stages.evaluate.psnr import psnr_db
+from sdlora.stages.evaluate.ssim import ssim
+from sdlora.stages.report.sheet import contact_sheet
+from sdlora.stages.sample.sample import Painter, Prompt
 from tools.tiny_base import accessories, measures, pictures, vae, world
 from tools.tiny_base.characters import CHARACTERS, Character, portrait, portraits
 from tools.tiny_base.datasets import TRAIN

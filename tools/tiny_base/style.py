@@ -14,7 +14,7 @@ from PIL import Image
 
 from sdlora import records
 from sdlora.errors import DataError
-from sdlora.pictures import read_rgb
+from sdlora.images.pictures import read_rgb
 from tools.tiny_base import datasets, measures, pictures, styles, world
 from tools.tiny_base.pictures import Pixels
 

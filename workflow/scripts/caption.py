@@ -4,10 +4,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sdlora import command
-from sdlora.caption import Captioner, caption_dataset
-from sdlora.params import Caption
-from sdlora.store import STORE
+from sdlora.config.params import Caption
+from sdlora.flow import command
+from sdlora.flow.store import STORE
+from sdlora.stages.caption.caption import Captioner, caption_dataset
 
 
 def work(recipe: dict[str, Any], args: argparse.Namespace) -> list[Path]:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from sdlora.errors import SdloraError
-from sdlora.evaluate.compare import compare
+from sdlora.stages.evaluate.compare import compare
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("one", type=Path, help="results/<version>")

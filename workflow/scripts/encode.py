@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from sdlora import command
-from sdlora.encode import encode_dataset
+from sdlora.flow import command
+from sdlora.stages.encode.encode import encode_dataset
 
 command.run(
     lambda recipe, args: encode_dataset(recipe, args.base, args.folder),

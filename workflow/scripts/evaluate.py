@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from sdlora import command, records
-from sdlora.evaluate import evaluate_version
-from sdlora.params import Evaluate
+from sdlora import records
+from sdlora.config.params import Evaluate
+from sdlora.flow import command
+from sdlora.stages.evaluate import evaluate_version
 
 command.run(
     lambda recipe, args: evaluate_version(

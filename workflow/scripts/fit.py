@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from sdlora import command, records
-from sdlora.fit import fit_dataset
-from sdlora.params import Fit
+from sdlora import records
+from sdlora.config.params import Fit
+from sdlora.flow import command
+from sdlora.stages.fit.fit import fit_dataset
 
 command.run(
     lambda recipe, args: fit_dataset(

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from sdlora import command
-from sdlora.flip import flip_dataset
+from sdlora.flow import command
+from sdlora.stages.flip.flip import flip_dataset
 
 command.run(
     lambda recipe, args: flip_dataset(

@@ -4,8 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from sdlora import command
-from sdlora.report import write_index, write_version
+from sdlora.flow import command
+from sdlora.stages.report import write_index, write_version
 
 
 def work(recipe: dict[str, Any], args: argparse.Namespace) -> list[Path]:

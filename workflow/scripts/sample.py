@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from sdlora import command
-from sdlora.sample import sample_version
+from sdlora.flow import command
+from sdlora.stages.sample.sample import sample_version
 
 command.run(
     lambda recipe, args: sample_version(recipe, args.checkpoints, args.captions, args.out),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sdlora import command
-from sdlora.scrape.pin import scrape
+from sdlora.flow import command
+from sdlora.stages.scrape.pin import scrape
 
 command.run(lambda recipe, args: scrape(recipe, args.out, bool(args.again)), out=Path, again=int)

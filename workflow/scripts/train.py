@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from sdlora import command
-from sdlora.train import train_version
+from sdlora.flow import command
+from sdlora.stages.train import train_version
 
 command.run(
     lambda recipe, args: train_version(recipe, args.inputs, args.folder, args.base, args.out, args.keep_runs),

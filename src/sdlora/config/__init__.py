@@ -1,0 +1,1 @@
+"""`params.yaml`: one module a section, `load` the only reader."""

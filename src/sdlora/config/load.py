@@ -1,0 +1,223 @@
+"""Read `params.yaml`: the only reader, and how every mistake in it is told."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from sdlora.config.params import SECTIONS, Params, Version
+from sdlora.errors import ParamsError, suggest
+
+
+def load(path: Path) -> Params:
+    """Read and validate `params.yaml`.
+
+    Raises:
+        ParamsError: With file, line, key path, value and the nearest valid name of every mistake.
+    """
+    if not path.exists():
+        raise ParamsError(f"{path}: there is no such file in {Path.cwd()}")
+    tree = _read(path)
+    raw = _plain(tree)
+    problems = list(_unknown_stage_keys(raw))
+    values = {key: value for key, value in raw.items() if key != "defaults"}
+    if isinstance(values.get("versions"), dict):
+        values["versions"] = {name: _resolve(raw, version) for name, version in values["versions"].items()}
+    if isinstance(values.get("presets"), dict):
+        values["presets"] = {name: _resolve(raw, preset) for name, preset in values["presets"].items()}
+    try:
+        params = Params.model_validate(values)
+    except ValidationError as error:
+        # a tuple whose items are wrong is also reported as too short: the items' own errors say it better
+        problems += [_explain(item, raw) for item in error.errors() if not _is_echo(item)]
+        raise ParamsError(_message(path, tree, problems)) from None
+    problems += list(_unknown_names(params, raw))
+    if problems:
+        raise ParamsError(_message(path, tree, problems))
+    return params
+
+
+Problem = tuple[tuple[str | int, ...], str]
+_MOST_VALUES = 200_000  # of a file with all its anchors followed: a hundred versions have some 5,000
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    """The file's tree, small enough to be walked."""
+    try:
+        tree = YAML(typ="rt").load(path.read_text("utf-8"))
+        if not isinstance(tree, Mapping):
+            raise ParamsError(f"{path}: expected a mapping of settings")
+        if _count(tree, {}, ()) > _MOST_VALUES:
+            raise ParamsError(f"{path}: its anchors unfold to more than {_MOST_VALUES:,} values")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ParamsError(
+            f"{path}:{line}: byte {error.object[error.start]:#04x} is not UTF-8; save it as UTF-8"
+        ) from None
+    except YAMLError as error:
+        raise ParamsError(f"{path}: not valid YAML: {error}") from None
+    except RecursionError:
+        raise ParamsError(f"{path}: nested too deeply") from None
+    except OSError as error:
+        raise ParamsError(f"{path}: {error.strerror}") from None
+    return tree
+
+
+def _count(node: Any, known: dict[int, int], above: tuple[int, ...]) -> int:
+    """How many values a tree holds once every alias is followed; each node is counted once and remembered."""
+    if not isinstance(node, Mapping | list | tuple):
+        return 1
+    if id(node) in above:
+        raise ParamsError("params.yaml: an anchor holds an alias of itself")
+    if id(node) not in known:
+        children = [*node.values()] if isinstance(node, Mapping) else [*node]
+        known[id(node)] = 1 + sum(_count(child, known, (*above, id(node))) for child in children)
+    return known[id(node)]
+
+
+def _plain(node: Any) -> Any:
+    """Plain dicts, tuples and numbers instead of ruamel's."""
+    if isinstance(node, Mapping):
+        return {str(key): _plain(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return tuple(_plain(value) for value in node)
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
+
+
+def _merge(below: Any, above: Any) -> Any:
+    if isinstance(below, dict) and isinstance(above, dict):
+        keys = [*below, *(key for key in above if key not in below)]
+        return {key: _merge(below[key], above[key]) if key in below and key in above else
+                above.get(key, below.get(key)) for key in keys}  # fmt: skip
+    return above
+
+
+def _resolve(raw: Mapping[str, Any], version: Any) -> Any:
+    """A version's settings over the defaults and the two knobs."""
+    knobs = {"base": raw.get("base"), "dataset": raw.get("dataset")}
+    start = _merge(knobs, raw.get("defaults") or {})
+    presets, name = raw.get("presets"), version.get("preset") if isinstance(version, dict) else None
+    if isinstance(presets, dict) and isinstance(name, str) and isinstance(presets.get(name), dict):
+        start = _merge(start, presets[name])
+    return _merge(start, version or {})
+
+
+def _unknown_stage_keys(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    stages = {name for name in Version.model_fields if name not in ("base", "dataset", "preset")}
+    defaults = raw.get("defaults") or {}
+    if not isinstance(defaults, dict):
+        yield ("defaults",), f"{defaults!r} is not allowed: input should be a section for each stage"
+        return
+    for key in defaults:
+        if key not in stages:
+            yield ("defaults", key), f"unknown key{suggest(key, stages)}"
+
+
+def _unknown_names(params: Params, raw: Mapping[str, Any]) -> Iterator[Problem]:
+    for name, version in params.versions.items():
+        named: list[tuple[str, str, Mapping[str, object]]] = [
+            ("base", version.base, params.bases),
+            ("dataset", version.dataset, params.datasets),
+            *([("preset", version.preset, params.presets)] if version.preset else []),
+        ]
+        for key, value, menu in named:
+            if value not in menu:
+                place = ("versions", name, key) if _has(raw, ("versions", name, key)) else (key,)
+                yield place, f"{value!r} is not defined{suggest(value, menu)}"
+
+
+def _stated_at(raw: Any, place: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """The part of a pydantic location that the file has: union tags removed."""
+    kept: list[str | int] = []
+    node: Any = raw
+    for key in place:
+        if _has(node, (key,)):
+            node = node[key]
+        elif isinstance(node, dict) and node.get("kind") == key:
+            continue
+        else:
+            kept.append(key)
+            node = None
+            continue
+        kept.append(key)
+    return tuple(kept)
+
+
+def _is_echo(item: Any) -> bool:
+    return bool(item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"])
+
+
+def _explain(item: Any, raw: Mapping[str, Any]) -> Problem:
+    place = _stated_at(raw, tuple(item["loc"]))
+    if place[:1] in (("versions",), ("presets",)) and len(place) > 2 and not _has(raw, place):
+        stated = raw[str(place[0])].get(place[1]) or {}
+        chosen = ("presets", str(stated.get("preset")), *place[2:]) if isinstance(stated, dict) else place
+        general = ("defaults", *place[2:])
+        place = chosen if _has(raw, chosen) else general if _has(raw, general) else place
+    if item["type"] == "extra_forbidden":
+        return place, f"unknown key{suggest(str(place[-1]), _fields_at(tuple(item['loc'][:-1])))}"
+    if item["type"] == "missing":
+        return place, "is missing"
+    reason = str(item["msg"]).removeprefix("Value error, ")
+    reason = reason[0].lower() + reason[1:]
+    value = item["input"]
+    shown = "" if isinstance(value, dict) or item["type"] == "value_error" else f"{value!r} is not allowed: "
+    return place, shown + reason
+
+
+def _has(raw: Any, place: tuple[str | int, ...]) -> bool:
+    for key in place:
+        if not isinstance(raw, dict | tuple):
+            return False
+        if key not in (raw if isinstance(raw, dict) else range(len(raw))):
+            return False
+        raw = raw[key]  # type: ignore[index]
+    return True
+
+
+def _fields_at(place: tuple[str | int, ...]) -> list[str]:
+    """Names that are valid at a location: those of the innermost section it names."""
+    for key in reversed(place):
+        if key in SECTIONS:
+            return [*SECTIONS[str(key)].model_fields]
+    return [*Params.model_fields, "defaults"]
+
+
+def _line(tree: Any, place: tuple[str | int, ...]) -> int | None:
+    line = None
+    for key in place:
+        try:
+            position = tree.lc.key(key) if hasattr(tree, "keys") else tree.lc.item(key)
+            line = int(position[0]) + 1
+            tree = tree[key]
+        except (KeyError, AttributeError, TypeError, IndexError):
+            break
+    return line
+
+
+def _message(path: Path, tree: Any, problems: list[Problem]) -> str:
+    lines = []
+    for place, reason in dict.fromkeys(problems):
+        line = _line(tree, place)
+        where = f"{path}:{line}" if line else str(path)
+        lines.append(f"{where}: {'.'.join(str(key) for key in place) or 'settings'}: {reason}")
+    return "\n".join(lines)
+
+
+def reference_page() -> str:
+    """docs/params.md: one table a section, made from the schema."""
+    lines = ["# Every setting", "", "Made from the schema by `make docs`. Unknown keys are errors.", ""]
+    for name, section in SECTIONS.items():
+        title = (section.__doc__ or "").strip().splitlines()[0]
+        lines += [f"## {name}", "", title, "", "| key | default | meaning |", "| --- | --- | --- |"]
+        for key, field in section.model_fields.items():
+            default = "required" if field.is_required() else f"`{field.default!r}`"
+            lines.append(f"| `{key}` | {default} | {field.description or ''} |")
+        lines.append("")
+    return "\n".join(lines)

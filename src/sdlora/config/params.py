@@ -1,0 +1,291 @@
+"""The schema of `params.yaml`: every number a user may change, typed, bounded and explained.
+
+`sdlora.config.load` reads the file. Nothing here imports torch, so that a mistake is told in a moment.
+"""
+
+import re
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from sdlora import choices
+from sdlora.config.sections import Name, Section, Unit, on_menu
+from sdlora.config.sources import BingSource, FolderSource, HubSource, Scrape, SeleniumSource, Source
+from sdlora.config.train import Ema, LrStage, Pivotal, Prior, TextEncoder, Train
+from sdlora.errors import suggest
+
+ALPHA = "alpha"  # the value of datasets.<name>.masks that means each picture's own alpha channel
+RESULTS_OF_ALL = {
+    "report": "the page over all versions",
+    "compare": "where comparisons of two versions lie",
+    "base": "where the embedded base is measured",
+}
+Repeats = Annotated[int, Field(ge=1, le=1000)]
+
+
+class Base(Section):
+    """A base model: a hub id, a local diffusers folder or one `.safetensors` checkpoint."""
+
+    model: str = Field(description="hub id, folder or .safetensors file of the base")
+    revision: str | None = Field(None, description="hub revision (commit, tag or branch); null for local files")
+    family: str = Field(description="which model family it is of: entry of choices.FAMILIES")
+    vae: str | None = Field(None, description="hub id or folder of another VAE; null = the base's own")
+    vae_revision: str | None = Field(None, description="hub revision of that VAE")
+    size_px: int = Field(ge=32, le=4096, multiple_of=8, description="native side of a square picture, px")
+    dtype: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="precision of the frozen weights; a CPU keeps fp16 weights in fp32"
+    )
+    captioner: str = Field(description="hub id or folder of the BLIP that captions pictures for this base")
+    captioner_revision: str | None = Field(None, description="hub revision of the captioner")
+    learning_rate_scale: float = Field(
+        1.0, gt=0, le=1000, description="multiplier on every version's learning rate (1 = the write-ups' own)"
+    )
+
+    @field_validator("family")
+    @classmethod
+    def _known_family(cls, value: str) -> str:
+        return on_menu(value, choices.FAMILIES)
+
+
+class Dataset(Section):
+    """Pictures to learn from and pictures held out to measure against."""
+
+    sources: tuple[Source, ...] = Field(min_length=1, description="where pictures come from, in order")
+    trigger: str = Field(min_length=1, max_length=200, description="query or trigger word, first in each caption")
+    minimum: int = Field(1, ge=1, description="fewer accepted training pictures than this is an error")
+    scrape: Scrape = Field(Scrape(), description="limits on what a search may bring")
+    held_out: int | str = Field(
+        0,
+        description="references kept from training: how many (chosen by content hash), or a subfolder's name",
+    )
+    captions_override: str | None = Field(None, description="JSONL of {id or file, caption} that wins over BLIP")
+    flip: bool = Field(True, description="false where mirroring changes the meaning (text, one-sided faces)")
+    masks: str | None = Field(
+        None,
+        min_length=1,
+        description="what train.mask: user weighs the loss with: alpha (each picture's own), or a folder of masks",
+    )
+    repeats: dict[str, Repeats] = Field({}, description="draws per epoch of a subfolder's pictures: {subfolder: N}")
+    kohya_repeats: bool = Field(False, description="read repeats from subfolders' names, as kohya does: 3_hat is 3")
+
+    @model_validator(mode="after")
+    def _held_out_in_range(self) -> Self:
+        if isinstance(self.held_out, int) and self.held_out < 0:
+            raise ValueError(f"held_out is {self.held_out}; it must be 0 or more, or a subfolder's name")
+        return self
+
+    @model_validator(mode="after")
+    def _repeats_said_once(self) -> Self:
+        if self.repeats and self.kohya_repeats:
+            raise ValueError("repeats and kohya_repeats both say how often pictures are drawn; set one of them")
+        return self
+
+
+class Fit(Section):
+    """How a picture becomes a square, or one of a few shapes of nearly the same area."""
+
+    method: Literal["pad", "center_crop", "bucket"] = Field(
+        "pad",
+        description="pad and bucket keep the whole picture: in a square, or in the nearest of a list of shapes",
+    )
+    fill: str = Field("edge", description="padding: edge, blur (blurred edge) or a colour #rrggbb")
+    size_px: int | None = Field(None, ge=32, le=4096, multiple_of=8, description="side, px; null = the base's")
+    bucket_step_px: int | None = Field(
+        None,
+        ge=8,
+        le=256,
+        multiple_of=8,
+        description="multiple of a bucket's sides, px; null = an eighth of size_px, 8 to 64",
+    )
+    bucket_max_aspect: float | None = Field(
+        None, ge=1, le=8, description="longest bucket: longer side / shorter side; null = 2"
+    )
+
+    @field_validator("fill")
+    @classmethod
+    def _known_fill(cls, value: str) -> str:
+        if value not in ("edge", "blur") and not re.fullmatch(r"#[0-9a-f]{6}", value):
+            raise ValueError(f"{value!r} is not a fill; choices: edge, blur or a colour such as '#ffffff'")
+        return value
+
+    @model_validator(mode="after")
+    def _buckets_apply(self) -> Self:
+        for name in ("bucket_step_px", "bucket_max_aspect"):
+            if self.method != "bucket" and getattr(self, name) is not None:
+                raise ValueError(f"{name} has no effect with method: {self.method}; did you mean method: bucket?")
+        if self.method == "bucket" and self.size_px and (self.bucket_step_px or 8) > self.size_px:
+            raise ValueError(f"bucket_step_px is {self.bucket_step_px}, more than size_px ({self.size_px})")
+        return self
+
+
+class Caption(Section):
+    """How BLIP describes a picture."""
+
+    max_new_tokens: int = Field(60, ge=1, le=75, description="longest caption, tokens")
+    num_beams: int = Field(1, ge=1, le=16, description="beams of the search; 1 = greedy")
+
+
+class Flip(Section):
+    """Mirroring as augmentation."""
+
+    probability: Unit = Field(0.5, description="chance that a draw is mirrored, decided by (seed, step, id)")
+    swap_words: bool = Field(True, description="swap left and right in the mirrored picture's caption")
+    kohya: Literal["none", "folders", "metadata"] = Field(
+        "none",
+        description="also write the set for kohya's trainer: .txt beside pictures in 3_trigger/, or its metadata JSON",
+    )
+
+
+class Encode(Section):
+    """The latent cache."""
+
+    dtype: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="precision the VAE runs in; latents are stored in fp32"
+    )
+
+
+class Hires(Section):
+    """Hires fix: enlarge the picture and denoise it again (image to image)."""
+
+    factor: float = Field(1.5, gt=1, le=4, description="enlargement of each side")
+    denoising_strength: float = Field(0.35, gt=0, lt=1, description="share of the schedule that is run again")
+
+
+class Sample(Section):
+    """Pictures drawn at every checkpoint, one for each reference and seed."""
+
+    weights: Literal["raw", "ema"] = Field("raw", description="the LoRA as trained, or its average (train.ema)")
+    lora_scale: float = Field(1.0, ge=0, le=4, description="strength of the LoRA")
+    guidance_scale: float = Field(7.0, ge=1, le=50, description="classifier-free guidance (CFG)")
+    inference_steps: int = Field(30, ge=1, le=1000, description="denoising steps")
+    scheduler: str = Field("ddim", description="entry of choices.SCHEDULERS")
+    negative_prompt: str = Field("", description="what the picture should not be")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((42,), min_length=1, description="one picture each")
+    hires: Hires | None = Field(None, description="null = off")
+    max_references: int = Field(10, ge=1, le=1000, description="references drawn and measured, first by id")
+    batch_size: int = Field(1, ge=1, le=1000, description="pictures drawn at once: more is faster and takes memory")
+
+    @field_validator("scheduler")
+    @classmethod
+    def _known_scheduler(cls, value: str) -> str:
+        return on_menu(value, choices.SCHEDULERS)
+
+    @model_validator(mode="after")
+    def _hires_has_a_step(self) -> Self:
+        if self.hires is not None and int(self.inference_steps * self.hires.denoising_strength) < 1:
+            raise ValueError(
+                f"hires.denoising_strength is {self.hires.denoising_strength:g} of {self.inference_steps} "
+                f"inference_steps, which is no whole step; raise one of them"
+            )
+        return self
+
+
+class Evaluate(Section):
+    """What is measured, and which checkpoint is called best."""
+
+    metrics: tuple[str, ...] = Field(("psnr_db", "ssim"), min_length=1, description="entries of choices.METRICS")
+    choose_by: str = Field("psnr_db", description="the metric whose mean chooses the best step")
+    bootstrap_samples: int = Field(2000, ge=100, le=100_000, description="resamples of the 95 % interval")
+
+    @field_validator("metrics")
+    @classmethod
+    def _known_metrics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(on_menu(name, choices.METRICS) for name in value)
+
+    @model_validator(mode="after")
+    def _chosen_is_measured(self) -> Self:
+        if self.choose_by not in self.metrics:
+            raise ValueError(f"choose_by is {self.choose_by!r}{suggest(self.choose_by, self.metrics)}")
+        return self
+
+
+class Export(Section):
+    """The LoRA's files for other tools."""
+
+    dtype: Literal["fp32", "fp16", "bf16"] = Field(
+        "fp32",
+        description="type of the files for A1111, ComfyUI and kohya; fp16 and bf16: half the size, named so, and a "
+        "copy for diffusers, whose own file stays fp32",
+    )
+    dora_whole: Literal["none", "last", "every"] = Field(
+        "last",
+        description="checkpoints of a DoRA that get a file for A1111 and ComfyUI, which misread DoRA's own: whole "
+        "updates, as large as the layers they change",
+    )
+
+
+class Version(Section):
+    """One LoRA's settings: what `defaults` says, and what the version states itself."""
+
+    base: str = Field(description="entry of bases")
+    dataset: str = Field(description="entry of datasets")
+    preset: str | None = Field(None, description="entry of presets to start from, over the defaults; null = none")
+    fit: Fit = Fit()
+    caption: Caption = Caption()
+    flip: Flip = Flip()
+    encode: Encode = Encode()
+    train: Train = Train()
+    sample: Sample = Sample()
+    evaluate: Evaluate = Evaluate()
+    export: Export = Export()
+
+    @model_validator(mode="after")
+    def _average_exists(self) -> Self:
+        if self.sample.weights == "ema" and self.train.ema is None:
+            raise ValueError("sample.weights is ema, but train.ema is null: there is no average to draw with")
+        return self
+
+
+class Params(Section):
+    """All of `params.yaml`."""
+
+    base: str = Field(description="the base of every version that names none")
+    dataset: str = Field(description="the dataset of every version that names none")
+    run: tuple[Name, ...] = Field(min_length=1, description="versions that `snakemake all` and `dvc repro` make")
+    scraping: bool = Field(
+        False,
+        description="true allows sources that ask the web (bing, selenium, hub); read docs/scraping.md before",
+    )
+    threads: int = Field(2, ge=1, le=256, description="CPU threads of torch; results depend on it")
+    keep_runs: int = Field(20, ge=1, le=10_000, description="finished runs kept by recipe in .sdlora/store")
+    bases: dict[Name, Base] = Field(min_length=1)
+    datasets: dict[Name, Dataset] = Field(min_length=1)
+    presets: dict[Name, Version] = Field({}, description="named blocks of settings a version can start from")
+    versions: dict[Name, Version] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Self:
+        for name in sorted(RESULTS_OF_ALL.keys() & self.versions.keys()):
+            raise ValueError(f"a version cannot be called {name}: results/{name} is {RESULTS_OF_ALL[name]}")
+        for name in self.run:
+            if name not in self.versions:
+                raise ValueError(f"run names the version {name!r}{suggest(name, self.versions)}")
+        return self
+
+    @model_validator(mode="after")
+    def _datasets_have_what_versions_ask_for(self) -> Self:
+        for name, version in self.versions.items():
+            dataset = self.datasets.get(version.dataset)
+            if dataset is None:  # told by settings.load, with the nearest name
+                continue
+            if version.train.mask == "user" and dataset.masks is None:
+                raise ValueError(
+                    f"versions.{name}.train.mask is user, but datasets.{version.dataset}.masks is not set; "
+                    f"set it to alpha or to a folder of masks"
+                )
+            tags = dataset.trigger.count(",") + 1
+            if version.train.changes_tags and version.train.keep_tokens < tags:
+                raise ValueError(
+                    f"versions.{name}.train.keep_tokens is {version.train.keep_tokens}, but the trigger "
+                    f"{dataset.trigger!r} of datasets.{version.dataset} has {tags} tags: they would be shuffled"
+                )
+        return self
+
+
+#: Every section by the key it stands under, for error messages and docs/params.md.
+SECTIONS: dict[str, type[Section]] = {
+    "bases": Base, "datasets": Dataset, "versions": Version, "fit": Fit, "caption": Caption, "flip": Flip,
+    "encode": Encode, "train": Train, "sample": Sample, "evaluate": Evaluate, "export": Export, "hires": Hires,
+    "lr_stages": LrStage, "ema": Ema, "text_encoder": TextEncoder, "pivotal": Pivotal, "prior": Prior, "scrape": Scrape,
+    "folder": FolderSource, "bing": BingSource, "selenium": SeleniumSource, "hub": HubSource,
+}  # fmt: skip

@@ -1,0 +1,98 @@
+"""docs/training.md: one row an option of `train`, made from the schema so that none is missing.
+
+`sdlora docs training > docs/training.md`
+"""
+
+from sdlora.config.sections import Section
+from sdlora.config.train import DEPENDENT, Ema, LrStage, Pivotal, Prior, TextEncoder, Train
+
+# Option -> (unit, where it comes from). Options without an entry are plain numbers of common use.
+ORIGINS: dict[str, tuple[str, str]] = {
+    "lora_type": ("", "LoRA 2106.09685; DoRA 2402.09353; LoHa 2108.06098; LoKr 2212.10650; peft"),
+    "rank": ("numbers", "2106.09685; the write-ups' v1 … v10"),
+    "alpha": ("", "2106.09685, section 4.1"),
+    "rslora": ("", "2312.03732"),
+    "init": ("", "PiSSA 2404.02948; OLoRA 2406.01775; peft"),
+    "targets": ("", "attention: the write-ups; all: kohya's LoCon"),
+    "rank_pattern": ("numbers by regex", "peft"),
+    "alpha_pattern": ("by regex", "peft"),
+    "dropout": ("share", "2106.09685; peft"),
+    "max_norm": ("Frobenius norm", "kohya's scale_weight_norms"),
+    "loraplus_ratio": ("ratio", "LoRA+ 2402.12354"),
+    "text_encoder": ("section", "DreamBooth LoRA; diffusers"),
+    "pivotal": ("section", "textual inversion 2208.01618; cloneofsimo's pivotal tuning"),
+    "prior": ("section", "DreamBooth 2208.12242"),
+    "learning_rate": ("1/step", "the write-ups; Prodigy wants 1"),
+    "optimizer": ("", "1711.05101, 2110.02861, 2306.06101, 2302.06675, 1804.04235, 2405.15682"),
+    "betas": ("share", "1412.6980"),
+    "weight_decay": ("1/step", "1711.05101"),
+    "epsilon": ("", "1412.6980"),
+    "d_coef": ("ratio", "2306.06101; its README"),
+    "d0": ("", "2306.06101; its README"),
+    "lr_schedule": ("", "diffusers; staged: the SDXL write-up"),
+    "lr_warmup_steps": ("steps", "diffusers"),
+    "lr_cycles": ("restarts", "diffusers"),
+    "lr_stages": ("sections", "the SDXL write-up"),
+    "ema": ("section", "2006.11239; warm-up as in diffusers' and OneTrainer's"),
+    "loss": ("", "Huber: 2403.16728"),
+    "huber_c": ("", "2403.16728"),
+    "huber_schedule": ("", "2403.16728"),
+    "weighting": ("", "min-SNR 2303.09556; soft 2401.11605; debiased 2310.08442"),
+    "snr_gamma": ("SNR", "2303.09556"),
+    "noise": ("", "offset: crosslabs.org; pyramid: J. Whitaker's multires noise"),
+    "noise_offset": ("deviation", "crosslabs.org"),
+    "pyramid_discount": ("ratio", "J. Whitaker; kohya"),
+    "pyramid_iterations": ("noises", "J. Whitaker; kohya"),
+    "input_perturbation": ("deviation", "2301.11706"),
+    "steps": ("optimizer steps", "the write-ups"),
+    "batch_size": ("pictures", "the write-ups"),
+    "accumulation": ("passes", "the write-ups"),
+    "checkpoint_every": ("optimizer steps", "the write-ups"),
+    "max_grad_norm": ("norm", "diffusers' scripts"),
+    "latents": ("", "the posterior of 2112.10752"),
+    "mask": ("", "masked loss; padding by this pipeline's own geometry"),
+    "mask_floor": ("weight", "OneTrainer's unmasked weight"),
+    "shuffle_tags": ("", "kohya's shuffle_caption"),
+    "keep_tokens": ("tags", "kohya"),
+    "tag_dropout": ("chance", "kohya"),
+    "caption_dropout": ("chance", "2207.12598"),
+    "cache_latents": ("", "every trainer; keyed on content here"),
+    "cache_text": ("", "OneTrainer, SimpleTuner"),
+    "gradient_checkpointing": ("", "1604.06174"),
+    "mixed_precision": ("", "1710.03740"),
+    "deterministic": ("", "PyTorch, reproducibility notes"),
+    "seed": ("", "randomness is a function of (seed, step, picture)"),
+}
+SECTIONS: dict[str, type[Section]] = {
+    "ema": Ema,
+    "text_encoder": TextEncoder,
+    "pivotal": Pivotal,
+    "prior": Prior,
+    "lr_stages": LrStage,
+}
+INTRO = """# Training options
+
+Every option of the section `train`, made from the schema by `make docs`. Numbers such as 2106.09685 are arXiv papers.
+What an option costs in time and memory is measured by `make bench`: [docs/performance.md](performance.md), one row an
+option. Options that cannot apply together are refused when `params.yaml` is read, with the reason.
+
+Named blocks to start from are under `presets` in `params.yaml` (`best-quality`, `balanced`, `fast`); a version takes
+one with `preset: balanced` and states what differs. What is done with pictures and captions is in
+[docs/data-options.md](data-options.md), which files come out in [docs/lora-files.md](lora-files.md).
+"""
+
+
+def training_page() -> str:
+    """The page in Markdown."""
+    lines = [INTRO, "| option | default | unit | meaning | source |", "| --- | --- | --- | --- | --- |"]
+    for key, field in Train.model_fields.items():
+        unit, source = ORIGINS[key]
+        default = DEPENDENT[key][2] if key in DEPENDENT else field.default
+        lines.append(f"| `{key}` | `{default!r}` | {unit} | {field.description} | {source} |")
+    for name, section in SECTIONS.items():
+        lines += ["", f"## {name}", "", (section.__doc__ or "").strip(), ""]
+        lines += ["| option | default | meaning |", "| --- | --- | --- |"]
+        for key, field in section.model_fields.items():
+            default = "required" if field.is_required() else f"`{field.default!r}`"
+            lines.append(f"| `{key}` | {default} | {field.description} |")
+    return "\n".join(lines) + "\n"

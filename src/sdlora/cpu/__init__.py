@@ -1,0 +1,1 @@
+"""What makes small networks fast on a CPU."""

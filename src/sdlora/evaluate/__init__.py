@@ -1,5 +1,0 @@
-"""Measure samples against held-out references, and choose the best checkpoint."""
-
-from sdlora.evaluate.run import evaluate_version
-
-__all__ = ["evaluate_version"]

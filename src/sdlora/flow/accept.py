@@ -1,0 +1,193 @@
+"""Keep a version's results after an update of sdlora or of a package: what changed is written into the records.
+
+    sdlora accept v8          # shows what changed, asks, and writes
+    sdlora accept v8 --yes    # for scripts
+
+Nobody should train for days because a tool was updated. Changed settings and changed data are never accepted: for them
+the results are not the answer.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdlora import records
+from sdlora.config.load import load
+from sdlora.config.params import Params
+from sdlora.errors import DataError, ParamsError, suggest
+from sdlora.flow import freshness, hashing, lock, plan, store
+from sdlora.flow.freshness import Job, Made
+from sdlora.flow.hashing import FileHashes
+from sdlora.flow.identity import UPDATED, Identity, differing, identity_of, is_update, run_key, told, training_of
+
+
+@dataclass(frozen=True)
+class Change:
+    """One job whose files are kept although code or packages have changed."""
+
+    job: Job
+    made: Made | None  # None: a training that was stopped, kept in the store only
+    names: tuple[str, ...]  # what differs, dotted
+    before: Identity
+    run: Path | None = None  # the stopped training
+
+    @property
+    def text(self) -> str:
+        """What changed, for a reader."""
+        after = _named(self.job.recipe)
+        what = "a training that was stopped" if self.made is None else f"{len(self.made.outputs)} files"
+        return f"{self.job.stage} {self.job.name} ({what}): {told([*self.names], self.before, after)}"
+
+
+def changes(params: Params, versions: Sequence[str]) -> list[Change]:
+    """What would have to be made again for some versions, only because code or packages were updated.
+
+    Raises:
+        ParamsError: If there is no such version.
+        DataError: If something else has changed as well; names what.
+    """
+    for name in versions:
+        if name not in params.versions:
+            raise ParamsError(f"there is no version {name!r}{suggest(name, params.versions)}")
+    jobs = plan.jobs(params)
+    hashes = FileHashes()
+    wanted = _before({plan.made(plan.RESULTS / name, "evaluate") for name in versions}, jobs)
+    found = [change for job in jobs if job.made in wanted for change in _change(job, hashes)]
+    hashes.save()
+    return found
+
+
+def accept(found: Iterable[Change]) -> None:
+    """Write the changes into the records, and make what was kept of trainings theirs."""
+    for change in found:
+        recipe = records.canonical_json(change.job.recipe)
+        if change.made is None:
+            _adopt(change.run, change.job)
+            continue
+        if change.job.stage == "train" and change.made.asked is not None:
+            key = run_key(change.made.asked, [*change.job.inputs])
+            _adopt(store.STORE / "train" / key, change.job)
+        after = _named(change.job.recipe)
+        update = {name: [change.before.get(name), after.get(name)] for name in change.names}
+        records.write_json(
+            change.job.made,
+            {
+                "recipe": hashing.sha256_text(recipe),
+                "asked": change.job.recipe,
+                "inputs": change.made.inputs,
+                "outputs": change.made.outputs,
+                "accepted": [*change.made.accepted, update],
+            },
+        )
+
+
+def _before(goals: set[Path], jobs: Sequence[Job]) -> set[Path]:
+    """The records of some jobs and of all that they are made from."""
+    of = {job.made: job for job in jobs}
+    found: set[Path] = set()
+    waiting = [*goals]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += of[path].inputs
+    return found
+
+
+def _change(job: Job, hashes: FileHashes) -> Iterator[Change]:
+    if not all(path.exists() for path in job.inputs):  # something before it is to be made first
+        return
+    made = freshness.read_made(job.made)
+    after = _named(job.recipe)
+    if made is None:
+        if job.stage == "train":
+            yield from _stopped(job)
+        return
+    if made.recipe == hashing.sha256_text(records.canonical_json(job.recipe)):
+        return
+    where = f"{job.stage} {job.name}"
+    if made.asked is None:
+        raise DataError(f"{where}: {job.made} was written by an older sdlora and does not say what it was made from")
+    before = _named(made.asked)
+    names = differing(before, after)
+    others = [name for name in names if not name.startswith(UPDATED)]
+    if others:
+        raise DataError(
+            f"{where}: {told(others, before, after)}; an update can be accepted, changed settings or data cannot: set "
+            f"them back, or run the version again"
+        )
+    if made.inputs != freshness.inputs_of(job):
+        raise DataError(f"{where}: what it was made from has changed; run the version again")
+    if not freshness.is_whole(made, hashes):
+        raise DataError(f"{where}: its files are not as they were made; run the version again")
+    yield Change(job, made, tuple(names), before)
+
+
+def _named(recipe: dict[str, Any], inputs: Sequence[Path] = ()) -> Identity:
+    """A recipe's values by name, as they are read back from a file."""
+    return identity_of(json.loads(records.canonical_json(recipe)), [*inputs])
+
+
+def _stopped(job: Job) -> Iterator[Change]:
+    """The newest unfinished training in the store that is this one but for an update."""
+    runs = store.entries("train")
+    if not any(not (run / "done.json").exists() for run in runs):
+        return
+    from sdlora.stages.train.checkpoint import newest_manifest  # imports torch
+
+    wanted = _named(training_of(job.recipe), job.inputs)
+    for run in runs:
+        manifest = None if (run / "done.json").exists() else newest_manifest(run)
+        names = differing(manifest.identity, wanted) if manifest else []
+        if manifest and names and is_update(names):
+            yield Change(job, None, tuple(names), manifest.identity, run)
+            return
+
+
+def _adopt(run: Path | None, job: Job) -> None:
+    """Make a kept training the one that the job would look for."""
+    target = store.STORE / "train" / run_key(job.recipe, [*job.inputs])
+    if run is None or not run.is_dir() or target.exists():
+        return
+    from sdlora.stages.train.checkpoint import manifests, reseal  # imports torch
+
+    with store.sole_use(run):
+        for manifest in [*manifests(run)]:
+            reseal(manifest, _named(training_of(job.recipe), job.inputs))
+        run.rename(target)
+
+
+def write_pages(params: Params, versions: Sequence[str]) -> None:
+    """Write the versions' pages anew: they say what was accepted."""
+    from sdlora.stages.report import write_version  # imports matplotlib
+
+    for job in plan.jobs(params):
+        if job.stage != "report" or job.name not in versions or not all(path.exists() for path in job.inputs):
+            continue
+        version = params.versions[job.name]
+        references = plan.set_folder(version.dataset, plan.fit_name(params, job.name, "pad"))
+        result = plan.RESULTS / job.name
+        files = write_version(job.name, job.recipe["settings"], result, references, result / "report")
+        freshness.write_made(job.made, records.canonical_json(job.recipe), job.inputs, files)
+
+
+def run(versions: Sequence[str], sure: bool) -> None:
+    """The command: show what changed, ask unless `sure`, write.
+
+    Raises:
+        SdloraError: If something cannot be accepted.
+    """
+    params = load(Path("params.yaml"))
+    lock.acquire(["accept"])
+    found = changes(params, versions)
+    if not found:
+        print("nothing to accept: what is there was made by this code and these packages")
+        return
+    print("\n".join(change.text for change in found))
+    if not sure and input("keep these results? [y/N] ").strip().lower() not in ("y", "yes"):
+        raise DataError("nothing was changed")
+    accept(found)
+    write_pages(params, versions)
+    print(f"kept; the records and the pages of {', '.join(versions)} say so")

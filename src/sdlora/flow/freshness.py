@@ -1,0 +1,169 @@
+"""What made a file: content hashes, and mtimes that tell the truth.
+
+Every job reads one recipe (its settings and the identity of its code) and ends by writing one
+record, its `made` file: the recipe's hash, the identity of each input and the hash of each output.
+`settle` compares the records with the files before Snakemake looks, and sets mtimes so that
+Snakemake's own rule, "an input is newer", is right after a clone, a checkout or a pull as well.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sdlora import records
+from sdlora.errors import DataError
+from sdlora.flow import mtimes
+from sdlora.flow.hashing import STORE, FileHashes, is_regular, read_regular, sha256_of, sha256_text
+from sdlora.stages.flip import kohya_set
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of one stage: what Snakemake sees as a job."""
+
+    stage: str
+    name: str
+    recipe: dict[str, Any]
+    inputs: tuple[Path, ...]  # made files of the jobs before it
+    made: Path
+    shown: tuple[Path, ...] = ()  # outputs that Snakemake declares beside the made file
+
+    @property
+    def recipe_path(self) -> Path:
+        return STORE / "recipes" / self.stage / f"{self.name}.json"
+
+
+@dataclass(frozen=True)
+class Made:
+    """A record: what made a job's files."""
+
+    recipe: str  # hash of the recipe's text
+    inputs: dict[str, str]  # identity of each input, by the path of its record
+    outputs: dict[str, str]  # sha256 of each file, by its path in the project
+    asked: dict[str, Any] | None = None  # the recipe itself; older records have only its hash
+    accepted: tuple[dict[str, Any], ...] = ()  # updates of code and packages after which the files were kept
+
+
+def read_made(path: Path) -> Made | None:
+    """A record that can be trusted to name files of this project; None if there is none, or it is damaged."""
+    found = read_regular(path)
+    if found is None:
+        return None
+    if not (isinstance(found, dict) and {"recipe", "inputs", "outputs"} <= found.keys()):
+        print(f"note: {path} is no record; going on as if it were not there", file=sys.stderr)
+        return None
+    texts = all(
+        isinstance(part, dict) and all(isinstance(value, str) for value in part.values())
+        for part in (found["inputs"], found["outputs"])
+    )
+    if not texts or not isinstance(found["recipe"], str) or not all(map(_is_inside, found["outputs"])):
+        print(f"note: {path} names what no job writes; going on as if it were not there", file=sys.stderr)
+        return None
+    asked, accepted = found.get("asked"), found.get("accepted")
+    return Made(
+        found["recipe"],
+        found["inputs"],
+        found["outputs"],
+        asked if isinstance(asked, dict) else None,
+        tuple(accepted) if isinstance(accepted, list) else (),
+    )
+
+
+def _is_inside(name: str) -> bool:
+    return "\0" not in name and not Path(name).is_absolute() and ".." not in Path(name).parts
+
+
+def outputs_identity(made: Path) -> str:
+    """One hash for everything a job wrote that the jobs after it read: not the set for kohya's trainer.
+
+    Raises:
+        DataError: If its record is damaged or gone.
+    """
+    record = read_made(made)
+    if record is None:
+        raise DataError(f"{made}: the record of the job before is damaged or gone; run the same command again")
+    unread = f"{(made.parent.parent / kohya_set.FOLDER).as_posix()}/"
+    read = {path: digest for path, digest in record.outputs.items() if not path.startswith(unread)}
+    return sha256_text(records.canonical_json(read))
+
+
+def write_made(made: Path, recipe: str, inputs: Sequence[Path], outputs: Iterable[Path]) -> None:
+    """Record what made a job's files; written last, so its presence means the job is whole.
+
+    `recipe` is the text the job read at its start: the file may have changed since.
+    """
+    records.write_json(
+        made,
+        {
+            "recipe": sha256_text(recipe),
+            "asked": json.loads(recipe),
+            "inputs": {str(path): outputs_identity(path) for path in inputs},
+            "outputs": {str(path): sha256_of(path) for path in sorted(outputs)},
+        },
+    )
+
+
+def settle(jobs: Sequence[Job]) -> list[Job]:
+    """Make recipes current and mtimes truthful; `jobs` must be in topological order.
+
+    A job is fresh when its record fits its recipe, its inputs (fresh themselves) and its files.
+    A fresh job's outputs are made at least as new as its inputs; the outputs of one that is not
+    fresh are made older than its recipe, so that Snakemake runs it.
+
+    Returns:
+        The jobs that are fresh.
+
+    Raises:
+        DataError: If something of the pipeline's own cannot be written.
+    """
+    try:
+        return _settle(jobs)
+    except OSError as error:
+        raise DataError(f"{error.filename or STORE}: {error.strerror}; the pipeline must be able to write it") from None
+
+
+def _settle(jobs: Sequence[Job]) -> list[Job]:
+    hashes = FileHashes()
+    for job in jobs:
+        text = records.canonical_json(job.recipe)
+        if not job.recipe_path.exists() or job.recipe_path.read_bytes() != text.encode():
+            records.write_text(job.recipe_path, text)
+    files = dict.fromkeys(path for job in jobs for path in (job.recipe_path, job.made, *job.shown) if path.exists())
+    mtimes.leave_room(files, STORE / "clock.probe", hashes.touch)
+    fresh: dict[Path, Job] = {}
+    for job in jobs:
+        if _is_fresh(job, sha256_text(records.canonical_json(job.recipe)), fresh, hashes):
+            fresh[job.made] = job
+            newest = max(map(mtimes.mtime_ns, (job.recipe_path, *job.inputs)))
+            for output in (job.made, *job.shown):
+                if mtimes.mtime_ns(output) <= newest:  # equal would do, if every tool rounded alike
+                    mtimes.make_newer(output, newest, hashes.touch)
+        else:
+            oldest = mtimes.mtime_ns(job.recipe_path)
+            for output in (job.made, *job.shown):
+                if output.exists() and mtimes.mtime_ns(output) >= oldest:
+                    mtimes.make_older(output, oldest, hashes.touch)
+    hashes.save()
+    return list(fresh.values())
+
+
+def _is_fresh(job: Job, recipe: str, fresh: dict[Path, Job], hashes: FileHashes) -> bool:
+    if any(path not in fresh for path in job.inputs):
+        return False
+    made = read_made(job.made)
+    if made is None or made.recipe != recipe or any(str(path) not in made.outputs for path in job.shown):
+        return False
+    return made.inputs == inputs_of(job) and is_whole(made, hashes)
+
+
+def inputs_of(job: Job) -> dict[str, str]:
+    """The identity of each of a job's inputs, as its record names them."""
+    return {str(path): outputs_identity(path) for path in job.inputs}
+
+
+def is_whole(made: Made, hashes: FileHashes) -> bool:
+    """Whether all files of a record are as they were."""
+    return all(is_regular(Path(name)) and hashes.of(Path(name)) == digest for name, digest in made.outputs.items())

@@ -1,0 +1,73 @@
+"""What a run is, by name: settings, base, data, code and packages, so that a refusal can say what differs."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sdlora import records
+from sdlora.flow import freshness, hashing
+
+Identity = dict[str, Any]
+#: Names that an update of sdlora or of a package changes, and nobody's settings or data.
+UPDATED = ("code", "software.", "entries")
+
+
+def identity_of(recipe: dict[str, Any], inputs: list[Path]) -> Identity:
+    """Every value of a recipe by its dotted name (`train.rank`), and the hash of each input (`dataset.flip`)."""
+    named = _dotted(recipe)
+    named |= {f"dataset.{path.stem}": freshness.outputs_identity(path) for path in inputs}
+    return named
+
+
+def is_update(names: Iterable[str]) -> bool:
+    """Whether all that differs is what an update of sdlora or of a package changes."""
+    return all(name.startswith(UPDATED) for name in names)
+
+
+def training_of(recipe: dict[str, Any]) -> dict[str, Any]:
+    """A recipe of the stage train without what only its files are made by: those are made anew, not the LoRA."""
+    return {name: value for name, value in recipe.items() if name != "export"}
+
+
+def run_key(recipe: dict[str, Any], inputs: list[Path]) -> str:
+    """Where the store keeps a training: what trains it and what its inputs are."""
+    parts = [training_of(recipe), *map(freshness.outputs_identity, inputs)]
+    return hashing.sha256_text(records.canonical_json(parts))[:32]
+
+
+def section(identity: Identity, name: str) -> dict[str, Any]:
+    """One section of the recipe, as it was before its names were dotted."""
+    found: dict[str, Any] = {}
+    for key, value in identity.items():
+        if key.startswith(f"{name}."):
+            *outer, last = key.removeprefix(f"{name}.").split(".")
+            place = found
+            for part in outer:
+                place = place.setdefault(part, {})
+            place[last] = value
+    return found
+
+
+def differing(saved: Identity, wanted: Identity) -> list[str]:
+    """Names whose values are not the same in both."""
+    return [n for n in sorted({*saved, *wanted}) if saved.get(n) != wanted.get(n)]
+
+
+def told(names: list[str], saved: Identity, wanted: Identity) -> str:
+    """The differences in words, both values of each."""
+    return "; ".join(f"{name} was {_short(saved.get(name))} and is {_short(wanted.get(name))}" for name in names)
+
+
+def _short(value: Any) -> str:
+    text = records.canonical_json(value).strip().replace("\n", "")
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _dotted(value: dict[str, Any], before: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            found |= _dotted(item, f"{before}{key}.")
+        else:
+            found[f"{before}{key}"] = item
+    return found

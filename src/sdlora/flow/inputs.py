@@ -1,0 +1,92 @@
+"""What the DAG starts from and does not make: pictures, captions, masks and weights."""
+
+import shlex
+from pathlib import Path
+
+from sdlora.config.params import ALPHA, Base, Dataset, Params
+from sdlora.config.sources import FolderSource, HubSource
+from sdlora.errors import DataError
+from sdlora.flow import folders, hashing
+from sdlora.flow.hashing import FileHashes
+from sdlora.stages.scrape import pin
+from sdlora.stages.scrape.source import PICTURE_SUFFIXES
+
+MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
+
+
+def base_identity(base: Base, hashes: FileHashes) -> str:
+    """Which weights a base means: content for local files, id and revision for the hub."""
+    vae = f" + {identity_of(base.vae, base.vae_revision, hashes)}" if base.vae else ""
+    return identity_of(base.model, base.revision, hashes) + vae
+
+
+def identity_of(model: str, revision: str | None, hashes: FileHashes) -> str:
+    """Which weights a folder, file or hub id means."""
+    path = Path(model)
+    if path.exists():
+        return f"sha256:{hashing.identity_of_folder(path, MODEL_SUFFIXES, hashes)}"
+    return f"hub:{model}@{revision or 'main'}"
+
+
+def source_files(dataset: Dataset, hashes: FileHashes) -> dict[str, str]:
+    """Content identity of each source on this machine; what is scraped is pinned instead."""
+    return {
+        path: folders.identity(Path(path), hashes)
+        if suffixes is None
+        else hashing.identity_of_folder(Path(path), suffixes, hashes)
+        for path, suffixes in map(pin.on_this_machine, dataset.sources)
+        if path and Path(path).exists()
+    }
+
+
+def override_identity(dataset: Dataset, hashes: FileHashes) -> str | None:
+    """Content of the user's own captions, where there are any."""
+    path = Path(dataset.captions_override) if dataset.captions_override else None
+    return hashes.of(path) if path and path.exists() else None
+
+
+def mask_identity(dataset: Dataset, hashes: FileHashes) -> str | None:
+    """Content of the folder of masks, where there is one."""
+    if dataset.masks in (None, ALPHA) or not Path(str(dataset.masks)).is_dir():
+        return None
+    return hashing.identity_of_folder(Path(str(dataset.masks)), PICTURE_SUFFIXES, hashes)
+
+
+def check_place(project: Path) -> None:
+    """Everything lies relative to the Snakefile: scripts, embedded models and pictures, `params.yaml`.
+
+    Raises:
+        DataError: If Snakemake runs in another folder.
+    """
+    if project.resolve() != Path.cwd().resolve():
+        raise DataError(
+            f"Snakemake runs in {Path.cwd()}, but the pipeline lies in {project}: say `cd {shlex.quote(str(project))}` "
+            f"before (copy the project for a second workspace)"
+        )
+
+
+def _pull(path: str) -> str:
+    """What to say where somebody has shared a folder with DVC."""
+    return "; DVC knows it: say `dvc pull`" if Path(f"{path.rstrip('/')}.dvc").exists() else ""
+
+
+def check(params: Params) -> None:
+    """Fail before any work when a version of `run` has no pictures to start from.
+
+    Raises:
+        DataError: If a folder source is missing or holds no picture.
+    """
+    for name in dict.fromkeys(params.versions[name].dataset for name in params.run):
+        masks = params.datasets[name].masks
+        if masks not in (None, ALPHA) and not Path(str(masks)).is_dir():
+            raise DataError(f"datasets.{name}.masks: there is no folder {masks!r}; or did you mean alpha?")
+        for number, source in enumerate(params.datasets[name].sources):
+            where = f"datasets.{name}.sources[{number}].path"
+            if isinstance(source, HubSource) and source.local and not Path(source.local).is_dir():
+                raise DataError(f"{where.removesuffix('path')}local: there is no folder {source.local!r}")
+            if not isinstance(source, FolderSource):
+                continue
+            if not Path(source.path).is_dir():
+                raise DataError(f"{where}: there is no folder {source.path!r}{_pull(source.path)}")
+            if all(one.is_hidden for one in folders.walk(Path(source.path))):
+                raise DataError(f"{where}: the folder {source.path!r} holds no picture: there is no file in it")

@@ -1,0 +1,59 @@
+"""Put a saved LoRA of any type on a pipeline, and take it off again."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from peft import LoHaConfig, LoKrConfig, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from peft.tuners.lycoris_utils import LycorisLayer
+from safetensors import safe_open
+
+from sdlora.cpu import packed
+
+NAME = "lora"
+# Types that diffusers' own loader does not read.
+_CONFIGS = {"LOHA": LoHaConfig, "LOKR": LoKrConfig}
+
+
+def attach_lora(pipeline: Any, path: Path, scale: float) -> None:
+    """Load a LoRA file and set its strength.
+
+    Args:
+        pipeline: A diffusers pipeline without a LoRA.
+        path: The file; its header says which type it is.
+        scale: Strength, 1 = as trained.
+    """
+    with safe_open(path, "pt") as file:
+        header = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+        kind = header.get("unet.peft_type", "LORA")
+        found = {} if kind not in _CONFIGS else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if kind not in _CONFIGS:
+        pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=NAME, low_cpu_mem_usage=False)
+        pipeline.set_adapters([NAME], [scale])
+        packed.pack_lora(pipeline.unet)
+        return
+    values = {name.removeprefix("unet."): value for name, value in header.items() if name.startswith("unet.")}
+    values.pop("peft_type")
+    pipeline.unet.add_adapter(_CONFIGS[kind](**values), adapter_name=NAME)
+    of_unet = {name.removeprefix("unet."): value for name, value in found.items() if name.startswith("unet.")}
+    set_peft_model_state_dict(pipeline.unet, of_unet, adapter_name=NAME)
+    encoders = [name for name in ("text_encoder", "text_encoder_2") if f"{name}.r" in header]
+    for name in encoders:  # a plain LoRA, whatever the UNet's type
+        pipeline.load_lora_into_text_encoder(
+            found, None, getattr(pipeline, name), prefix=name, adapter_name=NAME, metadata=header
+        )
+    for part in ("unet", *encoders):
+        for module in getattr(pipeline, part).modules():
+            if isinstance(module, LycorisLayer | LoraLayer):
+                module.set_scale(NAME, scale)
+    pipeline.unet.requires_grad_(False).eval()
+
+
+def detach_lora(pipeline: Any) -> None:
+    """Take off what `attach_lora` put on, if anything."""
+    if not getattr(pipeline.unet, "peft_config", None):
+        return
+    if isinstance(pipeline.unet.peft_config[NAME], LoHaConfig | LoKrConfig):
+        pipeline.unet.delete_adapters(NAME)
+    pipeline.unload_lora_weights()

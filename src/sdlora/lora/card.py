@@ -1,0 +1,233 @@
+"""The model card of a version: a README.md that the Hugging Face hub understands.
+
+Captions come from strangers. Nothing of them becomes code (`repr`), markup (escaped), or a line of its own.
+"""
+
+import html
+import io
+import re
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from sdlora.config.params import Base, Export
+from sdlora.config.train import Train
+from sdlora.lora import pivotal
+from sdlora.lora.metadata import About, base_name, rate_scale
+from sdlora.lora.names import (
+    AVERAGE,
+    EMBEDDINGS,
+    FILE_NAME,
+    FOR_A1111,
+    FOR_DIFFUSERS,
+    FOR_EMBEDDINGS,
+    FOR_LYCORIS,
+    word_of,
+)
+
+_CONFIGS = {"loha": "LoHaConfig", "lokr": "LoKrConfig"}
+
+
+def card(
+    name: str,
+    settings: Train,
+    base: Base,
+    hub_id: str | None,
+    about: About,
+    facts: dict[str, str],
+    export: Export | None = None,
+) -> str:
+    """The card's text; the same run gives the same text.
+
+    Args:
+        name: The version.
+        settings: The training section.
+        base: The base.
+        hub_id: Its id on the hub; None for a local base.
+        about: What the run found out.
+        facts: Measured rows of the table, such as the last loss.
+        export: Type of the files for other tools.
+    """
+    trigger, example = _spoken(settings, about)[0], _spoken(settings, about)[-1]
+    rows = {**_settings(settings, base, about), **facts}
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    made_for = f"[{hub_id}](https://huggingface.co/{hub_id})" if hub_id else prose(base_name(base))
+    return f"""---
+{_front_matter(settings, base, hub_id, about)}---
+
+# {name}
+
+A LoRA for {made_for}.
+Begin a prompt with **{prose(trigger)}**, such as "{prose(example)}".
+
+## Files
+
+{_files(name, settings, export or Export(), about)}
+
+## Use with diffusers
+
+```python
+{_snippet(settings, base, hub_id, about, example)}
+```
+
+## Training
+
+| | |
+| --- | --- |
+{table}
+
+`config.yaml` has every setting, `train_log.csv` the loss of every step.
+"""
+
+
+def one_line(text: str) -> str:
+    """A stranger's text without line ends and control or formatting characters."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def prose(text: str) -> str:
+    """A text that Markdown and HTML show as it is."""
+    return re.sub(r"([\\`*_{}\[\]()#.!|~:@$^=])", r"\\\1", html.escape(one_line(text), quote=False))
+
+
+def _spoken(settings: Train, about: About) -> list[str]:
+    """The trigger and the example captions as diffusers' prompts say them: a learnt trigger by its token."""
+    texts = [about.trigger, *about.captions]
+    if settings.pivotal is not None:
+        texts = [pivotal.with_token(text, about.trigger) for text in texts]
+    return [one_line(text) for text in texts[:2]]
+
+
+def _files(name: str, settings: Train, export: Export, about: About) -> str:
+    """Which file is for whom."""
+    kind = "" if export.dtype == "fp32" else f"-{export.dtype}"
+    stem, tools = f"{name}-step…", "A1111 (`models/Lora`) and ComfyUI (`models/loras`)"
+    plain = settings.lora_type not in _CONFIGS
+    rows = [
+        (
+            FILE_NAME,
+            "diffusers alone: ComfyUI reads a part of it or nothing, without an error"
+            if plain
+            else "diffusers with peft, by the code below: neither diffusers' own loader nor another tool reads it",
+        )
+    ]
+    if settings.lora_type == "dora":
+        if export.dora_whole != "none":
+            which = "the last checkpoint's" if export.dora_whole == "last" else "every checkpoint's"
+            whole = f"{tools}, which misread DoRA's own form: {which} updates of whole weights"
+            rows.append((f"{stem}{FOR_A1111}{kind}.safetensors", whole))
+        rows.append((f"{stem}{FOR_LYCORIS}{kind}.safetensors", "kohya's trainer with LyCORIS"))
+    else:
+        trainer = "kohya's trainer" if settings.lora_type == "lora" else "kohya's trainer with LyCORIS"
+        rows.append((f"{stem}{FOR_A1111}{kind}.safetensors", f"{tools}, {trainer}"))
+    if kind:
+        rows.append((f"{stem}{FOR_DIFFUSERS}{kind}.safetensors", "diffusers, half the size"))
+    if settings.pivotal is not None:
+        word = word_of(about.trigger)
+        rows.append((EMBEDDINGS, "diffusers: the trigger's embedding, without which the LoRA is not what was trained"))
+        rows.append(
+            (
+                f"{FOR_EMBEDDINGS}/{word}.safetensors",
+                f"the same for A1111 (`embeddings`) and ComfyUI (`models/embeddings`): a prompt says `{word}`, in "
+                f"ComfyUI `embedding:{word}`",
+            )
+        )
+    average = f"\n`{AVERAGE}/` has the same files of the averaged weights.\n" if settings.ema is not None else ""
+    table = "\n".join(f"| `{file}` | {whom} |" for file, whom in rows)
+    return f"""Each folder `checkpoints/step-…/` holds the same LoRA for several tools:
+
+| file | for |
+| --- | --- |
+{table}
+{average}
+`<file>.json` and `<file>.preview.png` beside a LoRA are A1111's card of it."""
+
+
+def _snippet(settings: Train, base: Base, hub_id: str | None, about: About, example: str) -> str:
+    """Python that draws with the last checkpoint; whatever is not ours is a literal."""
+    pipeline = "StableDiffusionXLPipeline" if base.family == "sdxl" else "StableDiffusionPipeline"
+    folder = f"checkpoints/step-{settings.steps:06d}"
+    encoders = list(pivotal.PARTS) if base.family == "sdxl" else ["text_encoder"]
+    config = _CONFIGS.get(settings.lora_type)
+    lines = ["import json", ""] if config else []
+    lines += [f"from diffusers import {pipeline}"]
+    if config:
+        lines += [f"from peft import {config}, set_peft_model_state_dict", "from safetensors import safe_open"]
+    if settings.pivotal is not None:
+        lines += ["from safetensors.torch import load_file"]
+    lines += ["", f"pipeline = {pipeline}.from_pretrained({hub_id or 'id or folder of the base'!r})"]
+    if config:
+        lines += _with_peft(config, folder, encoders if settings.text_encoder else [])
+    else:
+        lines += [f'pipeline.load_lora_weights("{folder}", weight_name="{FILE_NAME}")']
+    if settings.pivotal is not None:
+        lines += _with_embedding(folder, encoders, pivotal.token_of(about.trigger))
+    return "\n".join([*lines, f"image = pipeline({example!r}).images[0]"])
+
+
+def _with_peft(config: str, folder: str, encoders: list[str]) -> list[str]:
+    """diffusers' own loader reads neither LoHa nor LoKr; peft does."""
+    return [
+        f'with safe_open("{folder}/{FILE_NAME}", "pt") as file:',
+        '    said = json.loads(file.metadata()["lora_adapter_metadata"])',
+        "    tensors = {name: file.get_tensor(name) for name in file.keys()}",
+        "",
+        "",
+        "def of_unet(named):",
+        '    return {name.removeprefix("unet."): value for name, value in named.items() if name.startswith("unet.")}',
+        "",
+        "",
+        "options = of_unet(said)",
+        'options.pop("peft_type")',
+        f"pipeline.unet.add_adapter({config}(**options))",
+        "set_peft_model_state_dict(pipeline.unet, of_unet(tensors))",
+        *(
+            f'pipeline.load_lora_into_text_encoder(tensors, None, pipeline.{name}, prefix="{name}", metadata=said)'
+            for name in encoders
+        ),
+    ]
+
+
+def _with_embedding(folder: str, encoders: list[str], token: str) -> list[str]:
+    lines = [f'learnt = load_file("{folder}/{EMBEDDINGS}")']
+    for encoder in encoders:
+        tokenizer, key = pivotal.PARTS[encoder]
+        lines.append(
+            f'pipeline.load_textual_inversion(learnt["{key}"], token="{token}", text_encoder=pipeline.{encoder}, '
+            f"tokenizer=pipeline.{tokenizer})"
+        )
+    return lines
+
+
+def _settings(settings: Train, base: Base, about: About) -> dict[str, str]:
+    return {
+        "pictures": str(about.pictures),
+        "size": f"{about.size_px[0]} x {about.size_px[1]} px",
+        "rank, alpha": f"{settings.rank}, {settings.scaling_alpha:g}",
+        "learning rate": f"{settings.learning_rate * rate_scale(settings, base):g}, {settings.lr_schedule}",
+        "optimizer": settings.optimizer,
+        "steps": str(settings.steps),
+        "batch": f"{settings.batch_size} x {settings.accumulation} accumulated",
+        "precision": settings.mixed_precision or "no",
+        "seed": str(settings.seed),
+    }
+
+
+def _front_matter(settings: Train, base: Base, hub_id: str | None, about: About) -> str:
+    tags = ["text-to-image", "diffusers", "diffusers-training", "lora", "template:sd-lora"]
+    tags.append("stable-diffusion-xl" if base.family == "sdxl" else "stable-diffusion")
+    said = [pivotal.with_token(text, about.trigger) if settings.pivotal else text for text in about.captions]
+    values: dict[str, Any] = {"base_model": hub_id} if hub_id else {}
+    values |= {
+        "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
+        "instance_prompt": _spoken(settings, about)[0],
+        "tags": tags,
+        "widget": [{"text": one_line(text)} for text in said],
+    }
+    text = io.StringIO()
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.width = 1_000_000  # a folded caption could bring a line of its own
+    yaml.dump(values, text)
+    return text.getvalue()

@@ -1,0 +1,143 @@
+"""The files of a checkpoint for A1111, ComfyUI and kohya's tools."""
+
+import json
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from sdlora import records
+from sdlora.config.params import Base, Export
+from sdlora.config.train import Train
+from sdlora.errors import DataError
+from sdlora.lora.diffusers_file import METADATA, read_lora, write_file
+from sdlora.lora.kohya_file import NoKohyaForm, to_kohya, to_whole
+from sdlora.lora.metadata import About, base_version, header, trigger_of
+from sdlora.lora.names import EMBEDDINGS, FOR_A1111, FOR_DIFFUSERS, FOR_EMBEDDINGS, FOR_LYCORIS, word_of
+from sdlora.lora.whole import whole_updates
+
+_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_A1111_VERSIONS = {"sd_v1": "SD1", "sd_v2": "SD2", "sdxl_base_v1-0": "SDXL"}
+
+
+def write_kohya(
+    lora: Path,
+    name: str,
+    step: int,
+    settings: Train,
+    base: Base,
+    about: About,
+    ending: str = "",
+    dtype: str = "fp32",
+    unet: nn.Module | None = None,
+) -> Path | None:
+    """Write `<name><ending>.safetensors` with kohya's names beside diffusers' file.
+
+    Args:
+        lora: diffusers' file.
+        name: The LoRA's name in the tools that read the file.
+        step: Optimizer steps behind it.
+        settings: The training section.
+        base: The base.
+        about: What the run found out.
+        ending: For whom it is, in the file's name.
+        dtype: Type of the tensors but `.alpha`.
+        unet: The base's, where DoRA's whole updates are wanted in place of its factors.
+
+    Returns:
+        The file, or None (and a line that says why) if the LoRA has no form there.
+    """
+    try:
+        read = read_lora(lora)
+        found = to_kohya(*read, base.family, about.layers_per_block)
+        if unet is not None:
+            kept = {key: value for key, value in found.items() if not key.startswith("lora_unet_")}
+            found = {**kept, **to_whole(whole_updates(*read, unet), base.family, about.layers_per_block)}
+    except NoKohyaForm as reason:
+        print(f"train: only diffusers' file is written: {reason}", flush=True)
+        return None
+    path = lora.with_name(f"{name}{ending}{_of_type(dtype)}.safetensors")
+    typed = {key: value if key.endswith(".alpha") else _typed(key, value, dtype) for key, value in found.items()}
+    return write_file(path, typed, header(name, step, settings, base, about, typed))
+
+
+def write_for_tools(
+    lora: Path,
+    name: str,
+    step: int,
+    settings: Train,
+    base: Base,
+    about: About,
+    export: Export,
+    unet: nn.Module | None = None,
+) -> list[Path]:
+    """Write what other tools read beside diffusers' file.
+
+    Args:
+        lora: diffusers' file.
+        name: The LoRA's name in other tools.
+        step: Optimizer steps behind it.
+        settings: The training section.
+        base: The base.
+        about: What the run found out.
+        export: The type of the files.
+        unet: The base's, where a DoRA gets a file of whole updates.
+
+    Returns:
+        The files.
+    """
+    wanted: list[tuple[str, nn.Module | None]] = [(FOR_A1111, None)]
+    if settings.lora_type == "dora":
+        wanted = [(FOR_LYCORIS, None), *([(FOR_A1111, unet)] if unet is not None else [])]
+    written = [
+        write_kohya(lora, name, step, settings, base, about, ending, export.dtype, frozen) for ending, frozen in wanted
+    ]
+    files = [path for path in written if path is not None]
+    whole = written[-1] if wanted[-1][1] is not None else None
+    if whole is not None:
+        size = f"{whole.stat().st_size / 2**20:.0f} MiB"
+        print(f"train: {whole.name}: whole updates for A1111 and ComfyUI, {size} (export.dora_whole)", flush=True)
+    cards = [_write_a1111_card(path, settings, base, about) for path in files if FOR_A1111 in path.name]
+    if export.dtype != "fp32":
+        files.append(_write_typed_copy(lora, name, export.dtype))
+    if lora.with_name(EMBEDDINGS).exists():
+        copy = lora.parent / FOR_EMBEDDINGS / f"{word_of(about.trigger)}.safetensors"
+        records.write_bytes(copy, lora.with_name(EMBEDDINGS).read_bytes())
+        files.append(copy)
+    return [*files, *cards]
+
+
+def _of_type(dtype: str) -> str:
+    return "" if dtype == "fp32" else f"-{dtype}"
+
+
+def _typed(name: str, value: Tensor, dtype: str) -> Tensor:
+    typed = value.to(_TYPES[dtype])
+    if not typed.isfinite().all() and value.isfinite().all():
+        raise DataError(
+            f"export.dtype is {dtype}, which cannot hold {value.abs().max():g} of {name}; choices: fp32, bf16. The "
+            f"training is kept: only its files are written again"
+        )
+    return typed
+
+
+def _write_typed_copy(lora: Path, name: str, dtype: str) -> Path:
+    found, said = read_lora(lora)
+    typed = {key: _typed(key, value, dtype) for key, value in found.items()}
+    path = lora.with_name(f"{name}{FOR_DIFFUSERS}{_of_type(dtype)}.safetensors")
+    return write_file(path, typed, {METADATA: json.dumps(said, sort_keys=True)})
+
+
+def _write_a1111_card(lora: Path, settings: Train, base: Base, about: About) -> Path:
+    """A1111's own `<name>.json`: which models it fits, and the words that a click on its card adds to the prompt."""
+    path = lora.with_suffix(".json")
+    values = {
+        "description": f"trained on {about.pictures} pictures",
+        "sd version": _A1111_VERSIONS[base_version(base, about)],
+        "activation text": trigger_of(settings, about),
+        "preferred weight": 0,  # the user's own
+        "negative text": "",
+        "notes": "",
+    }
+    records.write_json(path, values)
+    return path

@@ -1,0 +1,217 @@
+"""Which layers carry a LoRA, of which type, at which rates, and the tensors that are saved of it (peft)."""
+
+from typing import Any
+
+import torch
+from peft import LoHaConfig, LoKrConfig, LoraConfig, PeftConfig
+from peft.tuners.lora import LoraLayer
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from sdlora import choices
+from sdlora.config.train import Train
+from sdlora.cpu import packed
+from sdlora.models import ModelFamily
+from sdlora.randomness import seed_of
+
+# Ends of layer names, as in diffusers' UNets.
+ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
+ATTENTION_FEED_FORWARD = (*ATTENTION, "ff.net.0.proj", "ff.net.2")
+ALL_LAYERS = (
+    *ATTENTION_FEED_FORWARD, "proj_in", "proj_out", "conv1", "conv2", "conv_shortcut", "time_emb_proj",
+    "downsamplers.0.conv", "upsamplers.0.conv",
+)  # fmt: skip
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+CHANGES_THE_BASE = ("pissa", "olora")
+_PEFT_INITS: dict[str, Any] = {"gaussian": "gaussian", "kaiming": True, "pissa": "pissa", "olora": "olora"}
+
+
+def lora_config(settings: Train, targets: list[str]) -> LoraConfig:
+    """LoRA (Hu et al., arXiv 2106.09685): W + B A alpha / r; DoRA (2402.09353) learns magnitudes too."""
+    return LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.scaling_alpha,
+        lora_dropout=settings.dropout,
+        use_rslora=settings.rslora,
+        use_dora=settings.lora_type == "dora",
+        init_lora_weights=_PEFT_INITS[settings.init],
+        target_modules=targets,
+        rank_pattern=dict(settings.rank_pattern),
+        alpha_pattern=dict(settings.alpha_pattern),
+    )
+
+
+def loha_config(settings: Train, targets: list[str]) -> LoHaConfig:
+    """LoHa: the Hadamard product of two low-rank matrices (FedPara, arXiv 2108.06098)."""
+    return LoHaConfig(**_lycoris(settings, targets))
+
+
+def lokr_config(settings: Train, targets: list[str]) -> LoKrConfig:
+    """LoKr: a Kronecker product (KronA, arXiv 2212.10650; LyCORIS, 2309.14859)."""
+    return LoKrConfig(**_lycoris(settings, targets))
+
+
+def _lycoris(settings: Train, targets: list[str]) -> dict[str, Any]:
+    return {
+        "r": settings.rank,
+        "alpha": settings.scaling_alpha,
+        "rank_dropout": settings.dropout,
+        "target_modules": targets,
+        "rank_pattern": dict(settings.rank_pattern),
+        "alpha_pattern": dict(settings.alpha_pattern),
+    }
+
+
+def config_of(settings: Train) -> PeftConfig:
+    """peft's configuration of the UNet's LoRA."""
+    targets = list(choices.pick(choices.TARGETS, settings.targets))
+    config: PeftConfig = choices.pick(choices.LORA_TYPES, settings.lora_type)(settings, targets)
+    return config
+
+
+def text_config(settings: Train) -> LoraConfig:
+    """peft's configuration of the text encoders' LoRA."""
+    chosen = settings.text_encoder
+    if chosen is None:
+        raise ValueError("there is no LoRA on the text encoders")
+    return LoraConfig(
+        r=chosen.rank,
+        lora_alpha=chosen.rank if chosen.alpha is None else chosen.alpha,
+        init_lora_weights="gaussian",
+        target_modules=list(TEXT_ATTENTION),
+    )
+
+
+def add_lora(model: ModelFamily, settings: Train) -> None:
+    """Add a LoRA to a frozen base: to its UNet, and to its text encoders where the settings say so.
+
+    The start is the base itself, whatever the type: the update is zero (or, for PiSSA and OLoRA, taken
+    out of the frozen weights). New parameters are fp32.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed_of("lora", settings.seed))
+        model.denoiser.add_adapter(config_of(settings))  # type: ignore[operator]
+        if settings.text_encoder is not None:
+            for module in model.text_encoders().values():
+                module.add_adapter(text_config(settings))  # type: ignore[operator]
+    for module in (model.denoiser, *model.text_encoders().values()):
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
+    packed.pack_lora(model.denoiser)
+
+
+def parameter_groups(model: ModelFamily, settings: Train, scale: float) -> list[dict[str, Any]]:
+    """Trainable parameters with their peak rates, in a fixed order.
+
+    Args:
+        model: With its LoRA added.
+        settings: Rates, LoRA+ ratio.
+        scale: The base's multiplier of every rate.
+
+    Returns:
+        Groups {"params", "lr"}: A matrices and the rest, B matrices (LoRA+ only), text encoders.
+    """
+    rate = settings.learning_rate * scale
+    first: list[nn.Parameter] = []
+    second: list[nn.Parameter] = []
+    for name, parameter in model.denoiser.named_parameters():
+        if parameter.requires_grad:
+            (second if settings.loraplus_ratio > 1 and "lora_B" in name else first).append(parameter)
+    groups: list[dict[str, Any]] = [{"params": first, "lr": rate}]
+    if second:
+        groups.append({"params": second, "lr": rate * settings.loraplus_ratio})
+    if settings.text_encoder is not None:
+        found = [p for m in model.text_encoders().values() for p in m.parameters() if p.requires_grad]
+        groups.append({"params": found, "lr": settings.text_encoder.learning_rate * scale})
+    return groups
+
+
+@torch.no_grad()
+def limit_norms(unet: nn.Module, largest: float) -> None:
+    """Shrink each update B A alpha / r to at most a Frobenius norm of `largest` (kohya's max-norm)."""
+    for module in unet.modules():
+        if isinstance(module, LoraLayer) and "default" in module.lora_A:
+            down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
+            # |B A|^2 = trace(B^T B A A^T), without forming the product
+            gram = (up.flatten(1).T @ up.flatten(1)) * (down.flatten(1) @ down.flatten(1).T)
+            norm = gram.sum().clamp(min=0).sqrt() * module.scaling["default"]
+            ratio = (largest / norm.clamp(min=1e-12)).clamp(max=1.0).sqrt()
+            down.mul_(ratio)
+            up.mul_(ratio)
+
+
+def initial_tensors(unet: nn.Module, settings: Train) -> dict[str, Tensor] | None:
+    """A and B before training where the start took them out of the base's weights; None otherwise."""
+    if settings.init not in CHANGES_THE_BASE:
+        return None
+    return {name: value.detach().clone() for name, value in get_peft_model_state_dict(unet).items()}
+
+
+def lora_tensors(model: ModelFamily, settings: Train, initial: dict[str, Tensor] | None) -> dict[str, Tensor]:
+    """The LoRA in diffusers' form: names starting with `unet.` or `text_encoder.`, on the CPU, fp32.
+
+    With `initial` (PiSSA, OLoRA) the file holds the difference to the base as it is loaded by everyone:
+    B A - B0 A0 = [B, -B0] [A; A0], of twice the rank.
+    """
+    state = get_peft_model_state_dict(model.denoiser)
+    if initial is not None:
+        state = {
+            name: torch.cat(
+                [value, initial[name] if "lora_A" in name else -initial[name]], 0 if "lora_A" in name else 1
+            )
+            for name, value in state.items()
+        }
+    states = {"unet": state}
+    if settings.text_encoder is not None:
+        # pivotal tuning adds rows to the token embeddings, which peft would save whole
+        states |= {
+            name: get_peft_model_state_dict(module, save_embedding_layers=False)
+            for name, module in model.text_encoders().items()
+        }
+    tensors: dict[str, Tensor] = {}
+    for part, found in states.items():
+        # peft's own names, which diffusers reads as they are: its older names for attention layers
+        # alone, mixed with these for all others, make it skip the attention layers
+        tensors |= {_named(part, name): value.detach().float().cpu().contiguous() for name, value in found.items()}
+    return tensors
+
+
+def _named(part: str, name: str) -> str:
+    """A tensor's name in the file: text encoders' with `text_model.`, as transformers 4 and ComfyUI have it.
+
+    transformers 5 flattened CLIPTextModel; diffusers reads the older names there as well.
+    """
+    nested = part == "unet" or name.startswith(("text_model.", "text_projection"))
+    return f"{part}.{name}" if nested else f"{part}.text_model.{name}"
+
+
+def adapter_metadata(settings: Train, parts: tuple[str, ...] = ("unet",)) -> dict[str, Any]:
+    """What diffusers reads rank and alpha from (`lora_adapter_metadata`), for each part of the pipeline."""
+    config = config_of(settings)
+    unet: dict[str, Any] = {
+        "peft_type": str(config.peft_type.value),
+        "r": settings.rank,
+        "target_modules": list(choices.pick(choices.TARGETS, settings.targets)),
+        "rank_pattern": dict(settings.rank_pattern),
+        "alpha_pattern": dict(settings.alpha_pattern),
+    }
+    if settings.lora_type in ("lora", "dora"):
+        unet |= {"lora_alpha": settings.scaling_alpha, "use_rslora": settings.rslora}
+        unet |= {"use_dora": settings.lora_type == "dora"}
+    else:
+        unet["alpha"] = settings.scaling_alpha
+    if settings.init in CHANGES_THE_BASE:  # see lora_tensors: twice the rank at the same scale
+        factor = 2**0.5 if settings.rslora else 2
+        unet |= {"r": 2 * settings.rank, "lora_alpha": factor * settings.scaling_alpha}
+        unet["rank_pattern"] = {name: 2 * rank for name, rank in settings.rank_pattern.items()}
+        unet["alpha_pattern"] = {name: factor * alpha for name, alpha in settings.alpha_pattern.items()}
+    found = {f"unet.{key}": value for key, value in unet.items()}
+    if settings.text_encoder is not None:
+        text = text_config(settings)
+        for part in parts:
+            if part != "unet":
+                values = {"r": text.r, "lora_alpha": text.lora_alpha, "target_modules": list(TEXT_ATTENTION)}
+                values |= {"rank_pattern": {}, "alpha_pattern": {}}  # diffusers 0.35 wants them, though empty
+                found |= {f"{part}.{key}": value for key, value in {**values, "peft_type": "LORA"}.items()}
+    return found

@@ -1,0 +1,1 @@
+"""The peak of memory predicted, and what would make it fit."""

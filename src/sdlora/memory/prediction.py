@@ -1,0 +1,277 @@
+"""Memory of each phase of a run, counted on tensors that have shapes and no numbers.
+
+The base's own configs make networks without weights, the LoRA goes onto them, and one step of the
+run's settings is taken, so every option counts as it will.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sdlora import choices
+from sdlora.config.params import Base, Version
+from sdlora.config.train import Train
+from sdlora.cpu.packed import packed_bytes
+from sdlora.errors import SdloraError
+from sdlora.lora import types
+from sdlora.memory.meter import Meter, become_fake, optimizer_cost, size_of
+from sdlora.models import ModelFamily
+from sdlora.models.family import DTYPES, quieten
+from sdlora.stages.train.dataset import Example
+
+
+class Unpredictable(SdloraError):
+    """A training whose step cannot be taken on tensors without numbers."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a run brings along besides its settings."""
+
+    latent: tuple[int, int, int]  # largest latents of one picture (C, h, w)
+    cached: int = 0  # bytes of latents kept in memory
+    captions: int = 0  # distinct captions whose conditioning is kept in memory
+    images: bool = False  # whether the VAE stays and encodes in every step
+    texts: bool = False  # whether the text encoders stay and encode in every step
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of the run and what lies in memory at its worst moment, bytes by name."""
+
+    name: str
+    parts: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+
+def demand_of(examples: Sequence[Example], settings: Train, base: Base) -> Demand:
+    """What a run's pictures and captions take, by the caches that its settings choose."""
+    captions = len({text for example in examples for text in example.text})
+    live = settings.text_cache == "none"
+    tensors = [tensor for example in examples for tensor in (*example.mean, *example.std)]
+    if tensors:
+        shapes: list[tuple[int, ...]] = [tuple(tensor.shape) for tensor in tensors]
+        cached = size_of(tensors)
+    else:  # made later, by the run itself
+        model = choices.pick(choices.FAMILIES, base.family).outline(base, torch.device("cpu"))
+        shapes = [latent_shape(model, *place.size) for example in examples for place in example.geometry]
+        cached = 0 if settings.cache_latents == "none" else sum(2 * 4 * math.prod(shape) for shape in shapes)
+    channels, height, width = max(shapes, key=lambda shape: shape[-1] * shape[-2])
+    images = not tensors and settings.cache_latents == "none"
+    return Demand((channels, height, width), cached, 0 if live else captions, images, live)
+
+
+class _Shapes:
+    """A base whose networks are fake tensors: everything runs on it, nothing is computed."""
+
+    def __init__(self, base: Base, device: torch.device) -> None:
+        self.device, self.mode = device, FakeTensorMode()
+        family: type[ModelFamily] = choices.pick(choices.FAMILIES, base.family)
+        self.model = family.outline(base, device)
+        for part in self.model.parts():
+            for tensor in part.parameters():
+                tensor.data = tensor.data.to(self.model.dtype)
+
+    def weights(self) -> dict[str, int]:
+        """Bytes of each network's frozen weights."""
+        parts = self.model.parts()
+        return {_name_of(self.model, part): size_of(part.parameters()) for part in parts}
+
+    def materialize(self) -> None:
+        """From here on the parameters are on the device, as far as torch can tell."""
+        for part in self.model.parts():
+            become_fake(part, self.mode, self.device)
+
+    def peak(self, work: Callable[[], Any], gradients: bool = False) -> tuple[int, Any]:
+        """Bytes that `work` needs beside the weights, and what it returns.
+
+        Raises:
+            Unpredictable: If it needs numbers, which fake tensors do not have.
+        """
+        weights = [p for part in self.model.parts() for p in (*part.parameters(), *part.buffers())]
+        try:
+            with self.mode, Meter(weights) as meter, torch.set_grad_enabled(gradients):
+                result = work()
+        except SdloraError:
+            raise
+        except Exception as error:  # whatever a network does when it asks a fake tensor for its numbers
+            said = (str(error).splitlines() or [""])[0]
+            raise Unpredictable(f"its memory cannot be predicted ({type(error).__name__}: {said})") from error
+        return meter.peak, result
+
+
+def predict(settings: Train, base: Base, demand: Demand, device: torch.device) -> list[Phase]:
+    """Memory of each phase of the stage `train`, on the device that trains.
+
+    Args:
+        settings: The run's; a `mixed_precision` of None means the base's type.
+        base: Only its configs are read.
+        demand: Pictures and captions.
+        device: Where the networks are.
+
+    Returns:
+        Phases in the order they happen: load, captions, train.
+
+    Raises:
+        Unpredictable: If a step asks for numbers that nobody has before training.
+    """
+    quieten()
+    shapes = _Shapes(base, device)
+    model = shapes.model
+    weights = shapes.weights()
+    parameters = _add_lora(model, settings)
+    shapes.materialize()
+    trained = {name for name, part in model.text_encoders().items() if _learns(part)}
+    live = {*trained, *(model.text_encoders() if demand.texts else ())}
+    kept = _weights_kept(model, weights, live, demand)
+    one, row = shapes.peak(lambda: model.encode_tokens(_blank_tokens(model, 1)))
+    captions = 0 if trained else demand.captions * size_of(row.values())
+    load = Phase("load", weights)
+    texts = Phase("captions", {**weights, "activations": one, "captions": captions})
+    packed = torch.bfloat16 if settings.precision(base.dtype) == "bf16" else torch.float32
+    train = {**kept, "packed": packed_bytes(model.denoiser, packed)}
+    train |= {**_of_parameters(parameters, settings), "captions": captions}
+    if device.type == "cpu":  # on a GPU the cache stays in RAM
+        train["latents"] = demand.cached
+    activations, gradients = _step_peak(shapes, settings, demand, bool(trained))
+    _, passing = _optimizer(parameters, settings)
+    train["activations and gradients"] = max(activations, gradients + passing)
+    return [load, texts, Phase("train", train)]
+
+
+def _name_of(model: ModelFamily, part: nn.Module) -> str:
+    return next(str(name) for name, other in model.pipeline.components.items() if other is part)
+
+
+def _learns(part: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in part.parameters())
+
+
+def _add_lora(model: ModelFamily, settings: Train) -> dict[str, nn.Parameter]:
+    """The run's own LoRA on networks without weights: its size does not depend on how it is initialised."""
+    with torch.device("meta"):
+        types.add_lora(model, settings.model_copy(update={"init": "gaussian"}))
+    model.denoiser.train()
+    if settings.gradient_checkpointing:
+        model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
+    return {name: p for part in model.parts() for name, p in _named(model, part) if p.requires_grad}
+
+
+def _named(model: ModelFamily, part: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    component = _name_of(model, part)
+    return ((f"{component}.{name}", parameter) for name, parameter in part.named_parameters())
+
+
+def _weights_kept(model: ModelFamily, weights: dict[str, int], trained: set[str], demand: Demand) -> dict[str, int]:
+    """Frozen weights that stay once captions and latents are cached."""
+    kept = {_name_of(model, model.denoiser), *trained, *(["vae"] if demand.images else [])}
+    return {name: size for name, size in weights.items() if name in kept}
+
+
+def _optimizer(parameters: Mapping[str, nn.Parameter], settings: Train) -> tuple[int, int]:
+    build = choices.pick(choices.OPTIMIZERS, settings.optimizer)
+    at_zero = {name: "lora_B" in name for name in parameters}
+    return optimizer_cost(
+        lambda some: build([{"params": some, "lr": settings.learning_rate}], settings),
+        [p.shape for name, p in parameters.items() if not at_zero[name]],
+        [p.shape for name, p in parameters.items() if at_zero[name]],
+    )
+
+
+def _of_parameters(parameters: Mapping[str, nn.Parameter], settings: Train) -> dict[str, int]:
+    size = size_of(parameters.values())
+    state, _ = _optimizer(parameters, settings)
+    return {"lora": size, "optimizer": state, "ema": 0 if settings.ema is None else size}
+
+
+def _blank_tokens(model: ModelFamily, count: int) -> dict[str, Tensor]:
+    shape, device = (count, model.context_tokens), model.device
+    return {name: torch.zeros(shape, dtype=torch.long, device=device) for name in model.text_encoders()}
+
+
+def _step_peak(shapes: _Shapes, settings: Train, demand: Demand, encode_texts: bool) -> tuple[int, int]:
+    """Peak of forward and backward passes, and the gradients left when the optimizer steps, bytes."""
+    model, size = shapes.model, settings.batch_size
+    kind = settings.precision(model.base.dtype)
+
+    def micro_step() -> None:
+        tokens = _blank_tokens(model, size)
+        with torch.set_grad_enabled(encode_texts), _autocast(shapes.device, kind):
+            conditioning = model.encode_tokens(tokens)
+        latents = torch.zeros(size, *demand.latent, device=shapes.device)
+        if demand.images:
+            factor = model.pipeline.vae_scale_factor
+            model.encode_images(torch.zeros(size, 3, *(side * factor for side in demand.latent[1:])))
+        noise, timesteps = torch.zeros_like(latents), torch.zeros(size, dtype=torch.long, device=shapes.device)
+        with _autocast(shapes.device, kind):
+            predicted = model.predict((latents + noise).to(model.dtype), timesteps, conditioning)
+        torch.autograd.backward(nn.functional.mse_loss(predicted.float(), noise))
+
+    def step() -> int:
+        for _ in range(min(settings.accumulation, 2)):  # the second finds the first one's gradients
+            micro_step()
+        return size_of(p.grad for part in model.parts() for p in part.parameters() if p.grad is not None)
+
+    peak, gradients = shapes.peak(step, gradients=True)
+    return peak, gradients
+
+
+def _autocast(device: torch.device, kind: str) -> AbstractContextManager[Any]:
+    return nullcontext() if kind == "no" else torch.autocast(device.type, DTYPES[kind])
+
+
+def encode_phase(version: Version, base: Base, device: torch.device) -> Phase:
+    """Memory of the stage `encode`: the whole base and one picture in its VAE."""
+    side = version.fit.size_px or base.size_px
+    shapes = _Shapes(base.model_copy(update={"dtype": version.encode.dtype}), device)
+    weights = shapes.weights()
+    shapes.materialize()
+    peak, _ = shapes.peak(lambda: shapes.model.encode_images(torch.zeros(1, 3, side, side)))
+    return Phase("encode", {**weights, "activations": peak})
+
+
+def draw_phase(version: Version, base: Base, device: torch.device) -> Phase:
+    """Memory of the stage `sample`: denoising twice a picture (guidance), then decoding, hires fix included."""
+    pictures = version.sample.batch_size
+    side = version.fit.size_px or base.size_px
+    if version.sample.hires is not None:
+        side = round(side * version.sample.hires.factor / 8) * 8
+    shapes = _Shapes(base, device)
+    model, weights = shapes.model, shapes.weights()
+    shapes.materialize()
+    latent = latent_shape(model, side, side)
+
+    def denoise() -> None:
+        latents = torch.zeros(2 * pictures, *latent, dtype=model.dtype, device=device)
+        steps = torch.zeros(2 * pictures, dtype=torch.long, device=device)
+        model.predict(latents, steps, model.encode_tokens(_blank_tokens(model, 2 * pictures)))
+
+    def decode() -> None:
+        vae = model.pipeline.vae
+        vae.decode(torch.zeros(pictures, *latent, dtype=vae.dtype, device=device))
+
+    peak = max(shapes.peak(work)[0] for work in (denoise, decode))
+    return Phase("draw", {**weights, "packed": packed_bytes(model.denoiser), "activations": peak})
+
+
+def latent_shape(model: ModelFamily, width_px: int, height_px: int) -> tuple[int, int, int]:
+    """Shape (C, h, w) of a picture's latents."""
+    cell = model.pipeline.vae_scale_factor
+    return int(model.pipeline.vae.config.latent_channels), height_px // cell, width_px // cell
+
+
+def demand_of_version(version: Version, base: Base) -> Demand:
+    """A version's demand as far as its settings tell it, before there are pictures."""
+    model = choices.pick(choices.FAMILIES, base.family).outline(base, torch.device("cpu"))
+    side = version.fit.size_px or base.size_px
+    live = version.train.text_cache == "none"
+    return Demand(latent_shape(model, side, side), images=version.train.cache_latents == "none", texts=live)

@@ -1,5 +1,0 @@
-"""The pages people look at."""
-
-from sdlora.report.page import write_index, write_version
-
-__all__ = ["write_index", "write_version"]

@@ -1,0 +1,1 @@
+"""The stages, in the order of the DAG: scrape, fit, caption, flip, encode, train, export, sample, evaluate, report."""

@@ -1,0 +1,199 @@
+"""Caption pictures with BLIP; the trigger comes first, so that 77 tokens never cut it off."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from sdlora import records
+from sdlora.config.params import Caption
+from sdlora.errors import DataError, MissingError, download_command, suggest
+from sdlora.flow import hashing
+from sdlora.images.pictures import read_rgb
+
+MOST_UNKNOWN = 1 / 3  # of the references' words may be missing in training captions before that is told
+
+
+def with_trigger(trigger: str, caption: str) -> str:
+    """`trigger, caption`, without saying it twice."""
+    caption = caption.strip()
+    if re.match(rf"{re.escape(trigger)}\b", caption, flags=re.IGNORECASE):
+        return caption
+    return f"{trigger}, {caption}" if caption else trigger
+
+
+class Captioner:
+    """A BLIP model, loaded when the first picture needs it."""
+
+    def __init__(self, model: str, revision: str | None, settings: Caption, threads: int) -> None:
+        self._model, self._revision, self._settings, self._threads = model, revision, settings, threads
+        self._loaded: Any = None
+
+    def _load(self) -> Any:
+        import torch
+        from transformers import BlipForConditionalGeneration, BlipProcessor
+        from transformers.utils import logging
+
+        torch.set_num_threads(self._threads)
+        logging.disable_progress_bar()
+        try:
+            options = {} if self._revision is None else {"revision": self._revision}
+            processor = BlipProcessor.from_pretrained(self._model, **options)
+            model = BlipForConditionalGeneration.from_pretrained(self._model, **options)
+        except OSError as error:
+            raise MissingError(
+                f"the captioner {self._model!r} is neither a folder nor reachable on the hub; on a machine with "
+                f"network: `{download_command(self._model, self._revision)}` ({str(error).splitlines()[0]})"
+            ) from None
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return processor, model.float().eval().to(device)
+
+    def caption(self, picture: Image.Image) -> str:
+        """One picture's caption.
+
+        Pictures are described one by one: in a batch, the last digits of a picture's features, and with
+        them its words, could depend on its neighbours, so adding a picture could change another's caption.
+        """
+        import torch
+
+        self._loaded = self._loaded or self._load()
+        processor, model = self._loaded
+        inputs = processor(images=[picture], return_tensors="pt").to(model.device)
+        with torch.inference_mode():
+            tokens = model.generate(
+                **inputs, max_new_tokens=self._settings.max_new_tokens, num_beams=self._settings.num_beams
+            )
+        return tidy(processor.batch_decode(tokens, skip_special_tokens=True)[0])
+
+
+def tidy(text: str) -> str:
+    """BLIP's words without the tokenizer's spaces before punctuation."""
+    return " ".join(text.split()).replace(" ,", ",").replace(" - ", "-").strip(" ,")
+
+
+def read_overrides(path: str | None, rows: Sequence[records.Row]) -> dict[str, str]:
+    """Captions a user wrote, by picture id.
+
+    Raises:
+        DataError: If a row has no caption or names a picture that is not in the dataset.
+    """
+    if path is None:
+        return {}
+    ids = {row["name"]: row["id"] for row in rows} | {row["id"]: row["id"] for row in rows}
+    found = {}
+    for number, row in _rows_of(Path(path)):
+        name = row.get("id") or row.get("file")
+        if not isinstance(name, str) or name not in ids or not isinstance(row.get("caption"), str):
+            problem = "needs id or file, and caption, as texts"
+            if isinstance(name, str) and name not in ids:
+                problem = f"no picture {name!r}{suggest(name, ids)}"
+            raise DataError(f"{path}:{number}: {problem}")
+        found[ids[name]] = row["caption"]
+    return found
+
+
+def _rows_of(path: Path) -> Iterator[tuple[int, records.Row]]:
+    """Line number and object of each line that has one.
+
+    Raises:
+        DataError: If the file cannot be read, is not UTF-8, or a line is no JSON object.
+    """
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        before, byte = error.object[: error.start], error.object[error.start]
+        where = f"{path}:{before.count(10) + 1}"
+        raise DataError(f"{where}: byte {byte:#04x} is not UTF-8; save the file as UTF-8") from None
+    except OSError as error:
+        raise DataError(f"captions_override: cannot read the file {str(path)!r}: {error.strerror}") from None
+    for number, line in enumerate(text.split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(
+                f"{path}:{number}: not JSON ({error}); each line is an object such as "
+                f'{{"file": "train/001.png", "caption": "..."}}'
+            ) from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}:{number}: a {type(row).__name__}, where an object with file and caption is wanted")
+        yield number, row
+
+
+def caption_dataset(recipe: Mapping[str, Any], captioner: Captioner, folder: Path, store: Path) -> list[Path]:
+    """Write `captions.jsonl` for a folder of fitted pictures; only new pictures are captioned.
+
+    Args:
+        recipe: Settings, trigger (placed first), a user's overrides, identity of captioner and code.
+        captioner: The model.
+        folder: Fitted pictures with `fit.jsonl`.
+        store: Where captions are remembered by content.
+
+    Returns:
+        The files written.
+    """
+    rows = records.read_jsonl(folder / "fit.jsonl")
+    overrides = read_overrides(recipe["override"], rows)
+    keys = {row["id"]: _key(folder / row["file"], recipe) for row in rows}
+    wanted = [row for row in rows if row["id"] not in overrides and not row["caption"]]
+    new = [row for row in wanted if not (store / f"{keys[row['id']]}.json").exists()]
+    for row in new:
+        text = captioner.caption(read_rgb(folder / row["file"]))
+        records.write_json(store / f"{keys[row['id']]}.json", text)
+    print(f"caption: {len(new)} new, {len(wanted) - len(new)} known, {len(overrides)} written by hand", flush=True)
+    captioned = []
+    for row in rows:
+        if row["id"] in overrides:
+            text, origin = overrides[row["id"]], "override"
+        elif row["caption"]:
+            text, origin = row["caption"], "source"
+        else:
+            text, origin = records.read_json(store / f"{keys[row['id']]}.json"), recipe["captioner_identity"]
+        captioned.append(
+            {"id": row["id"], "caption": with_trigger(recipe["trigger"], text), "origin": origin, "split": row["split"]}
+        )
+    for warning in warnings(captioned, recipe["trigger"]):
+        print(f"warning: {warning}", flush=True)
+    records.write_jsonl(folder / "captions.jsonl", captioned)
+    return [folder / "captions.jsonl"]
+
+
+def warnings(rows: Sequence[records.Row], trigger: str) -> Iterator[str]:
+    """What in a dataset's captions keeps a LoRA from learning what its pictures are measured by.
+
+    Args:
+        rows: id, caption, origin and split of each picture.
+        trigger: Is in every caption, so it says nothing.
+    """
+    learnt = [row for row in rows if row["split"] == "train"]
+    asked = [row for row in rows if row["split"] == "reference"]
+    if len(learnt) > 1 and len({row["caption"] for row in learnt}) == 1:
+        yield (
+            f"all {len(learnt)} training captions are {learnt[0]['caption']!r}: whatever the pictures have in common "
+            f"is learnt as that text, and nothing else can be asked for"
+        )
+    known, wanted = _words(learnt, trigger), _words(asked, trigger)
+    unknown = sorted(wanted - known)
+    if learnt and len(unknown) > MOST_UNKNOWN * len(wanted):
+        origins = " and ".join(sorted({str(row["origin"]) for row in learnt}))
+        some = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")
+        yield (
+            f"{len(unknown)} of the {len(wanted)} words that the references are drawn with occur in no training "
+            f"caption ({some}; training captions by {origins}): what they say is not learnt; caption both in the same "
+            f"words"
+        )
+
+
+def _words(rows: Sequence[records.Row], trigger: str) -> set[str]:
+    own = set(re.findall(r"\w+", trigger.lower()))
+    return {word for row in rows for word in re.findall(r"\w{3,}", str(row["caption"]).lower())} - own
+
+
+def _key(picture: Path, recipe: Mapping[str, Any]) -> str:
+    """A caption's key: the picture and everything that BLIP's answer depends on."""
+    asked = {key: value for key, value in recipe.items() if key not in ("trigger", "override", "overrides")}
+    return hashing.sha256_text(hashing.sha256_of(picture) + records.canonical_json(asked))

@@ -1,0 +1,1 @@
+"""Encode pictures to latents once."""

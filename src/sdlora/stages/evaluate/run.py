@@ -1,0 +1,97 @@
+"""One version's samples against its references."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from sdlora import choices, records
+from sdlora.config.params import Evaluate
+from sdlora.errors import DataError
+from sdlora.images.pictures import read_rgb
+from sdlora.stages.evaluate.choose import explain
+from sdlora.stages.evaluate.tables import Values, metrics_columns, metrics_rows
+
+
+def at_size_of(picture: Image.Image, reference: Image.Image) -> NDArray[np.uint8]:
+    """A sample's pixels at its reference's size: hires pictures are reduced with Lanczos.
+
+    Raises:
+        DataError: If the sample is smaller or of another shape: that is never put right in silence.
+    """
+    if picture.width < reference.width or picture.width * reference.height != picture.height * reference.width:
+        raise DataError(f"a sample of {picture.size} px cannot be compared with a reference of {reference.size} px")
+    if picture.size != reference.size:
+        picture = picture.resize(reference.size, Image.Resampling.LANCZOS)
+    return np.asarray(picture)
+
+
+def measure(samples: Path, references: Path, settings: Evaluate) -> tuple[list[str], Values]:
+    """All metrics of all samples.
+
+    Returns:
+        The references' ids in column order, and values averaged over seeds.
+
+    Raises:
+        DataError: If there is nothing to measure.
+    """
+    index = records.read_jsonl(samples / "index.jsonl")
+    if not index:
+        raise DataError(f"{samples}: no samples, because the dataset has no references; set datasets.<name>.held_out")
+    columns = sorted({row["reference"] for row in index})
+    truths = {name: read_rgb(references / f"{name}.png") for name in columns}
+    metrics = {name: choices.pick(choices.METRICS, name) for name in settings.metrics}
+    found: dict[tuple[str, int, str], list[float]] = {}
+    for row in index:
+        truth = truths[row["reference"]]
+        pixels = at_size_of(read_rgb(samples / row["file"]), truth)
+        for name, metric in metrics.items():
+            key = (name, row["step"], row["reference"])
+            found.setdefault(key, []).append(metric(pixels, np.asarray(truth), data_range=255))
+    steps = sorted({row["step"] for row in index})
+    values = {
+        (name, step): [float(np.mean(found[name, step, column])) for column in columns]
+        for name in metrics
+        for step in steps
+    }
+    return columns, values
+
+
+def evaluate_version(settings: Evaluate, samples: Path, references: Path, out: Path) -> list[Path]:
+    """Write `metrics.csv`, `metrics.json` (for `dvc metrics`), `curves/` (for `dvc plots`) and `best.json`.
+
+    Args:
+        settings: Metrics and the rule of choice.
+        samples: Folder with `index.jsonl`.
+        references: Folder of the padded references, `<id>.png`.
+        out: `results/<version>`.
+
+    Returns:
+        The files written.
+    """
+    columns, values = measure(samples, references, settings)
+    records.write_csv(
+        out / "metrics.csv", metrics_columns(len(columns)), metrics_rows(values, settings.bootstrap_samples)
+    )
+    best = explain(values, settings)
+    records.write_json(out / "best.json", {**best, "references": columns})
+    records.write_json(out / "metrics.json", {key: best[key] for key in ("best_step", *settings.metrics)})
+    curves = write_curves(values, settings.bootstrap_samples, out / "curves")
+    return [out / "metrics.csv", out / "metrics.json", out / "best.json", *curves]
+
+
+def write_curves(values: Values, bootstrap_samples: int, folder: Path) -> list[Path]:
+    """One small table a metric: DVC draws all rows of a file as one line.
+
+    Returns:
+        The files written.
+    """
+    files = []
+    for metric in dict.fromkeys(metric for metric, _ in values):
+        rows = metrics_rows({key: found for key, found in values.items() if key[0] == metric}, bootstrap_samples)
+        files.append(folder / f"{metric}.csv")
+        records.write_csv(files[-1], ["step", "mean", "ci_low", "ci_high"], [[row[0], *row[-3:]] for row in rows])
+    for stale in {*folder.glob("*.csv")} - {*files}:
+        stale.unlink()
+    return files

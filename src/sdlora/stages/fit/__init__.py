@@ -1,0 +1,1 @@
+"""Fit pictures to a square or to buckets, by padding."""

@@ -1,0 +1,129 @@
+"""Self-contained HTML pages: one a version, one over all versions."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader
+
+from sdlora import records
+from sdlora.flow import freshness
+from sdlora.flow.identity import told
+from sdlora.images.pictures import png_bytes, read_rgb
+from sdlora.stages.report.plots import Series, metric_plot
+from sdlora.stages.report.sheet import contact_sheet
+
+PAGES = Environment(loader=PackageLoader("sdlora.stages.report", "templates"), autoescape=True, trim_blocks=True)
+
+
+def _uri(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def read_series(metrics_csv: Path) -> dict[str, list[tuple[int, float, float, float]]]:
+    """Metric -> (step, mean, ci_low, ci_high) of a version's table."""
+    found: dict[str, list[tuple[int, float, float, float]]] = {}
+    for row in records.read_csv(metrics_csv):
+        numbers = (float(row["mean"]), float(row["ci_low"]), float(row["ci_high"]))
+        found.setdefault(row["metric"], []).append((int(row["step"]), *numbers))
+    return found
+
+
+def accepted_of(result: Path) -> list[str]:
+    """What was accepted of a version's files after updates of code or packages, a line each."""
+    lines = []
+    for path in sorted((result / "made").glob("*.json")):
+        made = freshness.read_made(path)
+        for update in made.accepted if made else ():
+            before, after = ({name: pair[side] for name, pair in update.items()} for side in (0, 1))
+            lines.append(f"{path.stem}: {told(sorted(update), before, after)}")
+    return lines
+
+
+def write_version(name: str, settings: dict[str, Any], result: Path, references: Path, out: Path) -> list[Path]:
+    """Write a version's page: why this checkpoint, the table, the plots and every sample; and `sheet.png`.
+
+    Args:
+        name: The version.
+        settings: What it is compared by.
+        result: `results/<version>`.
+        references: Folder of the references.
+        out: Folder to write.
+
+    Returns:
+        The files written.
+    """
+    series = read_series(result / "metrics.csv")
+    index = records.read_jsonl(result / "samples" / "index.jsonl")
+    columns = sorted({row["reference"] for row in index})
+    steps = sorted({row["step"] for row in index})
+    pictures = {(row["step"], row["reference"]): row for row in reversed(index)}
+    page = PAGES.get_template("version.html").render(
+        name=name,
+        settings=settings,
+        best=records.read_json(result / "best.json"),
+        table=records.read_csv(result / "metrics.csv"),
+        accepted=accepted_of(result),
+        plots=[_uri(metric_plot(metric, {name: points})) for metric, points in series.items()],
+        prompts=[pictures[steps[0], column]["prompt"] for column in columns],
+        references=[_uri((references / f"{column}.png").read_bytes()) for column in columns],
+        rows=[
+            (step, [_uri((result / "samples" / pictures[step, column]["file"]).read_bytes()) for column in columns])
+            for step in steps
+        ],
+    )
+    records.write_text(out / "index.html", page)
+    best = records.read_json(result / "best.json")["best_step"]
+    sheet = contact_sheet(
+        [
+            ("reference", [read_rgb(references / f"{column}.png") for column in columns]),
+            *(
+                (label, [read_rgb(result / "samples" / pictures[step, column]["file"]) for column in columns])
+                for label, step in (("base", 0), (f"step {best}", best))
+            ),
+        ]
+    )
+    records.write_bytes(out / "sheet.png", png_bytes(sheet))
+    return [out / "index.html", out / "sheet.png"]
+
+
+def write_index(versions: dict[str, dict[str, Any]], results: Path, out: Path) -> list[Path]:
+    """Write the page over all versions and its table: settings, best step, figures; one plot a metric."""
+    best = {name: records.read_json(results / name / "best.json") for name in versions}
+    series: dict[str, dict[str, Any]] = {}
+    for name in versions:
+        for metric, points in read_series(results / name / "metrics.csv").items():
+            series.setdefault(metric, {})[name] = points
+    plots: list[tuple[str, Series]] = list(series.items())
+    page = PAGES.get_template("index.html").render(
+        versions=versions,
+        best=best,
+        metrics=list(series),
+        plots=[_uri(metric_plot(metric, lines)) for metric, lines in plots],
+    )
+    records.write_text(out / "index.html", page)
+    _write_table(versions, best, list(series), out / "versions.csv")
+    return [out / "index.html", out / "versions.csv"]
+
+
+FIGURES = ("best", "delta", "ci_low", "ci_high")  # of each metric: at the best step; against step 0, with its interval
+
+
+def _write_table(
+    versions: dict[str, dict[str, Any]], best: dict[str, dict[str, Any]], metrics: list[str], path: Path
+) -> None:
+    """One row a version; a metric that a version does not measure is empty."""
+    keys = list(next(iter(versions.values())))
+    columns = [
+        "version",
+        *keys,
+        "best_step",
+        "references",
+        *[f"{metric}_{figure}" for metric in metrics for figure in FIGURES],
+    ]
+    rows = [
+        [name, *settings.values(), best[name]["best_step"], len(best[name]["references"])]
+        + [best[name].get(metric, {}).get(figure, "") for metric in metrics for figure in FIGURES]
+        for name, settings in versions.items()
+    ]
+    records.write_csv(path, columns, rows)

@@ -1,0 +1,41 @@
+"""The table of docs/versions.md, from the report's own: `sdlora versions`."""
+
+import re
+
+from sdlora.stages.evaluate.tables import LEAST_REFERENCES
+
+SETTINGS = ("version", "dataset", "fit", "rank", "learning_rate", "steps", "hires", "best_step")
+
+
+def markdown(table: list[dict[str, str]]) -> str:
+    """One row a version: its settings, and each metric at its best step with what it gained over step 0.
+
+    Args:
+        table: Rows of `results/report/versions.csv`.
+    """
+    metrics = [key.removesuffix("_best") for key in table[0] if key.endswith("_best")]
+    lines = [
+        " | ".join(("", *SETTINGS, *(word for metric in metrics for word in (metric, "against step 0")), "")).strip(),
+        "| " + " | ".join(["---"] * (len(SETTINGS) + 2 * len(metrics))) + " |",
+    ]
+    for row in sorted(table, key=lambda row: _natural(row["version"])):
+        cells = [row[key] for key in SETTINGS]
+        for metric in metrics:
+            cells += [row[f"{metric}_best"], gain(row, metric)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Sorts v10 after v9."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
+
+
+def gain(row: dict[str, str], metric: str) -> str:
+    """A metric's difference to step 0 and its interval; bold where that excludes 0 and there are references enough."""
+    if not row[f"{metric}_delta"]:
+        return ""
+    delta, low, high = (float(row[f"{metric}_{key}"]) for key in ("delta", "ci_low", "ci_high"))
+    text = f"{delta:+.3f} [{low:.3f}, {high:.3f}]"
+    sure = int(row["references"]) >= LEAST_REFERENCES and (low > 0 or high < 0)
+    return f"**{text}**" if sure else text

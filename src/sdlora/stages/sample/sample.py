@@ -1,0 +1,198 @@
+"""Draw every reference's prompt at every checkpoint; step 0 is the base without a LoRA."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from sdlora import choices, determinism, records
+from sdlora.config.params import Base, Sample
+from sdlora.flow import hashing, store
+from sdlora.images.pictures import png_bytes
+from sdlora.lora.attach import attach_lora, detach_lora
+from sdlora.lora.names import AVERAGE, EMBEDDINGS, FILE_NAME, FOR_A1111
+from sdlora.lora.pivotal import attach_embeddings, detach_embeddings, with_token
+from sdlora.models import ModelFamily, load_model
+from sdlora.progress import Progress
+from sdlora.randomness import generator
+
+KEPT_SETS = 600  # sets of pictures in the store, one a checkpoint and setting
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is drawn: a reference's id, its caption and a seed."""
+
+    reference: str
+    text: str
+    seed: int
+
+    @property
+    def file_name(self) -> str:
+        return f"{self.reference}-seed{self.seed}.png"
+
+
+class Painter:
+    """The base loaded once, adapters swapped over it; loaded when the first picture needs it."""
+
+    def __init__(self, base: Base, settings: Sample, size_px: int) -> None:
+        self._base, self._settings, self._size_px = base, settings, size_px
+        self._adapter: ModelFamily | None = None
+        self._img2img: Any = None
+        self._trigger: str | None = None  # whose learnt embeddings are attached
+
+    def _load(self) -> ModelFamily:
+        model = load_model(self._base)
+        scheduler = choices.pick(choices.SCHEDULERS, self._settings.scheduler)
+        model.pipeline.scheduler = scheduler.from_config(model.pipeline.scheduler.config)
+        if self._settings.hires is not None:
+            self._img2img = model.img2img_pipeline()
+        return model
+
+    def use(self, lora: Path | None) -> None:
+        """Put a LoRA file in place of the one before; None draws with the base alone.
+
+        Embeddings that were learnt along lie beside the file and stand for the trigger in every prompt.
+        """
+        self._adapter = self._adapter or self._load()
+        pipeline = self._adapter.pipeline
+        detach_lora(pipeline)
+        if self._trigger is not None:
+            detach_embeddings(pipeline, self._trigger)
+            self._trigger = None
+        if lora is not None:
+            attach_lora(pipeline, lora, self._settings.lora_scale)
+            if (lora.parent / EMBEDDINGS).exists():
+                self._trigger = attach_embeddings(pipeline, lora.parent / EMBEDDINGS)
+
+    def draw(self, prompts: Sequence[Prompt]) -> list[Image.Image]:
+        """One picture a prompt, all at once; the noise of each is a function of its (seed, reference) alone.
+
+        With hires fix the pictures are enlarged (Lanczos) and denoised again: diffusers' image to image
+        runs int(inference_steps x denoising_strength) steps.
+        """
+        if self._adapter is None:
+            raise RuntimeError("call use() first")
+        settings, trigger = self._settings, self._trigger
+        shared = {
+            "prompt": [prompt.text if trigger is None else with_token(prompt.text, trigger) for prompt in prompts],
+            "negative_prompt": [settings.negative_prompt] * len(prompts),
+            "guidance_scale": settings.guidance_scale,
+            "num_inference_steps": settings.inference_steps,
+        }
+        images: list[Image.Image] = self._adapter.pipeline(
+            **shared,
+            height=self._size_px,
+            width=self._size_px,
+            generator=[generator("sample", prompt.seed, prompt.reference) for prompt in prompts],
+        ).images
+        if settings.hires is not None:
+            side = round(self._size_px * settings.hires.factor / 8) * 8
+            images = self._img2img(
+                **shared,
+                image=[image.resize((side, side), Image.Resampling.LANCZOS) for image in images],
+                strength=settings.hires.denoising_strength,
+                generator=[generator("hires", prompt.seed, prompt.reference) for prompt in prompts],
+            ).images
+        return images
+
+
+def prompts_of(captions: Path, settings: Sample) -> list[Prompt]:
+    """Prompts of a dataset's references, by id, each with every seed."""
+    rows = sorted((r for r in records.read_jsonl(captions) if r["split"] == "reference"), key=lambda r: str(r["id"]))
+    return [Prompt(r["id"], r["caption"], seed) for r in rows[: settings.max_references] for seed in settings.seeds]
+
+
+def sample_version(recipe: dict[str, Any], checkpoints: Path, captions: Path, out: Path) -> list[Path]:
+    """Draw all prompts at step 0 and at every checkpoint.
+
+    Pictures are kept by (weights, prompt, settings), so step 0 is drawn once for all versions that
+    share it, and a killed run goes on at the batch it was at.
+
+    Args:
+        recipe: Base, settings, code identity.
+        checkpoints: Folder of `step-…` folders.
+        captions: `captions.jsonl` of the references.
+        out: Folder to write: `step-000000/…`, `index.jsonl`.
+
+    Returns:
+        The files written.
+    """
+    torch.set_num_threads(recipe["threads"])
+    determinism.choose(deterministic=True)
+    settings = Sample.model_validate_json(records.canonical_json(recipe["sample"]))
+    base = Base.model_validate_json(records.canonical_json(recipe["base"]))
+    prompts, size = prompts_of(captions, settings), settings.batch_size
+    batches = [prompts[first : first + size] for first in range(0, len(prompts), size)]
+    loras: dict[int, Path | None] = {0: None}
+    place = Path(AVERAGE) / FILE_NAME if settings.weights == "ema" else Path(FILE_NAME)
+    loras |= {int(p.name.removeprefix("step-")): p / place for p in sorted(checkpoints.glob("step-*"))}
+    painter = Painter(base, settings, recipe["size_px"])
+    progress = Progress("sample", len(loras) * len(prompts))
+    rows: list[records.Row] = []
+    files: list[Path] = []
+    for step, lora in loras.items():
+        kept = store.entry("sample", _key(recipe, lora, prompts))
+        with store.sole_use(kept, wait=True):
+            _draw_missing(painter, lora, batches, kept, progress)
+            for prompt in prompts:
+                target = out / f"step-{step:06d}" / prompt.file_name
+                records.write_bytes(target, (kept / prompt.file_name).read_bytes())
+                files.append(target)
+                file = target.relative_to(out).as_posix()
+                row = {"step": step, "reference": prompt.reference, "seed": prompt.seed, "file": file}
+                rows.append({**row, "prompt": prompt.text})
+    for stale in set(out.glob("step-*/*.png")) - set(files):
+        stale.unlink()
+    first = rows[0]["file"].partition("/")[2] if rows else ""
+    files += [
+        file for step, lora in loras.items() if lora for file in _previews(lora, out / f"step-{step:06d}" / first)
+    ]
+    store.keep_newest("sample", KEPT_SETS)
+    records.write_jsonl(out / "index.jsonl", rows)
+    return [out / "index.jsonl", *files]
+
+
+def _previews(lora: Path, picture: Path) -> list[Path]:
+    """Copy a picture beside the files for A1111, which shows `<name>.preview.png` on the LoRA's card."""
+    previews = [path.with_suffix(".preview.png") for path in sorted(lora.parent.glob(f"*{FOR_A1111}*.safetensors"))]
+    for preview in previews:
+        records.write_bytes(preview, picture.read_bytes())
+    return previews
+
+
+def _key(recipe: dict[str, Any], lora: Path | None, prompts: Sequence[Prompt]) -> str:
+    settings = dict(recipe)
+    if lora is None:  # the strength of a LoRA says nothing about the base alone
+        unused = ("lora_scale", "weights")
+        settings["sample"] = {key: value for key, value in recipe["sample"].items() if key not in unused}
+    # what is drawn with; files for other tools lie beside it
+    read = [lora, lora.with_name(EMBEDDINGS)] if lora else []
+    weights = [hashing.sha256_of(path) for path in read if path.exists()] or "base"
+    return hashing.sha256_text(records.canonical_json([settings, weights, [vars(p) for p in prompts]]))[:32]
+
+
+def _draw_missing(
+    painter: Painter, lora: Path | None, batches: Sequence[Sequence[Prompt]], kept: Path, progress: Progress
+) -> None:
+    """Draw what is not whole in the store; `hashes.json` tells damaged pictures from whole ones.
+
+    A batch is drawn as a whole or not at all: the last bits of a picture depend on its batch mates.
+    """
+    hashes_file = kept / "hashes.json"
+    hashes = records.read_json(hashes_file) if hashes_file.exists() else {}
+    ready = False
+    for batch in batches:
+        paths = [kept / prompt.file_name for prompt in batch]
+        if not all(path.exists() and hashing.sha256_of(path) == hashes.get(path.name) for path in paths):
+            if not ready:
+                painter.use(lora)
+                ready = True
+            for path, image in zip(paths, painter.draw(batch), strict=True):
+                records.write_bytes(path, png_bytes(image))
+                hashes[path.name] = hashing.sha256_of(path)
+            records.write_json(hashes_file, hashes)
+        progress.advance(len(batch))

@@ -1,0 +1,170 @@
+"""Which candidates become the dataset. Pure: the verdicts depend on the order of the candidates and on nothing else."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from sdlora.config.sources import Scrape
+from sdlora.records import Row
+from sdlora.stages.scrape.source import Candidate
+from sdlora.stages.scrape.verify import Look
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A candidate whose file is here and could be decoded."""
+
+    sha256: str
+    size_bytes: int
+    look: Look
+    final_url: str | None = None
+
+    @property
+    def file(self) -> str:
+        """Its name in `raw/`."""
+        return f"{self.sha256}.{self.look.format.lower()}"
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A candidate without a usable file."""
+
+    kind: str
+    reason: str
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class Entry:
+    """An accepted picture; `source` is the place of the first source that found it."""
+
+    source: int
+    candidate: Candidate
+    arrived: Arrived
+
+    @property
+    def is_chosen(self) -> bool:
+        """Whether somebody chose it (a folder, a captioned dataset) rather than a search."""
+        return self.candidate.content is not None
+
+
+@dataclass
+class Judge:
+    """Takes candidates in order and keeps the set."""
+
+    limits: Scrape
+    entries: list[Entry] = field(default_factory=list)
+    rejected: list[Row] = field(default_factory=list)
+    seen: Counter[int] = field(default_factory=Counter)  # candidates by source
+    unused: list[tuple[Candidate, str]] = field(default_factory=list)  # rejected, with their files, not yet deleted
+    _kinds: dict[int, Counter[str]] = field(default_factory=dict)
+
+    def accepted_of(self, source: int) -> int:
+        """How many of the set's pictures a source was the first to find."""
+        return sum(entry.source == source for entry in self.entries)
+
+    def counts(self) -> tuple[int, int, int]:
+        """Accepted, rejected for other reasons, duplicates."""
+        duplicates = sum(kinds["duplicate"] for kinds in self._kinds.values())
+        return len(self.entries), len(self.rejected) - duplicates, duplicates
+
+    def take(self, source: int, candidate: Candidate, result: Arrived | Refused) -> None:
+        """Decide about the next candidate."""
+        self.seen[source] += 1
+        if isinstance(result, Refused):
+            self._reject(source, candidate, result.kind, result.reason, result)
+            return
+        entry = Entry(source, candidate, result)
+        look, least = result.look, self.limits.min_side_px
+        if not entry.is_chosen and min(look.width_px, look.height_px) < least:
+            self._reject(source, candidate, "small", f"{look.width_px} x {look.height_px} px; {least} is least", result)
+            return
+        copies = [known for known in self.entries if self._is_copy(entry, known)]
+        if not copies:
+            self.entries.append(entry)
+            return
+        nearest = min(copies, key=lambda known: (known.arrived.sha256 != result.sha256, _bits(known, entry)))
+        # A picture that is like two of the set would, in the place of one, stand beside the other.
+        if len(copies) == 1 and _replaces(entry, nearest):
+            self.entries[self.entries.index(nearest)] = Entry(nearest.source, candidate, result)
+            self._reject_copy(nearest, entry)
+        else:
+            self._reject_copy(entry, nearest)
+
+    def take_unused(self) -> list[tuple[Candidate, str]]:
+        """Candidates whose files nobody needs any more, each once."""
+        needed = {entry.arrived.file for entry in self.entries} if self.unused else set()
+        found, self.unused = [one for one in self.unused if one[1] not in needed], []
+        return found
+
+    def lose(self, entry: Entry, reason: str) -> None:
+        """Reject an accepted picture after all: its file is gone and did not come again."""
+        self.entries.remove(entry)
+        self._reject(entry.source, entry.candidate, "connection", reason, entry.arrived)
+
+    def why(self, source: int) -> str:
+        """What became of a source's candidates that are not in the set."""
+        kinds = self._kinds.get(source, Counter())
+        return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda k: (-k[1], k[0])))
+
+    def _is_copy(self, new: Entry, old: Entry) -> bool:
+        if new.arrived.sha256 == old.arrived.sha256:
+            return True
+        if new.is_chosen and old.is_chosen:  # who chose two that are alike wanted both
+            return False
+        return new.arrived.look.same_as(old.arrived.look, self.limits.duplicate_bits)
+
+    def _reject_copy(self, dropped: Entry, kept: Entry) -> None:
+        if dropped.arrived.sha256 == kept.arrived.sha256:
+            reason = f"the same bytes as {kept.candidate.label}"
+        else:
+            look = kept.arrived.look
+            reason = (
+                f"looks like {kept.candidate.label} ({look.width_px} x {look.height_px} px, "
+                f"{_bits(dropped, kept)} of 128 bits differ)"
+            )
+        self._reject(dropped.source, dropped.candidate, "duplicate", reason, dropped.arrived)
+
+    def _reject(self, source: int, candidate: Candidate, kind: str, reason: str, result: Arrived | Refused) -> None:
+        self._kinds.setdefault(source, Counter())[reason if kind == "status" else kind] += 1
+        facts = arrived_columns(result) if isinstance(result, Arrived) else {"sha256": result.sha256}
+        if isinstance(result, Arrived):
+            self.unused.append((candidate, result.file))
+        self.rejected.append(
+            {**candidate_columns(candidate), **facts, "verdict": "rejected", "kind": kind, "reason": reason}
+        )
+
+
+def _bits(one: Entry, other: Entry) -> int:
+    return one.arrived.look.bits_from(other.arrived.look)
+
+
+def _replaces(new: Entry, old: Entry) -> bool:
+    """Whether a copy is the better one: chosen by somebody, else with more pixels."""
+    if new.is_chosen != old.is_chosen:
+        return new.is_chosen
+    return new.arrived.look.pixels > old.arrived.look.pixels
+
+
+def candidate_columns(candidate: Candidate) -> dict[str, Any]:
+    """What a source said."""
+    return {
+        "name": candidate.label, "engine": candidate.engine, "query": candidate.query, "rank": candidate.rank,
+        "url": candidate.url, "page_url": candidate.page_url, "title": candidate.title,
+        "licence": candidate.licence, "caption": candidate.caption, "revision": candidate.revision,
+    }  # fmt: skip
+
+
+def arrived_columns(arrived: Arrived) -> dict[str, Any]:
+    """What the file is."""
+    look = arrived.look
+    return {
+        "final_url": arrived.final_url, "sha256": arrived.sha256, "dhash": look.dhash, "format": look.format,
+        "width_px": look.width_px, "height_px": look.height_px, "size_bytes": arrived.size_bytes,
+    }  # fmt: skip
+
+
+def manifest_row(entry: Entry) -> Row:
+    """One accepted picture."""
+    facts = {**candidate_columns(entry.candidate), **arrived_columns(entry.arrived), "verdict": "accepted"}
+    return {"id": entry.arrived.sha256[:16], "file": entry.arrived.file, **facts}

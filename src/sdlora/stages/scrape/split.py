@@ -1,0 +1,130 @@
+"""Which pictures are references: chosen once, then kept, and never a copy of what is learnt from."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sdlora import records
+from sdlora.errors import DataError, suggest
+from sdlora.records import Row
+from sdlora.stages.scrape.verify import SAME_COLOURS, Look
+
+CHOSEN = "references.json"  # ids in the order in which they were chosen; no output, so Snakemake never deletes it
+
+
+def mark_copies(rows: list[Row], looks: Mapping[str, Look], bits: int) -> list[Row]:
+    """Add `copy_of` (the id of the first one) to each picture that shows what an earlier row shows.
+
+    Args:
+        rows: Accepted pictures.
+        looks: What is known of each, by id.
+        bits: As `scrape.duplicate_bits`; -1 finds none.
+    """
+    if not rows or bits < 0:
+        return rows
+    hashes = np.array(
+        [[int(looks[row["id"]].dhash[part : part + 16], 16) for part in (0, 16)] for row in rows], np.uint64
+    )
+    colours = np.array([[*bytes.fromhex(looks[row["id"]].colours)] for row in rows], np.float32)
+    first = np.arange(len(rows))
+    for index in range(1, len(rows)):
+        alike = np.flatnonzero(_alike(hashes, colours, index, bits))
+        if len(alike):
+            first[index] = first[alike[0]]
+    return [row if first[n] == n else {**row, "copy_of": rows[first[n]]["id"]} for n, row in enumerate(rows)]
+
+
+def _alike(hashes: NDArray[np.uint64], colours: NDArray[np.float32], index: int, bits: int) -> NDArray[np.bool_]:
+    """Which of the rows before `index` show the same picture, as `Look.same_as` says."""
+    near: NDArray[np.bool_] = np.bitwise_count(hashes[:index] ^ hashes[index]).sum(axis=1) <= bits
+    if near.any():
+        near[near] = np.sqrt(((colours[:index][near] - colours[index]) ** 2).mean(axis=1)) <= SAME_COLOURS
+    return near
+
+
+def split(rows: Sequence[Row], held_out: int | str, out: Path) -> tuple[list[Row], list[Row]]:
+    """Mark references: a subfolder's pictures, or as many as asked for.
+
+    A number is chosen by content hash, pictures without copies before others, and remembered in
+    `references.json`: pictures that come later change nothing. Copies of one picture are never on both sides.
+
+    Args:
+        rows: Accepted pictures, by id.
+        held_out: A subfolder's path inside its source, or how many.
+        out: The dataset's folder, where the choice is remembered.
+
+    Returns:
+        The rows with `split`, and those left out because they are copies of references.
+
+    Raises:
+        DataError: If the subfolder holds no accepted picture, or if there are too few pictures.
+    """
+    if isinstance(held_out, str):
+        references = _in_folder(rows, held_out)
+        left_out: set[str] = set()
+    else:
+        references = _chosen(rows, held_out, out / CHOSEN) if held_out else set()
+        groups = {_group(row) for row in rows if row["id"] in references}
+        left_out = {row["id"] for row in rows if _group(row) in groups} - references
+    kept = [row for row in rows if row["id"] not in left_out]
+    marked = [{**row, "split": "reference" if row["id"] in references else "train"} for row in kept]
+    return marked, [row for row in rows if row["id"] in left_out]
+
+
+def _group(row: Row) -> str:
+    return str(row.get("copy_of", row["id"]))
+
+
+def lies_in(row: Row, folder: str) -> bool:
+    """Whether a picture lies in a subfolder of its source, or below."""
+    wanted = PurePosixPath(folder).parts
+    return PurePosixPath(str(row["name"])).parts[:-1][: len(wanted)] == wanted
+
+
+def _in_folder(rows: Sequence[Row], folder: str) -> set[str]:
+    found = {row["id"] for row in rows if lies_in(row, folder)}
+    if not found:
+        parents = {str(p) for row in rows for p in PurePosixPath(str(row["name"])).parents if str(p) != "."}
+        there = suggest(folder, parents) or "; there are no subfolders"
+        raise DataError(f"held_out names the subfolder {folder!r}, but no accepted picture lies in it{there}")
+    if len(found) == len(rows):
+        raise DataError(f"held_out names {folder!r}, which holds all {len(rows)} pictures: none is left to learn from")
+    return found
+
+
+def _chosen(rows: Sequence[Row], count: int, memory: Path) -> set[str]:
+    """As many references as asked for: those of before, then others by id, groups of copies whole and last."""
+    if count >= len(rows):
+        raise DataError(f"held_out is {count}, but there are {len(rows)} pictures: none is left to learn from")
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        groups.setdefault(_group(row), []).append(row["id"])
+    there = {row["id"] for row in rows}
+    before = [name for name in _remembered(memory) if isinstance(name, str)]
+    chosen = [name for name in before if name in there][:count]
+    for members in sorted(groups.values(), key=lambda members: len(members) > 1):
+        if len(chosen) + len(members) <= count and not set(members) & set(chosen):
+            chosen += members
+    if len(chosen) < count:
+        raise DataError(
+            f"held_out is {count}, but only {len(chosen)} pictures can be references: the others are copies of one "
+            f"another, and a picture that is learnt from cannot measure; lower held_out, or name a subfolder"
+        )
+    records.write_json(memory, [*before, *(name for name in chosen if name not in before)])
+    return set(chosen)
+
+
+def _remembered(memory: Path) -> list[object]:
+    if not memory.exists():
+        return []
+    try:
+        found = records.read_json(memory)
+    except ValueError:
+        found = None
+    if not isinstance(found, list):
+        raise DataError(
+            f"{memory} is damaged; bring it back with `dvc checkout data/sets`, or delete it to choose anew"
+        )
+    return found

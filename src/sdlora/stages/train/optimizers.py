@@ -1,0 +1,91 @@
+"""Optimizers: parameter groups and settings in, a torch optimizer out.
+
+A group is {"params": [...], "lr": peak rate}; see `sdlora.lora.types.parameter_groups`.
+"""
+
+from typing import Any
+
+from torch import Tensor, nn, optim
+from torch.optim import Optimizer
+
+from sdlora.config.train import Train
+
+Groups = list[dict[str, Any]]
+
+
+def adamw(groups: Groups, settings: Train) -> Optimizer:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101); one fused kernel a step."""
+    return optim.AdamW(
+        groups, betas=settings.betas, eps=settings.epsilon, weight_decay=settings.weight_decay, fused=True
+    )
+
+
+def adamw8bit(groups: Groups, settings: Train) -> Optimizer:
+    """AdamW with block-wise 8-bit moments (Dettmers et al., arXiv 2110.02861), from bitsandbytes."""
+    from bitsandbytes.optim import AdamW8bit
+
+    optimizer: Optimizer = AdamW8bit(
+        groups, betas=settings.betas, eps=settings.epsilon, weight_decay=settings.weight_decay
+    )
+    return optimizer
+
+
+def prodigy(groups: Groups, settings: Train) -> Optimizer:
+    """Prodigy (Mishchenko and Defazio, arXiv 2306.06101): estimates its own rate d; use learning_rate 1.
+
+    Bias correction and safeguarded warm-up are on, as its authors advise for diffusion models.
+    """
+    from prodigyopt import Prodigy
+
+    optimizer: Optimizer = Prodigy(
+        groups,
+        lr=groups[0]["lr"],
+        betas=settings.betas,
+        eps=settings.epsilon,
+        weight_decay=settings.weight_decay,
+        d0=settings.value("d0"),
+        d_coef=settings.value("d_coef"),
+        use_bias_correction=True,
+        safeguard_warmup=True,
+    )
+    return optimizer
+
+
+def lion(groups: Groups, settings: Train) -> Optimizer:
+    """Lion (Chen et al., arXiv 2302.06675), from bitsandbytes; wants about a tenth of AdamW's rate."""
+    from bitsandbytes.optim import Lion
+
+    optimizer: Optimizer = Lion(groups, betas=settings.betas, weight_decay=settings.weight_decay)
+    return optimizer
+
+
+def adafactor(groups: Groups, settings: Train) -> Optimizer:
+    """Adafactor (Shazeer and Stern, arXiv 1804.04235) with the given rate, from transformers."""
+    from transformers.optimization import Adafactor
+
+    optimizer: Optimizer = Adafactor(
+        groups, scale_parameter=False, relative_step=False, warmup_init=False, weight_decay=settings.weight_decay
+    )
+    return optimizer
+
+
+def schedulefree_adamw(groups: Groups, settings: Train) -> Optimizer:
+    """Schedule-free AdamW (Defazio et al., arXiv 2405.15682): averaging takes the schedule's place.
+
+    The LoRA that is saved holds its averaged point x, not the point y that gradients are taken at.
+    """
+    from schedulefree import AdamWScheduleFree
+
+    optimizer: Optimizer = AdamWScheduleFree(
+        groups, betas=settings.betas, eps=settings.epsilon, weight_decay=settings.weight_decay, foreach=True
+    )
+    optimizer.train()  # type: ignore[attr-defined]
+    return optimizer
+
+
+def point_to_save(optimizer: Any, parameters: list[nn.Parameter]) -> list[Tensor] | None:
+    """Where the weights to save differ from those that are trained: schedule-free's average x; else None."""
+    if "train_mode" not in optimizer.param_groups[0]:
+        return None
+    beta = optimizer.param_groups[0]["betas"][0]
+    return [p.detach().lerp(optimizer.state[p]["z"], 1 - 1 / beta) for p in parameters]

@@ -1,0 +1,200 @@
+"""One version's training from recipe to published checkpoints."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from ruamel.yaml import YAML
+
+from sdlora import choices, determinism, records
+from sdlora.config.params import Base, Encode, Flip
+from sdlora.config.train import Train
+from sdlora.cpu import allocator
+from sdlora.errors import MissingError
+from sdlora.flow import hashing, store
+from sdlora.flow.identity import Identity, identity_of, run_key, training_of
+from sdlora.lora import pivotal, types
+from sdlora.lora.diffusers_file import write_lora
+from sdlora.lora.metadata import rate_scale
+from sdlora.lora.names import AVERAGE
+from sdlora.memory import preflight
+from sdlora.models import ModelFamily, load_model
+from sdlora.stages.export.publish import publish, write_about
+from sdlora.stages.train import latents, prior, texts
+from sdlora.stages.train.checkpoint import State, clear_leftovers, keep_states, newest_state, save_state, told_when_full
+from sdlora.stages.train.data import prepare_data
+from sdlora.stages.train.dataset import BatchOrder, Example, load_examples
+from sdlora.stages.train.longer import go_on, is_undamaged
+from sdlora.stages.train.loop import Run, holding, replay_of, train_loop
+from sdlora.stages.train.optimizers import Groups, point_to_save
+
+LOG_COLUMNS = ("step", "loss", "learning_rate", "d")  # d: Prodigy's factor on the rate; 1 for the others
+
+
+def train_version(
+    recipe: dict[str, Any], inputs: list[Path], folder: Path, base_name: str, out: Path, keep_runs: int
+) -> list[Path]:
+    """Train a LoRA, or publish the one that this recipe made before.
+
+    Args:
+        recipe: Settings, base and code identity.
+        inputs: Records of the dataset's jobs; part of the run's key.
+        folder: Fitted dataset with latents.
+        base_name: Entry of `bases`, names the latents' index.
+        out: `results/<version>`.
+        keep_runs: How many finished runs the store keeps.
+
+    Returns:
+        The files published.
+    """
+    key = run_key(recipe, inputs)
+    kept = store.entry("train", key)
+    with store.sole_use(kept), told_when_full(kept):
+        if (kept / "done.json").exists() and is_undamaged(kept):
+            print(f"train: these settings were trained before; publishing run {key[:12]} again", flush=True)
+        else:
+            if (kept / "done.json").exists():  # damaged since: its last state would not bring back its checkpoints
+                shutil.rmtree(kept / "state", ignore_errors=True)
+                (kept / "done.json").unlink()
+            trained = training_of(recipe)
+            _train(trained, identity_of(trained, inputs), folder, base_name, kept)
+        published = publish(kept, out, recipe)
+    store.keep_newest("train", keep_runs)
+    return published
+
+
+def _train(recipe: dict[str, Any], identity: Identity, folder: Path, base_name: str, kept: Path) -> None:
+    torch.set_num_threads(recipe["threads"])
+    settings = Train.model_validate_json(records.canonical_json(recipe["train"]))
+    base = Base.model_validate_json(records.canonical_json(recipe["base"]))
+    flip = Flip.model_validate_json(records.canonical_json(recipe["flip"]))
+    examples = load_examples(folder, base_name, settings.cache_latents)
+    preflight.check(settings, base, preflight.demand_of(examples, settings, base))
+    encode = Encode.model_validate_json(records.canonical_json(recipe["encode"] or {}))
+    run = prepare(settings, flip, base, examples, encode, recipe["base_identity"], recipe["trigger"])
+    clear_leftovers(kept)
+    state = newest_state(kept, identity)
+    if state is not None:
+        print(f"train: resuming from step {state.step} of {settings.steps}", flush=True)
+    else:
+        state = go_on(kept, identity, settings)
+
+    def on_checkpoint(state: State) -> None:
+        write_checkpoint(run, kept / "checkpoints" / f"step-{state.step:06d}")
+        save_state(kept, state, identity)
+
+    log = train_loop(run, state, on_checkpoint)
+    records.write_csv(
+        kept / "train_log.csv",
+        LOG_COLUMNS,
+        ([int(s), f"{loss:.6f}", f"{lr:.8g}", f"{d:.8g}"] for s, loss, lr, d in log),
+    )
+    with (kept / "config.yaml").open("w", encoding="utf-8") as handle:
+        YAML(typ="safe", pure=True).dump(recipe, handle)
+    about = write_about(kept, run, recipe["trigger"])
+    weights = sorted((kept / "checkpoints").rglob("*.safetensors"))
+    files = [about, kept / "train_log.csv", kept / "config.yaml", *weights]
+    records.write_json(kept / "done.json", {str(p.relative_to(kept)): hashing.sha256_of(p) for p in files})
+    keep_states(kept, 1)  # a version with more steps goes on from it
+
+
+def write_checkpoint(run: Run, folder: Path) -> None:
+    """Write the LoRA, its average below `ema/` and learnt embeddings, as the settings want them."""
+    settings = run.settings
+    for target, values in ((folder, point_to_save(run.optimizer, run.parameters)), (folder / AVERAGE, run.average)):
+        if target != folder and values is None:
+            continue
+        with holding(run.parameters, values):
+            write_lora(target, run.model, settings, run.initial)
+            if settings.pivotal is not None:
+                pivotal.write(target, run.model.pipeline, run.trigger)
+
+
+def _refuse_without_gpu(settings: Train) -> None:
+    if settings.mixed_precision == "fp16":
+        raise MissingError("mixed_precision fp16 needs a GPU; on a CPU use a base with dtype: fp32 or bf16")
+    if not settings.deterministic:
+        raise MissingError("deterministic: false needs a GPU; on a CPU every algorithm is deterministic: leave it out")
+
+
+def _add_trained(model: ModelFamily, settings: Train, base: Base, trigger: str) -> Groups:
+    """Add the LoRA, and the embedding that pivotal tuning learns; the optimizer's groups with their rates."""
+    pipeline = model.pipeline
+    types.add_lora(model, settings)
+    pipeline.unet.train()
+    if settings.gradient_checkpointing:
+        pipeline.unet.enable_gradient_checkpointing()
+        if model.device.type == "cpu":
+            allocator.give_large_blocks_back()  # who computes twice wants memory rather than speed
+    scale = rate_scale(settings, base)
+    groups = types.parameter_groups(model, settings, scale)
+    if settings.pivotal is not None:
+        rate = settings.pivotal.learning_rate * scale
+        groups.append({"params": pivotal.add(pipeline, settings.pivotal, trigger), "lr": rate, "weight_decay": 0.0})
+    return groups
+
+
+def prepare(
+    settings: Train,
+    flip: Flip,
+    base: Base,
+    examples: list[Example],
+    encode: Encode | None = None,
+    identity: str = "",
+    trigger: str = "",
+) -> Run:
+    """Load the base, make what its draws need, add the LoRA, build optimizer and schedule.
+
+    Args:
+        settings: The training section.
+        flip: Mirroring.
+        base: The base.
+        examples: What is learnt.
+        encode: How latents are made, where they are not read from the cache.
+        identity: Which weights the base has: part of the name of what is kept between runs.
+        trigger: Must not be cut off; pivotal tuning learns its embedding.
+    """
+    if not torch.cuda.is_available():
+        _refuse_without_gpu(settings)
+    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=not torch.cuda.is_available())
+    determinism.choose(settings.deterministic)
+    model = load_model(base, accelerator.device.type)
+    kept = (
+        [] if settings.prior is None else prior.examples(model, settings.prior, identity, settings.seed, base.size_px)
+    )
+    also = [text for example in kept for text in example.text]
+    data = prepare_data(settings, base, model, examples, encode or Encode(), identity, trigger, also)
+    groups = _add_trained(model, settings, base, trigger)
+    parameters = [p for group in groups for p in group["params"]]
+    optimizer = choices.pick(choices.OPTIMIZERS, settings.optimizer)(groups, settings)
+    schedule = choices.pick(choices.LR_SCHEDULES, settings.lr_schedule)(optimizer, settings)
+    conditioning_of = data.conditioning_of
+    if settings.learns_text:
+        spoken = pivotal.spoken(trigger) if settings.pivotal is not None else None
+        conditioning_of = texts.learning(model, accelerator.autocast, spoken)
+    run = Run(
+        settings=settings,
+        flip=flip,
+        model=model,
+        examples=data.examples,
+        order=BatchOrder.of(data.examples, settings.seed, settings.batch_size),
+        latents_of=data.latents_of,
+        conditioning_of=conditioning_of,
+        parameters=parameters,
+        optimizer=accelerator.prepare_optimizer(optimizer),
+        lr_schedule=schedule,
+        accelerator=accelerator,
+        noising=DDPMScheduler.from_config(model.pipeline.scheduler.config),
+        average=None if settings.ema is None else [p.detach().clone() for p in parameters],
+        trigger=trigger,
+        initial=types.initial_tensors(model.pipeline.unet, settings),
+    )
+    if kept:
+        order = BatchOrder.of(kept, settings.seed, settings.batch_size)
+        run.prior = replace(run, examples=kept, order=order, latents_of=latents.cached)
+    run.replay = replay_of(run)
+    return run

@@ -1,0 +1,120 @@
+"""Text embeddings: kept in memory, kept on disk between runs, or made at each draw; the same bits each way."""
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from sdlora import choices, records, tensors
+from sdlora.flow import hashing
+from sdlora.flow.code import CODE_MEMORY, Code
+from sdlora.models import Conditioning, ModelFamily
+
+#: An embedding that no training asked for in so many days is deleted.
+KEPT_DAYS = 30
+#: Texts in, one row of conditioning a text out.
+ConditioningOf = Callable[[Sequence[str]], Conditioning]
+
+
+def stacked(rows: Sequence[Conditioning]) -> Conditioning:
+    """Several prompts' conditioning as one, a row each."""
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+
+def live(model: ModelFamily) -> ConditioningOf:
+    """Encode at each call; the model's text encoders must stay in memory.
+
+    Each text is encoded by itself, so that its embedding does not depend on its batch mates and is the
+    one that a cache would hold.
+    """
+    return torch.no_grad()(lambda texts: stacked([model.encode_prompts([text]) for text in texts]))
+
+
+def learning(
+    model: ModelFamily, autocast: Callable[[], AbstractContextManager[None]], spoken: Callable[[str], str] | None
+) -> ConditioningOf:
+    """Encode at each call, with gradients for what the text encoders learn.
+
+    Args:
+        model: With its text encoders.
+        autocast: The run's precision.
+        spoken: Rewrites a caption before it is read (pivotal tuning's token for the trigger).
+    """
+
+    def conditioning_of(texts: Sequence[str]) -> Conditioning:
+        with autocast():
+            said = [spoken(text) if spoken else text for text in texts]
+            return stacked([model.encode_tokens(model.tokenize([text])) for text in said])
+
+    return conditioning_of
+
+
+@torch.no_grad()
+def cached(model: ModelFamily, texts: Sequence[str]) -> ConditioningOf:
+    """Encode every text now and keep it in memory; the text encoders are not needed after."""
+    return _lookup({text: model.encode_prompts([text]) for text in texts})
+
+
+@torch.no_grad()
+def on_disk(model: ModelFamily, texts: Sequence[str], identity: str, folder: Path) -> ConditioningOf:
+    """Read every text's embedding from a folder that versions share; encode and write what is not there.
+
+    Args:
+        model: Encodes what is new.
+        texts: Everything that will be asked for.
+        identity: Which weights the text encoders have.
+        folder: `<key>.safetensors` each; may be deleted at any time, and is where nobody asked for it in `KEPT_DAYS`.
+
+    Returns:
+        What `cached` returns.
+    """
+    rows, new = {}, 0
+    for text in texts:
+        path = folder / f"{text_key(model, text, identity)}.safetensors"
+        if not tensors.is_whole(path):
+            row = model.encode_prompts([text])
+            tensors.write(path, {name: value.cpu() for name, value in row.items()})
+            new += 1
+        os.utime(path)
+        rows[text] = {name: value.to(model.device) for name, value in tensors.read(path).items()}
+    _drop_unused(folder)
+    print(f"train: {new} captions encoded, {len(rows) - new} already in the cache", flush=True)
+    return _lookup(rows)
+
+
+def _drop_unused(folder: Path) -> None:
+    oldest = time.time() - KEPT_DAYS * 24 * 60 * 60
+    for path in folder.glob("*.safetensors"):
+        with suppress(FileNotFoundError):  # another training may have been faster
+            if path.stat().st_mtime < oldest:
+                path.unlink()
+
+
+def text_key(model: ModelFamily, text: str, identity: str) -> str:
+    """Name of a text's embedding: the text and everything else its bits depend on."""
+    depends_on = {
+        "text": text,
+        "weights": identity,
+        "family": model.base.family,
+        "dtype": str(model.dtype),
+        "device": model.device.type,
+        "threads": torch.get_num_threads(),
+        "software": {name: version(name) for name in ("diffusers", "torch", "transformers")},
+        "code": _code(model.base.family),
+    }
+    return hashing.sha256_text(records.canonical_json(depends_on))[:32]
+
+
+@cache
+def _code(family: str) -> str:
+    """Identity of the code that makes a family's embeddings."""
+    return Code(CODE_MEMORY).reach(Path(__file__), [choices.FAMILIES[family]]).identity
+
+
+def _lookup(rows: Mapping[str, Conditioning]) -> ConditioningOf:
+    return lambda texts: stacked([rows[text] for text in texts])

@@ -1,5 +1,0 @@
-"""Train one LoRA: the only loop, and what it is made of."""
-
-from sdlora.train.run import train_version
-
-__all__ = ["train_version"]
