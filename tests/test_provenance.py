@@ -182,7 +182,7 @@ def test_names_that_are_not_utf8_and_files_that_cannot_be_read_have_an_identity(
             raise PermissionError(13, "Permission denied")
         return real(path)
 
-    monkeypatch.setattr(freshness, "sha256_of", refused)
+    monkeypatch.setattr(hashing, "sha256_of", refused)
     assert hashing.identity_of_folder(tmp_path, (".png",), FileHashes(tmp_path / "none.json")) != before
 
 
