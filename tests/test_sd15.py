@@ -13,6 +13,7 @@ from conftest import ROOT, environment
 from shapes import small_vae
 from test_train import TINY, examples, settings
 
+from sdlora import choices
 from sdlora.config.params import Base, Flip
 from sdlora.memory import preflight
 from sdlora.models import architectures, load_model
@@ -36,7 +37,7 @@ def _one_precision_a_test() -> None:
 
 @pytest.mark.parametrize(("family", "part"), PARAMETERS)
 def test_architectures_have_the_published_size(family: str, part: str) -> None:
-    network = architectures.empty(architectures.PUBLISHED[family][part])
+    network = architectures.empty(choices.pick(choices.FAMILIES, family).published[part])
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS[family, part]
     assert all(p.is_meta for p in network.parameters())
 

@@ -1,6 +1,7 @@
 """A third family, as docs/families.md shows it: prompts are told by the penultimate layer ("clip skip 2")."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -10,6 +11,9 @@ from sdlora.models.sd import StableDiffusion
 
 class ClipSkip(StableDiffusion):
     """Stable Diffusion 1.x trained on the text encoder's last layer but one, normalised."""
+
+    draw_options = {"clip_skip": 1}  # noqa: RUF012  so that diffusers draws as it was trained
+    kohya = replace(StableDiffusion.kohya, clip_skip=2)
 
     def encode_tokens(self, tokens: Mapping[str, Tensor]) -> Conditioning:
         """`context` (B, 77, D)."""

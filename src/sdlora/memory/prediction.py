@@ -123,10 +123,13 @@ def predict(settings: Train, base: Base, demand: Demand, device: torch.device) -
 
     Raises:
         Unpredictable: If a step asks for numbers that nobody has before training.
+        DataError, ParamsError: If the base cannot have such a training.
     """
     quieten()
     shapes = _Shapes(base, device)
     model = shapes.model
+    model.check(settings)
+    model.check_size(*demand.latent[1:])
     weights = shapes.weights()
     parameters = _add_lora(model, settings)
     shapes.materialize()
@@ -194,8 +197,10 @@ def _of_parameters(parameters: Mapping[str, nn.Parameter], settings: Train) -> d
 
 
 def _blank_tokens(model: ModelFamily, count: int) -> dict[str, Tensor]:
-    shape, device = (count, model.context_tokens), model.device
-    return {name: torch.zeros(shape, dtype=torch.long, device=device) for name in model.text_encoders()}
+    return {
+        name: torch.zeros((count, model.context_tokens[name]), dtype=torch.long, device=model.device)
+        for name in model.text_encoders()
+    }
 
 
 def _step_peak(shapes: _Shapes, settings: Train, demand: Demand, encode_texts: bool) -> tuple[int, int]:
@@ -243,10 +248,12 @@ def draw_phase(version: Version, base: Base, device: torch.device) -> Phase:
     """Memory of the stage `sample`: denoising twice a picture (guidance), then decoding, hires fix included."""
     pictures = version.sample.batch_size
     side = version.fit.size_px or base.size_px
-    if version.sample.hires is not None:
-        side = round(side * version.sample.hires.factor / 8) * 8
     shapes = _Shapes(base, device)
     model, weights = shapes.model, shapes.weights()
+    model.sampler(version.sample.scheduler)
+    if version.sample.hires is not None:
+        multiple = model.resolution_multiple
+        side = round(side * version.sample.hires.factor / multiple) * multiple
     shapes.materialize()
     latent = latent_shape(model, side, side)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sdlora import records
+from sdlora import choices, records
 from sdlora.config.params import Base, Export
 from sdlora.config.train import Train
 from sdlora.lora.card import card
@@ -27,16 +27,16 @@ LOSS_STEPS = 50  # the card's losses are means over so many steps
 
 def write_about(kept: Path, run: Run, trigger: str) -> Path:
     """Keep what the run's files tell and no recipe says."""
-    unet, scale = run.model.pipeline.unet.config, run.model.pipeline.vae_scale_factor
+    naming, scale = run.model.naming(), run.model.pipeline.vae_scale_factor
     width, height = _size_px(run.examples[0], scale)
     about = About(
         trigger=trigger,
         pictures=len(run.examples),
         captions=tuple(dict.fromkeys(example.text[0] for example in run.examples))[:EXAMPLES],
         size_px=(width, height),
-        prediction_type=run.noising.config.prediction_type,
-        cross_attention_dim=unet.cross_attention_dim,
-        layers_per_block=unet.layers_per_block,
+        prediction_type=run.objective.name,
+        cross_attention_dim=naming.get("cross_attention_dim", 0),
+        layers_per_block=naming.get("layers_per_block", 0),
         **_dataset(run.examples, trigger, scale),
     )
     records.write_json(kept / ABOUT, vars(about))
@@ -93,12 +93,14 @@ def publish(kept: Path, out: Path, recipe: dict[str, Any]) -> list[Path]:
             own = f"export: {export.model_dump_json()}\n" if name == "config.yaml" else ""
             records.write_bytes(out / name, (kept / name).read_bytes() + own.encode())
     for_tools: list[Path] = []
-    unet = load_model(base, "cpu").denoiser if settings.lora_type == "dora" and export.dora_whole != "none" else None
+    wanted = settings.lora_type == "dora" and export.dora_whole != "none"
+    named = choices.pick(choices.FAMILIES, base.family).kohya is not None
+    denoiser = load_model(base, "cpu").denoiser if wanted and named else None
     loras = sorted((out / "checkpoints").rglob(FILE_NAME))
     for lora in loras:
         folder, *kind = lora.parent.relative_to(out / "checkpoints").parts
         name, step = stem_of(out.name, folder, tuple(kind)), int(folder.removeprefix("step-"))
-        whole = unet if wants_whole(export.dora_whole, settings.checkpoint_steps, step) else None
+        whole = denoiser if wants_whole(export.dora_whole, settings.checkpoint_steps, step) else None
         for_tools += write_for_tools(lora, name, step, settings, base, about, export, whole)
     identity = str(recipe["base_identity"])
     hub_id = identity.removeprefix("hub:").split("@")[0] if identity.startswith("hub:") else None
