@@ -17,7 +17,7 @@ from sdlora.flow import folders, inputs
 from sdlora.flow.hashing import FileHashes
 from sdlora.stages.caption.caption import caption_dataset
 from sdlora.stages.fit.fit import fit_dataset
-from sdlora.stages.scrape import gather
+from sdlora.stages.scrape.gather import gather
 
 
 def picture(colour: str, kind: str = "PNG", size: tuple[int, int] = (80, 60)) -> bytes:

@@ -16,7 +16,7 @@ from sdlora import records, tensors
 from sdlora.config.params import Flip
 from sdlora.config.train import Train
 from sdlora.errors import DataError
-from sdlora.stages.train import train_version
+from sdlora.stages.train.run import train_version
 
 
 def make_dataset(folder: Path) -> list[Path]:
