@@ -22,9 +22,9 @@ USE = """
 import sys, torch
 from PIL import Image
 from sdlora.models import load_model
-from sdlora.caption import Captioner
+from sdlora.stages.caption.caption import Captioner
 from sdlora.errors import SdloraError
-from sdlora.params import Base, Caption
+from sdlora.config.params import Base, Caption
 model, revision, blip, blip_revision = (word or None for word in sys.argv[1:])
 torch.set_num_threads(1)
 def describe():

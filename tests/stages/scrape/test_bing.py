@@ -170,7 +170,7 @@ def test_a_bing_py_in_the_working_directory_is_not_executed(rig: Rig, tmp_path: 
     (tmp_path / "bing.py").write_text("print('EXECUTED')\nclass Bing: pass\n", encoding="utf-8")
     ours = (
         "from pathlib import Path; from rig.server import connect; from sdlora.stages.scrape import bing\n"
-        "from sdlora.source_section import BingSource\n"
+        "from sdlora.config.sources import BingSource\n"
         f"context = connect(Path({str(rig.folder / 'rig.json')!r}))\n"
         "print(len(list(bing.find(BingSource(kind='bing', query='few', limit=5), context))))"
     )

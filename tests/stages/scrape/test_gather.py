@@ -241,8 +241,8 @@ import sys
 from pathlib import Path
 from rig import zoo
 from sdlora import choices
-from sdlora.params import Dataset
-from sdlora.source_section import BingSource, Scrape
+from sdlora.config.params import Dataset
+from sdlora.config.sources import BingSource, Scrape
 from sdlora.stages.scrape import gather
 choices.SOURCES["bing"] = "rig.zoo:find"
 out, port, urls = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]

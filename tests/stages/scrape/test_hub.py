@@ -165,8 +165,8 @@ def test_a_damaged_copy_is_told(copy: Path) -> None:
 def offline(cache: Path, **options: Any) -> subprocess.CompletedProcess[str]:
     """Find in a process of its own: the hub's client reads its settings when it is imported."""
     code = (
-        "import json, sys; from sdlora.errors import SdloraError; from sdlora.source_section import HubSource\n"
-        "from sdlora.stages.scrape import hub; from sdlora.scrape.source import ScrapeContext\n"
+        "import json, sys; from sdlora.errors import SdloraError; from sdlora.config.sources import HubSource\n"
+        "from sdlora.stages.scrape import hub; from sdlora.stages.scrape.source import ScrapeContext\n"
         "try:\n"
         "    for c in hub.find(HubSource.model_validate_json(sys.argv[1]), ScrapeContext()):\n"
         "        print(c.name, c.revision, c.caption, c.licence)\n"

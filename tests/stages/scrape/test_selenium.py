@@ -119,7 +119,7 @@ def test_a_hostile_page_reaches_nothing_and_its_nonsense_is_left_out(rig: Rig) -
 def test_kill_9_leaves_no_browser_behind(rig: Rig) -> None:
     code = (
         "from pathlib import Path; from rig.server import connect; from sdlora.stages.scrape import selenium\n"
-        "from sdlora.source_section import SeleniumSource\n"
+        "from sdlora.config.sources import SeleniumSource\n"
         f"context = connect(Path({str(rig.folder / 'rig.json')!r}))\n"
         "for found in selenium.find(SeleniumSource(kind='selenium', query='cat', limit=5), context):\n"
         "    print(found.rank, flush=True); input()"

@@ -330,8 +330,8 @@ import json, resource, sys
 from pathlib import Path
 from rig import zoo
 from sdlora import choices
-from sdlora.params import Dataset
-from sdlora.source_section import BingSource, Scrape
+from sdlora.config.params import Dataset
+from sdlora.config.sources import BingSource, Scrape
 from sdlora.stages.scrape import gather
 import sdlora.stages.scrape.gather, PIL.JpegImagePlugin, PIL.PngImagePlugin
 out, port, urls = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
