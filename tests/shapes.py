@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import torch
-from conftest import ROOT
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from helpers import ROOT
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sdlora.config.params import Base
