@@ -14,12 +14,15 @@ from sdlora.config.load import load
 from sdlora.config.params import Encode, Fit, Params
 from sdlora.images.pictures import png_bytes
 from sdlora.stages.encode.encode import encode_dataset
+from sdlora.stages.encode.recipe import EncodeRecipe
 from sdlora.stages.fit.fit import fit_dataset
 from sdlora.stages.flip.flip import flip_dataset
 from sdlora.stages.train.dataset import Example, load_examples
 
 CAPTION = "captain, black coat on the left, smile mouth, lavender background"
-ENCODE = {"encode": Encode().model_dump(), "base": TINY.model_dump(), "threads": 1, "code": "x"}
+ENCODE = EncodeRecipe(
+    wildcards={"base": "tiny"}, encode=Encode(), base=TINY, base_identity="sha256:tiny", threads=1, code="x"
+)
 
 
 def captain(number: int, size: tuple[int, int] = (112, 64)) -> Image.Image:
@@ -75,7 +78,7 @@ def make_set(
     records.write_jsonl(folder / "captions.jsonl", rows)
     flip_dataset(folder, mirror, True, repeats)
     if encode:
-        encode_dataset(ENCODE, "tiny", folder)
+        encode_dataset(ENCODE, folder)
     return folder
 
 

@@ -21,6 +21,7 @@ from sdlora.stages.fit.fit import (
     fit_picture,
     nearest_bucket,
 )
+from sdlora.stages.fit.recipe import FitRecipe
 
 
 @pytest.mark.parametrize(("size_px", "step_px"), [(512, 64), (1024, 64), (64, 8), (96, 16)])
@@ -150,11 +151,11 @@ def test_each_list_of_buckets_has_its_folder_and_references_stay_padded(
     options = {"a": "bucket_max_aspect: 1.5", "b": "bucket_step_px: 16, fill: blur"}
     changes = [(f"  {name}:\n", f"  {name}:\n    fit: {{method: bucket, {text}}}\n") for name, text in options.items()]
     params = edited(tmp_path, *changes)
-    fits = {job.name: job.recipe["fit"] for job in plan.jobs(params) if job.stage == "fit"}
+    fits = {job.name: job.fit for job in plan.jobs(params) if isinstance(job, FitRecipe)}
     assert set(fits) == {
         "small/bucket-edge-aspect1p5-64", "small/pad-edge-64", "small/bucket-blur-step16-64", "small/pad-blur-64",
     }  # fmt: skip
-    assert {name: Fit(**fit).method for name, fit in fits.items() if "pad" in name} == {
+    assert {name: fit.method for name, fit in fits.items() if "pad" in name} == {
         "small/pad-edge-64": "pad", "small/pad-blur-64": "pad",
     }  # fmt: skip
     # the names that Snakemake's rules take
