@@ -17,7 +17,8 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from test_train import TINY, examples
+from helpers import TINY
+from training import examples
 
 from sdlora.config.params import Flip
 from sdlora.config.train import Ema, Train

@@ -1,6 +1,6 @@
 """Train in a process of its own and print what it took: `python tests/measure_training.py <json>`.
 
-Not a test: `test_sd15.py` and `test_preflight.py` compare its numbers with the preflight's.
+Not a test: `training.measured` starts it, and tests compare its numbers with the preflight's.
 """
 
 import ctypes

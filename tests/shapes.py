@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from conftest import ROOT
 from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
@@ -13,6 +12,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
+from helpers import ROOT
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,

@@ -6,22 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from conftest import ROOT, SMALL
+from helpers import ROOT, SMALL, TINY
 from PIL import Image
 
 from sdlora import records
 from sdlora.config.load import load
-from sdlora.config.params import Base, Encode, Fit, Params
-from sdlora.config.train import Train
+from sdlora.config.params import Encode, Fit, Params
 from sdlora.images.pictures import png_bytes
 from sdlora.stages.encode.encode import encode_dataset
+from sdlora.stages.encode.recipe import EncodeRecipe
 from sdlora.stages.fit.fit import fit_dataset
 from sdlora.stages.flip.flip import flip_dataset
 from sdlora.stages.train.dataset import Example, load_examples
 
-TINY = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
 CAPTION = "captain, black coat on the left, smile mouth, lavender background"
-ENCODE = {"encode": Encode().model_dump(), "base": TINY.model_dump(), "threads": 1, "code": "x"}
+ENCODE = EncodeRecipe(
+    wildcards={"base": "tiny"}, encode=Encode(), base=TINY, base_identity="sha256:tiny", threads=1, code="x"
+)
 
 
 def captain(number: int, size: tuple[int, int] = (112, 64)) -> Image.Image:
@@ -77,17 +78,12 @@ def make_set(
     records.write_jsonl(folder / "captions.jsonl", rows)
     flip_dataset(folder, mirror, True, repeats)
     if encode:
-        encode_dataset(ENCODE, "tiny", folder)
+        encode_dataset(ENCODE, folder)
     return folder
 
 
 def examples_of(folder: Path, cache: str = "disk") -> list[Example]:
     return load_examples(folder, "tiny", cache)
-
-
-def settings(**changes: object) -> Train:
-    values = {"rank": 2, "steps": 4, "checkpoint_every": 2, "learning_rate": 1e-3, "optimizer": "adamw"}
-    return Train(**{**values, "mixed_precision": "no", **changes})
 
 
 def edited(folder: Path, *changes: tuple[str, str], text: str = SMALL) -> Params:

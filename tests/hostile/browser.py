@@ -201,7 +201,7 @@ def _endless(folder: Path) -> str | None:
 def _profile(folder: Path) -> str | None:
     code = (
         "from pathlib import Path; from rig.server import connect; from sdlora.stages.scrape import selenium\n"
-        "from sdlora.source_section import SeleniumSource\n"
+        "from sdlora.config.sources import SeleniumSource\n"
         f"context = connect(Path({str(folder / 'rig/rig.json')!r}))\n"
         "for found in selenium.find(SeleniumSource(kind='selenium', query='cat', limit=5), context):\n"
         "    print(found.rank, flush=True); input()"

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState
-from conftest import ROOT
 from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from helpers import ROOT
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lycoris_utils import LycorisLayer
 from shapes import small_vae

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import ROOT
 from safetensors.numpy import load_file, save_file
 from small_set import captain, make_set
 

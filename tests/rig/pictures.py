@@ -3,9 +3,12 @@
 import io
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from sdlora.images.pictures import open_picture, to_rgb
 
 EMBEDDED = Path(__file__).parents[2] / "data" / "embedded"
 FORMATS = ("JPEG", "PNG", "WEBP")
@@ -37,3 +40,13 @@ def picture(number: int, side_px: int = 256) -> bytes:
 @cache
 def _files() -> tuple[Path, ...]:
     return tuple(sorted(EMBEDDED.rglob("*.png")))
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def rgb(number: int) -> Image.Image:
+    return to_rgb(open_picture(picture(number), "rig"))

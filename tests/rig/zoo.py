@@ -19,6 +19,10 @@ from urllib.parse import urlsplit
 from sdlora.stages.scrape.source import Candidate, ScrapeContext, is_public
 
 ADDRESS = "127.0.0.2"
+LIMITS = {
+    "timeout_s": 0.5, "deadline_s": 4.0, "max_mib": 2.0, "host_rate_per_s": 10_000.0, "host_concurrency": 16,
+    "retries": 2,
+}  # fmt: skip
 Behaviour = Callable[["Visit"], None]
 
 

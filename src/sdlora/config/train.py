@@ -255,7 +255,7 @@ class Train(Section):
 
     @property
     def learns_text(self) -> bool:
-        """Whether what the UNet is told about a caption changes as the training goes on."""
+        """Whether what the denoiser is told about a caption changes as the training goes on."""
         return self.text_encoder is not None or self.pivotal is not None
 
     @property

@@ -1,0 +1,173 @@
+"""The settings: what they say by default, and how mistakes are told."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, Project
+
+from sdlora.config import params
+from sdlora.config.load import load
+from sdlora.config.training_page import training_page
+from sdlora.errors import ParamsError
+
+# Version, rank, learning rate, steps, checkpoint interval, cropped: the write-up's table.
+WRITE_UP = [
+    ("v1", 32, 1e-4, 900, 100, True),
+    ("v2", 4, 1e-4, 500, 100, True),
+    ("v3", 16, 1e-4, 800, 100, True),
+    ("v4", 16, 1e-4, 800, 100, True),
+    ("v5", 32, 1.5e-4, 1200, 50, False),
+    ("v6", 32, 1e-4, 400, 100, False),
+    ("v7", 32, 1.5e-4, 900, 50, False),
+    ("v8", 64, 1.5e-4, 1200, 100, False),
+    ("v9", 64, 1e-4, 1400, 100, False),
+    ("v10", 64, 5e-5, 3000, 250, False),
+]
+
+
+@pytest.fixture(scope="module")
+def shipped() -> params.Params:
+    return load(ROOT / "params.yaml")
+
+
+@pytest.mark.parametrize(("name", "rank", "rate", "steps", "every", "cropped"), WRITE_UP)
+def test_versions_are_the_write_ups(
+    shipped: params.Params, name: str, rank: int, rate: float, steps: int, every: int, cropped: bool
+) -> None:
+    version = shipped.versions[name]
+    train, sample = version.train, version.sample
+    assert (train.rank, train.learning_rate, train.steps, train.checkpoint_every) == (rank, rate, steps, every)
+    assert train.scaling_alpha == rank
+    assert (train.optimizer, train.lr_schedule, train.batch_size) == ("adamw8bit", "cosine_with_restarts", 1)
+    assert version.fit.method == ("center_crop" if cropped else "pad")
+    assert (sample.lora_scale, sample.guidance_scale, sample.inference_steps) == (0.9, 7.0, 30)
+    assert sample.negative_prompt.startswith("shiny eyes, glossy eyes")
+    assert (sample.hires is None) == cropped
+    if sample.hires:
+        assert (sample.hires.factor, sample.hires.denoising_strength) == (1.5, 0.35)
+
+
+def test_report_and_sdxl_versions(shipped: params.Params) -> None:
+    pixel, miku = shipped.versions["pixel"].train, shipped.versions["miku"].train
+    assert (pixel.rank, pixel.alpha, pixel.learning_rate, pixel.batch_size, pixel.steps) == (4, 4, 1e-4, 2, 600)
+    assert (miku.rank, miku.alpha, miku.steps, miku.checkpoint_every, miku.seed) == (8, 4, 250, 50, 42)
+    assert (miku.optimizer, miku.betas, miku.weight_decay, miku.epsilon) == ("adamw", (0.9, 0.999), 1e-2, 1e-8)
+    large, small = shipped.versions["naruto-1024"], shipped.versions["naruto-256"]
+    assert (large.base, large.train.batch_size, large.train.accumulation, large.train.steps) == ("sdxl", 1, 8, 765)
+    assert [s.learning_rate for s in large.train.lr_stages] == [1e-4, 3e-5]
+    assert (small.fit.size_px, small.train.batch_size, small.train.steps) == (256, 12, 200)
+
+
+def test_presets_are_the_tools_recommendations(shipped: params.Params) -> None:
+    best, balanced, fast = (shipped.presets[name].train for name in ("best-quality", "balanced", "fast"))
+    for train in (best, balanced, fast):
+        assert (train.weighting, train.value("snr_gamma")) == ("min_snr", 5.0)
+        assert train.ema is not None and train.ema.decay == 0.9999
+    assert (best.optimizer, best.learning_rate, balanced.optimizer) == ("prodigy", 1.0, "prodigy")
+    assert (fast.optimizer, fast.learning_rate, fast.noise) == ("adamw", 1e-4, ())
+    assert (best.noise, balanced.noise, best.value("noise_offset")) == (("pyramid", "offset"), ("offset",), 0.1)
+    assert best.shuffle_tags
+    methods = {name: preset.fit.method for name, preset in shipped.presets.items()}
+    assert methods == {"best-quality": "bucket", "balanced": "bucket", "fast": "pad"}
+
+
+def test_a_version_states_what_differs_from_its_preset(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text("utf-8")
+    own = "versions:\n  mine:\n    preset: balanced\n    train: {rank: 7, ema: null}\n    sample: {weights: raw}\n"
+    (tmp_path / "params.yaml").write_text(text.replace("versions:\n", own, 1), encoding="utf-8")
+    mine = load(tmp_path / "params.yaml").versions["mine"]
+    assert (mine.train.rank, mine.train.ema, mine.train.optimizer) == (7, None, "prodigy")
+    assert (mine.fit.method, mine.sample.lora_scale) == ("bucket", 0.9)  # from the preset, from the defaults
+
+
+def test_checkpoint_steps_include_the_last() -> None:
+    train = params.Train(steps=765, checkpoint_every=30)
+    assert train.checkpoint_steps[0] == 30
+    assert train.checkpoint_steps[-2:] == (750, 765)
+
+
+MISTAKES = [
+    ("rank: 64, learning_rate: 1.5e-4", "rnak: 64, learning_rate: 1.5e-4", ("versions.v8.train.rnak", "rank")),
+    ("rank: 64, learning_rate: 1.5e-4", "rank: 64, learning_rate: -1", ("versions.v8.train.learning_rate", "-1")),
+    ("rank: 64, learning_rate: 1.5e-4", "rank: '64'", ("versions.v8.train.rank", "'64'", "integer")),
+    ("steps: 1400}", "steps: 1400, checkpoint_every: 2000}", ("versions.v9.train", "checkpoint_every is 2000")),
+    ("dataset: captain\n", "dataset: captian\n", ("dataset", "captian", "did you mean captain")),
+    ("run: [v1,", "run: [v11,", ("v11", "did you mean v1")),
+    ("query: hatsune miku, limit: 50", "query: hatsune miku, limt: 50", ("datasets.hatsune-miku", "limit")),
+    ("optimizer: adamw8bit", "optimizer: adamw8bits", ("defaults.train.optimizer", "did you mean adamw8bit")),
+    ("family: sdxl", "family: sdx", ("bases.sdxl.family", "did you mean sdxl?")),
+    ("threads: 2", "thread: 2", ("thread", "did you mean threads")),
+    ("flip: {probability: 0.5}", "flop: {probability: 0.5}", ("defaults.flop", "did you mean flip")),
+    ("fill: edge", "fill: egde", ("defaults.fit.fill", "egde", "blur")),
+    ("  v2:\n", "  report:\n", ("cannot be called report",)),
+    ("optimizer: prodigy", "optimizer: prodgy", ("presets.best-quality.train.optimizer", "did you mean prodigy")),
+    (
+        "train: {rank: 64, learning_rate: 1e-4, steps: 1400}",
+        "preset: balancd",
+        ("versions.v9.preset", "did you mean balanced"),
+    ),
+    ("lr_cycles: 1 ", "lr_cycles: 0 ", ("defaults.train.lr_cycles", "0")),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "said"), MISTAKES)
+def test_mistakes_name_place_value_and_choice(tmp_path: Path, before: str, after: str, said: tuple[str, ...]) -> None:
+    text = (ROOT / "params.yaml").read_text("utf-8")
+    assert before in text
+    changed = text.replace(before, after, 1)
+    file = tmp_path / "params.yaml"
+    file.write_text(changed, encoding="utf-8")
+    with pytest.raises(ParamsError) as caught:
+        load(file)
+    message = str(caught.value)
+    for part in said:
+        assert part in message
+    line = next(n for n, row in enumerate(changed.splitlines(), 1) if after.split("\n")[0] in row)
+    assert f"{file}:{line}:" in message or f"{file}: settings:" in message
+
+
+def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text("utf-8").replace("learning_rate: 5e-5", "learning_rate: 5e-05")
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    assert load(tmp_path / "params.yaml").versions["v10"].train.learning_rate == 5e-5
+
+
+def test_every_field_is_explained_and_documented() -> None:
+    page = (ROOT / "docs" / "params.md").read_text("utf-8")
+    for name, model in params.SECTIONS.items():
+        for field, info in model.model_fields.items():
+            if model in (params.Params, params.Version):
+                continue
+            assert info.description or field == "kind", f"{name}.{field} has no description"
+            assert f"`{field}`" in page, f"docs/params.md does not list {name}.{field}; run `make docs`"
+
+
+def test_the_training_page_is_the_schemas() -> None:
+    assert (ROOT / "docs" / "training.md").read_text("utf-8") == training_page(), "run `make docs`"
+
+
+def test_validation_does_not_import_torch() -> None:
+    code = "import sys; from pathlib import Path; from sdlora.flow import plan; from sdlora.config.load import load\n"
+    code += "load(Path('params.yaml'))\n"
+    code += "assert not {'torch', 'diffusers', 'peft'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("rank: 2", "rnak: 2", "versions.a.train.rnak: unknown key; did you mean rank?"),
+        ("path: data/embedded/small", "path: data/nothing", "datasets.small.sources[0].path: there is no folder"),
+    ],
+)
+def test_snakemake_fails_at_once(fresh: Project, before: str, after: str, said: str) -> None:
+    fresh.edit("params.yaml", before, after)
+    began = time.monotonic()
+    text = fresh.snakemake("-n", check=False)
+    seconds = time.monotonic() - began
+    assert said in text
+    assert not (fresh.folder / "data/sets").exists()
+    assert seconds < 30, "the message must come before any work"

@@ -1,0 +1,240 @@
+"""Freshness by content and truthful mtimes."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+
+from sdlora import records
+from sdlora.errors import DataError
+from sdlora.flow import freshness, hashing
+from sdlora.flow.hashing import FileHashes
+from sdlora.flow.recipe import Recipe
+
+
+class First(Recipe):
+    """A stage that writes a file and a folder."""
+
+    stage: ClassVar[str] = "fit"
+    folder_pattern: ClassVar[str] = "a"
+    writes: ClassVar[tuple[str, ...]] = ("out", "many/")
+    record: ClassVar[str] = "made.json"
+    number: int = 1
+
+
+class Second(First):
+    """The stage after it."""
+
+    stage: ClassVar[str] = "flip"
+    folder_pattern: ClassVar[str] = "b"
+    inputs: tuple[Path, ...] = (Path("a/made.json"),)
+
+
+@pytest.fixture
+def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
+    """Two jobs that have run: a -> b."""
+    monkeypatch.chdir(tmp_path)
+    a, b = First(wildcards={}), Second(wildcards={})
+    freshness.settle([a, b])
+    for job in (a, b):
+        files = [job.outputs[0], job.outputs[1] / "1", job.outputs[1] / "2"]
+        for file in files:
+            records.write_text(file, job.stage)
+        (job.outputs[1] / freshness.FOLDER_MARK).touch()  # as Snakemake does when the job has ended
+        freshness.write_made(job, files)
+    return [a, b]
+
+
+def timed(job: Recipe) -> list[Path]:
+    """The outputs whose mtimes Snakemake reads."""
+    return [job.made, job.outputs[0], job.outputs[1] / freshness.FOLDER_MARK]
+
+
+def newer(job: Recipe) -> bool:
+    """Whether Snakemake would see an input as new as an output."""
+    inputs = max(path.stat().st_mtime for path in (job.path, *job.inputs))
+    return inputs >= min(path.stat().st_mtime for path in timed(job))
+
+
+def test_fresh_jobs_stay_fresh_in_any_checkout_order(chain: list[Recipe]) -> None:
+    for path, age in ((chain[0].made, 0), (chain[1].made, 900), (chain[1].outputs[0], 500)):
+        os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
+    assert freshness.settle(chain) == chain
+    assert not any(map(newer, chain))
+
+
+@pytest.mark.parametrize(
+    ("damage", "stale"),
+    [
+        ("recipe of a", {"a", "b"}),
+        ("recipe of b", {"b"}),
+        ("output of b", {"b"}),
+        ("output of a", {"a", "b"}),
+        ("record of a", {"a", "b"}),
+        ("garbled record", {"b"}),
+        ("file in a folder of b", {"b"}),
+        ("lost file in a folder of a", {"a", "b"}),
+    ],
+)
+def test_what_does_not_fit_is_run_again(chain: list[Recipe], damage: str, stale: set[str]) -> None:
+    a, b = chain
+    if damage == "recipe of a":
+        a = First(wildcards={}, number=2)
+    elif damage == "recipe of b":
+        b = Second(wildcards={}, number=2)
+    elif damage == "record of a":
+        a.made.unlink()
+    elif damage == "garbled record":
+        b.made.write_text("{")
+    elif damage == "file in a folder of b":
+        (b.outputs[1] / "1").write_text("tampered")
+    elif damage == "lost file in a folder of a":
+        (a.outputs[1] / "2").unlink()
+    else:
+        (a if damage.endswith("a") else b).outputs[0].write_text("tampered")
+    fresh = freshness.settle([a, b])
+    assert {job.folder.name for job in (a, b) if job not in fresh} == stale
+    for job in (a, b):
+        if job.folder.name in stale and job.made.exists():
+            assert not a.made.exists() or newer(job) or newer(a)
+
+
+def test_going_back_is_fresh_again(chain: list[Recipe]) -> None:
+    a, b = chain
+    freshness.settle([a, Second(wildcards={}, number=2)])
+    assert freshness.settle([a, b]) == [a, b]
+    assert not any(map(newer, (a, b)))
+
+
+def test_a_recipe_that_changed_during_the_job_makes_it_stale(chain: list[Recipe]) -> None:
+    _, b = chain
+    changed = Second(wildcards={}, number=2)
+    freshness.settle([chain[0], changed])
+    freshness.write_made(b, b.outputs[:1])
+    assert changed not in freshness.settle([chain[0], changed])
+
+
+def times(jobs: list[Recipe]) -> list[int]:
+    return [path.stat().st_mtime_ns for job in jobs for path in (job.path, *timed(job))]
+
+
+def test_times_in_the_future_are_set_back(chain: list[Recipe]) -> None:
+    """A clock that was set back: whatever a job writes now must be newer than what it reads."""
+    for job in chain:
+        for path in (job.path, *timed(job)):
+            os.utime(path, (time.time() + 9000, time.time() + 9000))
+    chain[1].outputs[0].write_text("tampered")
+    assert freshness.settle(chain) == chain[:1]
+    assert max(times(chain)) <= time.time_ns() and not newer(chain[0]) and newer(chain[1])
+
+
+@pytest.mark.parametrize("second", [1, 2])
+def test_a_file_system_that_tells_seconds_apart(
+    chain: list[Recipe], second: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit, keep = second * 10**9, os.utime
+
+    def coarse(path: Path, times: object = None, *, ns: tuple[int, int] | None = None) -> None:
+        time_ns = ns[1] if ns else time.time_ns()
+        keep(path, ns=(time_ns // unit * unit,) * 2)
+
+    monkeypatch.setattr(os, "utime", coarse)
+    for job in chain:
+        for path in (job.path, *timed(job)):
+            coarse(path, ns=(time.time_ns(),) * 2)
+    assert freshness.settle(chain) == chain and not any(map(newer, chain))
+    a, b = chain
+    b = Second(wildcards={}, number=2)
+    assert freshness.settle([a, b]) == [a]
+    assert not newer(a) and newer(b), "Snakemake must see that b is to be made again"
+    assert max(times([a, b])) <= time.time_ns()
+
+
+HOSTILE = {
+    "a device": {"/dev/zero": "0"},
+    "above the project": {"../x": "0"},
+    "no texts": {"b/out": 1},
+    "no table": ["b/out"],
+    "a null byte": {"b/\0": "0"},
+}
+
+
+@pytest.mark.parametrize("what", [*HOSTILE, "not UTF-8", "too deep", "no object", "a FIFO", "a missing key"])
+def test_a_hostile_record_is_no_record(chain: list[Recipe], what: str, capfd: pytest.CaptureFixture[str]) -> None:
+    record = chain[1].made
+    whole = records.read_json(record)
+    if what in HOSTILE:
+        records.write_json(record, {**whole, "outputs": HOSTILE[what]})
+    elif what == "a FIFO":
+        record.unlink()
+        os.mkfifo(record)
+    else:
+        content = {"not UTF-8": b"{\xff}", "too deep": b"[" * 100_000, "no object": b"[]", "a missing key": b"{}"}
+        record.write_bytes(content[what])
+    assert freshness.settle(chain) == chain[:1]
+    assert f"{record} " in capfd.readouterr().err, "and it is told"
+
+
+def test_a_recorded_file_that_became_a_fifo_is_not_read(chain: list[Recipe]) -> None:
+    chain[1].outputs[0].unlink()
+    os.mkfifo(chain[1].outputs[0])
+    assert freshness.settle(chain) == chain[:1]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"a/out": 3}',
+                                     b'{"a/out": [1, "x", []]}', b'{"a/out": [true, 1, "x"]}'])  # fmt: skip
+def test_damaged_hashes_are_found_anew(chain: list[Recipe], content: bytes) -> None:
+    Path(".sdlora/hashes.json").write_bytes(content)
+    assert freshness.settle(chain) == chain
+    assert isinstance(records.read_json(Path(".sdlora/hashes.json")), dict)
+
+
+def test_a_folder_of_the_pipeline_that_cannot_be_written_is_told(chain: list[Recipe]) -> None:
+    shutil.rmtree(".sdlora")
+    Path(".sdlora").write_text("a file")
+    with pytest.raises(DataError, match=r"\.sdlora.*the pipeline must be able to write it"):
+        freshness.settle(chain)
+
+
+def test_names_that_are_not_utf8_and_files_that_cannot_be_read_have_an_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"1")
+    (tmp_path / "b.png").write_bytes(b"2")
+    hashes = FileHashes(tmp_path / "hashes.json")
+    before = hashing.identity_of_folder(tmp_path, (".png",), hashes)
+    hashes.save()
+    assert "b.png" in "".join(records.read_json(tmp_path / "hashes.json"))
+    real = hashing.sha256_of
+
+    def refused(path: Path) -> str:
+        if path.name == "b.png":
+            raise PermissionError(13, "Permission denied")
+        return real(path)
+
+    monkeypatch.setattr(hashing, "sha256_of", refused)
+    assert hashing.identity_of_folder(tmp_path, (".png",), FileHashes(tmp_path / "none.json")) != before
+
+
+def test_publishing_replaces_the_folder_and_clears_what_a_killed_process_left(tmp_path: Path) -> None:
+    for name in ("new", "old", "old.123.part"):
+        records.write_text(tmp_path / name / name, name)
+    records.publish_folder(tmp_path / "new", tmp_path / "old")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "old"]
+    assert [p.name for p in (tmp_path / "old").iterdir()] == ["new"]
+
+
+def test_writes_are_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records.write_text(tmp_path / "x", "old")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        records.write_text(tmp_path / "x", "new")
+    assert (tmp_path / "x").read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]

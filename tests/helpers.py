@@ -1,0 +1,123 @@
+"""What tests share: a small copy of the repository in which the whole DAG runs in a minute, and the embedded base."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from PIL import Image
+
+from sdlora.config.params import Base
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
+ROOT = Path(__file__).parents[1]
+TINY = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
+COPIED = ("Snakefile", "dvc.yaml", "workflow", "profiles", "src", "models", ".gitignore", ".dvcignore")
+
+# Two versions that share everything but their rank, on six pictures of the embedded character.
+SMALL = """
+base: tiny
+dataset: small
+run: [a, b]
+threads: 1
+keep_runs: 20
+bases:
+  tiny: {model: models/tiny-sd, family: sd, size_px: 64, captioner: models/tiny-blip}
+datasets:
+  small:
+    sources: [{kind: folder, path: data/embedded/small}]
+    trigger: captain
+    held_out: references
+defaults:
+  train: {optimizer: adamw8bit, lr_schedule: constant, steps: 4, checkpoint_every: 2, learning_rate: 1e-3}
+  sample: {inference_steps: 3, max_references: 2, hires: {factor: 1.5, denoising_strength: 0.35}}
+  evaluate: {bootstrap_samples: 100}
+presets: {}
+versions:
+  a:
+    train: {rank: 2}
+  b:
+    train: {rank: 4}
+"""
+
+
+class Project:
+    """A working copy of the pipeline and the commands a user types in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def command(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            words, cwd=self.folder, env=environment(), text=True, capture_output=True, check=False, timeout=600
+        )
+        assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+        return done
+
+    def snakemake(self, *words: str, check: bool = True) -> str:
+        done = self.command("snakemake", "--cores", "1", *words, check=check)
+        return done.stdout + done.stderr
+
+    def plan(self, *targets: str) -> set[str]:
+        """The jobs that `snakemake -n` wants, as rule names (`all` left out)."""
+        return set(self.plan_list(*targets))
+
+    def plan_list(self, *targets: str) -> list[str]:
+        text = self.snakemake("-n", *targets)
+        lines = [line.strip().rstrip(":").split() for line in text.splitlines()]
+        rules = [words[1] for words in lines if len(words) == 2 and words[0] in ("rule", "localrule")]
+        return sorted(rule for rule in rules if rule != "all")
+
+    def edit(self, path: str, before: str, after: str) -> None:
+        file = self.folder / path
+        text = file.read_text("utf-8")
+        assert before in text, f"{before!r} is not in {path}"
+        file.write_text(text.replace(before, after, 1), encoding="utf-8")
+
+    def read(self, path: str) -> bytes:
+        return (self.folder / path).read_bytes()
+
+
+def environment() -> dict[str, str]:
+    """The user's environment with this repository's tools first."""
+    binaries = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
+        "PYTHONPATH": "src",
+        "DVC_NO_ANALYTICS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "GIT_CONFIG_GLOBAL": "/dev/null",
+        **{f"GIT_{who}_{what}": "test@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
+    }
+
+
+def wait_for(found: Callable[[], object], seconds: float = 120) -> None:
+    """Wait until something is so."""
+    limit = time.monotonic() + seconds
+    while not found():
+        assert time.monotonic() < limit, "waited in vain"
+        time.sleep(0.05)
+
+
+def make_project(folder: Path, params: str = SMALL) -> Project:
+    """Copy what the pipeline needs and write small settings and pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns(".work", "__pycache__", "*.egg-info"))
+        elif source.exists():
+            shutil.copy2(source, folder / name)
+    (folder / "params.yaml").write_text(params, encoding="utf-8")
+    captain = ROOT / "data" / "embedded" / "captain"
+    for split, count in (("train", 4), ("references", 2)):
+        for number in range(1, count + 1):
+            target = folder / "data/embedded/small" / split / f"{number:03d}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(captain / split / f"{number:03d}.png") as picture:
+                picture.resize((picture.width // 2, picture.height // 2)).save(target)
+    return Project(folder)

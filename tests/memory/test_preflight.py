@@ -1,0 +1,264 @@
+"""The prediction against what training really allocates, and what a user is told."""
+
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import ROOT, TINY, environment
+from pydantic import ValidationError
+from torch.utils._python_dispatch import TorchDispatchMode
+from training import examples, measured, settings
+
+from sdlora import choices
+from sdlora.config.params import Base, Flip
+from sdlora.errors import MissingError, ResourceError
+from sdlora.lora import types
+from sdlora.memory import meter as memory
+from sdlora.memory import preflight
+from sdlora.memory.prediction import demand_of
+from sdlora.models import load_model
+from sdlora.stages.train.loop import optimizer_step, train_loop
+from sdlora.stages.train.run import prepare
+
+CPU = torch.device("cpu")
+LATENT = (4, 16, 16)
+
+
+def phase(name: str, **changes: object) -> preflight.Phase:
+    phases = preflight.predict(settings(**changes), TINY, demand_of(examples(), settings(), TINY), CPU)
+    return next(phase for phase in phases if phase.name == name)
+
+
+def test_the_meter_counts_what_lives_at_once() -> None:
+    with memory.Meter() as meter:
+        one = torch.zeros(1000)
+        two = one + 1
+        view = two[:10]
+        del one
+        three = torch.zeros(250)
+    assert (meter.live, meter.peak) == (5000, 8000)
+    del two, three
+    assert meter.live == 4000  # the view keeps its storage
+    del view
+    assert meter.live == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {}, {"batch_size": 4}, {"gradient_checkpointing": True, "batch_size": 4}, {"rank": 64}, {"accumulation": 3},
+        {"mixed_precision": "bf16", "batch_size": 2},
+        *({"lora_type": name} for name in choices.LORA_TYPES if name != "lora"), {"lora_type": "lokr", "dropout": 0.2},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_the_prediction_is_what_a_real_step_allocates(changes: dict[str, object]) -> None:
+    """The same meter around real steps of the real loop on real tensors; the base's weights are known to both."""
+    run = prepare(settings(**changes), Flip(), TINY, examples())
+    optimizer_step(run, 0)  # makes the optimizer's state
+    unet = run.model.pipeline.unet
+    with memory.Meter([*unet.parameters(), *unet.buffers()]) as meter:
+        optimizer_step(run, 1)
+    predicted = phase("train", **changes).parts["activations and gradients"]
+    assert predicted == pytest.approx(meter.peak, rel=0.03)
+
+
+@pytest.mark.parametrize("optimizer", sorted(choices.OPTIMIZERS))
+def test_optimizer_state_is_what_the_real_one_keeps(optimizer: str) -> None:
+    try:
+        train = settings(optimizer=optimizer, rank=48)  # more than 4096 numbers a matrix: 8-bit state is 8 bits
+    except ValidationError:  # learning_rate 1e-3 is not this optimizer's
+        train = settings(optimizer=optimizer, rank=48, learning_rate=1.0)
+    run = prepare(train, Flip(), TINY, examples())
+    optimizer_step(run, 0)
+    state = [t for held in run.optimizer.state.values() for t in held.values() if isinstance(t, torch.Tensor)]
+    storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state}
+    phases = preflight.predict(train, TINY, demand_of(examples(), settings(), TINY), CPU)
+    assert phases[-1].parts["optimizer"] == pytest.approx(sum(storages.values()), rel=0.01)
+    assert phases[-1].parts["lora"] == sum(p.numel() * 4 for p in run.parameters)
+
+
+def test_adamw_keeps_eight_bytes_a_number_and_8bit_two() -> None:
+    shapes = [torch.Size((64, 320))] * 5
+
+    def cost(name: str) -> float:
+        build = choices.pick(choices.OPTIMIZERS, name)
+        return memory.optimizer_cost(lambda some: build([{"params": some, "lr": 1e-3}], settings()), shapes)[0] / (
+            5 * 64 * 320
+        )
+
+    assert cost("adamw") == pytest.approx(8, abs=0.01)
+    assert cost("adamw8bit") == pytest.approx(2, abs=0.15)  # and a scale for each block
+
+
+def test_weights_are_counted_by_type() -> None:
+    model = load_model(TINY, "cpu")
+    real = {name: sum(p.numel() * 4 for p in getattr(model.pipeline, name).parameters())
+            for name in ("unet", "vae", "text_encoder")}  # fmt: skip
+    assert phase("load").parts == real
+    half = preflight.predict(
+        settings(), TINY.model_copy(update={"dtype": "bf16"}), demand_of(examples(), settings(), TINY), CPU
+    )[0]
+    assert half.parts == {name: size // 2 for name, size in real.items()}
+
+
+def test_caches_are_counted() -> None:
+    demand = demand_of(examples(3), settings(), TINY)
+    assert demand == preflight.Demand(LATENT, 3 * 2 * 2 * 4 * 16 * 16 * 4, 2)  # pictures, sides, mean and std
+    parts = preflight.predict(settings(), TINY, demand, CPU)[-1].parts
+    assert parts["latents"] == demand.cached
+    assert parts["captions"] == 2 * 77 * 192 * 4
+    with_vae = preflight.predict(settings(), TINY, preflight.Demand(LATENT, images=True), CPU)[-1]
+    assert with_vae.parts["vae"] == phase("load").parts["vae"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark of memory is read from /proc")
+def test_gradient_checkpointing_lowers_prediction_and_reality() -> None:
+    train = {"rank": 2, "steps": 1, "checkpoint_every": 1, "optimizer": "adamw", "batch_size": 48}
+    found = {}
+    for on in (False, True):
+        process = measured(TINY, (4, 16, 16), **train, mixed_precision="no", gradient_checkpointing=on)
+        peak = int(str(process["peak"])) - int(str(process["resting"]))
+        found[on] = peak, phase("train", **{**train, "gradient_checkpointing": on}).parts["activations and gradients"]
+    assert found[True][0] < 0.6 * found[False][0]
+    assert found[True][1] < 0.6 * found[False][1]
+
+
+def test_too_little_memory_is_told_with_ways_that_work() -> None:
+    train, demand = settings(batch_size=8, rank=64), demand_of(examples(), settings(), TINY)
+    needed = preflight.predict(train, TINY, demand, CPU)[-1].total
+    preflight.check(train, TINY, demand, free=needed, device="cpu")
+    free = round(needed * 0.8)
+    with pytest.raises(ResourceError) as told:
+        preflight.check(train, TINY, demand, free=free, device="cpu")
+    text = str(told.value)
+    ways = ("train.batch_size: 1, train.accumulation: 8", "train.gradient_checkpointing: true", "base.dtype: bf16")
+    for said in (f"needs {needed / 2**30:.2f} GiB of RAM", f"{free / 2**30:.2f} GiB are free", "(train)", *ways):
+        assert said in text
+    assert "train.rank: 16:" not in text  # saves too little here, so it is no advice
+    for changes in ({"batch_size": 1, "accumulation": 8}, {"gradient_checkpointing": True}):
+        preflight.check(train.model_copy(update=changes), TINY, demand, free=free, device="cpu")
+
+
+def test_a_training_that_cannot_be_predicted_may_start(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Asking(choices.pick(choices.FAMILIES, "sd")):  # type: ignore[misc]
+        """A family whose prediction depends on the latents' numbers."""
+
+        def predict(self, latents: torch.Tensor, *others: object) -> torch.Tensor:
+            scale = float(latents.abs().max()) or 1.0
+            return torch.Tensor(super().predict(latents / scale, *others))
+
+    monkeypatch.setitem(choices.FAMILIES, "asking", "toy_family:Asking")
+    monkeypatch.setattr("toy_family.Asking", Asking, raising=False)
+    base = TINY.model_copy(update={"family": "asking"})
+    preflight.check(settings(), base, demand_of(examples(), settings(), TINY), free=1, device="cpu")
+    said = capsys.readouterr().out
+    assert "memory cannot be predicted (DataDependentOutputException: aten._local_scalar_dense" in said
+    assert "the training starts unchecked" in said
+
+
+def test_ways_are_combined_when_none_is_enough_and_a_hopeless_run_is_told() -> None:
+    train, demand = settings(batch_size=8, rank=64), demand_of(examples(), settings(), TINY)
+    base = TINY.model_copy(update={"dtype": "bf16"})
+    least = preflight.predict(
+        settings(batch_size=1, accumulation=8, gradient_checkpointing=True, rank=16), base, demand, CPU
+    )
+    free = max(phase.total for phase in least)
+    with pytest.raises(ResourceError, match=r"train\.batch_size: 1.*train\.gradient_checkpointing: true, .*rank: 16"):
+        preflight.check(train, base, demand, free=free, device="cpu")
+    with pytest.raises(ResourceError, match="no setting makes it fit"):
+        preflight.check(train, base, demand, free=2**20, device="cpu")
+
+
+def test_free_memory_is_what_the_system_has() -> None:
+    import psutil
+
+    assert 0 < memory.free_bytes(CPU) <= psutil.virtual_memory().total
+
+
+SDLORA = "from sdlora.cli import main; main()"
+
+
+def test_a_version_shows_its_table() -> None:
+    done = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", SDLORA, "preflight", "v8", "--device", "cpu"],
+        cwd=ROOT, env={**environment(), "PYTHONPATH": str(ROOT / "src")}, text=True, capture_output=True, check=True,
+    )  # fmt: skip
+    lines = done.stdout.splitlines()
+    assert lines[0] == "| MiB | encode | load | captions | train | draw |"
+    totals = [float(cell) for cell in next(line for line in lines if "total" in line).split("|")[2:-1]]
+    assert all(50 < total < 500 for total in totals)
+    wrong = subprocess.run(
+        [sys.executable, "-c", SDLORA, "preflight", "v88"],
+        cwd=ROOT, env={**environment(), "PYTHONPATH": str(ROOT / "src")}, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert wrong.returncode == 1 and "did you mean v8" in wrong.stderr
+
+
+def test_an_unreachable_base_says_what_to_do() -> None:
+    base = Base(model="stabilityai/stable-diffusion-xl-base-1.0", family="sdxl", size_px=1024, captioner="-")
+    with pytest.raises(MissingError, match=r"hf download stabilityai/stable-diffusion-xl-base-1.0"):
+        preflight.predict(settings(), base, preflight.Demand((4, 128, 128)), CPU)
+
+
+def test_a_single_file_is_predicted_from_its_familys_published_configs() -> None:
+    base = Base(model="mine.safetensors", family="sdxl", size_px=1024, dtype="bf16", captioner="-")
+    plain = preflight.predict(settings(mixed_precision="bf16"), base, preflight.Demand((4, 128, 128)), CPU)[-1]
+    assert plain.parts["unet"] == 2_567_463_684 * 2
+    # others report 13.03 GiB for SDXL, 1024 px, batch 1, bf16 with a larger adapter (SimpleTuner, LoKr)
+    assert 9 < plain.total / 2**30 < 13.1
+
+
+class _Operations(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.seen[str(operation)] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def test_every_attention_is_fused() -> None:
+    model = load_model(TINY, "cpu")
+    types.add_lora(model, settings())
+    attentions = sum(type(module).__name__ == "Attention" for module in model.denoiser.modules())
+    with _Operations() as operations:
+        model.predict(torch.zeros(1, *LATENT), torch.tensor([5]), model.encode_prompts(["captain"]))
+    fused = sum(count for name, count in operations.seen.items() if "scaled_dot_product" in name)
+    assert fused >= attentions > 0
+    assert not any("softmax" in name for name in operations.seen)
+
+
+def test_a_third_family_is_one_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValidationError, match="is not on the menu"):
+        Base(model=TINY.model, family="clip-skip", size_px=64, captioner="-")
+    monkeypatch.setitem(choices.FAMILIES, "clip-skip", "toy_family:ClipSkip")
+    base = Base(model=TINY.model, family="clip-skip", size_px=64, captioner="-")
+    preflight.check(settings(), base, demand_of(examples(), settings(), TINY), device="cpu")
+    toy = prepare(settings(), Flip(), base, examples())
+    plain = prepare(settings(), Flip(), TINY, examples())
+    assert type(toy.model).__name__ == "ClipSkip"
+    text = examples()[0].text[0]
+    one, other = (run.conditioning_of([text])["context"] for run in (toy, plain))
+    assert one.shape == other.shape
+    assert not torch.allclose(one, other)
+    assert train_loop(toy, None, lambda state: None) != train_loop(plain, None, lambda state: None)
+
+
+def test_fp16_needs_a_gpu() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(MissingError, match="fp16 needs a GPU"):
+        prepare(settings(mixed_precision="fp16"), Flip(), TINY, examples(1))
+
+
+def test_families_page_shows_the_toy_family() -> None:
+    assert Path(ROOT / "tests/toy_family.py").read_text().split('"""', 2)[2].strip() in "\n".join(
+        line.removeprefix("    ") for line in (ROOT / "docs/families.md").read_text().splitlines()
+    )

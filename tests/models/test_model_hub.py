@@ -1,0 +1,64 @@
+"""A base and its captioner by hub name and commit, from a small hub on loopback and from the hub's own cache."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from helpers import ROOT
+from rig.hub import serving
+
+COMMITS = {"somebody/tiny-sd": "a" * 40, "somebody/tiny-blip": "b" * 40}
+
+
+def shipped(name: str) -> dict[str, bytes]:
+    """The files of one of the repository's own models."""
+    folder = ROOT / "models" / name.split("/")[1]
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+# Prints how the captioner describes a picture and what the base predicts, or what is wrong with each.
+USE = """
+import sys, torch
+from PIL import Image
+from sdlora.models import load_model
+from sdlora.stages.caption.caption import Captioner
+from sdlora.errors import SdloraError
+from sdlora.config.params import Base, Caption
+model, revision, blip, blip_revision = (word or None for word in sys.argv[1:])
+torch.set_num_threads(1)
+def describe():
+    return Captioner(blip, blip_revision, Caption(), 1).caption(Image.new("RGB", (64, 64), "red"))
+def predict():
+    model = load_model(Base(model=model, revision=revision, family="sd", size_px=64, captioner="-"), "cpu")
+    noisy = torch.linspace(-1, 1, 1024).view(1, 4, 16, 16)
+    with torch.inference_mode():
+        return model.predict(noisy, torch.tensor([500]), model.encode_prompts(["a captain"])).sum().item()
+for work in (describe, predict):
+    try:
+        print(work())
+    except SdloraError as error:
+        print(f"{type(error).__name__}: {error}")
+"""
+
+
+def use(cache: Path, *words: str, **env: str) -> list[str]:
+    """In a process of its own: the hub's client reads its settings when it is imported."""
+    settings = {**os.environ, "HF_HOME": str(cache), "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", **env}
+    command = [sys.executable, "-c", USE, *words]
+    done = subprocess.run(command, env=settings, text=True, capture_output=True, check=True, timeout=300)
+    return done.stdout.splitlines()
+
+
+def test_weights_come_from_the_named_commit_once_or_it_is_told_how(tmp_path: Path) -> None:
+    (sd, sd_commit), (blip, blip_commit) = COMMITS.items()
+    here = use(tmp_path, str(ROOT / "models/tiny-sd"), "", str(ROOT / "models/tiny-blip"), "")
+    assert len(here) == 2 and "Error" not in here[0] + here[1]
+    with serving({name: (commit, shipped(name)) for name, commit in COMMITS.items()}) as hub:
+        assert use(tmp_path, sd, sd_commit, blip, blip_commit, **hub.env) == here
+        said = [use(tmp_path, sd, "c" * 40, blip, "c" * 40, **hub.env)]
+    assert use(tmp_path, sd, sd_commit, blip, blip_commit) == here, "the next time without a network"
+    said.append(use(tmp_path, sd, "c" * 40, blip, "c" * 40))
+    for captioner, base in said:  # another commit than the cached one, with the hub at hand and without
+        assert captioner.startswith("MissingError") and f"`hf download {blip} --revision {'c' * 40}`" in captioner
+        assert base.startswith("MissingError") and f"`hf download {sd} --revision {'c' * 40}`" in base

@@ -1,0 +1,177 @@
+"""Captions: the real tiny BLIP, the trigger, a user's overrides."""
+
+from pathlib import Path
+
+import pytest
+from helpers import ROOT
+from PIL import Image
+
+from sdlora import records
+from sdlora.config.params import Caption
+from sdlora.errors import DataError, MissingError
+from sdlora.images.pictures import png_bytes, read_rgb
+from sdlora.stages.caption.caption import Captioner, caption_dataset, read_overrides, tidy, warnings, with_trigger
+from sdlora.stages.caption.recipe import CaptionRecipe
+from sdlora.stages.flip.flip import flip_dataset, swap_left_right
+
+SETTINGS = Caption(max_new_tokens=40)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    rows = []
+    for number in range(1, 4):
+        source = ROOT / "data/embedded/captain/train" / f"{number:03d}.png"
+        with Image.open(source) as picture:
+            square = picture.convert("RGB").resize((64, 64))
+        records.write_bytes(tmp_path / "set" / f"p{number}.png", png_bytes(square))
+        split = "reference" if number == 3 else "train"
+        row = {"id": f"p{number}", "name": f"{number}.png", "file": f"p{number}.png", "split": split, "caption": None}
+        rows.append({**row, "box": [0, 0, 64, 64], "bucket": [64, 64], "original": [64, 64], "corner": [0, 0]})
+    records.write_jsonl(tmp_path / "set" / "fit.jsonl", rows)
+    return tmp_path / "set"
+
+
+class Counting(Captioner):
+    """The real captioner, counting the pictures it is shown."""
+
+    seen = 0
+
+    def caption(self, picture: Image.Image) -> str:
+        self.seen += 1
+        return super().caption(picture)
+
+
+def captioner() -> Counting:
+    return Counting(str(ROOT / "models/tiny-blip"), None, SETTINGS, threads=2)
+
+
+def caption(folder: Path, blip: Captioner, override: str | None = None) -> dict[str, str]:
+    recipe = CaptionRecipe(
+        wildcards={}, caption=SETTINGS, captioner="-", captioner_identity="x", captioner_revision=None,
+        trigger="captain", threads=2, override=override, overrides=None,
+    )  # fmt: skip
+    caption_dataset(recipe, blip, folder, folder.parent / "store")
+    return {row["id"]: row["caption"] for row in records.read_jsonl(folder / "captions.jsonl")}
+
+
+def test_only_new_pictures_are_captioned(folder: Path) -> None:
+    blip = captioner()
+    first = caption(folder, blip)
+    assert blip.seen == 3
+    assert all(text.startswith("captain, ") and len(text) > 15 for text in first.values())
+    assert caption(folder, blip) == first
+    assert blip.seen == 3
+    rows = records.read_jsonl(folder / "fit.jsonl")
+    records.write_bytes(folder / "p4.png", png_bytes(Image.new("RGB", (64, 64), "red")))
+    records.write_jsonl(folder / "fit.jsonl", [*rows, {**rows[0], "id": "p4", "file": "p4.png", "name": "4.png"}])
+    assert len(caption(folder, blip)) == 4
+    assert blip.seen == 4
+
+
+def test_a_caption_does_not_depend_on_the_other_pictures(folder: Path, tmp_path: Path) -> None:
+    together = caption(folder, captioner())
+    rows = records.read_jsonl(folder / "fit.jsonl")
+    for row in reversed(rows):
+        records.write_jsonl(folder / "fit.jsonl", [row])
+        (tmp_path / "store").rename(tmp_path / f"store-{row['id']}")
+        assert caption(folder, captioner()) == {row["id"]: together[row["id"]]}
+
+
+def test_a_users_caption_wins(folder: Path, tmp_path: Path) -> None:
+    override = tmp_path / "mine.jsonl"
+    records.write_jsonl(override, [{"file": "1.png", "caption": "at the helm"}, {"id": "p2", "caption": "asleep"}])
+    texts = caption(folder, captioner(), str(override))
+    assert (texts["p1"], texts["p2"]) == ("captain, at the helm", "captain, asleep")
+
+
+def captions(learnt: list[str], asked: list[str]) -> list[dict[str, str]]:
+    rows = [{"id": f"t{n}", "caption": text, "origin": "blip", "split": "train"} for n, text in enumerate(learnt)]
+    return rows + [
+        {"id": f"r{n}", "caption": text, "origin": "x", "split": "reference"} for n, text in enumerate(asked)
+    ]
+
+
+def test_captions_that_disagree_with_the_prompts_or_are_all_alike_are_told() -> None:
+    good = ["captain, teal hair, smile", "captain, teal hair, sad mouth"]
+    assert not list(warnings(captions(good, ["captain, teal hair, sad smile"]), "captain"))
+    (alike,) = warnings(captions(["captain"] * 3, []), "captain")
+    assert alike.startswith("all 3 training captions are 'captain'")
+    (other,) = warnings(captions(["captain, lavender ears", "captain, tan bust"], [good[0]]), "captain")
+    assert other.startswith("3 of the 3 words") and "(hair, smile, teal; training captions by blip)" in other
+    (most,) = warnings(captions(good, ["captain, teal hair, eye patch, red coat"]), "captain")
+    assert "4 of the 6 words" in most, most
+    assert not list(warnings(captions(good, []), "captain")), "without references nothing is asked"
+
+
+ROW = '{"file": "1.png", "caption": "caf\N{LATIN SMALL LETTER E WITH ACUTE}, smile"}\n'
+
+
+def test_an_override_with_a_byte_order_mark_and_odd_line_breaks_in_it_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(("\ufeff" + ROW.replace("smile", "smile\u2028\u0085 wide").replace("\n", "\r\n")).encode())
+    found = read_overrides(str(path), [{"name": "1.png", "id": "p1"}])
+    assert found["p1"].startswith("caf\xe9, smile\u2028\u0085 wide")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (ROW.encode("utf-16"), r"mine\.jsonl:1: byte 0xff is not UTF-8"),
+        (("\n" + ROW).encode("cp1252"), r"mine\.jsonl:2: byte 0xe9 is not UTF-8; save the file as UTF-8"),
+        (b'["1.png", "x"]', r"mine\.jsonl:1: a list, where an object with file and caption is wanted"),
+        (b'[\n{"file": "1.png"}\n]', r"mine\.jsonl:1: not JSON"),
+        (b"1.png,smile", r"mine\.jsonl:1: not JSON"),
+        (b"[" * 100_000, r"mine\.jsonl:1: not JSON"),
+        (b'{"file": ["1.png"], "caption": "x"}', r"mine\.jsonl:1: needs id or file, and caption, as texts"),
+        (b'{"file": "1.png", "caption": 3}', r"mine\.jsonl:1: needs id or file, and caption, as texts"),
+    ],
+)
+def test_an_override_that_cannot_be_read_is_told(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.jsonl").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_overrides(str(tmp_path / "mine.jsonl"), [{"name": "1.png", "id": "p1"}])
+
+
+def test_an_override_that_is_a_folder_or_missing_is_told(tmp_path: Path) -> None:
+    for path, reason in ((tmp_path, "Is a directory"), (tmp_path / "none", "No such file or directory")):
+        with pytest.raises(DataError, match=f"captions_override: cannot read the file '{path}': {reason}"):
+            read_overrides(str(path), [])
+
+
+def test_an_override_for_an_unknown_picture_is_an_error(tmp_path: Path) -> None:
+    records.write_jsonl(tmp_path / "mine.jsonl", [{"file": "01.png", "caption": "x"}])
+    with pytest.raises(DataError, match=r"mine.jsonl:1: no picture '01.png'; did you mean 1.png"):
+        read_overrides(str(tmp_path / "mine.jsonl"), [{"name": "1.png", "id": "p1"}])
+
+
+def test_trigger_comes_first_and_once() -> None:
+    assert with_trigger("captain", "a man") == "captain, a man"
+    assert with_trigger("captain", "Captain at sea") == "Captain at sea"
+    assert with_trigger("captain", "") == "captain"
+    assert with_trigger("levi", "leviathan at sea") == "levi, leviathan at sea"
+    assert tidy("teal hair , red shirt ,") == "teal hair, red shirt"
+
+
+def test_missing_captioner_says_how_to_get_it() -> None:
+    blip = Captioner("Salesforce/blip-image-captioning-base", None, SETTINGS, threads=2)
+    with pytest.raises(MissingError, match="hf download Salesforce/blip-image-captioning-base"):
+        blip.caption(Image.new("RGB", (64, 64)))
+
+
+def test_flip_writes_both_orientations(folder: Path) -> None:
+    rows = [{"id": "p1", "caption": "captain on the Left", "split": "train"}]
+    rows.append({"id": "p3", "caption": "captain", "split": "reference"})
+    records.write_jsonl(folder / "captions.jsonl", rows)
+    flip_dataset(folder, mirror=True, swap_words=True)
+    metadata = records.read_jsonl(folder / "train" / "metadata.jsonl")
+    assert [row["text"] for row in metadata] == ["captain on the Left", "captain on the Right"]
+    plain, mirrored = (read_rgb(folder / "train" / row["file_name"]) for row in metadata)
+    assert plain.transpose(Image.Transpose.FLIP_LEFT_RIGHT).tobytes() == mirrored.tobytes()
+    flip_dataset(folder, mirror=False, swap_words=True)
+    assert [row["mirrored"] for row in records.read_jsonl(folder / "train" / "metadata.jsonl")] == [False]
+    assert not (folder / "train" / "p1.flip.png").exists()
+
+
+def test_left_and_right_change_places() -> None:
+    assert swap_left_right("LEFT of the right, leftover") == "RIGHT of the left, leftover"

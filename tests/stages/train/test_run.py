@@ -1,0 +1,190 @@
+"""One version's training as its job calls it: two places, more steps, damage, a full disk, another run's state."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from training import Place, hashes, header_of
+
+from sdlora.errors import DataError
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    return Place(tmp_path / "here", monkeypatch)
+
+
+@pytest.fixture
+def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
+    return Place(tmp_path / "elsewhere", monkeypatch)
+
+
+def staged(*stages: tuple[int, float, str]) -> dict[str, object]:
+    rows = [{"until_step": until, "learning_rate": rate, "schedule": kind} for until, rate, kind in stages]
+    return {"lr_schedule": "staged", "lr_stages": tuple(rows)}
+
+
+def test_two_places_give_the_same_files(place: Place, other: Place) -> None:
+    once = hashes(place.train())
+    other.train(version="before", rank=3)
+    assert hashes(other.train()) == once
+    assert {"README.md", "config.yaml", "train_log.csv"} < once.keys()
+    named = "a-step000002-comfyui-a1111"
+    assert {"pytorch_lora_weights.safetensors", f"{named}.safetensors", f"{named}.json"} == {
+        Path(name).name for name in once if name.startswith("checkpoints/step-000002/")
+    }
+
+
+def test_versions_share_a_run_but_carry_their_own_name(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    first = place.train()
+    second = place.train(version="b")
+    assert "were trained before" in capsys.readouterr().out
+    lora = "checkpoints/step-000004/pytorch_lora_weights.safetensors"
+    assert (first / lora).read_bytes() == (second / lora).read_bytes()
+    names = [header_of(p)["ss_output_name"] for p in second.rglob("b-step*.safetensors")]
+    assert sorted(names) == ["b-step000002", "b-step000004"]
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"steps": 7}),
+        ({"optimizer": "adamw8bit"}, {"optimizer": "adamw8bit", "steps": 6}),
+        (
+            {"lr_schedule": "constant_with_warmup", "lr_warmup_steps": 3},
+            {"lr_schedule": "constant_with_warmup", "lr_warmup_steps": 3, "steps": 6},
+        ),
+        (staged((4, 5e-4, "constant")), {"steps": 6, **staged((4, 5e-4, "constant"), (6, 2e-4, "cosine"))}),
+        (staged((4, 5e-4, "constant")), {"steps": 6, **staged((6, 5e-4, "constant"))}),
+    ],
+    ids=["constant", "8-bit", "warm-up", "one more stage", "a longer stage"],
+)  # fmt: skip
+def test_a_finished_version_goes_on_with_more_steps(
+    place: Place, other: Place, before: dict[str, object], after: dict[str, object], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place.train(**before)
+    capsys.readouterr()
+    longer = place.train(**after)
+    assert "going on from step 4" in capsys.readouterr().out
+    assert hashes(longer) == hashes(other.train(**after))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "reason"),
+    [
+        ({"lr_schedule": "cosine"}, {"lr_schedule": "cosine", "steps": 6},
+         "lr_schedule cosine depends on the total: the rate of step 2 was 0.000853553 and would be 0.000933013"),
+        (staged((4, 5e-4, "cosine")), {"steps": 6, **staged((6, 5e-4, "cosine"))}, "depends on the total"),
+        ({"checkpoint_every": 4}, {"steps": 6}, "it kept no checkpoint at step 2"),
+    ],
+    ids=["cosine", "a stage's cosine", "checkpoints"],
+)  # fmt: skip
+def test_where_it_cannot_go_on_it_says_so_and_trains_anew(
+    place: Place,
+    other: Place,
+    before: dict[str, object],
+    after: dict[str, object],
+    reason: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    place.train(**before)
+    capsys.readouterr()
+    longer = place.train(**after)
+    said = capsys.readouterr().out
+    assert "is the same but for its length (4 steps)" in said and reason in said and "from the start" in said
+    assert hashes(longer) == hashes(other.train(**after))
+
+
+def test_the_longest_run_that_fits_is_taken(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.train(steps=2, **staged((2, 5e-4, "constant")))
+    place.train(**staged((4, 5e-4, "cosine")))
+    capsys.readouterr()
+    place.train(steps=6, **staged((2, 5e-4, "constant"), (6, 1e-4, "constant")))
+    said = capsys.readouterr().out
+    assert "going on from step 2" in said and "from the start" not in said
+
+
+def test_another_run_is_no_beginning(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.train()
+    capsys.readouterr()
+    place.train(steps=6, seed=7)
+    assert "going on" not in capsys.readouterr().out
+
+
+def test_a_damaged_run_is_trained_again(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    once = hashes(place.train())
+    (run,) = place.runs()
+    kept = run / "checkpoints/step-000002/pytorch_lora_weights.safetensors"
+    content = bytearray(kept.read_bytes())
+    content[-2] ^= 1
+    kept.write_bytes(content)
+    place.train(steps=6)
+    assert "its files are damaged; training from the start" in capsys.readouterr().out
+    assert hashes(place.train()) == once, "what is damaged is not published"
+    assert "were trained before" not in capsys.readouterr().out
+
+
+def unfinish(run: Path) -> None:
+    """Make a finished run look like one whose process was killed while it wrote a file."""
+    (run / "done.json").unlink()
+    (run / "checkpoints/step-000004/pytorch_lora_weights.safetensors.77.part").write_bytes(b"half")
+
+
+def test_a_run_stopped_under_other_code_is_named_and_left(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
+    place.train()
+    unfinish(place.runs()[0])
+    capsys.readouterr()
+    place.train(code="c2")
+    said = capsys.readouterr().out
+    assert 'stopped at step 4, but going on would mix two trainings: code was "c1" and is "c2"' in said
+    assert "from the start" in said
+
+
+def test_what_a_killed_process_left_is_not_published(place: Place) -> None:
+    once = hashes(place.train())
+    unfinish(place.runs()[0])
+    assert hashes(place.train()) == once
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 1 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, text=True
+    )
+    if done.returncode:
+        pytest.skip(f"only root may mount a small disk: {done.stderr}")
+    yield folder
+    os.chdir(tmp_path)
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_and_training_goes_on_when_there_is_room(
+    small_disk: Path, other: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(small_disk / "here", monkeypatch)
+    with pytest.raises(DataError, match=r"No space left on device; .* MiB are free.*the state after step 2 is whole"):
+        place.train()
+    subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
+    found = hashes(place.train())
+    assert "resuming from step 2 of 4" in capsys.readouterr().out
+    assert found == hashes(other.train())
+
+
+def test_a_state_copied_from_another_run_is_refused(place: Place) -> None:
+    place.train()
+    (first,) = place.runs()
+    place.train(seed=7)
+    (second,) = set(place.runs()) - {first}
+    unfinish(second)
+    for part in sorted((first / "state").rglob("*.*")):
+        target = second / part.relative_to(first)
+        target.write_bytes(part.read_bytes())
+    with pytest.raises(
+        DataError, match=r"is no state of this run: train\.seed was 42 and is 7; set that back, or delete"
+    ):
+        place.train(seed=7)

@@ -1,0 +1,246 @@
+"""`make base` with few of its steps makes models that load, and kills change no byte of them."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import StableDiffusionPipeline
+from helpers import ROOT, wait_for
+from PIL import Image
+from safetensors.torch import load_file
+from tools.tiny_base import blip, loop, make, text, vae, world
+from tools.tiny_base.recipe import BaseRecipe
+from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTokenizer
+
+from sdlora import records
+from sdlora.flow.hashing import sha256_of
+
+SHARE = 0.0005
+KILLED_SHARE = 0.0001  # four starts and a run beside it, so it is shorter
+STATES = ("vae", "diffusion", "decoder", "blip")  # in the order they are trained
+
+
+def start(folder: Path, share: float) -> subprocess.Popen[bytes]:
+    """`python -m tools.tiny_base.make` with a share of the pictures and steps, its lines in `folder`/log."""
+    folder.mkdir(exist_ok=True)
+    words = [sys.executable, "-u", "-m", "tools.tiny_base.make", "--share", str(share), "--threads", "1"]
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(
+            [*words, "--device", "cpu", "--work", str(folder / "work"), "--out", str(folder / "models")],
+            cwd=ROOT,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+        )
+
+
+def kill_after(path: Path, folder: Path) -> None:
+    """Start, and `kill -9` as soon as `path` is there and its part still trains."""
+    process = start(folder, KILLED_SHARE)
+    wait_for(lambda: path.exists() or process.poll() is not None, 300)
+    process.kill()
+    assert process.wait() == -9, (folder / "log").read_text("utf-8")[-3000:]
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A rehearsal that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("rehearsal")
+    assert start(folder, SHARE).wait(timeout=600) == 0, (folder / "log").read_text("utf-8")[-3000:]
+    return folder
+
+
+def weights(folder: Path) -> dict[str, str]:
+    """The hashes of every published file."""
+    published = folder / "models"
+    return {
+        str(path.relative_to(published)): sha256_of(path) for path in sorted(published.rglob("*")) if path.is_file()
+    }
+
+
+def test_a_rehearsal_makes_models_that_load(rehearsal: Path) -> None:
+    pipeline = StableDiffusionPipeline.from_pretrained(rehearsal / "models/tiny-sd")
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline("toon head, teal background", num_inference_steps=2, generator=torch.manual_seed(0)).images[0]
+    assert drawn.size == (64, 64)
+    folder = rehearsal / "models/tiny-blip"
+    processor = BlipProcessor.from_pretrained(folder)
+    model = BlipForConditionalGeneration.from_pretrained(folder)
+    said = model.generate(**processor(Image.new("RGB", (90, 60), "red"), return_tensors="pt"), max_new_tokens=5)
+    assert said.shape[0] == 1
+
+
+def test_a_rehearsal_trains_its_share(rehearsal: Path) -> None:
+    log = (rehearsal / "log").read_text("utf-8")
+    recipe = BaseRecipe().shortened(SHARE)
+    assert recipe.unet_steps == round(BaseRecipe().unet_steps * SHARE)
+    for name, steps in (("vae", recipe.vae_steps), ("blip", recipe.blip_steps), ("diffusion", recipe.unet_steps)):
+        assert f"{name}: {steps}/{steps} loss" in log
+        assert "s to go" in log
+
+
+def test_kill_9_and_again_gives_the_same_bytes(tmp_path: Path) -> None:
+    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+    for name in STATES:
+        kill_after(killed / "work" / f"{name}.state.pt", killed)
+    assert start(killed, KILLED_SHARE).wait(timeout=600) == 0
+    log = (killed / "log").read_text("utf-8")
+    for name in STATES:
+        assert f"{name}: resuming from step" in log
+    assert start(undisturbed, KILLED_SHARE).wait(timeout=600) == 0
+    assert "resuming" not in (undisturbed / "log").read_text("utf-8")
+    assert len(weights(undisturbed)) > 8
+    assert weights(killed) == weights(undisturbed)
+
+
+def test_the_same_captions_give_the_same_tokenizers(tmp_path: Path) -> None:
+    code = """
+import sys
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from tools.tiny_base import text, world
+captions = [world.sample(index, 0).caption for index in range(60)]
+text.clip_tokenizer(captions, Path(sys.argv[1]) / "clip")
+text.bert_tokenizer(captions, Path(sys.argv[1]) / "bert").save_pretrained(Path(sys.argv[1]) / "bert")
+"""
+    made = [tmp_path / str(number) for number in range(3)]  # a process each: hash maps differ
+    for folder in made:
+        subprocess.run([sys.executable, "-c", code, str(folder)], check=True, cwd=ROOT)
+    for name in ("clip", "bert"):
+        assert len({sha256_of(folder / name / "tokenizer.json") for folder in made}) == 1
+
+
+def test_tokenizers_know_the_words_and_read_any(tmp_path: Path) -> None:
+    captions = [world.sample(index, 0).caption for index in range(60)]
+    clip, bert = text.clip_tokenizer(captions, tmp_path / "clip"), text.bert_tokenizer(captions, tmp_path / "bert")
+    for word in set(" ".join(captions).replace(",", " ").replace("-", " ").split()):
+        assert len(clip.tokenize(word)) == len(bert.tokenize(word)) == 1, word
+    assert clip.decode(clip("a zebra; №42")["input_ids"], skip_special_tokens=True) == "a zebra ; № 4 2"
+
+
+def test_a_part_that_is_whole_is_not_trained_again(rehearsal: Path) -> None:
+    before = weights(rehearsal)
+    make.make(BaseRecipe().shortened(SHARE), rehearsal / "work", rehearsal / "models", "cpu")
+    assert weights(rehearsal) == before
+
+
+def test_every_third_picture_has_a_spot() -> None:
+    plain = torch.full((600, 3, 32, 32), 0.5)
+    spotted = blip.with_spots(plain, torch.manual_seed(0))
+    changed = (spotted != plain).any(dim=1)
+    assert 0.2 < float(changed.flatten(1).any(dim=1).float().mean()) < 0.45
+    assert float(changed.float().mean(dim=(1, 2)).max()) < 0.1
+    places = changed.float().mean(0)
+    assert float(places[5:17, 10:22].mean()) > 1.5 * float(places.mean()), "more often where faces are"
+    assert torch.equal(spotted, blip.with_spots(plain, torch.manual_seed(0)))
+
+
+def test_the_base_opens_in_transformers_4_and_5(tmp_path: Path) -> None:
+    """Version 4 wants nested names and a vocabulary; the values are those that version 5 wrote flattened."""
+    found = load_file(ROOT / "models/tiny-sd/text_encoder/model.safetensors")
+    assert all(name.startswith("text_model.") for name in found)
+    digest = hashlib.sha256()
+    for name in sorted(found):
+        digest.update(name.removeprefix("text_model.").encode() + found[name].numpy().tobytes())
+    assert digest.hexdigest() == "9b186380ca6d8178272cfc90df0d771cbe1faf31437badaa0a7d8c194d16e127"
+    folder = ROOT / "models/tiny-sd/tokenizer"
+    model = json.loads((folder / "tokenizer.json").read_text("utf-8"))["model"]
+    assert json.loads((folder / "vocab.json").read_text("utf-8")) == model["vocab"]
+    merges = (folder / "merges.txt").read_text("utf-8").splitlines()
+    assert [tuple(merge.split(" ")) for merge in merges[1:]] == [tuple(merge) for merge in model["merges"]]
+    for name in ("vocab.json", "merges.txt"):  # version 4's way: no tokenizer.json
+        shutil.copy(folder / name, tmp_path)
+    text = "captain, black undercut hair; 日本 №42"
+    ends = {"unk_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
+    assert CLIPTokenizer.from_pretrained(tmp_path, **ends)(text).input_ids == (
+        CLIPTokenizer.from_pretrained(folder)(text).input_ids
+    )
+
+
+def test_a_portrait_repeats_its_edges_and_keeps_its_middle() -> None:
+    pictures = torch.rand(40, 3, 8, 64, generator=torch.manual_seed(0))
+    found = blip.as_portraits(pictures, torch.manual_seed(1), [True] * 39 + [False])
+    assert torch.equal(found[39], pictures[39])
+    assert torch.equal(found[..., 14:50], pictures[..., 14:50]), "at least 0.6 of the width stays"
+    assert torch.equal(found[:39, ..., :6], found[:39, ..., 6:7].expand(-1, -1, -1, 6)), "at most 0.8 of it"
+    assert torch.equal(found[:39, ..., 58:], found[:39, ..., 57:58].expand(-1, -1, -1, 6))
+
+
+def test_rates_do_not_depend_on_the_length_until_they_fall() -> None:
+    short, long = ([loop.learning_rate(step, steps, 2.0) for step in range(steps)] for steps in (4_000, 10_000))
+    assert short[:2_800] == long[:2_800]
+    assert long[0] < long[100] < long[199] == long[6_999] == 2.0
+    assert all(a > b for a, b in pairwise(long[7_000:])) and 0 < long[-1] < 1e-4
+
+
+def test_a_part_killed_while_it_is_saved_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe, saving = BaseRecipe().shortened(KILLED_SHARE), vae.train
+
+    def killed(*inputs: Any, **options: Any) -> None:
+        out = next(one for one in inputs if isinstance(one, Path) and one.name.startswith("vae"))
+        records.write_json(out / "config.json", {})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vae, "train", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make.make(recipe, tmp_path, tmp_path / "models", "cpu", ("vae",))
+    monkeypatch.setattr(vae, "train", saving)
+    make.make(recipe, tmp_path, tmp_path / "models", "cpu", ("vae",))
+    assert (tmp_path / "vae/diffusion_pytorch_model.safetensors").exists()
+
+
+def test_parts_of_a_batch_learn_what_the_batch_does(tmp_path: Path) -> None:
+    found = []
+    for parts in (1, 2):
+        torch.manual_seed(0)
+        layer, data = torch.nn.Linear(4, 3), torch.randn(16, 4)
+
+        def loss_of(
+            step: int, part: loop.Part, layer: torch.nn.Linear = layer, data: torch.Tensor = data
+        ) -> torch.Tensor:
+            return layer(part.of(data)).square().mean()
+
+        options = {"steps": 5, "peak_learning_rate": 0.1, "ema_decay": 0.9, "save_every": 5}
+        loop.train("layer", layer, loss_of, parts=parts, folder=tmp_path / str(parts), **options)
+        found.append(layer.weight.detach())
+    assert torch.allclose(*found, atol=1e-6) and not torch.equal(found[0], torch.zeros(3, 4))
+    assert torch.get_num_threads() >= 1
+
+
+def test_threads_encode_what_one_does() -> None:
+    torch.manual_seed(0)
+    autoencoder = vae.build(16)
+    drawn = torch.randint(0, 256, (150, 16, 16, 3), dtype=torch.uint8).numpy()
+    one, two = (vae.encode(autoencoder, drawn, "cpu", parts) for parts in (1, 2))
+    assert torch.equal(one, two) and one.shape == (150, 4, 4, 4)
+
+
+def test_wordings_leave_out_and_add_as_often_as_they_say() -> None:
+    caption, rng = "toon head, red hair, smile mouth, white background", random.Random(0)
+    wording = text.Wording(caption_dropout=0.1, tag_dropout=0.1, foreign_words=0.2)
+    found = [wording.of(caption, rng) for _ in range(6_000)]
+    said = [one for one in found if "toon head" in one]
+    assert len(said) / len(found) == pytest.approx(0.9, abs=0.015)
+    assert found.count("") / len(found) == pytest.approx(0.05, abs=0.01)
+    assert sum("red hair" in one for one in said) / len(said) == pytest.approx(0.9, abs=0.015)
+    assert sum(not one.startswith("toon head") for one in said) / len(said) == pytest.approx(0.2, abs=0.02)
+    plain = text.Wording(0.0, 0.0, 0.0)
+    assert {plain.of(caption, rng) for _ in range(50)} == {caption}
+
+
+def test_foreign_words_are_no_words_of_the_world() -> None:
+    captions = " ".join(world.sample(index, 0).caption for index in range(800))
+    known = set(captions.replace(",", " ").replace("-", " ").split()) - {"eyes"}
+    rng = random.Random(0)
+    said = {word for _ in range(300) for word in text.foreign_words(rng, 1, 20).replace(",", " ").split()}
+    assert len(said) > 500 and not said & known

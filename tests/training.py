@@ -1,0 +1,176 @@
+"""Small trainings on the embedded base, and what is read of them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from diffusers import StableDiffusionPipeline
+from helpers import ROOT, TINY, environment
+from safetensors import safe_open
+from torch import nn
+
+from sdlora import records, tensors
+from sdlora.config.params import Base, Export, Flip
+from sdlora.config.train import Train
+from sdlora.flow.hashing import sha256_of
+from sdlora.lora.attach import attach_lora, detach_lora
+from sdlora.lora.metadata import About
+from sdlora.stages.export.export import export_version
+from sdlora.stages.export.recipe import ExportRecipe
+from sdlora.stages.train.dataset import Example
+from sdlora.stages.train.loop import Run, train_loop
+from sdlora.stages.train.recipe import TrainRecipe
+from sdlora.stages.train.run import prepare, train_version, write_checkpoint
+
+ABOUT = About("captain", 25, ("captain, left", "captain: a hat"), (64, 64), "epsilon", 192, 1)
+
+
+def examples(count: int = 3, side: int = 16) -> list[Example]:
+    """Random latents with a mirrored side, shaped as the tiny VAE's."""
+    source = torch.Generator().manual_seed(1)
+    made = []
+    for number in range(count):
+        means = tuple(torch.randn(4, side, side, generator=source) for _ in range(2))
+        stds = tuple(torch.full((4, side, side), 0.1) for _ in range(2))
+        made.append(Example(f"p{number}", means, stds, ("captain, left", "captain, right")))
+    return made
+
+
+def settings(**changes: object) -> Train:
+    values = {"rank": 2, "steps": 4, "checkpoint_every": 2, "learning_rate": 1e-3, "optimizer": "adamw"}
+    return Train(**{**values, "mixed_precision": "no", **changes})
+
+
+def run_of(**options: Any) -> Run:
+    values = {"rank": 4, "steps": 3, "checkpoint_every": 3, "learning_rate": 1e-2, "optimizer": "adamw"}
+    AcceleratorState._reset_state(reset_partial_state=True)
+    torch.set_num_threads(1)
+    return prepare(Train(**{**values, "mixed_precision": "no", **options}), Flip(), TINY, examples(), trigger="captain")
+
+
+def trained(out: Path, **options: Any) -> Run:
+    run = run_of(**options)
+    train_loop(run, None, lambda state: write_checkpoint(run, out))
+    return run
+
+
+@torch.no_grad()
+def predicted(unet: nn.Module) -> torch.Tensor:
+    source = torch.Generator().manual_seed(5)
+    latents, context = torch.randn(1, 4, 16, 16, generator=source), torch.randn(1, 77, 192, generator=source)
+    output: torch.Tensor = unet.eval()(latents, torch.tensor([400]), context).sample
+    return output
+
+
+def drawn_with(pipeline: StableDiffusionPipeline, path: Path, scale: float) -> torch.Tensor:
+    """The prediction with a LoRA on; it is off again afterwards."""
+    attach_lora(pipeline, path, scale)
+    try:
+        return predicted(pipeline.unet)
+    finally:
+        detach_lora(pipeline)
+
+
+@torch.no_grad()
+def context_of(pipeline: StableDiffusionPipeline, prompt: str) -> torch.Tensor:
+    context: torch.Tensor = pipeline.encode_prompt(prompt, "cpu", 1, False)[0]
+    return context
+
+
+def hashes(run: Path) -> dict[str, str]:
+    """Every file that a run left, by name."""
+    return {str(p.relative_to(run)): sha256_of(p) for p in sorted(run.rglob("*")) if p.is_file()}
+
+
+def make_dataset(folder: Path) -> list[Path]:
+    """Three pictures' latents as the stages before would leave them; the records of those stages."""
+    captions, rows = [], []
+    for example in examples(side=4):
+        for side, mirrored in enumerate((False, True)):
+            file = f"{example.id}-{side}.safetensors"
+            tensors.write(folder / "latents/tiny" / file, {"mean": example.mean[side], "std": example.std[side]})
+            place = {"bucket": [16, 16], "box": [0, 0, 16, 16], "original": [16, 16], "corner": [0, 0], "repeats": 1}
+            row = {"id": example.id, "mirrored": mirrored, "text": example.text[side], "file_name": f"{file}.png"}
+            captions.append({**row, **place})
+            rows.append({"id": example.id, "mirrored": mirrored, "file": file})
+    records.write_jsonl(folder / "train/metadata.jsonl", captions)
+    records.write_jsonl(folder / "latents/tiny/index.jsonl", rows)
+    made = folder / "made/flip.json"
+    records.write_json(made, {"recipe": "", "inputs": {}, "outputs": {"captions": "1"}})
+    return [made]
+
+
+def recipe_of(train: Train, dataset: Path, version: str = "a", **changes: Any) -> TrainRecipe:
+    """What the stage train is asked to do with a fitted set, on the embedded base."""
+    values: dict[str, Any] = {
+        "wildcards": {"version": version}, "train": train, "checkpoint_steps": tuple(train.checkpoint_steps),
+        "base": TINY, "base_identity": "sha256:tiny + sha256:vae", "flip": Flip(), "trigger": "captain",
+        "encode": None, "threads": 1, "dataset": dataset, "base_name": "tiny", "keep_runs": 20,
+    }  # fmt: skip
+    return TrainRecipe(**{**values, **changes})
+
+
+def export_recipe_of(trained: TrainRecipe, export: Export) -> ExportRecipe:
+    """What the stage export is asked to do after that."""
+    return ExportRecipe(
+        wildcards=trained.wildcards, version=trained.name, train=trained.train, base=trained.base,
+        base_identity=trained.base_identity, export=export,
+    )  # fmt: skip
+
+
+def header_of(path: Path) -> dict[str, str]:
+    """A safetensors file's metadata."""
+    with safe_open(path, framework="pt") as file:
+        return dict(file.metadata())
+
+
+class Place:
+    """A directory of its own in which a version is trained as its job would train it."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder.mkdir()
+        self.folder, self._monkeypatch = folder, monkeypatch
+
+    def train(
+        self,
+        version: str = "a",
+        code: str = "c1",
+        trigger: str = "captain",
+        export: dict[str, str] | None = None,
+        **changes: object,
+    ) -> Path:
+        self._monkeypatch.chdir(self.folder)
+        AcceleratorState._reset_state(reset_partial_state=True)
+        settings = {"rank": 2, "alpha": 1.0, "steps": 4, "checkpoint_every": 2, "learning_rate": 1e-3} | changes
+        train = Train.model_validate(
+            {"optimizer": "adamw", "lr_schedule": "constant", "mixed_precision": "no", **settings}
+        )
+        inputs = tuple(make_dataset(self.folder / "set"))
+        made_by = {"code": code, "software": {"torch": "2"}, "inputs": inputs, "trigger": trigger}
+        recipe = recipe_of(train, self.folder / "set", version, **made_by)
+        files = train_version(recipe)
+        files += export_version(export_recipe_of(recipe, Export.model_validate(export or {})))
+        assert all(path.exists() for path in files)
+        found = {str(path.relative_to(f"results/{version}")) for path in files}
+        assert found == hashes(self.folder / "results" / version).keys(), "every file is told"
+        return self.folder / "results" / version
+
+    def runs(self) -> list[Path]:
+        return [p for p in (self.folder / ".sdlora/store/train").iterdir() if p.is_dir()]
+
+
+def measured(base: Base, latent: tuple[int, int, int], **train: object) -> dict[str, object]:
+    """What a process that trains took, bytes, and its losses."""
+    asked = {"base": base.model_dump(mode="json"), "latent": latent, "train": train}
+    done = subprocess.run(
+        [sys.executable, ROOT / "tests/measure_training.py", json.dumps(asked)],
+        env={**environment(), "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}, cwd=ROOT, text=True,
+        capture_output=True, timeout=900, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    return dict(json.loads(done.stdout.splitlines()[-1]))

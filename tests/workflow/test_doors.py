@@ -1,0 +1,183 @@
+"""What a user types and gets wrong, through Snakemake's own door: a sentence, and nothing lost."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, SMALL, Project, make_project
+
+from sdlora import records
+from sdlora.config.params import Fit
+from sdlora.errors import DataError
+from sdlora.flow import command
+from sdlora.stages.fit.recipe import FitRecipe
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A project in which nothing has run; tests put back what they change."""
+    return make_project(tmp_path_factory.mktemp("a b") / "project")
+
+
+def edited(project: Project, before: str, after: str) -> None:
+    assert before in SMALL
+    (project.folder / "params.yaml").write_text(SMALL.replace(before, after, 1), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "target", "message"),
+    [
+        ("", "", "results/aa/metrics.csv", "error: params.yaml has no version 'aa'; did you mean a?"),
+        ("", "", "results/v8/report/index.html", "error: params.yaml has no version 'v8'; choices: a, b"),
+        ("  b:\n", "  compare:\n", "all", "a version cannot be called compare: results/compare is where comparisons"),
+        ("  b:\n", "  base:\n", "all", "a version cannot be called base: results/base is where the embedded base"),
+        ("    held_out: references\n", "", "results/a/metrics.csv",
+         "datasets.small.held_out is 0, so version a has no references to be measured against"),
+        ("held_out: references", "held_out: caf\N{LATIN SMALL LETTER E WITH ACUTE}", "results/a/metrics.csv", ""),
+    ],
+)  # fmt: skip
+def test_mistakes_are_told_before_any_work(
+    project: Project, before: str, after: str, target: str, message: str
+) -> None:
+    edited(project, before, after)
+    text = project.snakemake("-n", target, check=not message)
+    assert message in text and "Traceback" not in text
+    assert message or "This was a dry-run" in text
+
+
+def test_settings_on_the_command_line_are_refused(project: Project) -> None:
+    edited(project, "", "")
+    text = project.snakemake("-n", "--config", "base=sd15", check=False)
+    assert "--config and --configfile are not read (base): edit params.yaml" in text
+
+
+def test_a_training_needs_no_references(project: Project) -> None:
+    edited(project, "    held_out: references\n", "")
+    assert "train" in project.plan("results/a/train_log.csv")
+
+
+def test_what_a_deleted_version_left_is_not_called_up_to_date(project: Project) -> None:
+    edited(project, "", "")
+    records.write_text(project.folder / "results/gone/metrics.csv", "step\n")
+    assert "no version 'gone'" in project.snakemake("results/gone/metrics.csv", check=False)
+    assert project.read("results/gone/metrics.csv") == b"step\n", "and stays where it is"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (SMALL.encode("utf-16"), "params.yaml:1: byte 0xff is not UTF-8"),
+        (SMALL.replace("trigger: captain", "trigger: caf\xe9").encode("latin-1"), "params.yaml:12: byte 0xe9 is not"),
+        (b"a: " + b"[" * 9000, "params.yaml: nested too deeply"),
+        (b"a: &a [*a, *a]", "is missing"),
+        ("\n".join([f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else '1'}]" for n in range(12)]).encode(),
+         "params.yaml: its anchors unfold to more than 200,000 values"),
+    ],
+    ids=["UTF-16", "Latin-1", "deep", "of itself", "bomb"],
+)  # fmt: skip
+def test_a_hostile_params_file_is_told(project: Project, content: bytes, message: str) -> None:
+    (project.folder / "params.yaml").write_bytes(content)
+    text = project.snakemake("-n", check=False)
+    assert message in text and "Traceback" not in text
+
+
+def test_snakemake_from_another_folder_is_told(project: Project, tmp_path: Path) -> None:
+    edited(project, "", "")
+    elsewhere = Project(tmp_path)
+    text = elsewhere.snakemake("-n", "-s", str(project.folder / "Snakefile"), check=False)
+    assert "Snakemake runs in" in text and f"say `cd '{project.folder}'`" in text and "Traceback" not in text
+
+
+def test_the_code_that_was_hashed_runs_and_paths_may_have_spaces(project: Project, tmp_path: Path) -> None:
+    """With another sdlora installed, from a virtual environment below `a b/`."""
+    edited(project, "", "")
+    environment_folder = tmp_path / "virtual env"
+    (environment_folder / "bin").mkdir(parents=True)
+    python = environment_folder / "bin/python"
+    python.symlink_to(Path(sys.executable).resolve())
+    (environment_folder / "lib").symlink_to(Path(sys.prefix) / "lib")
+    shutil.copy(Path(sys.prefix) / "pyvenv.cfg", environment_folder)
+    project.edit("src/sdlora/stages/fit/fit.py", 'print(f"fit:', 'print(f"the code of this checkout, fit:')
+    target = "data/sets/small/pad-edge-64/fit.jsonl"
+    done = project.command(
+        "env", "-u", "PYTHONPATH", str(python), "-m", "snakemake", "--cores", "1", target, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "the code of this checkout, fit: 6 new" in done.stdout + done.stderr
+
+
+def test_other_code_than_the_planned_is_refused(project: Project) -> None:
+    edited(project, "", "")
+    project.snakemake("-n", "data/sets/small/manifest.jsonl")
+    recipe = project.folder / ".sdlora/recipes/scrape/small.json"
+    records.write_json(recipe, {**records.read_json(recipe), "code": "0" * 16})
+    words = ("workflow/scripts/scrape.py", "--recipe", str(recipe), "--again", "0")
+    text = project.command(sys.executable, *words, check=False).stderr
+    assert "is not the code that this run was planned with" in text and "Traceback" not in text
+    assert not (project.folder / "data/sets").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"wildcards": {}, "fit": {"method": "squeeze"}}'])
+def test_a_recipe_that_is_none_is_told(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipe.json").write_text(content)
+    monkeypatch.setattr(sys, "argv", ["fit.py", "--recipe", str(tmp_path / "recipe.json")])
+    with pytest.raises(SystemExit, match=r"recipe.json: no recipe of the stage fit"):
+        command.run(FitRecipe, lambda _: [])
+
+
+def test_a_project_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project")
+    (project.folder / ".sdlora").write_text("a file in the place of the folder")
+    text = project.snakemake("-n", check=False)
+    assert ".sdlora" in text and "writable" in text and "Traceback" not in text
+
+
+@pytest.mark.parametrize("number", [28, 122, 13, 30])
+def test_what_is_wrong_with_the_machine_is_a_sentence(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = asked(tmp_path, monkeypatch)
+
+    def work(*_: object) -> list[Path]:
+        raise OSError(number, os.strerror(number), "samples/1.png")
+
+    with pytest.raises(SystemExit, match=rf"error: samples/1\.png: {os.strerror(number)}; what was finished is kept"):
+        command.run(FitRecipe, work)
+    assert not recipe.made.exists()
+
+
+def asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FitRecipe:
+    """A recipe that a script finds on its command line."""
+    monkeypatch.chdir(folder)
+    recipe = FitRecipe(wildcards={"dataset": "d", "fit": "pad-64"}, fit=Fit(size_px=64), masks=None, mask_files=None)
+    records.write_text(recipe.path, recipe.text)
+    monkeypatch.setattr(sys, "argv", ["fit.py", "--recipe", str(recipe.path)])
+    return recipe
+
+
+def test_a_mistake_of_the_program_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked(tmp_path, monkeypatch)
+    with pytest.raises(FileNotFoundError):
+        command.run(FitRecipe, lambda _: [Path("not there").stat() and Path()])
+
+
+def test_the_check_of_code_knows_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sdlora.flow.code import Code
+
+    script = ROOT / "workflow/scripts/fit.py"
+    recipe = asked(tmp_path, monkeypatch)
+    command.check_code(recipe.model_copy(update={"code": Code().reach(script).identity}), script)
+    with pytest.raises(DataError, match="the code of fit"):
+        command.check_code(recipe.model_copy(update={"code": "0" * 16}), script)
+
+
+def test_no_kernel_is_fetched_from_a_hub(tmp_path: Path) -> None:
+    """bitsandbytes imports `kernels` to load compiled code from a hub; in our processes it is not to be had."""
+    records.write_text(tmp_path / "kernels/__init__.py", f"open({str(tmp_path / 'loaded')!r}, 'w')\n")
+    words = "import sdlora, importlib.util; assert importlib.util.find_spec('kernels') is None; import kernels"
+    place = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{tmp_path}"}
+    done = subprocess.run([sys.executable, "-c", words], env=place, capture_output=True, text=True, check=False)
+    assert "ModuleNotFoundError" in done.stderr and not (tmp_path / "loaded").exists()

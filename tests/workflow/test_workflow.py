@@ -1,0 +1,301 @@
+"""The DAG with real Snakemake, DVC, BLIP, training and sampling: one test a claim."""
+
+import os
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, Project, environment, wait_for
+
+from sdlora import records
+
+DOWNSTREAM = {"train", "sample", "evaluate", "report", "report_all"}
+
+
+def test_everything_is_made(built: Project) -> None:
+    table = records.read_csv(built.folder / "results/a/metrics.csv")
+    assert [row["step"] for row in table if row["metric"] == "psnr_db"] == ["0", "2", "4"]
+    page = built.read("results/a/report/index.html").decode()
+    assert "data:image/png;base64," in page and "step 0" in page
+    assert (built.folder / "results/report/index.html").exists()
+    table = records.read_csv(built.folder / "results/report/versions.csv")
+    assert [(row["version"], row["rank"]) for row in table] == [("a", "2"), ("b", "4")]
+    best = records.read_json(built.folder / "results/a/best.json")
+    assert int(table[0]["best_step"]) == best["best_step"]
+    assert float(table[0]["ssim_delta"]) == best["ssim"]["delta"]
+
+
+def test_a1111s_card_shows_a_sample(built: Project) -> None:
+    for step in ("000002", "000004"):
+        folder = built.folder / f"results/a/checkpoints/step-{step}"
+        (preview,) = folder.glob("*.preview.png")
+        assert preview.name == f"a-step{step}-comfyui-a1111.preview.png"
+        assert (preview.parent / preview.name.replace("preview.png", "safetensors")).exists()
+        drawn = sorted((built.folder / f"results/a/samples/step-{step}").glob("*.png"))
+        assert preview.read_bytes() in [path.read_bytes() for path in drawn]
+    preview.unlink()
+    assert "sample" in built.plan("results/a/metrics.csv")
+
+
+def test_second_run_has_nothing_to_do(built: Project) -> None:
+    text = built.snakemake("-n", "all")
+    assert "Nothing to be done" in text and "metadata" not in text and "kernels" not in text
+
+
+def test_changing_a_version_reruns_only_that_version(built: Project) -> None:
+    built.edit("params.yaml", "rank: 4", "rank: 8")
+    assert built.plan_list("all") == ["evaluate", "report", "report_all", "sample", "train"]
+    assert "Nothing to be done" in built.snakemake("-n", "results/a/metrics.csv")
+
+
+def test_setting_it_back_needs_nothing(built: Project) -> None:
+    built.edit("params.yaml", "rank: 4", "rank: 8")
+    built.plan("all")
+    built.edit("params.yaml", "rank: 8", "rank: 4")
+    assert not built.plan("all")
+
+
+def test_old_results_come_back_without_training(built: Project) -> None:
+    before = {name: built.read(f"results/b/{name}") for name in ("metrics.csv", "train_log.csv", "made/train.json")}
+    built.edit("params.yaml", "rank: 4", "rank: 8")
+    built.snakemake("results/b/metrics.csv")
+    assert built.read("results/b/made/train.json") != before["made/train.json"]
+    built.edit("params.yaml", "rank: 8", "rank: 4")
+    text = built.snakemake("results/b/metrics.csv")
+    assert "publishing run" in text
+    assert {name: built.read(f"results/b/{name}") for name in before} == before
+
+
+def test_only_the_newest_runs_are_kept(built: Project) -> None:
+    built.edit("params.yaml", "keep_runs: 20", "keep_runs: 1")
+    assert not built.plan("all"), "how many runs are kept says nothing about results"
+    built.edit("params.yaml", "rank: 4", "rank: 8")
+    built.snakemake("results/b/train_log.csv")
+    assert len(list((built.folder / ".sdlora/store/train").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "before", "after", "wanted"),
+    [
+        ("src/sdlora/evaluate/ssim.py", "sigma=1.5", "sigma=1.5 + 0.1", {"evaluate", "report", "report_all"}),
+        ("src/sdlora/evaluate/ssim.py", "Structural", "A comment: structural", set()),
+        ("workflow/scripts/flip.py", "args.folder", "Path(args.folder)", {"flip", "encode", *DOWNSTREAM}),
+        ("params.yaml", "inference_steps: 3", "inference_steps: 4", DOWNSTREAM - {"train"}),
+        ("params.yaml", "trigger: captain", "trigger: skipper", {"caption", "flip", "encode", *DOWNSTREAM}),
+    ],
+)
+def test_an_edit_reruns_what_depends_on_it(
+    built: Project, file: str, before: str, after: str, wanted: set[str]
+) -> None:
+    built.edit(file, before, after)
+    assert built.plan("all") == wanted
+
+
+LOSS = ("src/sdlora/train/losses.py", "error.mean(dim=(1, 2, 3))", "error.mean(dim=(3, 2, 1))")
+
+
+def test_an_update_is_accepted_and_changed_settings_are_not(built: Project) -> None:
+    before = {name: built.read(f"results/a/{name}") for name in ("metrics.csv", "train_log.csv")}
+    built.edit(*LOSS)
+    assert built.plan("results/a/metrics.csv") == {"train", "sample", "evaluate"}
+    asked = built.command("sdlora", "accept", "a", check=False)
+    assert asked.returncode and "train a (" in asked.stdout and "code was" in asked.stdout, "no answer is no"
+    assert built.plan("results/a/metrics.csv") == {"train", "sample", "evaluate"}
+    assert "the records and the pages of a say so" in built.command("sdlora", "accept", "a", "--yes").stdout
+    assert not built.plan("results/a/metrics.csv", "results/a/report/index.html")
+    assert built.plan("results/b/metrics.csv") == {"train", "sample", "evaluate"}, "b was not accepted"
+    assert b"<h2>Accepted</h2>" in built.read("results/a/report/index.html")
+    assert {name: built.read(f"results/a/{name}") for name in before} == before
+    assert "nothing to accept" in built.command("sdlora", "accept", "a", "--yes").stdout
+    built.edit("params.yaml", "rank: 2", "rank: 8")
+    refused = built.command("sdlora", "accept", "a", "--yes", check=False)
+    assert refused.returncode and "train.rank was 2 and is 8; an update can be accepted" in refused.stderr
+    built.edit("params.yaml", "rank: 8", "rank: 2")
+    assert not built.plan("results/a/metrics.csv")
+    built.edit("params.yaml", "    train: {rank: 2}", "    train: {rank: 2, steps: 6}")
+    assert "going on from step 4" in built.snakemake("results/a/train_log.csv"), "what the store kept is accepted, too"
+
+
+def test_what_does_not_fit_is_not_accepted(built: Project) -> None:
+    built.edit(*LOSS)
+    lora = next((built.folder / "results/a/checkpoints/step-000002").glob("*.safetensors"))
+    content = lora.read_bytes()
+    lora.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    refused = built.command("sdlora", "accept", "a", "--yes", check=False)
+    assert refused.returncode and "train a: its files are not as they were made" in refused.stderr
+    lora.write_bytes(content)
+    made = built.folder / "results/a/made/train.json"
+    whole = records.read_json(made)
+    records.write_json(made, {name: value for name, value in whole.items() if name != "asked"})
+    assert "was written by an older sdlora" in built.command("sdlora", "accept", "a", "--yes", check=False).stderr
+    assert "there is no version 'c'" in built.command("sdlora", "accept", "c", check=False).stderr
+
+
+def test_versions_share_all_but_training(built: Project) -> None:
+    sets = list((built.folder / "data/sets/small").glob("pad-*"))
+    assert [path.name for path in sets] == ["pad-edge-64"]
+    steps = {"a": {0, 2, 4}, "b": {0, 2, 4}}
+    assert len(list((built.folder / ".sdlora/store/sample").iterdir())) == sum(map(len, steps.values())) - 1
+    pictures = [sorted((built.folder / f"results/{v}/samples/step-000000").iterdir()) for v in steps]
+    assert [p.read_bytes() for p in pictures[0]] == [p.read_bytes() for p in pictures[1]]
+
+
+def test_a_new_picture_is_the_only_one_captioned_and_encoded(built: Project) -> None:
+    train = built.folder / "data/embedded/small/train"
+    shutil.copy(ROOT / "data/embedded/captain/train/020.png", train / "020.png")
+    text = built.snakemake("datasets")
+    assert "caption: 1 new, 6 known" in text
+    assert "encode: 2 new, 8 already in the cache" in text
+
+
+def test_a_broken_picture_is_recorded(fresh: Project) -> None:
+    folder = fresh.folder / "data/embedded/small/train"
+    (folder / "broken.png").write_bytes((folder / "001.png").read_bytes()[:500])
+    fresh.snakemake("data/sets/small/manifest.jsonl")
+    rejected = records.read_jsonl(fresh.folder / "data/sets/small/rejected.jsonl")
+    assert [row["name"] for row in rejected] == ["train/broken.png"]
+
+
+def test_no_usable_picture_is_told(fresh: Project) -> None:
+    for path in (fresh.folder / "data/embedded/small/train").iterdir():
+        path.write_bytes(b"no picture")
+    text = fresh.snakemake("all", check=False)
+    assert "0 usable training pictures, but the dataset's minimum is 1 (4 rejected" in text
+    assert "Traceback" not in text
+
+
+def test_an_empty_folder_is_told_before_any_work(fresh: Project) -> None:
+    shutil.rmtree(fresh.folder / "data/embedded/small")
+    (fresh.folder / "data/embedded/small").mkdir()
+    text = fresh.snakemake("-n", check=False)
+    assert "datasets.small.sources[0].path: the folder 'data/embedded/small' holds no picture" in text
+
+
+def start(project: Project, *words: str) -> subprocess.Popen[bytes]:
+    """A command in a process group of its own."""
+    return subprocess.Popen(
+        words,
+        cwd=project.folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project) -> None:
+    built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 240, checkpoint_every: 20}")
+    straight = Project(built.folder.parent / "straight")
+    shutil.copytree(built.folder, straight.folder)
+    store = built.folder / ".sdlora/store/train"
+    before = set(store.iterdir())
+    run = start(built, "snakemake", "--cores", "1", "results/b/train_log.csv")
+    wait_for(lambda: [p for new in set(store.iterdir()) - before for p in new.glob("state/step-000040/state.json")])
+    os.killpg(run.pid, signal.SIGKILL)
+    run.wait()
+    saved = max(
+        int(p.parent.name[-6:]) for new in set(store.iterdir()) - before for p in new.glob("state/*/state.json")
+    )
+    built.edit(*LOSS)
+    accepted = built.command("sdlora", "accept", "b", "--yes").stdout
+    assert "train b (a training that was stopped): code was" in accepted
+    text = built.snakemake("results/b/train_log.csv")
+    assert f"resuming from step {saved} of 240" in text
+    straight.edit(*LOSS)
+    straight.snakemake("results/b/train_log.csv")
+    for name in ("results/b/made/train.json", "results/b/train_log.csv"):
+        assert built.read(name) == straight.read(name)
+
+
+def test_a_second_run_and_an_orphan_are_refused(built: Project) -> None:
+    built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 4000, checkpoint_every: 500}")
+    store = built.folder / ".sdlora/store/train"
+    before = set(store.iterdir())
+    run = start(built, "snakemake", "--cores", "1", "results/b/train_log.csv")
+    try:
+        wait_for(lambda: any((new / "lock").exists() for new in set(store.iterdir()) - before))
+        assert "another run of the pipeline is active" in built.snakemake("results/b/train_log.csv", check=False)
+        # what the first run settled belongs to other settings: "nothing to be done" would be wrong
+        built.edit("params.yaml", "rank: 2", "rank: 9")
+        assert "another run of the pipeline is active" in built.snakemake("results/a/metrics.csv", check=False)
+        built.edit("params.yaml", "rank: 9", "rank: 2")
+        recipe = built.read(".sdlora/recipes/train/b.json")
+        built.edit("params.yaml", "steps: 4000", "steps: 5000")
+        built.snakemake("-n", check=False)
+        assert built.read(".sdlora/recipes/train/b.json") == recipe, "a dry run must not touch a live run's recipe"
+        built.edit("params.yaml", "steps: 5000", "steps: 4000")
+        os.kill(run.pid, signal.SIGKILL)  # Snakemake alone: its training lives on
+        run.wait()
+        assert "another process is at work in" in built.snakemake("results/b/train_log.csv", check=False)
+    finally:
+        os.killpg(run.pid, signal.SIGKILL)
+
+
+def test_damaged_latents_are_encoded_again(built: Project) -> None:
+    latents = next((built.folder / "data/sets/small/pad-edge-64/latents").glob("*.safetensors"))
+    content = bytearray(latents.read_bytes())
+    content[-9] ^= 1
+    latents.write_bytes(content)
+    assert "encode" in built.plan("all")
+    assert "encode: 1 new, 7 already in the cache" in built.snakemake("datasets")
+    assert not built.plan("all")
+
+
+@pytest.fixture
+def versioned(built: Project, tmp_path: Path) -> Project:
+    """The built project under git and DVC, pushed to a remote folder."""
+    built.command("git", "init", "-q", "-b", "main")
+    built.command("dvc", "init", "-q")
+    built.command("dvc", "remote", "add", "-q", "-d", "store", str(tmp_path / "remote"))
+    built.command("dvc", "repro", "-q")
+    commit(built, "rank 4")
+    built.command("dvc", "push", "-q")
+    return built
+
+
+def commit(project: Project, message: str) -> None:
+    project.command("git", "add", "-A")
+    project.command("git", "commit", "-q", "-m", message)
+
+
+def clone(project: Project, name: str) -> Project:
+    folder = project.folder.parent / name
+    project.command("git", "clone", "-q", str(project.folder), str(folder))
+    copy = Project(folder)
+    copy.command("dvc", "pull", "-q")
+    return copy
+
+
+def test_dvc_records_what_snakemake_made_without_running_it(versioned: Project) -> None:
+    assert "Data and pipelines are up to date" in versioned.command("dvc", "status").stdout
+    done = versioned.command("dvc", "repro")
+    assert "Running stage" not in done.stdout
+    assert not versioned.plan("all")
+
+
+def test_a_clone_after_dvc_pull_has_nothing_to_do(versioned: Project) -> None:
+    copy = clone(versioned, "clone")
+    assert not copy.plan("results/a/metrics.csv", "results/b/metrics.csv")
+    assert "Data and pipelines are up to date" in copy.command("dvc", "status").stdout
+    copy.edit("params.yaml", "rank: 4", "rank: 8")
+    assert copy.plan("results/a/metrics.csv", "results/b/metrics.csv") == {"train", "sample", "evaluate"}
+    copy.command("dvc", "repro", "-q", "lora@b")
+    assert copy.read("results/b/made/train.json") != versioned.read("results/b/made/train.json")
+    assert "rank" in copy.command("dvc", "params", "diff").stdout
+    assert "psnr_db" in copy.command("dvc", "metrics", "diff", "--all").stdout
+    assert not copy.plan("results/a/metrics.csv", "results/b/metrics.csv")
+    commit(copy, "rank 8")
+    # an older commit and back, with Snakemake's folder of the newer one still there
+    for revision in ("HEAD~1", "main"):
+        copy.command("git", "checkout", "-q", revision)
+        copy.command("dvc", "checkout", "-q")
+        assert not copy.plan("results/a/metrics.csv", "results/b/metrics.csv")
+
+
+def test_same_inputs_same_bytes(built: Project, fresh: Project) -> None:
+    fresh.snakemake("results/a/metrics.csv")
+    for made in ("results/a/made/train.json", "results/a/made/sample.json", "results/a/made/evaluate.json"):
+        ours, theirs = (records.read_json(p.folder / made)["outputs"] for p in (built, fresh))
+        assert ours == theirs
