@@ -1,5 +1,6 @@
 """Small pipelines of the real classes with random weights, for tests."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
-from helpers import ROOT
+from helpers import ROOT, TINY
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -98,3 +99,17 @@ def save_small_sd3(folder: Path, t5: bool = True) -> Base:
         tokenizer=tokenizer, tokenizer_2=tokenizer, tokenizer_3=letters if t5 else None,
     ).save_pretrained(folder)  # fmt: skip
     return Base(model=str(folder), family="sd3", size_px=64, captioner="-")
+
+
+def clip_skip(folder: Path) -> Base:
+    """The embedded base as a base of `toy_family`."""
+    return TINY.model_copy(update={"family": "clip-skip"})
+
+
+#: A small base of every family, for the conformance suite: writes a pipeline into a folder.
+SMALL_BASES: dict[str, Callable[[Path], Base]] = {
+    "sd": lambda folder: TINY,
+    "sdxl": save_small_sdxl,
+    "sd3": save_small_sd3,
+    "clip-skip": clip_skip,
+}

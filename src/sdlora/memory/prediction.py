@@ -21,7 +21,7 @@ from sdlora.cpu.packed import packed_bytes
 from sdlora.errors import SdloraError
 from sdlora.lora import types
 from sdlora.memory.meter import Meter, become_fake, optimizer_cost, size_of
-from sdlora.models import ModelFamily
+from sdlora.models import Conditioning, ModelFamily
 from sdlora.models.family import DTYPES, quieten
 from sdlora.stages.train.dataset import Example
 
@@ -207,11 +207,16 @@ def _step_peak(shapes: _Shapes, settings: Train, demand: Demand, encode_texts: b
     """Peak of forward and backward passes, and the gradients left when the optimizer steps, bytes."""
     model, size = shapes.model, settings.batch_size
     kind = settings.precision(model.base.dtype)
+    _, cached = shapes.peak(lambda: model.encode_tokens(_blank_tokens(model, size)))
+
+    def conditioning_of() -> Conditioning:
+        if not (encode_texts or demand.texts):
+            return {name: value.clone() for name, value in cached.items()}
+        with torch.set_grad_enabled(encode_texts), _autocast(shapes.device, kind):
+            return model.encode_tokens(_blank_tokens(model, size))
 
     def micro_step() -> None:
-        tokens = _blank_tokens(model, size)
-        with torch.set_grad_enabled(encode_texts), _autocast(shapes.device, kind):
-            conditioning = model.encode_tokens(tokens)
+        conditioning = conditioning_of()
         latents = torch.zeros(size, *demand.latent, device=shapes.device)
         if demand.images:
             factor = model.pipeline.vae_scale_factor
