@@ -150,7 +150,7 @@ def test_a_base_of_another_objective_than_its_familys_is_an_error(small_sd3: Bas
     with pytest.raises(DataError, match=r"it says prediction_type: flow_matching; choices .*: epsilon, v_prediction"):
         load_model(flowing).check(settings())
     config = DDPMScheduler(**BETAS, prediction_type="epsilon").config
-    with pytest.raises(DataError, match="it says .*; choices for this family: flow_matching"):
+    with pytest.raises(DataError, match=r"it says .*; choices for this family: flow_matching"):
         objective_of((FlowMatching,), config, FILE, settings())
 
 
@@ -199,9 +199,8 @@ def test_what_only_flow_matching_has_is_refused_elsewhere(option: dict[str, Any]
 
 
 def test_each_family_draws_with_the_schedulers_of_its_objective() -> None:
-    flowing = {
-        name for name in choices.SCHEDULERS if StableDiffusion3._draws_with(choices.pick(choices.SCHEDULERS, name))
-    }
+    found = {name: choices.pick(choices.SCHEDULERS, name) for name in choices.SCHEDULERS}
+    flowing = {name for name, scheduler in found.items() if FlowMatching.draws_with(scheduler)}
     assert flowing == {"flow_euler"}
     for name in choices.SCHEDULERS:
         fits, other = (StableDiffusion3, StableDiffusion) if name in flowing else (StableDiffusion, StableDiffusion3)
@@ -212,5 +211,5 @@ def test_each_family_draws_with_the_schedulers_of_its_objective() -> None:
 
 def test_pictures_of_a_size_that_the_family_does_not_take_are_refused(small_sd3: Base) -> None:
     """4 px a latent cell, 2 cells a patch: multiples of 8 px."""
-    with pytest.raises(SdloraError, match="72 x 60 px, but family sd3 takes multiples of 8 px: set fit.size_px"):
+    with pytest.raises(SdloraError, match=r"72 x 60 px, but family sd3 takes multiples of 8 px: set fit.size_px"):
         preflight.check(settings(), small_sd3, preflight.Demand((16, 15, 18)), device="cpu")

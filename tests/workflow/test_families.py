@@ -1,4 +1,4 @@
-"""Families through the front door: one from outside the package by a file and a line, and one that learns flow matching."""
+"""Families through the front door: one by a file and a line, and one that learns flow matching."""
 
 import json
 from collections.abc import Iterator
@@ -53,11 +53,9 @@ versions:
 """
 LINE = '    "clip-skip": "sdlora.models.clip_skip:ClipSkip",\n'
 REFUSED = {
-    "refused": ("train", "train.weighting is min_snr, which weighs by the signal-to-noise ratio, and flow_matching has"),
-    "drawn-wrongly": (
-        "sample", "sample.scheduler is ddim, which cannot draw with a base that learns flow_matching; choices: flow_euler"
-    ),
-}  # fmt: skip
+    "refused": ("train", "train.weighting is min_snr, which weighs by the signal-to-noise ratio, and flow_matching"),
+    "drawn-wrongly": ("sample", "cannot draw with a base that learns flow_matching; choices: flow_euler"),
+}
 MADE = ("skip", "flow", "uniform")
 
 
