@@ -75,7 +75,7 @@ def pair(model: ModelFamily) -> tuple[Tensor, Tensor]:
 
 def sampler_of(model: ModelFamily, steps: int) -> Any:
     """The first scheduler on the menu that fits the family, with the base's config."""
-    fitting = [name for name in choices.SCHEDULERS if model._draws_with(choices.pick(choices.SCHEDULERS, name))]
+    fitting = [name for name in choices.SCHEDULERS if model.draws_with(choices.pick(choices.SCHEDULERS, name))]
     config = dict(model.pipeline.scheduler.config)
     if "timestep_spacing" in config:
         config["timestep_spacing"] = "leading"  # where DDIM, which steps by N / steps, lands on its own timesteps
@@ -226,5 +226,7 @@ def test_memory_is_predicted(base: Base, model: ModelFamily) -> None:
     optimizer_step(run, 0)  # makes the optimizer's state
     with Meter([*run.model.denoiser.parameters(), *run.model.denoiser.buffers()]) as meter:
         optimizer_step(run, 1)
-    predicted = preflight.predict(train, base, preflight.demand_of(shots, train, base), CPU)[-1]
-    assert predicted.parts["activations and gradients"] == pytest.approx(meter.peak, rel=0.15)
+    load, *_, step = preflight.predict(train, base, preflight.demand_of(shots, train, base), CPU)
+    assert step.parts["activations and gradients"] == pytest.approx(meter.peak, rel=0.15)
+    networks = {name: part for name, part in model.pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    assert load.parts == {name: sum(p.nbytes for p in part.parameters()) for name, part in networks.items()}

@@ -18,11 +18,13 @@ from sdlora.stages.train.loop import train_loop
 from sdlora.stages.train.run import prepare
 
 TOKENIZER = ROOT / "models/tiny-sd/tokenizer"
-# as published: huggingface.co/stable-diffusion-v1-5 and stabilityai/stable-diffusion-xl-base-1.0
+# as published: huggingface.co/stable-diffusion-v1-5, stabilityai/stable-diffusion-xl-base-1.0 and -3-medium
 PARAMETERS = {
     ("sd", "unet"): 859_520_964, ("sd", "vae"): 83_653_863, ("sd", "text_encoder"): 123_060_480,
     ("sdxl", "unet"): 2_567_463_684, ("sdxl", "vae"): 83_653_863, ("sdxl", "text_encoder"): 123_060_480,
-    ("sdxl", "text_encoder_2"): 694_659_840,
+    ("sdxl", "text_encoder_2"): 694_659_840, ("sd3", "transformer"): 2_028_328_000, ("sd3", "vae"): 83_819_683,
+    ("sd3", "text_encoder"): 123_650_304, ("sd3", "text_encoder_2"): 694_659_840,
+    ("sd3", "text_encoder_3"): 4_762_310_656,
 }  # fmt: skip
 
 

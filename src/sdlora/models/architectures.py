@@ -84,6 +84,8 @@ def empty(config: Config) -> nn.Module:
         else:
             kind = getattr(transformers, name)
             network = kind(kind.config_class(**settings))
+    if isinstance(network, transformers.PreTrainedModel):
+        network.tie_weights()  # what T5 has once was made twice
     return network
 
 

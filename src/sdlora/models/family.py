@@ -105,7 +105,10 @@ class ModelFamily:
             if not Path(self.base.model).is_file():
                 raise MissingError(f"the base model: there is no file {self.base.model!r}")
             return self.text2img.from_single_file(self.base.model, **options)
-        return _from_pretrained(self.text2img, self.base.model, self.base.revision, **options, **self.load_options)
+        return _from_pretrained(self.text2img, self.base.model, self.base.revision, **options, **self._load_options())
+
+    def _load_options(self) -> dict[str, Any]:
+        return self.load_options
 
     @classmethod
     def outline(cls, base: Base, device: torch.device) -> Self:
@@ -177,10 +180,8 @@ class ModelFamily:
             ParamsError: If it does not step through what the family predicts; names those that do.
         """
         found = choices.pick(choices.SCHEDULERS, name)
-        if not cls._draws_with(found):
-            fitting = [
-                entry for entry in choices.SCHEDULERS if cls._draws_with(choices.pick(choices.SCHEDULERS, entry))
-            ]
+        if not cls.draws_with(found):
+            fitting = [entry for entry in choices.SCHEDULERS if cls.draws_with(choices.pick(choices.SCHEDULERS, entry))]
             raise ParamsError(
                 f"sample.scheduler is {name}, which cannot draw with a base that learns "
                 f"{' or '.join(kind.name for kind in cls.objectives)}; choices: {', '.join(fitting)}"
@@ -188,7 +189,8 @@ class ModelFamily:
         return found
 
     @classmethod
-    def _draws_with(cls, scheduler: Any) -> bool:
+    def draws_with(cls, scheduler: Any) -> bool:
+        """Whether a class of diffusers' schedulers steps through what the family predicts."""
         return all(kind.draws_with(scheduler) for kind in cls.objectives)
 
     @classmethod

@@ -16,6 +16,7 @@ from sdlora.config.train import Train
 from sdlora.errors import DataError, ParamsError
 
 Config = Mapping[str, Any]
+EPSILON, VELOCITY, FLOW_MATCHING = "epsilon", "v_prediction", "flow_matching"
 UNSAID = "_use_default_values"  # where diffusers lists the settings that the file did not have
 #: The first diffusers whose scheduler files have `prediction_type`; older bases, SD 1.x among them, predict the noise.
 FIRST_WITH_PREDICTION_TYPE = (0, 9)
@@ -108,7 +109,7 @@ class _Diffusion(Objective):
 class Epsilon(_Diffusion):
     """The target is the noise."""
 
-    name = "epsilon"
+    name = EPSILON
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         return noise
@@ -117,7 +118,7 @@ class Epsilon(_Diffusion):
 class Velocity(_Diffusion):
     """The target is v = sqrt(abar) noise - sqrt(1 - abar) x (Salimans and Ho, arXiv 2202.00512)."""
 
-    name = "v_prediction"
+    name = VELOCITY
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         velocity: Tensor = self._scheduler.get_velocity(latents, noise, timesteps)
@@ -132,7 +133,7 @@ class FlowMatching(Objective):
     told sigma' N. There is no signal-to-noise ratio to weigh by: how sigma is drawn is the weight.
     """
 
-    name = "flow_matching"
+    name = FLOW_MATCHING
     has_snr = False
     options = ("timestep_sampling", "timestep_shift")
 
@@ -206,8 +207,8 @@ def prediction_type(config: Config) -> str | None:
     if "prediction_type" in config:
         version = str(config.get("_diffusers_version", "")).split(".")
         numbers = tuple(int(part) for part in version[:2] if part.isdigit())
-        return Epsilon.name if len(numbers) == 2 and numbers < FIRST_WITH_PREDICTION_TYPE else None
-    return FlowMatching.name if "shift" in config else None
+        return EPSILON if len(numbers) == 2 and numbers < FIRST_WITH_PREDICTION_TYPE else None
+    return FLOW_MATCHING if "shift" in config else None
 
 
 def refuse(kind: type[Objective], settings: Train) -> None:
@@ -219,7 +220,7 @@ def refuse(kind: type[Objective], settings: Train) -> None:
     for option in ("timestep_sampling", "timestep_shift"):
         if getattr(settings, option) is not None and option not in kind.options:
             raise ParamsError(
-                f"train.{option} belongs to {FlowMatching.name}, but the base learns {kind.name}: leave it out"
+                f"train.{option} belongs to {FLOW_MATCHING}, but the base learns {kind.name}: leave it out"
             )
     if kind.has_snr:
         return

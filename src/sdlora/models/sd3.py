@@ -7,7 +7,7 @@ import torch
 from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
-from sdlora.models.family import Conditioning, ModelFamily
+from sdlora.models.family import Conditioning, ModelFamily, revision_option, unreachable
 from sdlora.models.objective import FlowMatching
 from sdlora.models.published import CLIP_L, OPENCLIP_BIG_G, VAE
 
@@ -61,6 +61,16 @@ class StableDiffusion3(ModelFamily):
     }  # fmt: skip
     published_scheduler = ("FlowMatchEulerDiscreteScheduler", {"shift": 3.0})
     published_size_px = 1024
+
+    def _load_options(self) -> dict[str, Any]:
+        """T5 is the largest part by far, so a folder may come without it; diffusers wants that said."""
+        model, revision = self.base.model, self.base.revision
+        try:
+            index = self.text2img.load_config(model, **revision_option(model, revision))
+        except OSError as error:
+            raise unreachable(model, revision, error) from None
+        left_out = (index.get(_T5) or [None])[0] is None
+        return dict.fromkeys((_T5, "tokenizer_3")) if left_out else {}
 
     @property
     def resolution_multiple(self) -> int:
