@@ -34,10 +34,11 @@ if config:
         f"`dvc exp run --set-param base=sd15`"
     )
 # Our own records tell what is fresh; that Snakemake has none is no news to anybody.
-logger.addFilter(lambda record: "provenance/metadata" not in record.getMessage())
+logger.addFilter(lambda record: not any(words in record.getMessage() for words in command.NO_NEWS))
 
 # While another run is at work its recipes stay as they are: a dry run then shows the plan as it was.
 try:
+    command.check_options(sys.argv[1:])
     inputs.check_place(Path(workflow.basedir))
     PARAMS = load(Path("params.yaml"))
     inputs.check(PARAMS)

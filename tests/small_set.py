@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +73,14 @@ def make_set(
     """Run fit, flip and encode; returns the folder of the fitted set."""
     write_manifest(source, pictures)
     folder = source / "fitted"
-    fit_dataset(fit or Fit(size_px=64), source, folder, masks)
-    texts = captions or [CAPTION] * len(pictures)
-    rows = [{"id": picture_id(n), "caption": text, "origin": "-", "split": "train"} for n, text in enumerate(texts)]
-    records.write_jsonl(folder / "captions.jsonl", rows)
-    flip_dataset(folder, mirror, True, repeats)
-    if encode:
-        encode_dataset(ENCODE, folder)
+    with chdir(source):  # where the store lies
+        fit_dataset(fit or Fit(size_px=64), source, folder, masks)
+        texts = captions or [CAPTION] * len(pictures)
+        rows = [{"id": picture_id(n), "caption": text, "origin": "-", "split": "train"} for n, text in enumerate(texts)]
+        records.write_jsonl(folder / "captions.jsonl", rows)
+        flip_dataset(folder, mirror, True, repeats)
+        if encode:
+            encode_dataset(ENCODE, folder)
     return folder
 
 

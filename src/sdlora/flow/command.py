@@ -4,7 +4,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,6 +15,8 @@ from sdlora.flow.recipe import Recipe
 
 # What is wrong with the machine, not with the program.
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+#: Of what Snakemake says: that it has no records of its own. Ours tell what is fresh.
+NO_NEWS = ("provenance/metadata", "Missing metadata for file")
 Asked = TypeVar("Asked", bound=Recipe)
 
 
@@ -59,6 +61,23 @@ def run_code_of(source: str) -> None:
     """Have the scripts that this process starts import the code that the recipes hash, whatever is installed."""
     before = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join([source, *([before] if before else [])])
+
+
+def check_options(words: Sequence[str]) -> None:
+    """Refuse what would look as if it had worked.
+
+    Args:
+        words: What Snakemake was called with.
+
+    Raises:
+        DataError: For `--touch`, which marks results as made by the settings of today.
+    """
+    if "--touch" in words or "-t" in words:
+        raise DataError(
+            "--touch would call results fresh that other settings or other code made; here, content tells what is "
+            "fresh, not a file's time. To keep results after an update of sdlora or of a package, say "
+            "`sdlora accept VERSION`"
+        )
 
 
 def check_code(recipe: Recipe, script: Path) -> None:

@@ -128,11 +128,14 @@ def _files(name: str, settings: Train, base: Base, export: Export, about: About)
                 f"ComfyUI `embedding:{word}`",
             )
         )
-    average = f"\n`{AVERAGE}/` has the same files of the averaged weights.\n" if settings.ema is not None else ""
+    average = (
+        f"\n`{AVERAGE}/` in both has the same files of the averaged weights.\n" if settings.ema is not None else ""
+    )
     table = "\n".join(f"| `{file}` | {whom} |" for file, whom in rows)
-    whose = "the same LoRA for several tools" if kohya else "the LoRA"
+    where = f"`{FILE_NAME}`{_beside(settings)} in\n`checkpoints/step-…/`"
+    others = "the same LoRA in several files: {}, all others in `export/step-…/`." if kohya or kind else "its LoRA: {}."
     cards = "\n`<file>.json` and `<file>.preview.png` beside a LoRA are A1111's card of it." if kohya else ""
-    return f"""Each folder `checkpoints/step-…/` holds {whose}:
+    return f"""Every checkpoint has {others.format(where)}
 
 | file | for |
 | --- | --- |
@@ -151,6 +154,10 @@ def _kohya_files(stem: str, kind: str, settings: Train, export: Export) -> list[
         return [*rows, (f"{stem}{FOR_LYCORIS}{kind}.safetensors", "kohya's trainer with LyCORIS")]
     trainer = "kohya's trainer" if settings.lora_type == "lora" else "kohya's trainer with LyCORIS"
     return [(f"{stem}{FOR_A1111}{kind}.safetensors", f"{tools}, {trainer}")]
+
+
+def _beside(settings: Train) -> str:
+    return f" and `{EMBEDDINGS}`" if settings.pivotal is not None else ""
 
 
 def _snippet(settings: Train, base: Base, hub_id: str | None, about: About, example: str) -> str:

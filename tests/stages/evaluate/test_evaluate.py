@@ -108,7 +108,7 @@ def test_tables_read_like_the_report(tmp_path: Path) -> None:
     truth = {name: picture() for name in ("r1", "r2")}
     rows = []
     for name, pixels in truth.items():
-        records.write_bytes(tmp_path / "references" / f"{name}.png", png_bytes(Image.fromarray(pixels)))
+        records.write_bytes(tmp_path / "references/pictures" / f"{name}.png", png_bytes(Image.fromarray(pixels)))
         for step, drawn in ((0, picture()), (10, pixels)):
             file = f"step-{step:06d}/{name}.png"
             records.write_bytes(tmp_path / "samples" / file, png_bytes(Image.fromarray(drawn)))

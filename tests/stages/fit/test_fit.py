@@ -1,6 +1,7 @@
 """Aspect buckets: which there are, that nothing is cropped or lost, and what fitting again costs."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -121,24 +122,28 @@ def test_every_picture_is_accounted_for(tmp_path: Path, capsys: pytest.CaptureFi
     assert {row["id"] for row in trained} == {row["id"] for row in rows}
 
 
-def test_only_what_changed_is_fitted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_what_changed_is_fitted_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     pictures = {f"{n}.png": noise(80, 40, n) for n in range(3)}
 
     def fitted(**changes: object) -> str:
         (tmp_path / "out/fit.jsonl").unlink(missing_ok=True)  # as Snakemake does before it runs a job
+        shutil.rmtree(tmp_path / "out/pictures", ignore_errors=True)
         fit_dataset(Fit(size_px=64, **changes), tmp_path, tmp_path / "out")
         return capsys.readouterr().out.split(";")[0]
 
     write_manifest(tmp_path, pictures)
     assert fitted() == "fit: 3 new, 0 kept"
-    first, table = ((tmp_path / "out" / name).read_bytes() for name in (f"{picture_id(0)}.png", "fit.jsonl"))
+    first, table = ((tmp_path / "out" / name).read_bytes() for name in (f"pictures/{picture_id(0)}.png", "fit.jsonl"))
     assert fitted() == "fit: 0 new, 3 kept"
     assert (tmp_path / "out/fit.jsonl").read_bytes() == table, "the same bytes, whatever was kept"
     write_manifest(tmp_path, {**pictures, "3.png": noise(40, 80, 3)})
     assert fitted() == "fit: 1 new, 3 kept"
-    (tmp_path / f"out/{picture_id(0)}.png").write_bytes(b"damaged")
+    (tmp_path / f"out/pictures/{picture_id(0)}.png").write_bytes(b"damaged")  # and so the same file in the store
     assert fitted() == "fit: 1 new, 3 kept"
-    assert (tmp_path / f"out/{picture_id(0)}.png").read_bytes() == first
+    assert (tmp_path / f"out/pictures/{picture_id(0)}.png").read_bytes() == first
     assert fitted(fill="blur") == "fit: 4 new, 0 kept"
     fit_dataset(Fit(size_px=64, fill="blur"), tmp_path, tmp_path / "out", identity="other code")
     assert capsys.readouterr().out.startswith("fit: 4 new")

@@ -164,7 +164,7 @@ def test_a_texts_key_is_its_content_and_what_encodes_it(folder: Path) -> None:
 def test_adding_a_picture_encodes_that_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = {"a.png": captain(1), "b.png": captain(2)}
     folder = make_set(tmp_path, pictures)
-    index = {row["file"] for row in records.read_jsonl(folder / "latents/index-tiny.jsonl")}
+    index = {row["file"] for row in records.read_jsonl(folder / "latents/tiny/index.jsonl")}
     before = {name: hashing.sha256_of(folder / "latents/tiny" / name) for name in index}
     assert "encode: 4 new, 0 already in the cache" in capsys.readouterr().out
     make_set(tmp_path, {**pictures, "c.png": captain(3)})
