@@ -235,7 +235,7 @@ def test_diffusers_reads_the_file_at_the_right_strength(tmp_path: Path) -> None:
     pipeline.load_lora_weights(tmp_path, weight_name=FILE_NAME)
     batch = draw_batch(run, 0, 0)
     context = batch.conditioning["context"]
-    run.model.pipeline.unet.eval()
+    run.model.denoiser.eval()
     with torch.no_grad():
         ours = run.model.predict(batch.latents, batch.timesteps, {"context": context})
         theirs = pipeline.unet(batch.latents, batch.timesteps, context).sample
