@@ -127,7 +127,7 @@ def test_sdxl_goes_through_the_stages(tmp_path: Path) -> None:
     project = make_project(tmp_path / "project")
     save_small_sdxl(project.folder / "models/small-sdxl")
     (project.folder / "params.yaml").write_text(STAGES)
-    project.snakemake("results/a/samples/index.jsonl")
+    project.snakemake("results/a/samples")
     rows = list(csv.DictReader(project.read("results/a/train_log.csv").decode().splitlines()))
     assert [row["step"] for row in rows] == ["1", "2"]
     with safe_open(project.folder / "results/a/checkpoints/step-000002" / FILE_NAME, framework="pt") as file:
