@@ -42,6 +42,8 @@ ORIGINS: dict[str, tuple[str, str]] = {
     "huber_schedule": ("", "2403.16728"),
     "weighting": ("", "min-SNR 2303.09556; soft 2401.11605; debiased 2310.08442"),
     "snr_gamma": ("SNR", "2303.09556"),
+    "timestep_sampling": ("", "2403.03206, section 3.1"),
+    "timestep_shift": ("ratio", "2403.03206, equation 23"),
     "noise": ("", "offset: crosslabs.org; pyramid: J. Whitaker's multires noise"),
     "noise_offset": ("deviation", "crosslabs.org"),
     "pyramid_discount": ("ratio", "J. Whitaker; kohya"),
