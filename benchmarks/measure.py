@@ -17,11 +17,14 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from sdlora import records
-from sdlora.config.params import Base, Flip
+from sdlora.config.params import Base, Encode, Flip
 from sdlora.config.train import Train
+from sdlora.flow import inputs
+from sdlora.flow.hashing import FileHashes
 from sdlora.models import load_model
 from sdlora.randomness import generator
 from sdlora.stages.encode.encode import encode_dataset
+from sdlora.stages.encode.recipe import EncodeRecipe
 from sdlora.stages.train.batch import draw_batch
 from sdlora.stages.train.dataset import load_examples
 from sdlora.stages.train.loop import Run, optimizer_step, replay_of, replayed
@@ -76,7 +79,9 @@ def write_dataset(folder: Path, base: Base, side_px: int, count: int, threads: i
         place = {"bucket": side, "box": [0, 0, *side], "original": side, "corner": [0, 0], "repeats": 1}
         rows.append({"file_name": path.name, "id": f"{number:03d}", "mirrored": False, "text": text, **place})
     records.write_jsonl(folder / "train" / "metadata.jsonl", rows)
-    encode_dataset({"encode": {}, "base": base.model_dump(mode="json"), "threads": threads}, NAME, folder)
+    weights = inputs.base_identity(base, FileHashes())
+    recipe = EncodeRecipe(wildcards={"base": NAME}, encode=Encode(), base=base, base_identity=weights, threads=threads)
+    encode_dataset(recipe, folder)
     return folder
 
 
