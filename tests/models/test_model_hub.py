@@ -30,10 +30,10 @@ torch.set_num_threads(1)
 def describe():
     return Captioner(blip, blip_revision, Caption(), 1).caption(Image.new("RGB", (64, 64), "red"))
 def predict():
-    model = load_model(Base(model=model, revision=revision, family="sd", size_px=64, captioner="-"), "cpu")
+    family = load_model(Base(model=model, revision=revision, family="sd", size_px=64, captioner="-"), "cpu")
     noisy = torch.linspace(-1, 1, 1024).view(1, 4, 16, 16)
     with torch.inference_mode():
-        return model.predict(noisy, torch.tensor([500]), model.encode_prompts(["a captain"])).sum().item()
+        return family.predict(noisy, torch.tensor([500]), family.encode_prompts(["a captain"])).sum().item()
 for work in (describe, predict):
     try:
         print(work())
