@@ -9,8 +9,6 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lycoris_utils import LycorisLayer
 from safetensors import safe_open
 
-from sdlora.cpu import packed
-
 NAME = "lora"
 # Types that diffusers' own loader does not read.
 _CONFIGS = {"LOHA": LoHaConfig, "LOKR": LoKrConfig}
@@ -31,7 +29,6 @@ def attach_lora(pipeline: Any, path: Path, scale: float) -> None:
     if kind not in _CONFIGS:
         pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=NAME, low_cpu_mem_usage=False)
         pipeline.set_adapters([NAME], [scale])
-        packed.pack_lora(pipeline.unet)
         return
     values = {name.removeprefix("unet."): value for name, value in header.items() if name.startswith("unet.")}
     values.pop("peft_type")
