@@ -149,6 +149,7 @@ def test_the_training_page_is_the_schemas() -> None:
     assert (ROOT / "docs" / "training.md").read_text("utf-8") == training_page(), "run `make docs`"
 
 
+@pytest.mark.workflow
 def test_validation_does_not_import_torch() -> None:
     code = "import sys; from pathlib import Path; from sdlora.flow import plan; from sdlora.config.load import load\n"
     code += "load(Path('params.yaml'))\n"

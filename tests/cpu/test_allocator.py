@@ -63,6 +63,7 @@ def measured() -> dict[str, int]:
     return found
 
 
+@pytest.mark.workflow
 def test_what_a_small_base_frees_is_kept_and_what_a_large_one_frees_is_given_back() -> None:
     with get_context("spawn").Pool(1) as pool:
         found = pool.apply(measured)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from helpers import ROOT, environment
 
 # What leads to the folder, and what stands there without it: the only lines in the repository that know of it.
@@ -52,6 +53,7 @@ def used(source: Path) -> dict[str, Any]:
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
+@pytest.mark.workflow
 def test_without_the_folder_and_the_call_everything_agrees_to_rounding(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.rmtree(tmp_path / "src/sdlora/cpu")

@@ -41,6 +41,7 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", CASES, ids=str)
 def test_the_file_draws_what_was_trained(tmp_path: Path, pipeline: StableDiffusionPipeline, options: Any) -> None:
     base = predicted(pipeline.unet)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers import ROOT
 from rig.hub import serving
 
@@ -50,6 +51,7 @@ def use(cache: Path, *words: str, **env: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.workflow
 def test_weights_come_from_the_named_commit_once_or_it_is_told_how(tmp_path: Path) -> None:
     (sd, sd_commit), (blip, blip_commit) = COMMITS.items()
     here = use(tmp_path, str(ROOT / "models/tiny-sd"), "", str(ROOT / "models/tiny-blip"), "")

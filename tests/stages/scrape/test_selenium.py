@@ -116,6 +116,7 @@ def test_a_hostile_page_reaches_nothing_and_its_nonsense_is_left_out(rig: Rig) -
     assert not rig.requests("gallery.example")
 
 
+@pytest.mark.workflow
 def test_kill_9_leaves_no_browser_behind(rig: Rig) -> None:
     code = (
         "from pathlib import Path; from rig.server import connect; from sdlora.stages.scrape import selenium\n"
