@@ -15,6 +15,16 @@ from sdlora.config.load import load
 from sdlora.config.params import RESULTS_OF_ALL
 from sdlora.errors import SdloraError
 from sdlora.flow import command, freshness, inputs, lock, plan
+from sdlora.stages.caption.recipe import CaptionRecipe
+from sdlora.stages.encode.recipe import EncodeRecipe
+from sdlora.stages.evaluate.recipe import EvaluateRecipe
+from sdlora.stages.export.recipe import ExportRecipe
+from sdlora.stages.fit.recipe import FitRecipe
+from sdlora.stages.flip.recipe import FlipRecipe
+from sdlora.stages.report.recipe import ReportAllRecipe, ReportRecipe
+from sdlora.stages.sample.recipe import SampleRecipe
+from sdlora.stages.scrape.recipe import ScrapeRecipe
+from sdlora.stages.train.recipe import TrainRecipe
 
 command.run_code_of(SOURCE)
 
@@ -24,10 +34,11 @@ if config:
         f"`dvc exp run --set-param base=sd15`"
     )
 # Our own records tell what is fresh; that Snakemake has none is no news to anybody.
-logger.addFilter(lambda record: "provenance/metadata" not in record.getMessage())
+logger.addFilter(lambda record: not any(words in record.getMessage() for words in command.NO_NEWS))
 
 # While another run is at work its recipes stay as they are: a dry run then shows the plan as it was.
 try:
+    command.check_options(sys.argv[1:])
     inputs.check_place(Path(workflow.basedir))
     PARAMS = load(Path("params.yaml"))
     inputs.check(PARAMS)
@@ -52,6 +63,7 @@ include: "workflow/rules/caption.smk"
 include: "workflow/rules/flip.smk"
 include: "workflow/rules/encode.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/export.smk"
 include: "workflow/rules/sample.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from sdlora.config.load import load
 from sdlora.config.params import Encode, Fit, Params
 from sdlora.images.pictures import png_bytes
 from sdlora.stages.encode.encode import encode_dataset
+from sdlora.stages.encode.recipe import EncodeRecipe
 from sdlora.stages.fit.fit import fit_dataset
 from sdlora.stages.flip.flip import flip_dataset
 from sdlora.stages.train.dataset import Example, load_examples
 
 CAPTION = "captain, black coat on the left, smile mouth, lavender background"
-ENCODE = {"encode": Encode().model_dump(), "base": TINY.model_dump(), "threads": 1, "code": "x"}
+ENCODE = EncodeRecipe(
+    wildcards={"base": "tiny"}, encode=Encode(), base=TINY, base_identity="sha256:tiny", threads=1, code="x"
+)
 
 
 def captain(number: int, size: tuple[int, int] = (112, 64)) -> Image.Image:
@@ -69,13 +73,14 @@ def make_set(
     """Run fit, flip and encode; returns the folder of the fitted set."""
     write_manifest(source, pictures)
     folder = source / "fitted"
-    fit_dataset(fit or Fit(size_px=64), source, folder, masks)
-    texts = captions or [CAPTION] * len(pictures)
-    rows = [{"id": picture_id(n), "caption": text, "origin": "-", "split": "train"} for n, text in enumerate(texts)]
-    records.write_jsonl(folder / "captions.jsonl", rows)
-    flip_dataset(folder, mirror, True, repeats)
-    if encode:
-        encode_dataset(ENCODE, "tiny", folder)
+    with chdir(source):  # where the store lies
+        fit_dataset(fit or Fit(size_px=64), source, folder, masks)
+        texts = captions or [CAPTION] * len(pictures)
+        rows = [{"id": picture_id(n), "caption": text, "origin": "-", "split": "train"} for n, text in enumerate(texts)]
+        records.write_jsonl(folder / "captions.jsonl", rows)
+        flip_dataset(folder, mirror, True, repeats)
+        if encode:
+            encode_dataset(ENCODE, folder)
     return folder
 
 

@@ -15,15 +15,17 @@ from safetensors import safe_open
 from torch import nn
 
 from sdlora import records, tensors
-from sdlora.config.params import Base, Flip
+from sdlora.config.params import Base, Export, Flip
 from sdlora.config.train import Train
 from sdlora.flow.hashing import sha256_of
 from sdlora.lora.attach import attach_lora, detach_lora
 from sdlora.lora.metadata import About
-from sdlora.stages.train import train_version
+from sdlora.stages.export.export import export_version
+from sdlora.stages.export.recipe import ExportRecipe
 from sdlora.stages.train.dataset import Example
 from sdlora.stages.train.loop import Run, train_loop
-from sdlora.stages.train.run import prepare, write_checkpoint
+from sdlora.stages.train.recipe import TrainRecipe
+from sdlora.stages.train.run import prepare, train_version, write_checkpoint
 
 ABOUT = About("captain", 25, ("captain, left", "captain: a hat"), (64, 64), "epsilon", 192, 1)
 
@@ -91,16 +93,34 @@ def make_dataset(folder: Path) -> list[Path]:
     for example in examples(side=4):
         for side, mirrored in enumerate((False, True)):
             file = f"{example.id}-{side}.safetensors"
-            tensors.write(folder / "latents" / file, {"mean": example.mean[side], "std": example.std[side]})
+            tensors.write(folder / "latents/tiny" / file, {"mean": example.mean[side], "std": example.std[side]})
             place = {"bucket": [16, 16], "box": [0, 0, 16, 16], "original": [16, 16], "corner": [0, 0], "repeats": 1}
             row = {"id": example.id, "mirrored": mirrored, "text": example.text[side], "file_name": f"{file}.png"}
             captions.append({**row, **place})
             rows.append({"id": example.id, "mirrored": mirrored, "file": file})
     records.write_jsonl(folder / "train/metadata.jsonl", captions)
-    records.write_jsonl(folder / "latents/index-tiny.jsonl", rows)
+    records.write_jsonl(folder / "latents/tiny/index.jsonl", rows)
     made = folder / "made/flip.json"
     records.write_json(made, {"recipe": "", "inputs": {}, "outputs": {"captions": "1"}})
     return [made]
+
+
+def recipe_of(train: Train, dataset: Path, version: str = "a", **changes: Any) -> TrainRecipe:
+    """What the stage train is asked to do with a fitted set, on the embedded base."""
+    values: dict[str, Any] = {
+        "wildcards": {"version": version}, "train": train, "checkpoint_steps": tuple(train.checkpoint_steps),
+        "base": TINY, "base_identity": "sha256:tiny + sha256:vae", "flip": Flip(), "trigger": "captain",
+        "encode": None, "threads": 1, "dataset": dataset, "base_name": "tiny", "keep_runs": 20,
+    }  # fmt: skip
+    return TrainRecipe(**{**values, **changes})
+
+
+def export_recipe_of(trained: TrainRecipe, export: Export) -> ExportRecipe:
+    """What the stage export is asked to do after that."""
+    return ExportRecipe(
+        wildcards=trained.wildcards, version=trained.name, train=trained.train, base=trained.base,
+        base_identity=trained.base_identity, export=export,
+    )  # fmt: skip
 
 
 def header_of(path: Path) -> dict[str, str]:
@@ -130,15 +150,11 @@ class Place:
         train = Train.model_validate(
             {"optimizer": "adamw", "lr_schedule": "constant", "mixed_precision": "no", **settings}
         )
-        recipe = {
-            "stage": "train", "code": code, "software": {"torch": "2"}, "threads": 1, "base_identity": "sha256:tiny",
-            "base": TINY.model_dump(mode="json"), "train": train.model_dump(mode="json"),
-            "flip": Flip().model_dump(mode="json"), "trigger": trigger, "encode": None,
-            "checkpoint_steps": train.checkpoint_steps, "export": export or {},
-        }  # fmt: skip
-        recipe = json.loads(json.dumps(recipe))
-        inputs = make_dataset(self.folder / "set")
-        files = train_version(recipe, inputs, self.folder / "set", "tiny", Path("results") / version, 20)
+        inputs = tuple(make_dataset(self.folder / "set"))
+        made_by = {"code": code, "software": {"torch": "2"}, "inputs": inputs, "trigger": trigger}
+        recipe = recipe_of(train, self.folder / "set", version, **made_by)
+        files = train_version(recipe)
+        files += export_version(export_recipe_of(recipe, Export.model_validate(export or {})))
         assert all(path.exists() for path in files)
         found = {str(path.relative_to(f"results/{version}")) for path in files}
         assert found == hashes(self.folder / "results" / version).keys(), "every file is told"

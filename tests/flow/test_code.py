@@ -29,7 +29,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         jobs = plan.jobs(edited(folder))
-    return {job.stage: job.recipe["entries"] for job in jobs if job.name != "index"}
+    return {job.stage: [*job.entries] for job in jobs if not job.script}
 
 
 def identities(package: Path, entries: dict[str, list[str]]) -> dict[str, str]:
@@ -146,7 +146,7 @@ def test_a_packages_version_counts_where_it_is_used(tmp_path: Path, monkeypatch:
     found = {}
     for optimizer in ("adamw", "prodigy"):
         jobs = plan.jobs(edited(tmp_path, ("optimizer: adamw8bit", f"optimizer: {optimizer}")))
-        found[optimizer] = {job.stage: job.recipe["software"] for job in jobs if job.name == "a" or job.stage == "fit"}
+        found[optimizer] = {job.stage: job.software for job in jobs if job.name == "a" or job.stage == "fit"}
     assert "prodigyopt" in found["prodigy"]["train"] and "prodigyopt" not in found["adamw"]["train"]
     assert "bitsandbytes" not in found["adamw"]["train"]
     assert {"diffusers", "peft", "torch", "transformers"} <= found["adamw"]["sample"].keys()

@@ -4,37 +4,63 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from sdlora import records
 from sdlora.errors import DataError
 from sdlora.flow import freshness, hashing
-from sdlora.flow.freshness import Job
 from sdlora.flow.hashing import FileHashes
+from sdlora.flow.recipe import Recipe
+
+
+class First(Recipe):
+    """A stage that writes a file and a folder."""
+
+    stage: ClassVar[str] = "fit"
+    folder_pattern: ClassVar[str] = "a"
+    writes: ClassVar[tuple[str, ...]] = ("out", "many/")
+    record: ClassVar[str] = "made.json"
+    number: int = 1
+
+
+class Second(First):
+    """The stage after it."""
+
+    stage: ClassVar[str] = "flip"
+    folder_pattern: ClassVar[str] = "b"
+    inputs: tuple[Path, ...] = (Path("a/made.json"),)
 
 
 @pytest.fixture
-def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Job]:
+def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
     """Two jobs that have run: a -> b."""
     monkeypatch.chdir(tmp_path)
-    a = Job("fit", "a", {"x": 1}, (), Path("a/made.json"), (Path("a/out"),))
-    b = Job("flip", "b", {"y": 1}, (a.made,), Path("b/made.json"), (Path("b/out"),))
+    a, b = First(wildcards={}), Second(wildcards={})
     freshness.settle([a, b])
     for job in (a, b):
-        records.write_text(job.shown[0], job.stage)
-        freshness.write_made(job.made, job.recipe_path.read_text("utf-8"), job.inputs, job.shown)
+        files = [job.outputs[0], job.outputs[1] / "1", job.outputs[1] / "2"]
+        for file in files:
+            records.write_text(file, job.stage)
+        (job.outputs[1] / freshness.FOLDER_MARK).touch()  # as Snakemake does when the job has ended
+        freshness.write_made(job, files)
     return [a, b]
 
 
-def newer(job: Job) -> bool:
+def timed(job: Recipe) -> list[Path]:
+    """The outputs whose mtimes Snakemake reads."""
+    return [job.made, job.outputs[0], job.outputs[1] / freshness.FOLDER_MARK]
+
+
+def newer(job: Recipe) -> bool:
     """Whether Snakemake would see an input as new as an output."""
-    inputs = max(path.stat().st_mtime for path in (job.recipe_path, *job.inputs))
-    return inputs >= min(path.stat().st_mtime for path in (job.made, *job.shown))
+    inputs = max(path.stat().st_mtime for path in (job.path, *job.inputs))
+    return inputs >= min(path.stat().st_mtime for path in timed(job))
 
 
-def test_fresh_jobs_stay_fresh_in_any_checkout_order(chain: list[Job]) -> None:
-    for path, age in ((chain[0].made, 0), (chain[1].made, 900), (chain[1].shown[0], 500)):
+def test_fresh_jobs_stay_fresh_in_any_checkout_order(chain: list[Recipe]) -> None:
+    for path, age in ((chain[0].made, 0), (chain[1].made, 900), (chain[1].outputs[0], 500)):
         os.utime(path, (path.stat().st_atime, path.stat().st_mtime - age))
     assert freshness.settle(chain) == chain
     assert not any(map(newer, chain))
@@ -49,59 +75,66 @@ def test_fresh_jobs_stay_fresh_in_any_checkout_order(chain: list[Job]) -> None:
         ("output of a", {"a", "b"}),
         ("record of a", {"a", "b"}),
         ("garbled record", {"b"}),
+        ("file in a folder of b", {"b"}),
+        ("lost file in a folder of a", {"a", "b"}),
     ],
 )
-def test_what_does_not_fit_is_run_again(chain: list[Job], damage: str, stale: set[str]) -> None:
+def test_what_does_not_fit_is_run_again(chain: list[Recipe], damage: str, stale: set[str]) -> None:
     a, b = chain
     if damage == "recipe of a":
-        a = Job(a.stage, a.name, {"x": 2}, a.inputs, a.made, a.shown)
+        a = First(wildcards={}, number=2)
     elif damage == "recipe of b":
-        b = Job(b.stage, b.name, {"y": 2}, b.inputs, b.made, b.shown)
+        b = Second(wildcards={}, number=2)
     elif damage == "record of a":
         a.made.unlink()
     elif damage == "garbled record":
         b.made.write_text("{")
+    elif damage == "file in a folder of b":
+        (b.outputs[1] / "1").write_text("tampered")
+    elif damage == "lost file in a folder of a":
+        (a.outputs[1] / "2").unlink()
     else:
-        (a if damage.endswith("a") else b).shown[0].write_text("tampered")
+        (a if damage.endswith("a") else b).outputs[0].write_text("tampered")
     fresh = freshness.settle([a, b])
-    assert {job.name for job in (a, b) if job not in fresh} == stale
+    assert {job.folder.name for job in (a, b) if job not in fresh} == stale
     for job in (a, b):
-        if job.name in stale and job.made.exists():
+        if job.folder.name in stale and job.made.exists():
             assert not a.made.exists() or newer(job) or newer(a)
 
 
-def test_going_back_is_fresh_again(chain: list[Job]) -> None:
+def test_going_back_is_fresh_again(chain: list[Recipe]) -> None:
     a, b = chain
-    freshness.settle([a, Job(b.stage, b.name, {"y": 2}, b.inputs, b.made, b.shown)])
+    freshness.settle([a, Second(wildcards={}, number=2)])
     assert freshness.settle([a, b]) == [a, b]
     assert not any(map(newer, (a, b)))
 
 
-def test_a_recipe_that_changed_during_the_job_makes_it_stale(chain: list[Job]) -> None:
+def test_a_recipe_that_changed_during_the_job_makes_it_stale(chain: list[Recipe]) -> None:
     _, b = chain
-    read_at_start = b.recipe_path.read_text("utf-8")
-    changed = Job(b.stage, b.name, {"y": 2}, b.inputs, b.made, b.shown)
+    changed = Second(wildcards={}, number=2)
     freshness.settle([chain[0], changed])
-    freshness.write_made(b.made, read_at_start, b.inputs, b.shown)
+    freshness.write_made(b, b.outputs[:1])
     assert changed not in freshness.settle([chain[0], changed])
 
 
-def times(jobs: list[Job]) -> list[int]:
-    return [path.stat().st_mtime_ns for job in jobs for path in (job.recipe_path, job.made, *job.shown)]
+def times(jobs: list[Recipe]) -> list[int]:
+    return [path.stat().st_mtime_ns for job in jobs for path in (job.path, *timed(job))]
 
 
-def test_times_in_the_future_are_set_back(chain: list[Job]) -> None:
+def test_times_in_the_future_are_set_back(chain: list[Recipe]) -> None:
     """A clock that was set back: whatever a job writes now must be newer than what it reads."""
     for job in chain:
-        for path in (job.recipe_path, job.made, *job.shown):
+        for path in (job.path, *timed(job)):
             os.utime(path, (time.time() + 9000, time.time() + 9000))
-    chain[1].shown[0].write_text("tampered")
+    chain[1].outputs[0].write_text("tampered")
     assert freshness.settle(chain) == chain[:1]
     assert max(times(chain)) <= time.time_ns() and not newer(chain[0]) and newer(chain[1])
 
 
 @pytest.mark.parametrize("second", [1, 2])
-def test_a_file_system_that_tells_seconds_apart(chain: list[Job], second: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_system_that_tells_seconds_apart(
+    chain: list[Recipe], second: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     unit, keep = second * 10**9, os.utime
 
     def coarse(path: Path, times: object = None, *, ns: tuple[int, int] | None = None) -> None:
@@ -110,11 +143,11 @@ def test_a_file_system_that_tells_seconds_apart(chain: list[Job], second: int, m
 
     monkeypatch.setattr(os, "utime", coarse)
     for job in chain:
-        for path in (job.recipe_path, job.made, *job.shown):
+        for path in (job.path, *timed(job)):
             coarse(path, ns=(time.time_ns(),) * 2)
     assert freshness.settle(chain) == chain and not any(map(newer, chain))
     a, b = chain
-    b = Job(b.stage, b.name, {"y": 2}, b.inputs, b.made, b.shown)
+    b = Second(wildcards={}, number=2)
     assert freshness.settle([a, b]) == [a]
     assert not newer(a) and newer(b), "Snakemake must see that b is to be made again"
     assert max(times([a, b])) <= time.time_ns()
@@ -130,7 +163,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("what", [*HOSTILE, "not UTF-8", "too deep", "no object", "a FIFO", "a missing key"])
-def test_a_hostile_record_is_no_record(chain: list[Job], what: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_hostile_record_is_no_record(chain: list[Recipe], what: str, capfd: pytest.CaptureFixture[str]) -> None:
     record = chain[1].made
     whole = records.read_json(record)
     if what in HOSTILE:
@@ -145,21 +178,21 @@ def test_a_hostile_record_is_no_record(chain: list[Job], what: str, capfd: pytes
     assert f"{record} " in capfd.readouterr().err, "and it is told"
 
 
-def test_a_recorded_file_that_became_a_fifo_is_not_read(chain: list[Job]) -> None:
-    chain[1].shown[0].unlink()
-    os.mkfifo(chain[1].shown[0])
+def test_a_recorded_file_that_became_a_fifo_is_not_read(chain: list[Recipe]) -> None:
+    chain[1].outputs[0].unlink()
+    os.mkfifo(chain[1].outputs[0])
     assert freshness.settle(chain) == chain[:1]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff", b"[" * 100_000, b'{"a/out": 3}',
                                      b'{"a/out": [1, "x", []]}', b'{"a/out": [true, 1, "x"]}'])  # fmt: skip
-def test_damaged_hashes_are_found_anew(chain: list[Job], content: bytes) -> None:
+def test_damaged_hashes_are_found_anew(chain: list[Recipe], content: bytes) -> None:
     Path(".sdlora/hashes.json").write_bytes(content)
     assert freshness.settle(chain) == chain
     assert isinstance(records.read_json(Path(".sdlora/hashes.json")), dict)
 
 
-def test_a_folder_of_the_pipeline_that_cannot_be_written_is_told(chain: list[Job]) -> None:
+def test_a_folder_of_the_pipeline_that_cannot_be_written_is_told(chain: list[Recipe]) -> None:
     shutil.rmtree(".sdlora")
     Path(".sdlora").write_text("a file")
     with pytest.raises(DataError, match=r"\.sdlora.*the pipeline must be able to write it"):

@@ -21,7 +21,7 @@ from sdlora.images import decoder
 from sdlora.images.pictures import open_picture
 from sdlora.images.worker import scans_of
 from sdlora.stages.fit.fit import fit_dataset
-from sdlora.stages.scrape import gather
+from sdlora.stages.scrape.gather import gather
 from sdlora.stages.scrape.verify import examine
 
 MOST_S = 8.0  # of computing, for all of one attack

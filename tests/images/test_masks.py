@@ -256,7 +256,7 @@ def test_masks_are_part_of_the_recipes(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)  # where the hashes are remembered
 
     def recipes(*changes: tuple[str, str]) -> dict[Path, str]:
-        return {job.made: records.canonical_json(job.recipe) for job in plan.jobs(edited(tmp_path, *changes))}
+        return {job.made: job.digest() for job in plan.jobs(edited(tmp_path, *changes))}
 
     def changed(before: dict[Path, str], after: dict[Path, str]) -> list[str]:
         return sorted(str(path) for path in before if before[path] != after[path])

@@ -117,4 +117,4 @@ def test_fit_dataset_records_where_the_picture_lies(tmp_path: Path) -> None:
     records.write_jsonl(tmp_path / "manifest.jsonl", [row])
     files = fit.fit_dataset(Fit(size_px=64), tmp_path, tmp_path / "out")
     assert records.read_jsonl(tmp_path / "out" / "fit.jsonl")[0]["box"] == [0, 16, 64, 32]
-    assert (tmp_path / "out" / f"{'a' * 16}.png") in files
+    assert (tmp_path / "out/pictures" / f"{'a' * 16}.png") in files

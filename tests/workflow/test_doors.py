@@ -10,8 +10,10 @@ import pytest
 from helpers import ROOT, SMALL, Project, make_project
 
 from sdlora import records
+from sdlora.config.params import Fit
 from sdlora.errors import DataError
 from sdlora.flow import command
+from sdlora.stages.fit.recipe import FitRecipe
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def test_the_code_that_was_hashed_runs_and_paths_may_have_spaces(project: Projec
     python.symlink_to(Path(sys.executable).resolve())
     (environment_folder / "lib").symlink_to(Path(sys.prefix) / "lib")
     shutil.copy(Path(sys.prefix) / "pyvenv.cfg", environment_folder)
-    project.edit("src/sdlora/fit.py", 'print(f"fit:', 'print(f"the code of this checkout, fit:')
+    project.edit("src/sdlora/stages/fit/fit.py", 'print(f"fit:', 'print(f"the code of this checkout, fit:')
     target = "data/sets/small/pad-edge-64/fit.jsonl"
     done = project.command(
         "env", "-u", "PYTHONPATH", str(python), "-m", "snakemake", "--cores", "1", target, check=False
@@ -110,13 +112,20 @@ def test_the_code_that_was_hashed_runs_and_paths_may_have_spaces(project: Projec
 def test_other_code_than_the_planned_is_refused(project: Project) -> None:
     edited(project, "", "")
     project.snakemake("-n", "data/sets/small/manifest.jsonl")
-    script, words = "workflow/scripts/scrape.py", ("--again", "0", "--out", "x", "--made", "made.json")
     recipe = project.folder / ".sdlora/recipes/scrape/small.json"
-    assert recipe.exists() or not (project.folder / ".sdlora").exists()
-    records.write_json(recipe, {"stage": "scrape", "code": "0" * 16})
-    text = project.command(sys.executable, script, "--recipe", str(recipe), *words, check=False).stderr
+    records.write_json(recipe, {**records.read_json(recipe), "code": "0" * 16})
+    words = ("workflow/scripts/scrape.py", "--recipe", str(recipe), "--again", "0")
+    text = project.command(sys.executable, *words, check=False).stderr
     assert "is not the code that this run was planned with" in text and "Traceback" not in text
-    assert not (project.folder / "made.json").exists()
+    assert not (project.folder / "data/sets").exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"wildcards": {}, "fit": {"method": "squeeze"}}'])
+def test_a_recipe_that_is_none_is_told(content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipe.json").write_text(content)
+    monkeypatch.setattr(sys, "argv", ["fit.py", "--recipe", str(tmp_path / "recipe.json")])
+    with pytest.raises(SystemExit, match=r"recipe.json: no recipe of the stage fit"):
+        command.run(FitRecipe, lambda _: [])
 
 
 def test_a_project_that_cannot_be_written_is_told(tmp_path: Path) -> None:
@@ -130,33 +139,39 @@ def test_a_project_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 def test_what_is_wrong_with_the_machine_is_a_sentence(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    records.write_json(tmp_path / "recipe.json", {"stage": "fit", "code": None})
-    made = tmp_path / "made.json"
-    monkeypatch.setattr(sys, "argv", ["fit.py", "--recipe", str(tmp_path / "recipe.json"), "--made", str(made)])
+    recipe = asked(tmp_path, monkeypatch)
 
     def work(*_: object) -> list[Path]:
         raise OSError(number, os.strerror(number), "samples/1.png")
 
     with pytest.raises(SystemExit, match=rf"error: samples/1\.png: {os.strerror(number)}; what was finished is kept"):
-        command.run(work)
-    assert not made.exists()
+        command.run(FitRecipe, work)
+    assert not recipe.made.exists()
+
+
+def asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FitRecipe:
+    """A recipe that a script finds on its command line."""
+    monkeypatch.chdir(folder)
+    recipe = FitRecipe(wildcards={"dataset": "d", "fit": "pad-64"}, fit=Fit(size_px=64), masks=None, mask_files=None)
+    records.write_text(recipe.path, recipe.text)
+    monkeypatch.setattr(sys, "argv", ["fit.py", "--recipe", str(recipe.path)])
+    return recipe
 
 
 def test_a_mistake_of_the_program_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    records.write_json(tmp_path / "recipe.json", {"stage": "fit", "code": None})
-    words = ["fit.py", "--recipe", str(tmp_path / "recipe.json"), "--made", str(tmp_path / "made.json")]
-    monkeypatch.setattr(sys, "argv", words)
+    asked(tmp_path, monkeypatch)
     with pytest.raises(FileNotFoundError):
-        command.run(lambda *_: [Path("not there").stat() and Path()])
+        command.run(FitRecipe, lambda _: [Path("not there").stat() and Path()])
 
 
-def test_the_check_of_code_knows_its_own(tmp_path: Path) -> None:
+def test_the_check_of_code_knows_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from sdlora.flow.code import Code
 
-    script = Path("workflow/scripts/fit.py")
-    command.check_code({"stage": "fit", "code": Code().reach(script).identity}, script)
+    script = ROOT / "workflow/scripts/fit.py"
+    recipe = asked(tmp_path, monkeypatch)
+    command.check_code(recipe.model_copy(update={"code": Code().reach(script).identity}), script)
     with pytest.raises(DataError, match="the code of fit"):
-        command.check_code({"stage": "fit", "code": "0" * 16}, script)
+        command.check_code(recipe.model_copy(update={"code": "0" * 16}), script)
 
 
 def test_no_kernel_is_fetched_from_a_hub(tmp_path: Path) -> None:

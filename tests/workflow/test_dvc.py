@@ -36,12 +36,12 @@ TEXT = SMALL.replace("  a:\n", "  a:\n    preset: mine\n", 1).replace(
 def recipes(folder: Path, *changes: tuple[str, str]) -> list[object]:
     """All that version a is made from."""
     params = edited(folder, *changes, text=TEXT)
-    index = plan.made(plan.RESULTS / "a", "report")
+    index = Path("results/a/made/report.json")
     jobs = {job.made: job for job in plan.jobs(params)}
     found, waiting = [], [index]
     while waiting:
         job = jobs[waiting.pop()]
-        found.append((str(job.made), job.recipe))
+        found.append((str(job.made), job.identity()))
         waiting += job.inputs
     return sorted(found, key=lambda pair: pair[0])
 

@@ -25,11 +25,12 @@ from pathlib import Path
 sys.path.insert(0, {str(ROOT / "tests")!r})
 from rig.server import connect
 
-from sdlora import command
+from sdlora.flow import command
 from sdlora.stages.scrape.pin import scrape
+from sdlora.stages.scrape.recipe import ScrapeRecipe
 
 context = connect(Path("rig/rig.json"))
-command.run(lambda recipe, args: scrape(recipe, args.out, bool(args.again), context), out=Path, again=int)
+command.run(ScrapeRecipe, lambda recipe, again: scrape(recipe, bool(again), context), again=int)
 """
 PARAMS = (
     SMALL.replace("threads: 1", "scraping: true\nthreads: 1")

@@ -1,17 +1,17 @@
 rule caption:
     input:
-        recipe=recipe("data/sets/{dataset}/{fit}/made/caption.json"),
-        records=before("data/sets/{dataset}/{fit}/made/caption.json"),
+        recipe=recipe_of(CaptionRecipe),
+        records=records_before(CaptionRecipe),
     output:
-        "data/sets/{dataset}/{fit}/captions.jsonl",
-        made="data/sets/{dataset}/{fit}/made/caption.json",
+        *outputs(CaptionRecipe),
     log:
         "logs/{dataset}/{fit}/caption.log",
+    threads: PARAMS.threads
     resources:
         gpu=1,
+        mem_mb=6000,
+        runtime=240,
     params:
-        folder=subpath(output.made, ancestor=2),
         python=sys.executable,
     shell:
-        "{params.python:q} workflow/scripts/caption.py --recipe {input.recipe} --inputs {input.records}"
-        " --folder {params.folder} --made {output.made} 2>&1 | tee {log}"
+        "{params.python:q} workflow/scripts/caption.py --recipe {input.recipe} 2>&1 | tee {log}"

@@ -1,16 +1,27 @@
 # Benchmarks stay out: Snakemake counts their files among the outputs, and nothing keeps their mtimes truthful.
-# What the rules share: a job's recipe is its first input, the records of the jobs before it follow.
+# What the rules share: a job's recipe is its first input, the records of the jobs before it follow, and its outputs are
+# what its recipe's class writes.
 JOB_OF = {job.made: job for job in JOBS}
 
 
-def recipe(pattern):
-    """Input function: the recipe of the job that writes the record `pattern`."""
-    return lambda wildcards: str(JOB_OF[Path(pattern.format(**wildcards))].recipe_path)
+def job_of(kind, wildcards):
+    """The job of a stage that some wildcards mean."""
+    return JOB_OF[Path(kind.made_pattern().format(**wildcards))]
 
 
-def before(pattern):
-    """Input function: the records that the job of the record `pattern` needs."""
-    return lambda wildcards: [str(p) for p in JOB_OF[Path(pattern.format(**wildcards))].inputs]
+def recipe_of(kind):
+    """Input function: the recipe of a stage's job."""
+    return lambda wildcards: str(job_of(kind, wildcards).path)
+
+
+def records_before(kind):
+    """Input function: the records that a stage's job needs."""
+    return lambda wildcards: [str(path) for path in job_of(kind, wildcards).inputs]
+
+
+def outputs(kind):
+    """What a stage writes, its record last."""
+    return [directory(path.rstrip("/")) if path.endswith("/") else path for path in kind.patterns()]
 
 
 def with_references(wildcards):
@@ -24,7 +35,7 @@ def with_references(wildcards):
             f"error: datasets.{dataset}.held_out is 0, so version {wildcards.version} has no references to be measured "
             f"against; set it to a number of pictures or to a subfolder's name, or ask for train_log.csv alone"
         )
-    return recipe("results/{version}/made/sample.json")(wildcards)
+    return str(job_of(SampleRecipe, wildcards).path)
 
 
 def no_such_version(wildcards):
@@ -34,30 +45,18 @@ def no_such_version(wildcards):
     )
 
 
-def fitted(wildcards):
-    """Folder a version learns from."""
-    version = PARAMS.versions[wildcards.version]
-    return str(plan.set_folder(version.dataset, plan.fit_name(PARAMS, wildcards.version)))
-
-
-def references(wildcards):
-    """Folder of a version's references: always padded, so that nothing of them is lost."""
-    version = PARAMS.versions[wildcards.version]
-    return str(plan.set_folder(version.dataset, plan.fit_name(PARAMS, wildcards.version, "pad")))
-
-
 def scrapable(wildcards):
     """Input function: the recipe, once it is clear that the pictures are there or may be scraped.
 
     It ends the run itself: where the manifest exists, Snakemake would take an exception for "no rule makes this" and
     go on with the old file.
     """
-    job = JOB_OF[Path(f"data/sets/{wildcards.dataset}/made/scrape.json")]
+    job = job_of(ScrapeRecipe, wildcards)
     try:
         plan.may_scrape(PARAMS, job, forced=scrape_again(wildcards))
     except SdloraError as error:
         sys.exit(f"error: {error}")
-    return str(job.recipe_path)
+    return str(job.path)
 
 
 def scrape_again(wildcards):

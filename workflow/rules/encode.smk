@@ -1,17 +1,17 @@
 rule encode:
     input:
-        recipe=recipe("data/sets/{dataset}/{fit}/made/encode-{base}.json"),
-        records=before("data/sets/{dataset}/{fit}/made/encode-{base}.json"),
+        recipe=recipe_of(EncodeRecipe),
+        records=records_before(EncodeRecipe),
     output:
-        "data/sets/{dataset}/{fit}/latents/index-{base}.jsonl",
-        made="data/sets/{dataset}/{fit}/made/encode-{base}.json",
+        *outputs(EncodeRecipe),
     log:
         "logs/{dataset}/{fit}/encode-{base}.log",
+    threads: PARAMS.threads
     resources:
         gpu=1,
+        mem_mb=8000,
+        runtime=120,
     params:
-        folder=subpath(output.made, ancestor=2),
         python=sys.executable,
     shell:
-        "{params.python:q} workflow/scripts/encode.py --recipe {input.recipe} --inputs {input.records}"
-        " --folder {params.folder} --base {wildcards.base} --made {output.made} 2>&1 | tee {log}"
+        "{params.python:q} workflow/scripts/encode.py --recipe {input.recipe} 2>&1 | tee {log}"

@@ -1,20 +1,16 @@
 rule evaluate:
     input:
-        recipe=recipe("results/{version}/made/evaluate.json"),
-        records=before("results/{version}/made/evaluate.json"),
+        recipe=recipe_of(EvaluateRecipe),
+        records=records_before(EvaluateRecipe),
+        files=ancient(ExportRecipe.made_pattern()),  # who asks for metrics.csv wants the files, too
     output:
-        "results/{version}/metrics.csv",
-        "results/{version}/metrics.json",
-        "results/{version}/best.json",
-        made="results/{version}/made/evaluate.json",
+        *outputs(EvaluateRecipe),
     log:
         "logs/{version}/evaluate.log",
+    resources:
+        mem_mb=2000,
+        runtime=60,
     params:
-        samples="results/{version}/samples",
-        references=references,
-        out=subpath(output.made, ancestor=2),
         python=sys.executable,
     shell:
-        "{params.python:q} workflow/scripts/evaluate.py --recipe {input.recipe} --inputs {input.records}"
-        " --samples {params.samples} --references {params.references} --out {params.out}"
-        " --made {output.made} 2>&1 | tee {log}"
+        "{params.python:q} workflow/scripts/evaluate.py --recipe {input.recipe} 2>&1 | tee {log}"

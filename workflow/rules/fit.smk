@@ -1,16 +1,15 @@
 rule fit:
     input:
-        recipe=recipe("data/sets/{dataset}/{fit}/made/fit.json"),
-        records=before("data/sets/{dataset}/{fit}/made/fit.json"),
+        recipe=recipe_of(FitRecipe),
+        records=records_before(FitRecipe),
     output:
-        "data/sets/{dataset}/{fit}/fit.jsonl",
-        made="data/sets/{dataset}/{fit}/made/fit.json",
+        *outputs(FitRecipe),
     log:
         "logs/{dataset}/{fit}/fit.log",
+    resources:
+        mem_mb=1000,
+        runtime=60,
     params:
-        source="data/sets/{dataset}",
-        out=subpath(output.made, ancestor=2),
         python=sys.executable,
     shell:
-        "{params.python:q} workflow/scripts/fit.py --recipe {input.recipe} --inputs {input.records}"
-        " --source {params.source} --out {params.out} --made {output.made} 2>&1 | tee {log}"
+        "{params.python:q} workflow/scripts/fit.py --recipe {input.recipe} 2>&1 | tee {log}"

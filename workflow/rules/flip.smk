@@ -1,15 +1,15 @@
 rule flip:
     input:
-        recipe=recipe("data/sets/{dataset}/{fit}/made/flip.json"),
-        records=before("data/sets/{dataset}/{fit}/made/flip.json"),
+        recipe=recipe_of(FlipRecipe),
+        records=records_before(FlipRecipe),
     output:
-        "data/sets/{dataset}/{fit}/train/metadata.jsonl",
-        made="data/sets/{dataset}/{fit}/made/flip.json",
+        *outputs(FlipRecipe),
     log:
         "logs/{dataset}/{fit}/flip.log",
+    resources:
+        mem_mb=1000,
+        runtime=60,
     params:
-        folder=subpath(output.made, ancestor=2),
         python=sys.executable,
     shell:
-        "{params.python:q} workflow/scripts/flip.py --recipe {input.recipe} --inputs {input.records}"
-        " --folder {params.folder} --made {output.made} 2>&1 | tee {log}"
+        "{params.python:q} workflow/scripts/flip.py --recipe {input.recipe} 2>&1 | tee {log}"

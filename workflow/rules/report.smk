@@ -1,33 +1,32 @@
 rule report:
     input:
-        recipe=recipe("results/{version}/made/report.json"),
-        records=before("results/{version}/made/report.json"),
+        recipe=recipe_of(ReportRecipe),
+        records=records_before(ReportRecipe),
     output:
-        page="results/{version}/report/index.html",
-        made="results/{version}/made/report.json",
+        *outputs(ReportRecipe),
     log:
         "logs/{version}/report.log",
+    resources:
+        mem_mb=2000,
+        runtime=30,
     params:
-        references=references,
-        result="results/{version}",
         python=sys.executable,
     shell:
-        "{params.python:q} workflow/scripts/report.py --recipe {input.recipe} --inputs {input.records}"
-        " --references {params.references} --result {params.result} --made {output.made} 2>&1 | tee {log}"
+        "{params.python:q} workflow/scripts/report.py --recipe {input.recipe} 2>&1 | tee {log}"
 
 
 rule report_all:
     input:
-        recipe=recipe("results/report/made/report.json"),
-        records=before("results/report/made/report.json"),
+        recipe=recipe_of(ReportAllRecipe),
+        records=records_before(ReportAllRecipe),
     output:
-        page="results/report/index.html",
-        table="results/report/versions.csv",
-        made="results/report/made/report.json",
+        *outputs(ReportAllRecipe),
     log:
         "logs/report.log",
+    resources:
+        mem_mb=2000,
+        runtime=30,
     params:
         python=sys.executable,
     shell:
-        "{params.python:q} workflow/scripts/report.py --recipe {input.recipe} --inputs {input.records}"
-        " --references none --result results --made {output.made} 2>&1 | tee {log}"
+        "{params.python:q} workflow/scripts/report_all.py --recipe {input.recipe} 2>&1 | tee {log}"

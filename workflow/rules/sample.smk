@@ -1,20 +1,17 @@
 rule sample:
     input:
         recipe=with_references,
-        records=before("results/{version}/made/sample.json"),
+        records=records_before(SampleRecipe),
     output:
-        "results/{version}/samples/index.jsonl",
-        made="results/{version}/made/sample.json",
+        *outputs(SampleRecipe),
     log:
         "logs/{version}/sample.log",
+    threads: PARAMS.threads
     resources:
         gpu=1,
+        mem_mb=16000,
+        runtime=480,
     params:
-        checkpoints="results/{version}/checkpoints",
-        references=references,
-        out=subpath(output[0], parent=True),
         python=sys.executable,
     shell:
-        "{params.python:q} workflow/scripts/sample.py --recipe {input.recipe} --inputs {input.records}"
-        " --checkpoints {params.checkpoints} --captions {params.references}/captions.jsonl --out {params.out}"
-        " --made {output.made} 2>&1 | tee {log}"
+        "{params.python:q} workflow/scripts/sample.py --recipe {input.recipe} 2>&1 | tee {log}"

@@ -2,14 +2,14 @@ rule scrape:
     input:
         recipe=scrapable,
     output:
-        "data/sets/{dataset}/manifest.jsonl",
-        made="data/sets/{dataset}/made/scrape.json",
+        *outputs(ScrapeRecipe),
     log:
         "logs/{dataset}/scrape.log",
+    resources:
+        mem_mb=1000,
+        runtime=240,
     params:
-        out=subpath(output.made, ancestor=2),
         again=lambda wildcards: int(scrape_again(wildcards)),
         python=sys.executable,
     shell:
-        "{params.python:q} workflow/scripts/scrape.py --recipe {input.recipe} --out {params.out}"
-        " --again {params.again} --made {output.made} 2>&1 | tee {log}"
+        "{params.python:q} workflow/scripts/scrape.py --recipe {input.recipe} --again {params.again} 2>&1 | tee {log}"

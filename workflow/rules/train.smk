@@ -1,22 +1,17 @@
 rule train:
     input:
-        recipe=recipe("results/{version}/made/train.json"),
-        records=before("results/{version}/made/train.json"),
+        recipe=recipe_of(TrainRecipe),
+        records=records_before(TrainRecipe),
     output:
-        "results/{version}/train_log.csv",
-        "results/{version}/config.yaml",
-        made="results/{version}/made/train.json",
+        *outputs(TrainRecipe),
     log:
         "logs/{version}/train.log",
+    threads: PARAMS.threads
     resources:
         gpu=1,
+        mem_mb=24000,
+        runtime=1440,
     params:
-        folder=fitted,
-        base=lambda wildcards: PARAMS.versions[wildcards.version].base,
-        out=subpath(output.made, ancestor=2),
-        keep_runs=PARAMS.keep_runs,
         python=sys.executable,
     shell:
-        "{params.python:q} workflow/scripts/train.py --recipe {input.recipe} --inputs {input.records}"
-        " --folder {params.folder} --base {params.base} --out {params.out} --keep-runs {params.keep_runs}"
-        " --made {output.made} 2>&1 | tee {log}"
+        "{params.python:q} workflow/scripts/train.py --recipe {input.recipe} 2>&1 | tee {log}"

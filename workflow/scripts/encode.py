@@ -1,12 +1,7 @@
 """Encode training pictures to latents: `python workflow/scripts/encode.py --help`."""
 
-from pathlib import Path
-
 from sdlora.flow import command
 from sdlora.stages.encode.encode import encode_dataset
+from sdlora.stages.encode.recipe import EncodeRecipe
 
-command.run(
-    lambda recipe, args: encode_dataset(recipe, args.base, args.folder),
-    folder=Path,
-    base=str,
-)
+command.run(EncodeRecipe, encode_dataset)

@@ -2,19 +2,13 @@
 
 from pathlib import Path
 
-from sdlora import records
-from sdlora.config.params import Evaluate
 from sdlora.flow import command
-from sdlora.stages.evaluate import evaluate_version
+from sdlora.stages.evaluate.recipe import EvaluateRecipe
+from sdlora.stages.evaluate.run import evaluate_version
 
-command.run(
-    lambda recipe, args: evaluate_version(
-        Evaluate.model_validate_json(records.canonical_json(recipe["evaluate"])),
-        args.samples,
-        args.references,
-        args.out,
-    ),
-    samples=Path,
-    references=Path,
-    out=Path,
-)
+
+def work(recipe: EvaluateRecipe) -> list[Path]:
+    return evaluate_version(recipe.evaluate, recipe.folder / "samples", recipe.references, recipe.folder)
+
+
+command.run(EvaluateRecipe, work)

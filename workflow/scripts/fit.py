@@ -3,18 +3,14 @@
 from pathlib import Path
 
 from sdlora import records
-from sdlora.config.params import Fit
 from sdlora.flow import command
 from sdlora.stages.fit.fit import fit_dataset
+from sdlora.stages.fit.recipe import FitRecipe
 
-command.run(
-    lambda recipe, args: fit_dataset(
-        Fit(**recipe["fit"]),
-        args.source,
-        args.out,
-        recipe["masks"],
-        records.canonical_json([recipe["code"], recipe["software"]]),
-    ),
-    source=Path,
-    out=Path,
-)
+
+def work(recipe: FitRecipe) -> list[Path]:
+    made_by = records.canonical_json([recipe.code, recipe.software])
+    return fit_dataset(recipe.fit, recipe.source, recipe.folder, recipe.masks, made_by)
+
+
+command.run(FitRecipe, work)

@@ -4,10 +4,11 @@ from pathlib import Path
 
 from sdlora.flow import command
 from sdlora.stages.flip.flip import flip_dataset
+from sdlora.stages.flip.recipe import FlipRecipe
 
-command.run(
-    lambda recipe, args: flip_dataset(
-        args.folder, recipe["mirror"], recipe["swap_words"], recipe["repeats"], recipe["kohya"]
-    ),
-    folder=Path,
-)
+
+def work(recipe: FlipRecipe) -> list[Path]:
+    return flip_dataset(recipe.folder, recipe.mirror, recipe.swap_words, recipe.repeats, recipe.kohya)
+
+
+command.run(FlipRecipe, work)

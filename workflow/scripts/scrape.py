@@ -1,8 +1,7 @@
 """Gather a dataset's pictures: `python workflow/scripts/scrape.py --help`."""
 
-from pathlib import Path
-
 from sdlora.flow import command
 from sdlora.stages.scrape.pin import scrape
+from sdlora.stages.scrape.recipe import ScrapeRecipe
 
-command.run(lambda recipe, args: scrape(recipe, args.out, bool(args.again)), out=Path, again=int)
+command.run(ScrapeRecipe, lambda recipe, again: scrape(recipe, bool(again)), again=int)

@@ -11,23 +11,26 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sdlora import records
 from sdlora.config.load import load
 from sdlora.config.params import Params
 from sdlora.errors import DataError, ParamsError, suggest
-from sdlora.flow import freshness, hashing, lock, plan, store
-from sdlora.flow.freshness import Job, Made
+from sdlora.flow import freshness, lock, plan, store
+from sdlora.flow.freshness import Made
 from sdlora.flow.hashing import FileHashes
-from sdlora.flow.identity import UPDATED, Identity, differing, identity_of, is_update, run_key, told, training_of
+from sdlora.flow.identity import UPDATED, Identity, differing, identity_of, is_update, run_key, told
+from sdlora.flow.recipe import Recipe, Values
+from sdlora.stages.evaluate.recipe import EvaluateRecipe
+from sdlora.stages.export.recipe import ExportRecipe
+from sdlora.stages.report.recipe import ReportRecipe
 
 
 @dataclass(frozen=True)
 class Change:
     """One job whose files are kept although code or packages have changed."""
 
-    job: Job
+    job: Recipe
     made: Made | None  # None: a training that was stopped, kept in the store only
     names: tuple[str, ...]  # what differs, dotted
     before: Identity
@@ -36,7 +39,7 @@ class Change:
     @property
     def text(self) -> str:
         """What changed, for a reader."""
-        after = _named(self.job.recipe)
+        after = _named(self.job.identity())
         what = "a training that was stopped" if self.made is None else f"{len(self.made.outputs)} files"
         return f"{self.job.stage} {self.job.name} ({what}): {told([*self.names], self.before, after)}"
 
@@ -53,7 +56,8 @@ def changes(params: Params, versions: Sequence[str]) -> list[Change]:
             raise ParamsError(f"there is no version {name!r}{suggest(name, params.versions)}")
     jobs = plan.jobs(params)
     hashes = FileHashes()
-    wanted = _before({plan.made(plan.RESULTS / name, "evaluate") for name in versions}, jobs)
+    last = (EvaluateRecipe, ExportRecipe)
+    wanted = _before({Path(kind.made_pattern().format(version=name)) for name in versions for kind in last}, jobs)
     found = [change for job in jobs if job.made in wanted for change in _change(job, hashes)]
     hashes.save()
     return found
@@ -62,20 +66,19 @@ def changes(params: Params, versions: Sequence[str]) -> list[Change]:
 def accept(found: Iterable[Change]) -> None:
     """Write the changes into the records, and make what was kept of trainings theirs."""
     for change in found:
-        recipe = records.canonical_json(change.job.recipe)
         if change.made is None:
             _adopt(change.run, change.job)
             continue
         if change.job.stage == "train" and change.made.asked is not None:
-            key = run_key(change.made.asked, [*change.job.inputs])
+            key = run_key(change.made.asked, change.job.inputs)
             _adopt(store.STORE / "train" / key, change.job)
-        after = _named(change.job.recipe)
+        after = _named(change.job.identity())
         update = {name: [change.before.get(name), after.get(name)] for name in change.names}
         records.write_json(
             change.job.made,
             {
-                "recipe": hashing.sha256_text(recipe),
-                "asked": change.job.recipe,
+                "recipe": change.job.digest(),
+                "asked": change.job.identity(),
                 "inputs": change.made.inputs,
                 "outputs": change.made.outputs,
                 "accepted": [*change.made.accepted, update],
@@ -83,7 +86,7 @@ def accept(found: Iterable[Change]) -> None:
         )
 
 
-def _before(goals: set[Path], jobs: Sequence[Job]) -> set[Path]:
+def _before(goals: set[Path], jobs: Sequence[Recipe]) -> set[Path]:
     """The records of some jobs and of all that they are made from."""
     of = {job.made: job for job in jobs}
     found: set[Path] = set()
@@ -96,16 +99,16 @@ def _before(goals: set[Path], jobs: Sequence[Job]) -> set[Path]:
     return found
 
 
-def _change(job: Job, hashes: FileHashes) -> Iterator[Change]:
+def _change(job: Recipe, hashes: FileHashes) -> Iterator[Change]:
     if not all(path.exists() for path in job.inputs):  # something before it is to be made first
         return
     made = freshness.read_made(job.made)
-    after = _named(job.recipe)
+    after = _named(job.identity())
     if made is None:
         if job.stage == "train":
             yield from _stopped(job)
         return
-    if made.recipe == hashing.sha256_text(records.canonical_json(job.recipe)):
+    if made.recipe == job.digest():
         return
     where = f"{job.stage} {job.name}"
     if made.asked is None:
@@ -125,19 +128,19 @@ def _change(job: Job, hashes: FileHashes) -> Iterator[Change]:
     yield Change(job, made, tuple(names), before)
 
 
-def _named(recipe: dict[str, Any], inputs: Sequence[Path] = ()) -> Identity:
+def _named(values: Values, inputs: Sequence[Path] = ()) -> Identity:
     """A recipe's values by name, as they are read back from a file."""
-    return identity_of(json.loads(records.canonical_json(recipe)), [*inputs])
+    return identity_of(json.loads(records.canonical_json(values)), inputs)
 
 
-def _stopped(job: Job) -> Iterator[Change]:
+def _stopped(job: Recipe) -> Iterator[Change]:
     """The newest unfinished training in the store that is this one but for an update."""
     runs = store.entries("train")
     if not any(not (run / "done.json").exists() for run in runs):
         return
     from sdlora.stages.train.checkpoint import newest_manifest  # imports torch
 
-    wanted = _named(training_of(job.recipe), job.inputs)
+    wanted = _named(job.identity(), job.inputs)
     for run in runs:
         manifest = None if (run / "done.json").exists() else newest_manifest(run)
         names = differing(manifest.identity, wanted) if manifest else []
@@ -146,31 +149,26 @@ def _stopped(job: Job) -> Iterator[Change]:
             return
 
 
-def _adopt(run: Path | None, job: Job) -> None:
+def _adopt(run: Path | None, job: Recipe) -> None:
     """Make a kept training the one that the job would look for."""
-    target = store.STORE / "train" / run_key(job.recipe, [*job.inputs])
+    target = store.STORE / "train" / run_key(job.identity(), job.inputs)
     if run is None or not run.is_dir() or target.exists():
         return
     from sdlora.stages.train.checkpoint import manifests, reseal  # imports torch
 
     with store.sole_use(run):
         for manifest in [*manifests(run)]:
-            reseal(manifest, _named(training_of(job.recipe), job.inputs))
+            reseal(manifest, _named(job.identity(), job.inputs))
         run.rename(target)
 
 
 def write_pages(params: Params, versions: Sequence[str]) -> None:
     """Write the versions' pages anew: they say what was accepted."""
-    from sdlora.stages.report import write_version  # imports matplotlib
+    from sdlora.stages.report.page import write_version  # imports matplotlib
 
     for job in plan.jobs(params):
-        if job.stage != "report" or job.name not in versions or not all(path.exists() for path in job.inputs):
-            continue
-        version = params.versions[job.name]
-        references = plan.set_folder(version.dataset, plan.fit_name(params, job.name, "pad"))
-        result = plan.RESULTS / job.name
-        files = write_version(job.name, job.recipe["settings"], result, references, result / "report")
-        freshness.write_made(job.made, records.canonical_json(job.recipe), job.inputs, files)
+        if isinstance(job, ReportRecipe) and job.version in versions and all(path.exists() for path in job.inputs):
+            freshness.write_made(job, write_version(job.version, job.settings, job.folder, job.references))
 
 
 def run(versions: Sequence[str], sure: bool) -> None:

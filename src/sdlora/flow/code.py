@@ -23,7 +23,8 @@ CODE_MEMORY = Path(".sdlora/code.json")
 NAME = PACKAGE.name
 WHOLE = ""  # the name under which a module's other statements stand: they run whenever it is imported
 FORMAT = 1  # of what is remembered
-# Modules whose behaviour reaches a stage only through its recipe (plan.py resolves what they decide), or never.
+# Modules whose behaviour reaches a stage only through its recipe (plan.py resolves what they decide), or never; the
+# recipes' own as well.
 _NOT_CODE = {
     "choices", "errors", "config.params", "config.sections", "config.sources", "config.train", "config.load",
     "flow.plan", "flow.inputs", "flow.hashing", "flow.freshness", "flow.command", "flow.code", "flow.mtimes",
@@ -120,7 +121,7 @@ class Code:
             return []
         for count in range(len(parts), 0, -1):
             own = ".".join(parts[1:count])
-            if own in _NOT_CODE:
+            if own in _NOT_CODE or own.endswith(".recipe"):
                 return []
             if self._module(own) is not None:
                 return self._member(own, parts[count] if count < len(parts) else None, found)

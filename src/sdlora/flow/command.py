@@ -1,52 +1,60 @@
-"""The command line that every stage's script has: paths, one recipe, one record."""
+"""The command line that every stage's script has: one recipe, one record."""
 
 import argparse
 import errno
-import json
 import os
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 from sdlora.errors import DataError, SdloraError
 from sdlora.flow import freshness
 from sdlora.flow.code import CODE_MEMORY, PACKAGE, Code
+from sdlora.flow.recipe import Recipe
 
 # What is wrong with the machine, not with the program.
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
-Work = Callable[[dict[str, Any], argparse.Namespace], Iterable[Path]]
+#: Of what Snakemake says: that it has no records of its own. Ours tell what is fresh.
+NO_NEWS = ("provenance/metadata", "Missing metadata for file")
+Asked = TypeVar("Asked", bound=Recipe)
 
 
-def run(work: Work, **arguments: type) -> None:
+def run(kind: type[Asked], work: Callable[..., Iterable[Path]], **arguments: type) -> None:
     """Read the recipe, do the work, record what made its files.
 
     Args:
-        work: Called with the recipe and the parsed arguments; returns the files it wrote.
-        arguments: The stage's own options, name and type.
+        kind: The stage's recipe.
+        work: Called with the recipe, and with the options by name; returns the files it wrote.
+        arguments: Options of this run alone, name and type: no file may depend on one.
     """
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--recipe", type=Path, required=True, help="settings and code identity, JSON")
-    parser.add_argument("--inputs", type=Path, nargs="*", default=[], help="records of the jobs before this one")
-    parser.add_argument("--made", type=Path, required=True, help="the record to write when all is done")
-    for name, kind in arguments.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, required=True)
+    parser = argparse.ArgumentParser(description=kind.__doc__)
+    parser.add_argument("--recipe", type=Path, required=True, help="what is to be done, JSON: .sdlora/recipes/...")
+    for name, option in arguments.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=option, required=True)
     args = parser.parse_args()
-    recipe = args.recipe.read_text("utf-8")
+    options = {name: getattr(args, name) for name in arguments}
     try:
-        asked = json.loads(recipe)
-        check_code(asked, Path(sys.argv[0]))
-        outputs = list(work(asked, args))
-        freshness.write_made(args.made, recipe, args.inputs, outputs)
+        recipe = _read(kind, args.recipe)
+        check_code(recipe, Path(sys.argv[0]))
+        outputs = list(work(recipe, **options))
+        freshness.write_made(recipe, outputs)
     except SdloraError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
         if error.errno not in _OF_THE_MACHINE:
             raise
         sys.exit(
-            f"error: {error.filename or args.made}: {error.strerror}; what was finished is kept, so mend that and "
+            f"error: {error.filename or args.recipe}: {error.strerror}; what was finished is kept, so mend that and "
             f"run the same command again"
         )
+
+
+def _read(kind: type[Asked], path: Path) -> Asked:
+    try:
+        return kind.read(path)
+    except ValueError as error:
+        raise DataError(f"{path}: no recipe of the stage {kind.stage}: {error}") from None
 
 
 def run_code_of(source: str) -> None:
@@ -55,17 +63,34 @@ def run_code_of(source: str) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([source, *([before] if before else [])])
 
 
-def check_code(recipe: dict[str, Any], script: Path) -> None:
+def check_options(words: Sequence[str]) -> None:
+    """Refuse what would look as if it had worked.
+
+    Args:
+        words: What Snakemake was called with.
+
+    Raises:
+        DataError: For `--touch`, which marks results as made by the settings of today.
+    """
+    if "--touch" in words or "-t" in words:
+        raise DataError(
+            "--touch would call results fresh that other settings or other code made; here, content tells what is "
+            "fresh, not a file's time. To keep results after an update of sdlora or of a package, say "
+            "`sdlora accept VERSION`"
+        )
+
+
+def check_code(recipe: Recipe, script: Path) -> None:
     """Nothing may be recorded under the hash of other code than ran.
 
     Raises:
         DataError: If this process has other code than the one that the recipe names.
     """
-    if recipe["code"] is None:  # what came from the web is pinned, whatever the code
+    if recipe.code is None:  # what came from the web is pinned, whatever the code
         return
-    found = Code(CODE_MEMORY).reach(script, recipe.get("entries", ()))
-    if found.identity != recipe["code"]:
+    found = Code(CODE_MEMORY).reach(script, recipe.entries)
+    if found.identity != recipe.code:
         raise DataError(
-            f"the code of {recipe['stage']} below {PACKAGE} is not the code that this run was planned with: "
+            f"the code of {recipe.stage} below {PACKAGE} is not the code that this run was planned with: "
             f"it was edited meanwhile, or it belongs to another checkout; run the same command again"
         )

@@ -6,9 +6,8 @@ record, its `made` file: the recipe's hash, the identity of each input and the h
 Snakemake's own rule, "an input is newer", is right after a clone, a checkout or a pull as well.
 """
 
-import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,23 +16,11 @@ from sdlora import records
 from sdlora.errors import DataError
 from sdlora.flow import mtimes
 from sdlora.flow.hashing import STORE, FileHashes, is_regular, read_regular, sha256_of, sha256_text
+from sdlora.flow.recipe import Recipe
 from sdlora.stages.flip import kohya_set
 
-
-@dataclass(frozen=True)
-class Job:
-    """One run of one stage: what Snakemake sees as a job."""
-
-    stage: str
-    name: str
-    recipe: dict[str, Any]
-    inputs: tuple[Path, ...]  # made files of the jobs before it
-    made: Path
-    shown: tuple[Path, ...] = ()  # outputs that Snakemake declares beside the made file
-
-    @property
-    def recipe_path(self) -> Path:
-        return STORE / "recipes" / self.stage / f"{self.name}.json"
+#: The file whose mtime Snakemake takes for that of a folder.
+FOLDER_MARK = ".snakemake_timestamp"
 
 
 @dataclass(frozen=True)
@@ -90,23 +77,23 @@ def outputs_identity(made: Path) -> str:
     return sha256_text(records.canonical_json(read))
 
 
-def write_made(made: Path, recipe: str, inputs: Sequence[Path], outputs: Iterable[Path]) -> None:
+def write_made(recipe: Recipe, outputs: Iterable[Path]) -> None:
     """Record what made a job's files; written last, so its presence means the job is whole.
 
-    `recipe` is the text the job read at its start: the file may have changed since.
+    `recipe` is what the job read at its start: the file may have changed since.
     """
     records.write_json(
-        made,
+        recipe.made,
         {
-            "recipe": sha256_text(recipe),
-            "asked": json.loads(recipe),
-            "inputs": {str(path): outputs_identity(path) for path in inputs},
+            "recipe": recipe.digest(),
+            "asked": recipe.identity(),
+            "inputs": inputs_of(recipe),
             "outputs": {str(path): sha256_of(path) for path in sorted(outputs)},
         },
     )
 
 
-def settle(jobs: Sequence[Job]) -> list[Job]:
+def settle(jobs: Sequence[Recipe]) -> list[Recipe]:
     """Make recipes current and mtimes truthful; `jobs` must be in topological order.
 
     A job is fresh when its record fits its recipe, its inputs (fresh themselves) and its files.
@@ -125,41 +112,54 @@ def settle(jobs: Sequence[Job]) -> list[Job]:
         raise DataError(f"{error.filename or STORE}: {error.strerror}; the pipeline must be able to write it") from None
 
 
-def _settle(jobs: Sequence[Job]) -> list[Job]:
+def _settle(jobs: Sequence[Recipe]) -> list[Recipe]:
     hashes = FileHashes()
     for job in jobs:
-        text = records.canonical_json(job.recipe)
-        if not job.recipe_path.exists() or job.recipe_path.read_bytes() != text.encode():
-            records.write_text(job.recipe_path, text)
-    files = dict.fromkeys(path for job in jobs for path in (job.recipe_path, job.made, *job.shown) if path.exists())
-    mtimes.leave_room(files, STORE / "clock.probe", hashes.touch)
-    fresh: dict[Path, Job] = {}
+        text = job.text
+        if not job.path.exists() or job.path.read_bytes() != text.encode():
+            records.write_text(job.path, text)
+    files = [path for job in jobs for path in (job.path, *_timed(job)) if path.exists()]
+    mtimes.leave_room(dict.fromkeys(files), STORE / "clock.probe", hashes.touch)
+    fresh: dict[Path, Recipe] = {}
     for job in jobs:
-        if _is_fresh(job, sha256_text(records.canonical_json(job.recipe)), fresh, hashes):
+        if _is_fresh(job, fresh, hashes):
             fresh[job.made] = job
-            newest = max(map(mtimes.mtime_ns, (job.recipe_path, *job.inputs)))
-            for output in (job.made, *job.shown):
+            newest = max(map(mtimes.mtime_ns, (job.path, *job.inputs)))
+            for output in _timed(job):
                 if mtimes.mtime_ns(output) <= newest:  # equal would do, if every tool rounded alike
                     mtimes.make_newer(output, newest, hashes.touch)
         else:
-            oldest = mtimes.mtime_ns(job.recipe_path)
-            for output in (job.made, *job.shown):
+            oldest = mtimes.mtime_ns(job.path)
+            for output in _timed(job):
                 if output.exists() and mtimes.mtime_ns(output) >= oldest:
                     mtimes.make_older(output, oldest, hashes.touch)
     hashes.save()
     return list(fresh.values())
 
 
-def _is_fresh(job: Job, recipe: str, fresh: dict[Path, Job], hashes: FileHashes) -> bool:
+def _timed(job: Recipe) -> Iterator[Path]:
+    """The files whose mtimes Snakemake reads: of a folder, the mark that it keeps inside, where there is one."""
+    for path in (*job.outputs, job.made):
+        mark = path / FOLDER_MARK
+        yield mark if mark.exists() else path
+
+
+def _is_fresh(job: Recipe, fresh: dict[Path, Recipe], hashes: FileHashes) -> bool:
     if any(path not in fresh for path in job.inputs):
         return False
     made = read_made(job.made)
-    if made is None or made.recipe != recipe or any(str(path) not in made.outputs for path in job.shown):
+    if made is None or made.recipe != job.digest() or not _has_outputs(job, made):
         return False
     return made.inputs == inputs_of(job) and is_whole(made, hashes)
 
 
-def inputs_of(job: Job) -> dict[str, str]:
+def _has_outputs(job: Recipe, made: Made) -> bool:
+    """Whether a record names every output, or something in it where it is a folder."""
+    named = {*made.outputs, *(str(folder) for name in made.outputs for folder in Path(name).parents)}
+    return all(str(path) in named and path.exists() for path in job.outputs)
+
+
+def inputs_of(job: Recipe) -> dict[str, str]:
     """The identity of each of a job's inputs, as its record names them."""
     return {str(path): outputs_identity(path) for path in job.inputs}
 

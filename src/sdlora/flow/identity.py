@@ -1,20 +1,21 @@
 """What a run is, by name: settings, base, data, code and packages, so that a refusal can say what differs."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sdlora import records
 from sdlora.flow import freshness, hashing
+from sdlora.flow.recipe import Values
 
 Identity = dict[str, Any]
 #: Names that an update of sdlora or of a package changes, and nobody's settings or data.
 UPDATED = ("code", "software.", "entries")
 
 
-def identity_of(recipe: dict[str, Any], inputs: list[Path]) -> Identity:
+def identity_of(values: Values, inputs: Sequence[Path]) -> Identity:
     """Every value of a recipe by its dotted name (`train.rank`), and the hash of each input (`dataset.flip`)."""
-    named = _dotted(recipe)
+    named = _dotted(values)
     named |= {f"dataset.{path.stem}": freshness.outputs_identity(path) for path in inputs}
     return named
 
@@ -24,14 +25,9 @@ def is_update(names: Iterable[str]) -> bool:
     return all(name.startswith(UPDATED) for name in names)
 
 
-def training_of(recipe: dict[str, Any]) -> dict[str, Any]:
-    """A recipe of the stage train without what only its files are made by: those are made anew, not the LoRA."""
-    return {name: value for name, value in recipe.items() if name != "export"}
-
-
-def run_key(recipe: dict[str, Any], inputs: list[Path]) -> str:
+def run_key(values: Values, inputs: Sequence[Path]) -> str:
     """Where the store keeps a training: what trains it and what its inputs are."""
-    parts = [training_of(recipe), *map(freshness.outputs_identity, inputs)]
+    parts = [values, *map(freshness.outputs_identity, inputs)]
     return hashing.sha256_text(records.canonical_json(parts))[:32]
 
 

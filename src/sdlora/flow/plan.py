@@ -12,13 +12,20 @@ from sdlora.config.train import MENUS, Train
 from sdlora.errors import ParamsError
 from sdlora.flow import inputs
 from sdlora.flow.code import CODE_MEMORY, Code
-from sdlora.flow.freshness import Job
 from sdlora.flow.hashing import FileHashes
+from sdlora.flow.recipe import Recipe
+from sdlora.stages.caption.recipe import CaptionRecipe
+from sdlora.stages.encode.recipe import EncodeRecipe
+from sdlora.stages.evaluate.recipe import EvaluateRecipe
+from sdlora.stages.export.recipe import ExportRecipe
+from sdlora.stages.fit.recipe import FitRecipe
+from sdlora.stages.flip.recipe import FlipRecipe
+from sdlora.stages.report.recipe import ReportAllRecipe, ReportRecipe
+from sdlora.stages.sample.recipe import SampleRecipe
 from sdlora.stages.scrape import pin
+from sdlora.stages.scrape.recipe import ScrapeRecipe
+from sdlora.stages.train.recipe import TrainRecipe
 
-SETS = Path("data/sets")
-RESULTS = Path("results")
-SCRIPTS = Path("workflow/scripts")
 # Named otherwise than imported.
 DISTRIBUTIONS = {"PIL": "pillow", "ruamel": "ruamel.yaml", "skimage": "scikit-image", "yaml": "pyyaml"}
 
@@ -29,15 +36,16 @@ class Seen:
     def __init__(self, hashes: FileHashes | None = None, code: Code | None = None) -> None:
         self.hashes = hashes or FileHashes()
         self._code = code or Code(CODE_MEMORY)
-        self._makers: dict[tuple[str, tuple[str, ...]], dict[str, Any]] = {}
+        self._makers: dict[tuple[Path, tuple[str, ...]], dict[str, Any]] = {}
 
-    def maker(self, stage: str, entries: tuple[str, ...]) -> dict[str, Any]:
+    def maker(self, kind: type[Recipe], entries: tuple[str, ...]) -> dict[str, Any]:
         """The identity of the code that a stage can reach with some menu entries, and of the packages it imports."""
-        if (stage, entries) not in self._makers:
-            found = self._code.reach(SCRIPTS / f"{stage}.py", entries)
+        script = kind.script_path()
+        if (script, entries) not in self._makers:
+            found = self._code.reach(script, entries)
             software = {name: package_version(name) for name in sorted(map(distribution, found.packages))}
-            self._makers[stage, entries] = {"code": found.identity, "software": software, "entries": [*entries]}
-        return self._makers[stage, entries]
+            self._makers[script, entries] = {"code": found.identity, "software": software, "entries": entries}
+        return self._makers[script, entries]
 
     def save(self) -> None:
         """Remember it for the next process."""
@@ -70,215 +78,163 @@ def fit_name(params: Params, name: str, method: str | None = None) -> str:
     return f"{method}{fill}{shapes if method == 'bucket' else ''}-{side}"
 
 
-def set_folder(dataset: str, fit: str = "") -> Path:
-    """Folder of a dataset, or of one way of fitting it."""
-    return SETS / dataset / fit
+def set_folder(dataset: str, fit: str) -> Path:
+    """Folder of one way of fitting a dataset."""
+    return Path(FitRecipe.folder_pattern.format(dataset=dataset, fit=fit))
 
 
-def made(folder: Path, stage: str) -> Path:
-    """Where a stage's record lies."""
-    return folder / "made" / f"{stage}.json"
-
-
-def jobs(params: Params) -> list[Job]:
+def jobs(params: Params) -> list[Recipe]:
     """Every job of every version and the gathering of every dataset, in topological order, each once.
 
     Raises:
         ParamsError: If two versions want different things under one name.
     """
     seen = Seen()
-    found: dict[Path, Job] = {}
+    found: dict[Path, Recipe] = {}
     owner: dict[Path, str] = {}
     for name in params.versions:
-        for job in _jobs_of_version(params, name, seen):
-            known = found.setdefault(job.made, job)
-            if known.recipe != job.recipe:
+        for recipe in _jobs_of_version(params, name, seen):
+            known = found.setdefault(recipe.made, recipe)
+            if known != recipe:
                 raise ParamsError(
-                    f"versions {owner[job.made]} and {name} both write {job.made.parent.parent} but with different "
-                    f"{job.stage} settings; give one of them its own dataset entry"
+                    f"versions {owner[recipe.made]} and {name} both write {recipe.folder} but with different "
+                    f"{recipe.stage} settings; give one of them its own dataset entry"
                 )
-            owner.setdefault(job.made, name)
+            owner.setdefault(recipe.made, name)
     for name, dataset in params.datasets.items():
-        job = _scrape_job(name, dataset, seen)
-        found.setdefault(job.made, job)
-    found_jobs = [*found.values(), _index_job(params, seen)]
+        recipe = _scrape(name, dataset, seen)
+        found.setdefault(recipe.made, recipe)
+    found_jobs = [*found.values(), _report_all(params, seen)]
     seen.save()
     return found_jobs
 
 
-def _job(
-    stage: str,
-    name: str,
-    folder: Path,
-    recipe: dict[str, Any],
-    inputs: list[Path],
-    shown: list[str],
-    seen: Seen,
-    entries: tuple[str, ...] = (),
-) -> Job:
-    record = made(folder, name.rsplit("/", 1)[-1] if stage == "encode" else stage)
-    whole = {"stage": stage, **seen.maker(stage, entries), **recipe}
-    return Job(stage, name, whole, tuple(inputs), record, tuple(folder / path for path in shown))
-
-
-def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Job]:
+def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
     version = params.versions[name]
     base, dataset = params.bases[version.base], params.datasets[version.dataset]
-    scrape = _scrape_job(version.dataset, dataset, seen)
-    yield scrape
-    references = fit_name(params, name, "pad")
+    yield _scrape(version.dataset, dataset, seen)
+    references = set_folder(version.dataset, fit_name(params, name, "pad"))
+    before: dict[str, Recipe] = {}
     for method in dict.fromkeys(("pad", version.fit.method)):
-        yield from _dataset_jobs(params, name, method, scrape, seen)
-    own = set_folder(version.dataset, fit_name(params, name))
-    reference_folder = set_folder(version.dataset, references)
-    folder = RESULTS / name
+        for recipe in _dataset_jobs(params, name, method, seen):
+            before[f"{method} {recipe.stage}"] = recipe
+            yield recipe
+    own, padded = version.fit.method, "pad"
+    of_version: dict[str, Any] = {"wildcards": {"version": name}}
     model = {"base_identity": inputs.base_identity(base, seen.hashes), "threads": params.threads}
+    family = choices.FAMILIES[base.family]
     cached = version.train.cache_latents == "disk"
-    train = _job(
-        "train",
-        name,
-        folder,
-        {**model, "base": _weights(base, base.learning_rate_scale), "train": _resolved(version.train, base),
-         "flip": version.flip.model_dump(mode="json", exclude={"kohya"}),
-         "checkpoint_steps": version.train.checkpoint_steps,
-         "trigger": dataset.trigger, "encode": None if cached else version.encode.model_dump(mode="json"),
-         "export": version.export.model_dump(mode="json")},
-        [made(own, "flip"), *([made(own, f"encode-{version.base}")] if cached else [])],
-        ["train_log.csv", "config.yaml"],
-        seen,
-        (choices.FAMILIES[base.family], *_train_entries(version.train)),
+    resolved = _resolved(version.train, base)
+    train = TrainRecipe(
+        **of_version, **model, **seen.maker(TrainRecipe, (family, *_train_entries(version.train))),
+        inputs=tuple(before[f"{own} {stage}"].made for stage in (("flip", "encode") if cached else ("flip",))),
+        base=_weights(base, base.learning_rate_scale), train=resolved,
+        flip=version.flip.model_copy(update={"kohya": "none"}), checkpoint_steps=tuple(version.train.checkpoint_steps),
+        trigger=dataset.trigger, encode=None if cached else version.encode,
+        dataset=before[f"{own} flip"].folder, base_name=version.base, keep_runs=params.keep_runs,
     )  # fmt: skip
     yield train
-    sample = _job(
-        "sample",
-        name,
-        folder,
-        {**model, "base": _weights(base), "sample": version.sample.model_dump(mode="json"),
-         "size_px": version.fit.size_px or base.size_px},
-        [train.made, made(reference_folder, "caption")],
-        ["samples/index.jsonl"],
-        seen,
-        (choices.FAMILIES[base.family], choices.SCHEDULERS[version.sample.scheduler]),
+    export = ExportRecipe(
+        **of_version, **seen.maker(ExportRecipe, (family,)), inputs=(train.made,),
+        version=name, train=resolved, base=_weights(base, base.learning_rate_scale),
+        base_identity=model["base_identity"], export=version.export,
+    )  # fmt: skip
+    yield export
+    sample = SampleRecipe(
+        **of_version, **model, **seen.maker(SampleRecipe, (family, choices.SCHEDULERS[version.sample.scheduler])),
+        inputs=(train.made, before[f"{padded} caption"].made), base=_weights(base), sample=version.sample,
+        size_px=version.fit.size_px or base.size_px, references=references,
     )  # fmt: skip
     yield sample
-    evaluate = _job(
-        "evaluate",
-        name,
-        folder,
-        {"evaluate": version.evaluate.model_dump(mode="json")},
-        [sample.made, made(reference_folder, "fit")],
-        ["metrics.csv", "metrics.json", "best.json"],
-        seen,
-        tuple(choices.METRICS[name] for name in version.evaluate.metrics),
-    )
+    metrics = tuple(choices.METRICS[metric] for metric in version.evaluate.metrics)
+    evaluate = EvaluateRecipe(
+        **of_version, **seen.maker(EvaluateRecipe, metrics), inputs=(sample.made, before[f"{padded} fit"].made),
+        evaluate=version.evaluate, references=references,
+    )  # fmt: skip
     yield evaluate
-    settings = {"version": name, "settings": summary(version)}
-    yield _job("report", name, folder, settings, [evaluate.made], ["report/index.html"], seen)
+    yield ReportRecipe(
+        **of_version, **seen.maker(ReportRecipe, ()), inputs=(evaluate.made, export.made),
+        version=name, settings=summary(version), references=references,
+    )  # fmt: skip
 
 
-def _scrape_job(name: str, dataset: Dataset, seen: Seen) -> Job:
+def _scrape(name: str, dataset: Dataset, seen: Seen) -> ScrapeRecipe:
     """The job that gathers a dataset; what comes from the web is pinned, so code and packages say nothing about it."""
-    asked = dataset.model_dump(mode="json", include={"sources", "scrape", "minimum", "held_out"})
-    recipe: dict[str, Any] = {"dataset": asked, "files": inputs.source_files(dataset, seen.hashes)}
+    entries = tuple(dict.fromkeys(choices.SOURCES[source.kind] for source in dataset.sources))
+    maker = seen.maker(ScrapeRecipe, entries)
     if pin.uses_web(dataset):
-        recipe |= {"code": None, "software": {}}
-    sources = dict.fromkeys(choices.SOURCES[source.kind] for source in dataset.sources)
-    return _job("scrape", name, set_folder(name), recipe, [], ["manifest.jsonl"], seen, tuple(sources))
+        maker = {**maker, "code": None, "software": {}}
+    files = inputs.source_files(dataset, seen.hashes)
+    return ScrapeRecipe(wildcards={"dataset": name}, **maker, dataset=dataset, files=files)
 
 
-def may_scrape(params: Params, job: Job, forced: bool) -> None:
+def may_scrape(params: Params, recipe: ScrapeRecipe, forced: bool) -> None:
     """Called before a scrape job is planned.
 
     Raises:
         SdloraError: If its pictures are neither there nor may be scraped now; the message says what to do.
     """
-    pin.may_run(job.name, job.recipe, set_folder(job.name), params.scraping, forced)
+    pin.may_run(recipe, params.scraping, forced)
 
 
-def _dataset_jobs(params: Params, name: str, method: str, scrape: Job, seen: Seen) -> Iterator[Job]:
+def _dataset_jobs(params: Params, name: str, method: str, seen: Seen) -> Iterator[Recipe]:
     """fit, caption, flip and encode of a version's dataset, for one method of fitting."""
     version = params.versions[name]
     base, dataset = params.bases[version.base], params.datasets[version.dataset]
-    fit_folder = fit_name(params, name, method)
-    folder = set_folder(version.dataset, fit_folder)
-    job_name = f"{version.dataset}/{fit_folder}"
-    side = version.fit.size_px or base.size_px
-    fit = _job(
-        "fit",
-        job_name,
-        folder,
-        {"fit": _fitting(version.fit, method, side), "masks": dataset.masks,
-         "mask_files": inputs.mask_identity(dataset, seen.hashes)},
-        [scrape.made],
-        ["fit.jsonl"],
-        seen,
+    of_set = {"dataset": version.dataset, "fit": fit_name(params, name, method)}
+    fit = FitRecipe(
+        wildcards=of_set, **seen.maker(FitRecipe, ()),
+        inputs=(Path(ScrapeRecipe.made_pattern().format(**of_set)),),
+        fit=_fitting(version.fit, method, version.fit.size_px or base.size_px), masks=dataset.masks,
+        mask_files=inputs.mask_identity(dataset, seen.hashes),
     )  # fmt: skip
     yield fit
-    caption = _job(
-        "caption",
-        job_name,
-        folder,
-        {"caption": version.caption.model_dump(mode="json"), "captioner": base.captioner,
-         "captioner_identity": inputs.identity_of(base.captioner, base.captioner_revision, seen.hashes),
-         "captioner_revision": base.captioner_revision, "trigger": dataset.trigger, "threads": params.threads,
-         "override": dataset.captions_override, "overrides": inputs.override_identity(dataset, seen.hashes)},
-        [fit.made],
-        ["captions.jsonl"],
-        seen,
+    caption = CaptionRecipe(
+        wildcards=of_set, **seen.maker(CaptionRecipe, ()), inputs=(fit.made,),
+        caption=version.caption, captioner=base.captioner,
+        captioner_identity=inputs.identity_of(base.captioner, base.captioner_revision, seen.hashes),
+        captioner_revision=base.captioner_revision, trigger=dataset.trigger, threads=params.threads,
+        override=dataset.captions_override, overrides=inputs.override_identity(dataset, seen.hashes),
     )  # fmt: skip
     yield caption
-    flip = _job(
-        "flip",
-        job_name,
-        folder,
-        {"mirror": dataset.flip and version.flip.probability > 0, "swap_words": version.flip.swap_words,
-         "repeats": "kohya" if dataset.kohya_repeats else dataset.repeats,
-         "kohya": None if version.flip.kohya == "none" else [version.flip.kohya, dataset.trigger]},
-        [fit.made, caption.made],
-        ["train/metadata.jsonl"],
-        seen,
+    flip = FlipRecipe(
+        wildcards=of_set, **seen.maker(FlipRecipe, ()), inputs=(fit.made, caption.made),
+        mirror=dataset.flip and version.flip.probability > 0, swap_words=version.flip.swap_words,
+        repeats="kohya" if dataset.kohya_repeats else dataset.repeats,
+        kohya=None if version.flip.kohya == "none" else (version.flip.kohya, dataset.trigger),
     )  # fmt: skip
     yield flip
-    yield _job(
-        "encode",
-        f"{job_name}/encode-{version.base}",
-        folder,
-        {"encode": version.encode.model_dump(mode="json"), "base": _weights(base),
-         "base_identity": inputs.base_identity(base, seen.hashes), "threads": params.threads},
-        [flip.made],
-        [f"latents/index-{version.base}.jsonl"],
-        seen,
-        (choices.FAMILIES[base.family],),
+    yield EncodeRecipe(
+        wildcards={**of_set, "base": version.base}, **seen.maker(EncodeRecipe, (choices.FAMILIES[base.family],)),
+        inputs=(flip.made,), encode=version.encode, base=_weights(base),
+        base_identity=inputs.base_identity(base, seen.hashes), threads=params.threads,
     )  # fmt: skip
 
 
-def _index_job(params: Params, seen: Seen) -> Job:
+def _report_all(params: Params, seen: Seen) -> ReportAllRecipe:
     """The page over all versions of `run`."""
-    folder = RESULTS / "report"
-    inputs = [made(RESULTS / name, "evaluate") for name in params.run]
+    measured = tuple(Path(EvaluateRecipe.made_pattern().format(version=name)) for name in params.run)
     settings = {name: summary(params.versions[name]) for name in params.run}
-    recipe = {"stage": "report", **seen.maker("report", ()), "versions": settings}
-    outputs = (folder / "index.html", folder / "versions.csv")
-    return Job("report", "index", recipe, tuple(inputs), made(folder, "report"), outputs)
+    return ReportAllRecipe(wildcards={}, **seen.maker(ReportAllRecipe, ()), inputs=measured, versions=settings)
 
 
-def _weights(base: Base, learning_rate_scale: float = 1.0) -> dict[str, Any]:
+def _weights(base: Base, learning_rate_scale: float = 1.0) -> Base:
     """A base without what the job does not use, so that changing that does not make it run again."""
     unused = {"captioner": "-", "captioner_revision": None, "learning_rate_scale": learning_rate_scale}
-    return {**base.model_dump(mode="json"), **unused}
+    return base.model_copy(update=unused)
 
 
-def _resolved(train: Train, base: Base) -> dict[str, Any]:
+def _resolved(train: Train, base: Base) -> Train:
     """A training section with every null replaced by what it means."""
     precision = train.precision(base.dtype)
     meant = {"alpha": train.scaling_alpha, "mixed_precision": precision, "cache_text": train.text_cache}
-    return {**train.model_dump(mode="json"), **meant}
+    return train.model_copy(update=meant)
 
 
-def _fitting(fit: Fit, method: str, side: int) -> dict[str, Any]:
+def _fitting(fit: Fit, method: str, side: int) -> Fit:
     """A fitting section with its size, and without what the method does not use."""
     unused = {} if method == "bucket" else {"bucket_step_px": None, "bucket_max_aspect": None}
-    return {**fit.model_dump(mode="json"), "method": method, "size_px": side, **unused}
+    return fit.model_copy(update={"method": method, "size_px": side, **unused})
 
 
 def _train_entries(train: Train) -> list[str]:
@@ -308,8 +264,8 @@ def dataset_records(params: Params) -> list[Path]:
     found = []
     for name in params.run:
         version = params.versions[name]
-        own = set_folder(version.dataset, fit_name(params, name))
-        references = set_folder(version.dataset, fit_name(params, name, "pad"))
-        cached = version.train.cache_latents == "disk"
-        found += [made(own, f"encode-{version.base}" if cached else "flip"), made(references, "caption")]
+        own = {"dataset": version.dataset, "fit": fit_name(params, name), "base": version.base}
+        padded = {**own, "fit": fit_name(params, name, "pad")}
+        last = EncodeRecipe if version.train.cache_latents == "disk" else FlipRecipe
+        found += [Path(last.made_pattern().format(**own)), Path(CaptionRecipe.made_pattern().format(**padded))]
     return list(dict.fromkeys(found))

@@ -3,11 +3,14 @@
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from sdlora import records
 from sdlora.errors import DataError
+from sdlora.flow.hashing import sha256_of
 
 STORE = Path(".sdlora/store")
 
@@ -46,3 +49,58 @@ def keep_newest(kind: str, count: int) -> None:
     for folder in reversed(entries(kind)[count:]):
         with suppress(DataError), sole_use(folder):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def keep(kind: str, files: Sequence[Path]) -> list[str]:
+    """Put files into the store under their content's hash, without a second copy where the disk has hard links.
+
+    Returns:
+        Their hashes, by which `bring_back` finds them.
+    """
+    return [_keep(STORE / kind, path) for path in files]
+
+
+def _keep(folder: Path, path: Path) -> str:
+    digest = sha256_of(path)
+    link(path, folder / digest)
+    return digest
+
+
+def bring_back(kind: str, digests: Sequence[str], targets: Sequence[Path]) -> bool:
+    """Put kept files where they belong.
+
+    Returns:
+        False if one of them is not in the store as it was; then nothing was changed.
+    """
+    kept = [STORE / kind / digest for digest in digests]
+    if len(kept) != len(targets) or any(not p.is_file() or sha256_of(p) != p.name for p in kept):
+        return False
+    for source, target in zip(kept, targets, strict=True):
+        link(source, target)
+        os.utime(source)
+    return True
+
+
+def link(source: Path, target: Path) -> None:
+    """Make `target` the same file as `source`, or a copy of it where that cannot be; whole or not at all."""
+    if target.exists() and target.samefile(source):
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    part.unlink(missing_ok=True)
+    try:
+        os.link(source, part)
+    except OSError:  # another disk, or one without hard links
+        records.write_bytes(target, source.read_bytes())
+    else:
+        part.replace(target)
+
+
+def drop_unused(kind: str, days: float = 30) -> None:
+    """Delete kept files that lie nowhere else and that nobody asked for in so many days."""
+    oldest = time.time() - days * 24 * 60 * 60
+    for path in (STORE / kind).glob("*"):
+        with suppress(FileNotFoundError):  # another job may have been faster
+            found = path.stat()
+            if found.st_nlink == 1 and found.st_mtime < oldest:
+                path.unlink()

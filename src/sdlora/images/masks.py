@@ -11,7 +11,7 @@ from sdlora.config.params import ALPHA
 from sdlora.errors import DataError
 from sdlora.images.pictures import open_picture, open_png, to_rgb
 
-FOLDER = "masks"  # of the fitted masks, beside the fitted pictures
+FOLDER = "pictures/masks"  # of the fitted masks, among the fitted pictures
 TRAIN_FOLDER = "train-masks"  # in both orientations, beside train/, whose layout has no place for them
 SUFFIXES = (".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jpg", ".jpeg")
 

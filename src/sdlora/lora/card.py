@@ -132,15 +132,22 @@ def _files(name: str, settings: Train, export: Export, about: About) -> str:
                 f"ComfyUI `embedding:{word}`",
             )
         )
-    average = f"\n`{AVERAGE}/` has the same files of the averaged weights.\n" if settings.ema is not None else ""
+    average = (
+        f"\n`{AVERAGE}/` in both has the same files of the averaged weights.\n" if settings.ema is not None else ""
+    )
     table = "\n".join(f"| `{file}` | {whom} |" for file, whom in rows)
-    return f"""Each folder `checkpoints/step-…/` holds the same LoRA for several tools:
+    return f"""Every checkpoint has the same LoRA in several files: `{FILE_NAME}`{_beside(settings)} in
+`checkpoints/step-…/`, all others in `export/step-…/`.
 
 | file | for |
 | --- | --- |
 {table}
 {average}
 `<file>.json` and `<file>.preview.png` beside a LoRA are A1111's card of it."""
+
+
+def _beside(settings: Train) -> str:
+    return f" and `{EMBEDDINGS}`" if settings.pivotal is not None else ""
 
 
 def _snippet(settings: Train, base: Base, hub_id: str | None, about: About, example: str) -> str:

@@ -2,6 +2,7 @@
 
 import re
 
+ABOUT = "about.json"  # what the run found out, beside the checkpoints
 FILE_NAME = "pytorch_lora_weights.safetensors"  # diffusers' own
 AVERAGE = "ema"  # subfolder with the averaged weights
 EMBEDDINGS = "embeddings.safetensors"  # learnt embeddings of the trigger

@@ -30,8 +30,9 @@ def write_kohya(
     ending: str = "",
     dtype: str = "fp32",
     unet: nn.Module | None = None,
+    out: Path | None = None,
 ) -> Path | None:
-    """Write `<name><ending>.safetensors` with kohya's names beside diffusers' file.
+    """Write `<name><ending>.safetensors` with kohya's names.
 
     Args:
         lora: diffusers' file.
@@ -43,6 +44,7 @@ def write_kohya(
         ending: For whom it is, in the file's name.
         dtype: Type of the tensors but `.alpha`.
         unet: The base's, where DoRA's whole updates are wanted in place of its factors.
+        out: Where to; None = beside diffusers' file.
 
     Returns:
         The file, or None (and a line that says why) if the LoRA has no form there.
@@ -56,7 +58,7 @@ def write_kohya(
     except NoKohyaForm as reason:
         print(f"train: only diffusers' file is written: {reason}", flush=True)
         return None
-    path = lora.with_name(f"{name}{ending}{_of_type(dtype)}.safetensors")
+    path = (out or lora.parent) / f"{name}{ending}{_of_type(dtype)}.safetensors"
     typed = {key: value if key.endswith(".alpha") else _typed(key, value, dtype) for key, value in found.items()}
     return write_file(path, typed, header(name, step, settings, base, about, typed))
 
@@ -70,6 +72,7 @@ def write_for_tools(
     about: About,
     export: Export,
     unet: nn.Module | None = None,
+    out: Path | None = None,
 ) -> list[Path]:
     """Write what other tools read beside diffusers' file.
 
@@ -82,6 +85,7 @@ def write_for_tools(
         about: What the run found out.
         export: The type of the files.
         unet: The base's, where a DoRA gets a file of whole updates.
+        out: Where to; None = beside diffusers' file.
 
     Returns:
         The files.
@@ -90,7 +94,8 @@ def write_for_tools(
     if settings.lora_type == "dora":
         wanted = [(FOR_LYCORIS, None), *([(FOR_A1111, unet)] if unet is not None else [])]
     written = [
-        write_kohya(lora, name, step, settings, base, about, ending, export.dtype, frozen) for ending, frozen in wanted
+        write_kohya(lora, name, step, settings, base, about, ending, export.dtype, frozen, out)
+        for ending, frozen in wanted
     ]
     files = [path for path in written if path is not None]
     whole = written[-1] if wanted[-1][1] is not None else None
@@ -99,9 +104,9 @@ def write_for_tools(
         print(f"train: {whole.name}: whole updates for A1111 and ComfyUI, {size} (export.dora_whole)", flush=True)
     cards = [_write_a1111_card(path, settings, base, about) for path in files if FOR_A1111 in path.name]
     if export.dtype != "fp32":
-        files.append(_write_typed_copy(lora, name, export.dtype))
+        files.append(_write_typed_copy(lora, name, export.dtype, out or lora.parent))
     if lora.with_name(EMBEDDINGS).exists():
-        copy = lora.parent / FOR_EMBEDDINGS / f"{word_of(about.trigger)}.safetensors"
+        copy = (out or lora.parent) / FOR_EMBEDDINGS / f"{word_of(about.trigger)}.safetensors"
         records.write_bytes(copy, lora.with_name(EMBEDDINGS).read_bytes())
         files.append(copy)
     return [*files, *cards]
@@ -121,10 +126,10 @@ def _typed(name: str, value: Tensor, dtype: str) -> Tensor:
     return typed
 
 
-def _write_typed_copy(lora: Path, name: str, dtype: str) -> Path:
+def _write_typed_copy(lora: Path, name: str, dtype: str, out: Path) -> Path:
     found, said = read_lora(lora)
     typed = {key: _typed(key, value, dtype) for key, value in found.items()}
-    path = lora.with_name(f"{name}{FOR_DIFFUSERS}{_of_type(dtype)}.safetensors")
+    path = out / f"{name}{FOR_DIFFUSERS}{_of_type(dtype)}.safetensors"
     return write_file(path, typed, {METADATA: json.dumps(said, sort_keys=True)})
 
 

@@ -11,6 +11,7 @@ from sdlora.config.params import Caption
 from sdlora.errors import DataError, MissingError
 from sdlora.images.pictures import png_bytes, read_rgb
 from sdlora.stages.caption.caption import Captioner, caption_dataset, read_overrides, tidy, warnings, with_trigger
+from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.flip.flip import flip_dataset, swap_left_right
 
 SETTINGS = Caption(max_new_tokens=40)
@@ -46,7 +47,10 @@ def captioner() -> Counting:
 
 
 def caption(folder: Path, blip: Captioner, override: str | None = None) -> dict[str, str]:
-    recipe = {"caption": SETTINGS.model_dump(), "captioner_identity": "x", "trigger": "captain", "override": override}
+    recipe = CaptionRecipe(
+        wildcards={}, caption=SETTINGS, captioner="-", captioner_identity="x", captioner_revision=None,
+        trigger="captain", threads=2, override=override, overrides=None,
+    )  # fmt: skip
     caption_dataset(recipe, blip, folder, folder.parent / "store")
     return {row["id"]: row["caption"] for row in records.read_jsonl(folder / "captions.jsonl")}
 

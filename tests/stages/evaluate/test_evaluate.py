@@ -12,12 +12,11 @@ from sdlora import records
 from sdlora.config.params import Evaluate
 from sdlora.errors import DataError
 from sdlora.images.pictures import png_bytes
-from sdlora.stages.evaluate import evaluate_version
 from sdlora.stages.evaluate.choose import best_step, explain
 from sdlora.stages.evaluate.compare import compare
 from sdlora.stages.evaluate.effnet import effnet_lite0_distance
 from sdlora.stages.evaluate.psnr import psnr_db
-from sdlora.stages.evaluate.run import at_size_of, write_curves
+from sdlora.stages.evaluate.run import at_size_of, evaluate_version, write_curves
 from sdlora.stages.evaluate.ssim import ssim
 from sdlora.stages.evaluate.tables import bootstrap_interval, difference, metrics_columns, metrics_rows
 
@@ -109,7 +108,7 @@ def test_tables_read_like_the_report(tmp_path: Path) -> None:
     truth = {name: picture() for name in ("r1", "r2")}
     rows = []
     for name, pixels in truth.items():
-        records.write_bytes(tmp_path / "references" / f"{name}.png", png_bytes(Image.fromarray(pixels)))
+        records.write_bytes(tmp_path / "references/pictures" / f"{name}.png", png_bytes(Image.fromarray(pixels)))
         for step, drawn in ((0, picture()), (10, pixels)):
             file = f"step-{step:06d}/{name}.png"
             records.write_bytes(tmp_path / "samples" / file, png_bytes(Image.fromarray(drawn)))

@@ -1,6 +1,7 @@
 """Aspect buckets: which there are, that nothing is cropped or lost, and what fitting again costs."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,7 @@ from sdlora.stages.fit.fit import (
     fit_picture,
     nearest_bucket,
 )
+from sdlora.stages.fit.recipe import FitRecipe
 
 
 @pytest.mark.parametrize(("size_px", "step_px"), [(512, 64), (1024, 64), (64, 8), (96, 16)])
@@ -120,24 +122,28 @@ def test_every_picture_is_accounted_for(tmp_path: Path, capsys: pytest.CaptureFi
     assert {row["id"] for row in trained} == {row["id"] for row in rows}
 
 
-def test_only_what_changed_is_fitted_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_only_what_changed_is_fitted_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     pictures = {f"{n}.png": noise(80, 40, n) for n in range(3)}
 
     def fitted(**changes: object) -> str:
         (tmp_path / "out/fit.jsonl").unlink(missing_ok=True)  # as Snakemake does before it runs a job
+        shutil.rmtree(tmp_path / "out/pictures", ignore_errors=True)
         fit_dataset(Fit(size_px=64, **changes), tmp_path, tmp_path / "out")
         return capsys.readouterr().out.split(";")[0]
 
     write_manifest(tmp_path, pictures)
     assert fitted() == "fit: 3 new, 0 kept"
-    first, table = ((tmp_path / "out" / name).read_bytes() for name in (f"{picture_id(0)}.png", "fit.jsonl"))
+    first, table = ((tmp_path / "out" / name).read_bytes() for name in (f"pictures/{picture_id(0)}.png", "fit.jsonl"))
     assert fitted() == "fit: 0 new, 3 kept"
     assert (tmp_path / "out/fit.jsonl").read_bytes() == table, "the same bytes, whatever was kept"
     write_manifest(tmp_path, {**pictures, "3.png": noise(40, 80, 3)})
     assert fitted() == "fit: 1 new, 3 kept"
-    (tmp_path / f"out/{picture_id(0)}.png").write_bytes(b"damaged")
+    (tmp_path / f"out/pictures/{picture_id(0)}.png").write_bytes(b"damaged")  # and so the same file in the store
     assert fitted() == "fit: 1 new, 3 kept"
-    assert (tmp_path / f"out/{picture_id(0)}.png").read_bytes() == first
+    assert (tmp_path / f"out/pictures/{picture_id(0)}.png").read_bytes() == first
     assert fitted(fill="blur") == "fit: 4 new, 0 kept"
     fit_dataset(Fit(size_px=64, fill="blur"), tmp_path, tmp_path / "out", identity="other code")
     assert capsys.readouterr().out.startswith("fit: 4 new")
@@ -150,11 +156,11 @@ def test_each_list_of_buckets_has_its_folder_and_references_stay_padded(
     options = {"a": "bucket_max_aspect: 1.5", "b": "bucket_step_px: 16, fill: blur"}
     changes = [(f"  {name}:\n", f"  {name}:\n    fit: {{method: bucket, {text}}}\n") for name, text in options.items()]
     params = edited(tmp_path, *changes)
-    fits = {job.name: job.recipe["fit"] for job in plan.jobs(params) if job.stage == "fit"}
+    fits = {job.name: job.fit for job in plan.jobs(params) if isinstance(job, FitRecipe)}
     assert set(fits) == {
         "small/bucket-edge-aspect1p5-64", "small/pad-edge-64", "small/bucket-blur-step16-64", "small/pad-blur-64",
     }  # fmt: skip
-    assert {name: Fit(**fit).method for name, fit in fits.items() if "pad" in name} == {
+    assert {name: fit.method for name, fit in fits.items() if "pad" in name} == {
         "small/pad-edge-64": "pad", "small/pad-blur-64": "pad",
     }  # fmt: skip
     # the names that Snakemake's rules take

@@ -11,6 +11,7 @@ from sdlora.flow import freshness, plan
 from sdlora.flow.freshness import write_made
 from sdlora.stages.flip import kohya_set
 from sdlora.stages.flip.flip import flip_dataset
+from sdlora.stages.flip.recipe import FlipRecipe
 
 TRIGGER = "captain / hat"
 ONE, TWO, THREE = (picture_id(number) for number in range(3))
@@ -80,16 +81,19 @@ def test_the_option_makes_no_training_stale(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "data/embedded/small/train").mkdir(parents=True)
     without = edited(tmp_path)
     chosen = edited(tmp_path, ("defaults:\n", "defaults:\n  flip: {kohya: folders}\n"))
-    jobs = [{job.name + job.stage: job.recipe for job in plan.jobs(params)} for params in (without, chosen)]
-    changed = {jobs[0][name]["stage"] for name in jobs[0] if jobs[0][name] != jobs[1][name]}
+    jobs = [{job.made: job for job in plan.jobs(params)} for params in (without, chosen)]
+    changed = {jobs[0][made].stage for made in jobs[0] if jobs[0][made].identity() != jobs[1][made].identity()}
     assert changed == {"flip"}
-    made = Path("data/sets/kohya/pad-edge-64/made/flip.json")
+    recipe = FlipRecipe(
+        wildcards={"dataset": "kohya", "fit": "pad-edge-64"}, mirror=True, swap_words=True, repeats={}, kohya=None
+    )
+    made = recipe.made
     outputs = [made.parent.parent / "train/metadata.jsonl", made.parent.parent / "kohya/3_a/1.txt"]
     for path in outputs:
         records.write_text(path, "x")
     found = []
     for count in (1, 2):
-        write_made(made, "{}", [], outputs[:count])
+        write_made(recipe, outputs[:count])
         found.append(freshness.outputs_identity(made))
     assert found[0] == found[1]
     assert len(records.read_json(made)["outputs"]) == 2, "but a missing file is noticed"

@@ -14,6 +14,7 @@ from sdlora.flow import store
 from sdlora.lora.names import EMBEDDINGS, FILE_NAME
 from sdlora.memory.prediction import draw_phase
 from sdlora.stages.sample import sample
+from sdlora.stages.sample.recipe import SampleRecipe
 from sdlora.stages.sample.sample import Painter, Prompt, sample_version
 
 PROMPTS = [Prompt(f"{n:03d}", text, 42) for n, text in enumerate(("captain, red background", "critter", "dylan face"))]
@@ -45,6 +46,13 @@ def counted(batch_size: int) -> tuple[list[Any], int]:
     return drawn, calls
 
 
+def recipe_of(settings: Sample) -> SampleRecipe:
+    return SampleRecipe(
+        wildcards={"version": "a"}, sample=settings, base=TINY, base_identity="sha256:tiny", size_px=64, threads=1,
+        references=Path(),
+    )  # fmt: skip
+
+
 def test_a_batch_draws_the_same_pictures_with_fewer_calls() -> None:
     alone, calls_alone = counted(1)
     together, calls_together = counted(3)
@@ -59,23 +67,17 @@ def test_a_lost_picture_is_drawn_again_with_its_batch(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     rows = [{"id": p.reference, "split": "reference", "caption": p.text} for p in PROMPTS]
     records.write_jsonl(tmp_path / "captions.jsonl", rows)
-    recipe = {
-        "base": TINY.model_dump(mode="json"),
-        "sample": settings(2).model_dump(mode="json"),
-        "size_px": 64,
-        "threads": 1,
-    }
-    words = (recipe, tmp_path / "checkpoints", tmp_path / "captions.jsonl", tmp_path / "out")
-    sample_version(*words)
-    pictures = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*.png")}
+    recipe, out = recipe_of(settings(2)), Path("results/a/samples")
+    sample_version(recipe)
+    pictures = {path.name: path.read_bytes() for path in out.rglob("*.png")}
     assert len(pictures) == 3
     (kept,) = (path.parent for path in tmp_path.glob(f"{store.STORE}/sample/*/hashes.json"))
     times = {path.name: path.stat().st_mtime_ns for path in kept.glob("*.png")}
     (kept / PROMPTS[0].file_name).unlink()
-    sample_version(*words)
+    sample_version(recipe)
     again = {path.name: path.stat().st_mtime_ns for path in kept.glob("*.png")}
     assert [again[p.file_name] != times[p.file_name] for p in PROMPTS] == [True, True, False]
-    assert {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*.png")} == pictures
+    assert {path.name: path.read_bytes() for path in out.rglob("*.png")} == pictures
 
 
 def test_the_preflight_counts_the_batch() -> None:
@@ -91,11 +93,11 @@ def test_files_for_other_tools_do_not_change_what_is_drawn(tmp_path: Path) -> No
     lora = tmp_path / FILE_NAME
     lora.write_bytes(b"lora")
     prompts = [Prompt("r1", "captain", 42)]
-    keys = [sample._key({"sample": {}}, lora, prompts)]
+    keys = [sample._key(recipe_of(settings(1)), lora, prompts)]
     (tmp_path / "a-step000002-comfyui-a1111.safetensors").write_bytes(b"for tools")
-    keys.append(sample._key({"sample": {}}, lora, prompts))
+    keys.append(sample._key(recipe_of(settings(1)), lora, prompts))
     (tmp_path / EMBEDDINGS).write_bytes(b"embedding")
-    keys.append(sample._key({"sample": {}}, lora, prompts))
+    keys.append(sample._key(recipe_of(settings(1)), lora, prompts))
     lora.write_bytes(b"another")
-    keys.append(sample._key({"sample": {}}, lora, prompts))
+    keys.append(sample._key(recipe_of(settings(1)), lora, prompts))
     assert keys[0] == keys[1] and len(set(keys)) == 3

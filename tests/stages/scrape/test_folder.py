@@ -10,14 +10,15 @@ import pytest
 from PIL import Image
 
 from sdlora import records
-from sdlora.config.params import Dataset, Fit
+from sdlora.config.params import Caption, Dataset, Fit
 from sdlora.config.sources import FolderSource
 from sdlora.errors import DataError
 from sdlora.flow import folders, inputs
 from sdlora.flow.hashing import FileHashes
 from sdlora.stages.caption.caption import caption_dataset
+from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.fit.fit import fit_dataset
-from sdlora.stages.scrape import gather
+from sdlora.stages.scrape.gather import gather
 
 
 def picture(colour: str, kind: str = "PNG", size: tuple[int, int] = (80, 60)) -> bytes:
@@ -153,7 +154,10 @@ def test_captions_beside_pictures_reach_the_training_and_a_user_s_own_win(mine: 
     override = tmp_path / "override.jsonl"
     override.write_text(json.dumps({"file": "b.png", "caption": "mine"}), encoding="utf-8")
     fit_dataset(Fit(size_px=64), tmp_path / "out", tmp_path / "fitted")
-    recipe = {"override": str(override), "trigger": "hero", "captioner_identity": "blip"}
+    recipe = CaptionRecipe(
+        wildcards={}, caption=Caption(), captioner="-", captioner_identity="blip", captioner_revision=None,
+        trigger="hero", threads=1, override=str(override), overrides=None,
+    )  # fmt: skip
     caption_dataset(recipe, NoModel(), tmp_path / "fitted", tmp_path / "store")  # type: ignore[arg-type]
     rows = records.read_jsonl(tmp_path / "fitted/captions.jsonl")
     assert sorted((row["caption"], row["origin"]) for row in rows) == [

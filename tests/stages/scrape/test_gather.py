@@ -22,7 +22,7 @@ from sdlora import choices, records
 from sdlora.config.params import Dataset
 from sdlora.config.sources import BingSource, FolderSource, Scrape, SeleniumSource
 from sdlora.errors import DataError
-from sdlora.stages.scrape import gather
+from sdlora.stages.scrape.gather import gather
 
 
 @pytest.fixture
@@ -243,7 +243,7 @@ from rig import zoo
 from sdlora import choices
 from sdlora.config.params import Dataset
 from sdlora.config.sources import BingSource, Scrape
-from sdlora.stages.scrape import gather
+from sdlora.stages.scrape.gather import gather
 choices.SOURCES["bing"] = "rig.zoo:find"
 out, port, urls = Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3:]
 zoo.RESULTS["cat"] = urls

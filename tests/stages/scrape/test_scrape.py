@@ -11,7 +11,7 @@ from sdlora import records
 from sdlora.config.params import Dataset
 from sdlora.config.sources import FolderSource
 from sdlora.errors import DataError
-from sdlora.stages.scrape import gather
+from sdlora.stages.scrape.gather import gather
 
 
 def picture(colour: str) -> bytes:

@@ -23,7 +23,7 @@ from sdlora import choices, records
 from sdlora.config.params import Dataset
 from sdlora.config.sources import BingSource, Scrape
 from sdlora.images.pictures import open_picture, to_rgb
-from sdlora.stages.scrape import gather
+from sdlora.stages.scrape.gather import gather
 
 Behaviour = zoo.Behaviour | bytes
 
@@ -332,7 +332,7 @@ from rig import zoo
 from sdlora import choices
 from sdlora.config.params import Dataset
 from sdlora.config.sources import BingSource, Scrape
-from sdlora.stages.scrape import gather
+from sdlora.stages.scrape.gather import gather
 import sdlora.stages.scrape.gather, PIL.JpegImagePlugin, PIL.PngImagePlugin
 out, port, urls = Path(sys.argv[1]), int(sys.argv[2]), json.loads(sys.argv[3])
 choices.SOURCES["bing"] = "rig.zoo:find"

@@ -16,6 +16,7 @@ from sdlora.config.params import Fit, Flip
 from sdlora.errors import DataError, ParamsError
 from sdlora.flow import plan
 from sdlora.stages.flip.flip import repeats_of
+from sdlora.stages.flip.recipe import FlipRecipe
 from sdlora.stages.train.batch import draw_batch, sizes_of
 from sdlora.stages.train.dataset import BatchOrder, Example, Geometry, chosen
 from sdlora.stages.train.loop import Run, loss_of, train_loop
@@ -130,7 +131,7 @@ def test_repeats_reach_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = []
     for line in ("", "    repeats: {train: 2}\n", "    kohya_repeats: true\n"):
         jobs = plan.jobs(edited(tmp_path, (trigger, trigger + line)))
-        found += [job.recipe["repeats"] for job in jobs if job.stage == "flip"]
+        found += [job.repeats for job in jobs if isinstance(job, FlipRecipe)]
     assert found == [{}, {"train": 2}, "kohya"]
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import TINY
 from small_set import CAPTION, ENCODE, captain, edited, examples_of, make_set
-from training import settings
+from training import recipe_of, settings
 
 from sdlora import records
 from sdlora.config.params import Encode, Fit, Flip
@@ -20,6 +20,7 @@ from sdlora.lora.names import FILE_NAME
 from sdlora.stages.encode.encode import encode_dataset
 from sdlora.stages.train.batch import draw_batch
 from sdlora.stages.train.loop import Run
+from sdlora.stages.train.recipe import TrainRecipe
 from sdlora.stages.train.run import prepare, train_version
 from sdlora.stages.train.texts import KEPT_DAYS, text_key
 
@@ -40,20 +41,16 @@ def folder(tmp_path: Path) -> Path:
     return make_set(tmp_path, pictures, Fit(method="bucket", size_px=64), captions=captions)
 
 
-def recipe(train: Train) -> dict[str, object]:
-    return {
-        "train": {**train.model_dump(mode="json"), "cache_text": train.text_cache},
-        "base": TINY.model_dump(mode="json"),
-        "flip": Flip().model_dump(), "threads": 1, "trigger": "captain", "base_identity": "sha256:tiny + sha256:vae",
-        "encode": None if train.cache_latents == "disk" else Encode().model_dump(),
-    }  # fmt: skip
+def recipe(train: Train, folder: Path) -> TrainRecipe:
+    resolved = train.model_copy(update={"cache_text": train.text_cache})
+    return recipe_of(resolved, folder, encode=None if train.cache_latents == "disk" else Encode())
 
 
 def trained(folder: Path, **changes: object) -> bytes:
     """The last LoRA of a run from recipe to file."""
     train = settings(steps=3, checkpoint_every=3, batch_size=2, **changes)
-    train_version(recipe(train), [], folder, "tiny", Path("results"), 20)
-    return (Path("results/checkpoints/step-000003") / FILE_NAME).read_bytes()
+    train_version(recipe(train, folder))
+    return (Path("results/a/checkpoints/step-000003") / FILE_NAME).read_bytes()
 
 
 @pytest.fixture
@@ -167,17 +164,17 @@ def test_a_texts_key_is_its_content_and_what_encodes_it(folder: Path) -> None:
 def test_adding_a_picture_encodes_that_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pictures = {"a.png": captain(1), "b.png": captain(2)}
     folder = make_set(tmp_path, pictures)
-    index = {row["file"] for row in records.read_jsonl(folder / "latents/index-tiny.jsonl")}
-    before = {name: hashing.sha256_of(folder / "latents" / name) for name in index}
+    index = {row["file"] for row in records.read_jsonl(folder / "latents/tiny/index.jsonl")}
+    before = {name: hashing.sha256_of(folder / "latents/tiny" / name) for name in index}
     assert "encode: 4 new, 0 already in the cache" in capsys.readouterr().out
     make_set(tmp_path, {**pictures, "c.png": captain(3)})
     said = capsys.readouterr().out
     assert "fit: 1 new, 2 kept" in said and "encode: 2 new, 4 already in the cache" in said, "both its orientations"
-    assert {name: hashing.sha256_of(folder / "latents" / name) for name in index} == before
+    assert {name: hashing.sha256_of(folder / "latents/tiny" / name) for name in index} == before
     # another caption or mask leaves latents alone
     make_set(tmp_path, {**pictures, "c.png": captain(3)}, captions=["captain, x", "captain, y", "captain, z"])
     assert "encode: 0 new, 6 already" in capsys.readouterr().out
-    encode_dataset({**ENCODE, "threads": 2}, "tiny", folder)
+    encode_dataset(ENCODE.model_copy(update={"threads": 2}), folder)
     assert "encode: 6 new, 0 already" in capsys.readouterr().out, "what latents depend on is in their key"
 
 
@@ -187,7 +184,7 @@ def test_the_plan_asks_for_latents_only_where_they_are_read(tmp_path: Path, cach
     train = next(job for job in plan.jobs(params) if job.stage == "train" and job.name == "a")
     inputs = [path.name for path in train.inputs]
     assert inputs == ["flip.json", *(["encode-tiny.json"] if cache == "disk" else [])]
-    assert (train.recipe["encode"] is None) == (cache == "disk")
+    assert (train.encode is None) == (cache == "disk")
     assert any(path.name == "encode-tiny.json" for path in plan.dataset_records(params)) == (cache == "disk")
 
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ from sdlora import records
 from sdlora.config.params import Caption
 from sdlora.errors import DataError, MissingError, download_command, suggest
 from sdlora.flow import hashing
+from sdlora.flow.recipe import Values
 from sdlora.images.pictures import read_rgb
+from sdlora.stages.caption.recipe import CaptionRecipe
 
 MOST_UNKNOWN = 1 / 3  # of the references' words may be missing in training captions before that is told
 
@@ -124,7 +126,7 @@ def _rows_of(path: Path) -> Iterator[tuple[int, records.Row]]:
         yield number, row
 
 
-def caption_dataset(recipe: Mapping[str, Any], captioner: Captioner, folder: Path, store: Path) -> list[Path]:
+def caption_dataset(recipe: CaptionRecipe, captioner: Captioner, folder: Path, store: Path) -> list[Path]:
     """Write `captions.jsonl` for a folder of fitted pictures; only new pictures are captioned.
 
     Args:
@@ -137,8 +139,10 @@ def caption_dataset(recipe: Mapping[str, Any], captioner: Captioner, folder: Pat
         The files written.
     """
     rows = records.read_jsonl(folder / "fit.jsonl")
-    overrides = read_overrides(recipe["override"], rows)
-    keys = {row["id"]: _key(folder / row["file"], recipe) for row in rows}
+    unasked = ("trigger", "override", "overrides")
+    asked = {key: value for key, value in recipe.identity().items() if key not in unasked}
+    overrides = read_overrides(recipe.override, rows)
+    keys = {row["id"]: _key(folder / row["file"], asked) for row in rows}
     wanted = [row for row in rows if row["id"] not in overrides and not row["caption"]]
     new = [row for row in wanted if not (store / f"{keys[row['id']]}.json").exists()]
     for row in new:
@@ -152,11 +156,11 @@ def caption_dataset(recipe: Mapping[str, Any], captioner: Captioner, folder: Pat
         elif row["caption"]:
             text, origin = row["caption"], "source"
         else:
-            text, origin = records.read_json(store / f"{keys[row['id']]}.json"), recipe["captioner_identity"]
+            text, origin = records.read_json(store / f"{keys[row['id']]}.json"), recipe.captioner_identity
         captioned.append(
-            {"id": row["id"], "caption": with_trigger(recipe["trigger"], text), "origin": origin, "split": row["split"]}
+            {"id": row["id"], "caption": with_trigger(recipe.trigger, text), "origin": origin, "split": row["split"]}
         )
-    for warning in warnings(captioned, recipe["trigger"]):
+    for warning in warnings(captioned, recipe.trigger):
         print(f"warning: {warning}", flush=True)
     records.write_jsonl(folder / "captions.jsonl", captioned)
     return [folder / "captions.jsonl"]
@@ -193,7 +197,6 @@ def _words(rows: Sequence[records.Row], trigger: str) -> set[str]:
     return {word for row in rows for word in re.findall(r"\w{3,}", str(row["caption"]).lower())} - own
 
 
-def _key(picture: Path, recipe: Mapping[str, Any]) -> str:
+def _key(picture: Path, asked: Values) -> str:
     """A caption's key: the picture and everything that BLIP's answer depends on."""
-    asked = {key: value for key, value in recipe.items() if key not in ("trigger", "override", "overrides")}
     return hashing.sha256_text(hashing.sha256_of(picture) + records.canonical_json(asked))

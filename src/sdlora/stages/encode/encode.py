@@ -1,53 +1,66 @@
 """Encode pictures once: the posterior's mean and deviation, stored by content."""
 
-from collections.abc import Mapping
+import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sdlora import determinism, records, tensors
-from sdlora.config.params import Base, Encode
-from sdlora.flow import hashing
+from sdlora.flow import hashing, store
+from sdlora.flow.recipe import Values
 from sdlora.models import load_model
 from sdlora.progress import Progress
 from sdlora.stages.encode.posterior import posterior_of
+from sdlora.stages.encode.recipe import EncodeRecipe
+
+KIND = "latents"  # what they are called in the store
+INDEX = "index.jsonl"
 
 
-def latent_key(picture: Path, recipe: Mapping[str, Any]) -> str:
+def latents_folder(folder: Path, base_name: str) -> Path:
+    """Where a fitted set's latents of one base lie."""
+    return folder / "latents" / base_name
+
+
+def latent_key(picture: Path, values: Values) -> str:
     """Name of a picture's latents: its bytes and everything else their values depend on."""
-    return hashing.sha256_text(hashing.sha256_of(picture) + records.canonical_json(recipe))[:32]
+    return hashing.sha256_text(hashing.sha256_of(picture) + records.canonical_json(values))[:32]
 
 
-def encode_dataset(recipe: Mapping[str, Any], base_name: str, folder: Path) -> list[Path]:
-    """Write `latents/<key>.safetensors` for each picture of `train/`, and an index.
+def encode_dataset(recipe: EncodeRecipe, folder: Path | None = None) -> list[Path]:
+    """Write `latents/<base>/<key>.safetensors` for each picture of `train/`, and an index.
+
+    Latents are kept in the store by their key, for all datasets and versions: the files here are links to them.
 
     Args:
         recipe: Settings, base, code identity and threads.
-        base_name: Entry of `bases`; names the index.
-        folder: Fitted dataset with `train/metadata.jsonl`.
+        folder: Fitted dataset with `train/metadata.jsonl`, if it is not where the recipe says.
 
     Returns:
-        The files written; undamaged latents of the same key are kept as they are.
+        The files written.
     """
-    settings, base = Encode(**recipe["encode"]), Base(**recipe["base"])
-    torch.set_num_threads(recipe["threads"])
+    folder, values = folder or recipe.folder, recipe.identity()
+    torch.set_num_threads(recipe.threads)
     determinism.choose(deterministic=True)
-    out = folder / "latents"
+    out, kept = latents_folder(folder, recipe.base_name), store.STORE / KIND
     rows = [
-        {**row, "key": latent_key(folder / "train" / row["file_name"], recipe)}
+        {**row, "key": latent_key(folder / "train" / row["file_name"], values)}
         for row in records.read_jsonl(folder / "train" / "metadata.jsonl")
     ]
-    new = [row for row in rows if not tensors.is_whole(out / f"{row['key']}.safetensors")]
+    new = [row for row in rows if not tensors.is_whole(kept / f"{row['key']}.safetensors")]
     if new:
-        model = load_model(base.model_copy(update={"dtype": settings.dtype}))
+        model = load_model(recipe.base.model_copy(update={"dtype": recipe.encode.dtype}))
         progress = Progress("encode", len(new))
         for number, row in enumerate(new, start=1):
             mean, std = posterior_of(model, folder / "train" / row["file_name"])
-            tensors.write(out / f"{row['key']}.safetensors", {"mean": mean, "std": std})
+            tensors.write(kept / f"{row['key']}.safetensors", {"mean": mean, "std": std})
             progress.update(number)
     print(f"encode: {len(new)} new, {len(rows) - len(new)} already in the cache", flush=True)
-    index = out / f"index-{base_name}.jsonl"
+    for row in rows:
+        store.link(kept / f"{row['key']}.safetensors", out / f"{row['key']}.safetensors")
+        os.utime(kept / f"{row['key']}.safetensors")
+    store.drop_unused(KIND)
+    index = out / INDEX
     records.write_jsonl(
         index, ({"id": r["id"], "mirrored": r["mirrored"], "file": f"{r['key']}.safetensors"} for r in rows)
     )

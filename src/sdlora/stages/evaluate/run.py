@@ -12,6 +12,7 @@ from sdlora.errors import DataError
 from sdlora.images.pictures import read_rgb
 from sdlora.stages.evaluate.choose import explain
 from sdlora.stages.evaluate.tables import Values, metrics_columns, metrics_rows
+from sdlora.stages.fit.fit import PICTURES
 
 
 def at_size_of(picture: Image.Image, reference: Image.Image) -> NDArray[np.uint8]:
@@ -40,7 +41,7 @@ def measure(samples: Path, references: Path, settings: Evaluate) -> tuple[list[s
     if not index:
         raise DataError(f"{samples}: no samples, because the dataset has no references; set datasets.<name>.held_out")
     columns = sorted({row["reference"] for row in index})
-    truths = {name: read_rgb(references / f"{name}.png") for name in columns}
+    truths = {name: read_rgb(references / PICTURES / f"{name}.png") for name in columns}
     metrics = {name: choices.pick(choices.METRICS, name) for name in settings.metrics}
     found: dict[tuple[str, int, str], list[float]] = {}
     for row in index:
@@ -64,7 +65,7 @@ def evaluate_version(settings: Evaluate, samples: Path, references: Path, out: P
     Args:
         settings: Metrics and the rule of choice.
         samples: Folder with `index.jsonl`.
-        references: Folder of the padded references, `<id>.png`.
+        references: The fitted set that holds the references, padded.
         out: `results/<version>`.
 
     Returns:

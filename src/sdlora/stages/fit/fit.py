@@ -13,7 +13,7 @@ from PIL import Image, ImageFilter, ImageOps
 from sdlora import records
 from sdlora.config.params import Fit
 from sdlora.errors import DataError, printable
-from sdlora.flow import hashing
+from sdlora.flow import hashing, store
 from sdlora.images import masks
 from sdlora.images.pictures import open_picture, png_bytes, to_rgb
 from sdlora.stages.scrape import manifest
@@ -21,6 +21,8 @@ from sdlora.stages.scrape import manifest
 Box = tuple[int, int, int, int]
 Size = tuple[int, int]  # width, height, px
 GEOMETRY = ("box", "bucket", "original", "corner")  # what fit.jsonl says of each picture, in this order
+PICTURES = "pictures"  # folder of the fitted pictures
+KIND = "fitted"  # what they are called in the store
 KEPT = "kept.json"  # which pictures lie fitted, and by what
 LANCZOS, BILINEAR = Image.Resampling.LANCZOS, Image.Resampling.BILINEAR
 
@@ -134,16 +136,16 @@ def _side(settings: Fit) -> int:
 def fit_dataset(
     settings: Fit, source: Path, out: Path, mask_source: str | None = None, identity: str = ""
 ) -> list[Path]:
-    """Write `<id>.png` for every picture of a manifest, and `fit.jsonl` saying where each lies.
+    """Write `pictures/<id>.png` for every picture of a manifest, and `fit.jsonl` saying where each lies.
 
-    A picture that was fitted by the same settings and code, and is undamaged, is kept as it is: `kept.json`
-    remembers, which is no output, because Snakemake deletes a job's outputs before it runs.
+    A picture that was fitted by the same settings and code is taken from the store: Snakemake deletes a job's outputs
+    before it runs. `kept.json`, which is no output, remembers which file that is.
 
     Args:
         settings: Method, fill and side; `size_px` must be set.
         source: Folder with `manifest.jsonl` and `raw/`.
         out: Folder to write.
-        mask_source: Where masks come from: `alpha`, a folder, or None; they go to `masks/<id>.png`.
+        mask_source: Where masks come from: `alpha`, a folder, or None; they go to `pictures/masks/<id>.png`.
         identity: Whatever else the pixels depend on, such as the code.
 
     Returns:
@@ -157,25 +159,26 @@ def fit_dataset(
     rows, files, kept, new = [], [], {}, 0
     for row in manifest.read(source):
         mask_file = masks.find(mask_source, row) if row["split"] == "train" else None
-        wanted = [out / f"{row['id']}.png"]
+        wanted = [out / PICTURES / f"{row['id']}.png"]
         if mask_source is not None and row["split"] == "train":
             wanted.append(out / masks.FOLDER / f"{row['id']}.png")
         parts = [identity, settings.model_dump_json(), row["sha256"], str(mask_source == "alpha")]
         key = hashing.sha256_text("\n".join([*parts, hashing.sha256_of(mask_file) if mask_file else ""]))
         before = known.get(row["id"], {})
-        if before.get("key") == key and before["files"] == _hashes(wanted):
+        if before.get("key") == key and store.bring_back(KIND, before["files"], wanted):
             geometry = before["geometry"]
         else:
             geometry = _write(settings, source, row, wanted, mask_file)
             new += 1
         geometry = {name: geometry[name] for name in GEOMETRY}  # what is remembered comes back in another order
-        kept[row["id"]] = {"key": key, "files": _hashes(wanted), "geometry": geometry}
+        kept[row["id"]] = {"key": key, "files": store.keep(KIND, wanted), "geometry": geometry}
         about = {name: row[name] for name in ("id", "name", "sha256", "split", "caption")}
-        rows.append({**about, "file": wanted[0].name, "method": settings.method, **geometry})
+        rows.append({**about, "file": wanted[0].relative_to(out).as_posix(), "method": settings.method, **geometry})
         files += wanted
-    for stale in {*out.glob("*.png"), *(out / masks.FOLDER).glob("*.png")} - set(files):
+    for stale in {*(out / PICTURES).rglob("*.png")} - set(files):
         stale.unlink()
     records.write_json(out / KEPT, kept)
+    store.drop_unused(KIND)
     records.write_jsonl(out / "fit.jsonl", rows)
     counts = Counter("x".join(map(str, row["bucket"])) for row in rows)
     shapes = ", ".join(f"{count} of {shape} px" for shape, count in sorted(counts.items()))
@@ -206,10 +209,6 @@ def _remembered(path: Path) -> dict[str, Any]:
         return {str(name): row for name, row in known.items() if {"key", "files", "geometry"} <= set(row)}
     except (ValueError, AttributeError, TypeError):
         return {}
-
-
-def _hashes(files: list[Path]) -> list[str | None]:
-    return [hashing.sha256_of(path) if path.exists() else None for path in files]
 
 
 def _write(

@@ -11,6 +11,7 @@ from sdlora import records
 from sdlora.errors import DataError, suggest
 from sdlora.images import masks
 from sdlora.images.pictures import png_bytes, read_rgb
+from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.flip import kohya_set
 
 _OTHER = {"left": "right", "right": "left"}
@@ -106,7 +107,7 @@ def flip_dataset(
 
 def _copy(folder: Path, picture: str, name: str, mirrored: bool) -> list[Path]:
     """One orientation of a picture and, where it has one, of its mask."""
-    pairs = [(folder / f"{picture}.png", folder / "train" / name)]
+    pairs = [(folder / PICTURES / f"{picture}.png", folder / "train" / name)]
     mask = folder / masks.FOLDER / f"{picture}.png"
     if mask.exists():
         pairs.append((mask, folder / masks.TRAIN_FOLDER / name))

@@ -10,7 +10,10 @@ from sdlora import records
 from sdlora.flow import freshness
 from sdlora.flow.identity import told
 from sdlora.images.pictures import png_bytes, read_rgb
+from sdlora.lora.names import FOR_A1111
+from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.report.plots import Series, metric_plot
+from sdlora.stages.report.recipe import Summary
 from sdlora.stages.report.sheet import contact_sheet
 
 PAGES = Environment(loader=PackageLoader("sdlora.stages.report", "templates"), autoescape=True, trim_blocks=True)
@@ -40,19 +43,19 @@ def accepted_of(result: Path) -> list[str]:
     return lines
 
 
-def write_version(name: str, settings: dict[str, Any], result: Path, references: Path, out: Path) -> list[Path]:
+def write_version(name: str, settings: Summary, result: Path, references: Path) -> list[Path]:
     """Write a version's page: why this checkpoint, the table, the plots and every sample; and `sheet.png`.
 
     Args:
         name: The version.
         settings: What it is compared by.
         result: `results/<version>`.
-        references: Folder of the references.
-        out: Folder to write.
+        references: The fitted set that holds the references.
 
     Returns:
         The files written.
     """
+    out, references = result / "report", references / PICTURES
     series = read_series(result / "metrics.csv")
     index = records.read_jsonl(result / "samples" / "index.jsonl")
     columns = sorted({row["reference"] for row in index})
@@ -84,10 +87,22 @@ def write_version(name: str, settings: dict[str, Any], result: Path, references:
         ]
     )
     records.write_bytes(out / "sheet.png", png_bytes(sheet))
-    return [out / "index.html", out / "sheet.png"]
+    previews: list[Path] = []
+    for step in steps:
+        shown = result / "samples" / pictures[step, columns[0]]["file"]
+        previews += _previews(result / "export" / f"step-{step:06d}", shown)
+    return [out / "index.html", out / "sheet.png", *previews]
 
 
-def write_index(versions: dict[str, dict[str, Any]], results: Path, out: Path) -> list[Path]:
+def _previews(folder: Path, picture: Path) -> list[Path]:
+    """Copy a picture beside the files for A1111, which shows `<name>.preview.png` on the LoRA's card."""
+    previews = [path.with_suffix(".preview.png") for path in sorted(folder.glob(f"*{FOR_A1111}*.safetensors"))]
+    for preview in previews:
+        records.write_bytes(preview, picture.read_bytes())
+    return previews
+
+
+def write_index(versions: dict[str, Summary], results: Path, out: Path) -> list[Path]:
     """Write the page over all versions and its table: settings, best step, figures; one plot a metric."""
     best = {name: records.read_json(results / name / "best.json") for name in versions}
     series: dict[str, dict[str, Any]] = {}
@@ -109,9 +124,7 @@ def write_index(versions: dict[str, dict[str, Any]], results: Path, out: Path) -
 FIGURES = ("best", "delta", "ci_low", "ci_high")  # of each metric: at the best step; against step 0, with its interval
 
 
-def _write_table(
-    versions: dict[str, dict[str, Any]], best: dict[str, dict[str, Any]], metrics: list[str], path: Path
-) -> None:
+def _write_table(versions: dict[str, Summary], best: dict[str, dict[str, Any]], metrics: list[str], path: Path) -> None:
     """One row a version; a metric that a version does not measure is empty."""
     keys = list(next(iter(versions.values())))
     columns = [

@@ -13,11 +13,12 @@ from sdlora.config.params import Base, Sample
 from sdlora.flow import hashing, store
 from sdlora.images.pictures import png_bytes
 from sdlora.lora.attach import attach_lora, detach_lora
-from sdlora.lora.names import AVERAGE, EMBEDDINGS, FILE_NAME, FOR_A1111
+from sdlora.lora.names import AVERAGE, EMBEDDINGS, FILE_NAME
 from sdlora.lora.pivotal import attach_embeddings, detach_embeddings, with_token
 from sdlora.models import ModelFamily, load_model
 from sdlora.progress import Progress
 from sdlora.randomness import generator
+from sdlora.stages.sample.recipe import SampleRecipe
 
 KEPT_SETS = 600  # sets of pictures in the store, one a checkpoint and setting
 
@@ -107,31 +108,30 @@ def prompts_of(captions: Path, settings: Sample) -> list[Prompt]:
     return [Prompt(r["id"], r["caption"], seed) for r in rows[: settings.max_references] for seed in settings.seeds]
 
 
-def sample_version(recipe: dict[str, Any], checkpoints: Path, captions: Path, out: Path) -> list[Path]:
+def sample_version(recipe: SampleRecipe) -> list[Path]:
     """Draw all prompts at step 0 and at every checkpoint.
 
     Pictures are kept by (weights, prompt, settings), so step 0 is drawn once for all versions that
     share it, and a killed run goes on at the batch it was at.
 
     Args:
-        recipe: Base, settings, code identity.
-        checkpoints: Folder of `step-…` folders.
-        captions: `captions.jsonl` of the references.
-        out: Folder to write: `step-000000/…`, `index.jsonl`.
+        recipe: Base, settings, code identity. The LoRAs are read from `checkpoints/` of the version's folder, and
+            the pictures are written to its `samples/`: `step-000000/…`, `index.jsonl`.
 
     Returns:
         The files written.
     """
-    torch.set_num_threads(recipe["threads"])
+    torch.set_num_threads(recipe.threads)
     determinism.choose(deterministic=True)
-    settings = Sample.model_validate_json(records.canonical_json(recipe["sample"]))
-    base = Base.model_validate_json(records.canonical_json(recipe["base"]))
-    prompts, size = prompts_of(captions, settings), settings.batch_size
+    settings, out = recipe.sample, recipe.folder / "samples"
+    prompts, size = prompts_of(recipe.references / "captions.jsonl", settings), settings.batch_size
     batches = [prompts[first : first + size] for first in range(0, len(prompts), size)]
     loras: dict[int, Path | None] = {0: None}
     place = Path(AVERAGE) / FILE_NAME if settings.weights == "ema" else Path(FILE_NAME)
-    loras |= {int(p.name.removeprefix("step-")): p / place for p in sorted(checkpoints.glob("step-*"))}
-    painter = Painter(base, settings, recipe["size_px"])
+    loras |= {
+        int(p.name.removeprefix("step-")): p / place for p in sorted((recipe.folder / "checkpoints").glob("step-*"))
+    }
+    painter = Painter(recipe.base, settings, recipe.size_px)
     progress = Progress("sample", len(loras) * len(prompts))
     rows: list[records.Row] = []
     files: list[Path] = []
@@ -148,28 +148,16 @@ def sample_version(recipe: dict[str, Any], checkpoints: Path, captions: Path, ou
                 rows.append({**row, "prompt": prompt.text})
     for stale in set(out.glob("step-*/*.png")) - set(files):
         stale.unlink()
-    first = rows[0]["file"].partition("/")[2] if rows else ""
-    files += [
-        file for step, lora in loras.items() if lora for file in _previews(lora, out / f"step-{step:06d}" / first)
-    ]
     store.keep_newest("sample", KEPT_SETS)
     records.write_jsonl(out / "index.jsonl", rows)
     return [out / "index.jsonl", *files]
 
 
-def _previews(lora: Path, picture: Path) -> list[Path]:
-    """Copy a picture beside the files for A1111, which shows `<name>.preview.png` on the LoRA's card."""
-    previews = [path.with_suffix(".preview.png") for path in sorted(lora.parent.glob(f"*{FOR_A1111}*.safetensors"))]
-    for preview in previews:
-        records.write_bytes(preview, picture.read_bytes())
-    return previews
-
-
-def _key(recipe: dict[str, Any], lora: Path | None, prompts: Sequence[Prompt]) -> str:
-    settings = dict(recipe)
+def _key(recipe: SampleRecipe, lora: Path | None, prompts: Sequence[Prompt]) -> str:
+    settings = recipe.identity()
     if lora is None:  # the strength of a LoRA says nothing about the base alone
         unused = ("lora_scale", "weights")
-        settings["sample"] = {key: value for key, value in recipe["sample"].items() if key not in unused}
+        settings["sample"] = {key: value for key, value in settings["sample"].items() if key not in unused}
     # what is drawn with; files for other tools lie beside it
     read = [lora, lora.with_name(EMBEDDINGS)] if lora else []
     weights = [hashing.sha256_of(path) for path in read if path.exists()] or "base"

@@ -263,8 +263,3 @@ def _clear(folder: Path, pattern: str, keep: set[str] | frozenset[str] = frozens
     for path in folder.glob(pattern):
         if path.name not in keep:
             path.unlink()
-
-
-def sources_of(recipe: dict[str, Any]) -> Dataset:
-    """The typed dataset of a recipe (its trigger belongs to a later stage)."""
-    return Dataset.model_validate_json(records.canonical_json({**recipe["dataset"], "trigger": "-"}))

@@ -16,7 +16,8 @@ from sdlora.config.sources import BingSource, FolderSource, HubSource, SeleniumS
 from sdlora.errors import DataError, ParamsError
 from sdlora.flow.hashing import sha256_of
 from sdlora.stages.scrape import manifest
-from sdlora.stages.scrape.gather import gather, sources_of
+from sdlora.stages.scrape.gather import gather
+from sdlora.stages.scrape.recipe import ScrapeRecipe
 from sdlora.stages.scrape.source import PICTURE_SUFFIXES, ScrapeContext
 from sdlora.stages.scrape.split import split
 
@@ -46,19 +47,25 @@ def on_this_machine(source: Source) -> tuple[str | None, tuple[str, ...] | None]
     return None, ()
 
 
-def asked_for(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The part of a recipe that decides which pictures are found, with the defaults of today where it says nothing."""
-    dataset = sources_of(recipe).model_dump(mode="json", include={"sources", "scrape"})
-    return {"dataset": dataset, "files": recipe["files"]}
+def asked_for(recipe: ScrapeRecipe) -> dict[str, Any]:
+    """The part of a recipe that decides which pictures are found."""
+    return _asked(recipe.dataset, recipe.files)
 
 
-def may_run(name: str, recipe: dict[str, Any], folder: Path, allowed: bool, forced: bool) -> None:
+def _asked(dataset: Dataset, files: dict[str, str]) -> dict[str, Any]:
+    return {"dataset": dataset.model_dump(mode="json", include={"sources", "scrape"}), "files": files}
+
+
+def sources_of(values: dict[str, Any]) -> Dataset:
+    """What a pin says of its dataset, with the defaults of today where it says nothing (triggers belong elsewhere)."""
+    return Dataset.model_validate_json(records.canonical_json({**values, "trigger": "-"}))
+
+
+def may_run(recipe: ScrapeRecipe, allowed: bool, forced: bool) -> None:
     """Called before any job: whether the dataset is there, or may be scraped now.
 
     Args:
-        name: The dataset's name in params.yaml.
         recipe: Of its scrape job.
-        folder: Where it lies.
         allowed: The switch `scraping`.
         forced: Whether the user asked to scrape again.
 
@@ -66,8 +73,9 @@ def may_run(name: str, recipe: dict[str, Any], folder: Path, allowed: bool, forc
         ParamsError: If it has to be scraped but scraping is off, or if what is asked for has changed.
         DataError: If scraped pictures are damaged or gone.
     """
-    if not uses_web(sources_of(recipe)):
+    if not uses_web(recipe.dataset):
         return
+    name, folder = recipe.name, recipe.folder
     pinned = _read(folder)
     again = f"`snakemake {folder}/manifest.jsonl --forcerun scrape`"
     if forced or pinned is None:
@@ -79,9 +87,10 @@ def may_run(name: str, recipe: dict[str, Any], folder: Path, allowed: bool, forc
             )
         return
     if pinned["asked"] != asked_for(recipe):
+        difference = _difference(pinned["asked"], asked_for(recipe))
         raise ParamsError(
-            f"datasets.{name} asks for something else than what was scraped ({_difference(pinned['asked'], recipe)}); "
-            f"set it back to keep the pictures, or say {again} to replace them"
+            f"datasets.{name} asks for something else than what was scraped ({difference}); set it back to keep the "
+            f"pictures, or say {again} to replace them"
         )
     damaged = _damaged(pinned, folder)
     if damaged:
@@ -91,12 +100,11 @@ def may_run(name: str, recipe: dict[str, Any], folder: Path, allowed: bool, forc
         )
 
 
-def scrape(recipe: dict[str, Any], out: Path, again: bool, context: ScrapeContext | None = None) -> list[Path]:
+def scrape(recipe: ScrapeRecipe, again: bool, context: ScrapeContext | None = None) -> list[Path]:
     """Make a dataset: from its pin if it has one, else from its sources.
 
     Args:
         recipe: Of the scrape job.
-        out: The dataset's folder.
         again: Whether the user asked to scrape again.
         context: How the outside is reached; only tests give one.
 
@@ -106,7 +114,7 @@ def scrape(recipe: dict[str, Any], out: Path, again: bool, context: ScrapeContex
     Raises:
         DataError: If fewer training pictures than the minimum were accepted.
     """
-    dataset = sources_of(recipe)
+    dataset, out = recipe.dataset, recipe.folder
     if not uses_web(dataset):
         return gather(dataset, out, context)
     pinned = _read(out)
@@ -142,7 +150,8 @@ def _read(folder: Path) -> dict[str, Any] | None:
         pinned = records.read_json(path)
         rows = manifest.check(pinned["rows"], path)
         # read as a recipe of today: a setting that did not exist then had its default
-        return {"asked": asked_for(pinned["asked"]), "rows": rows}
+        asked = pinned["asked"]
+        return {"asked": _asked(sources_of(asked["dataset"]), asked["files"]), "rows": rows}
     except (ValueError, KeyError, TypeError):
         raise DataError(f"{path} is damaged; bring it back with `dvc checkout data/sets`, or delete it") from None
 
@@ -153,9 +162,8 @@ def _damaged(pinned: dict[str, Any], folder: Path) -> list[str]:
     return [file for file, digest in files if not (p := folder / "raw" / file).is_file() or sha256_of(p) != digest]
 
 
-def _difference(before: dict[str, Any], recipe: dict[str, Any]) -> str:
+def _difference(before: dict[str, Any], now: dict[str, Any]) -> str:
     """The first setting that differs, for a message."""
-    now = asked_for(recipe)
     if before.get("files") != now["files"]:
         return "the pictures in its folders have changed"
     old, new = before["dataset"], now["dataset"]

@@ -13,6 +13,7 @@ from sdlora import records, tensors
 from sdlora.errors import DataError
 from sdlora.images import masks
 from sdlora.randomness import generator, uniform
+from sdlora.stages.encode.encode import INDEX, latents_folder
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def load_examples(folder: Path, base_name: str, cache_latents: str = "disk") -> 
     rows = {(r["id"], r["mirrored"]): r for r in records.read_jsonl(folder / "train" / "metadata.jsonl")}
     if not rows:
         raise DataError(f"{folder}: no pictures to learn from")
-    latents = _cached_latents(folder / "latents", base_name) if cache_latents == "disk" else {}
+    latents = _cached_latents(latents_folder(folder, base_name)) if cache_latents == "disk" else {}
     examples = []
     for picture in sorted({key[0] for key in rows}):
         sides = [rows[picture, side] for side in (False, True) if (picture, side) in rows]
@@ -75,8 +76,8 @@ def load_examples(folder: Path, base_name: str, cache_latents: str = "disk") -> 
     return examples
 
 
-def _cached_latents(folder: Path, base_name: str) -> dict[tuple[str, bool], Path]:
-    rows = records.read_jsonl(folder / f"index-{base_name}.jsonl")
+def _cached_latents(folder: Path) -> dict[tuple[str, bool], Path]:
+    rows = records.read_jsonl(folder / INDEX)
     if not rows:
         raise DataError(f"{folder}: no latents to learn from")
     return {(row["id"], row["mirrored"]): folder / row["file"] for row in rows}

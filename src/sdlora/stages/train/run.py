@@ -1,9 +1,8 @@
-"""One version's training from recipe to published checkpoints."""
+"""One version's training from recipe to checkpoints."""
 
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -15,42 +14,34 @@ from sdlora.config.params import Base, Encode, Flip
 from sdlora.config.train import Train
 from sdlora.errors import MissingError
 from sdlora.flow import hashing, store
-from sdlora.flow.identity import Identity, identity_of, run_key, training_of
+from sdlora.flow.identity import Identity, identity_of, run_key
 from sdlora.lora import pivotal, types
 from sdlora.lora.diffusers_file import write_lora
 from sdlora.lora.metadata import rate_scale
 from sdlora.lora.names import AVERAGE
 from sdlora.memory import preflight
 from sdlora.models import ModelFamily, load_model
-from sdlora.stages.export.publish import publish, write_about
 from sdlora.stages.train import latents, prior, texts
+from sdlora.stages.train.about import write_about
 from sdlora.stages.train.checkpoint import State, clear_leftovers, keep_states, newest_state, save_state, told_when_full
 from sdlora.stages.train.data import prepare_data
 from sdlora.stages.train.dataset import BatchOrder, Example, load_examples
 from sdlora.stages.train.longer import go_on, is_undamaged
 from sdlora.stages.train.loop import Run, holding, passes_of, train_loop
 from sdlora.stages.train.optimizers import Groups, point_to_save
+from sdlora.stages.train.recipe import TrainRecipe
 
+CHECKPOINTS = "checkpoints"
 LOG_COLUMNS = ("step", "loss", "learning_rate", "d")  # d: Prodigy's factor on the rate; 1 for the others
 
 
-def train_version(
-    recipe: dict[str, Any], inputs: list[Path], folder: Path, base_name: str, out: Path, keep_runs: int
-) -> list[Path]:
+def train_version(recipe: TrainRecipe) -> list[Path]:
     """Train a LoRA, or publish the one that this recipe made before.
-
-    Args:
-        recipe: Settings, base and code identity.
-        inputs: Records of the dataset's jobs; part of the run's key.
-        folder: Fitted dataset with latents.
-        base_name: Entry of `bases`, names the latents' index.
-        out: `results/<version>`.
-        keep_runs: How many finished runs the store keeps.
 
     Returns:
         The files published.
     """
-    key = run_key(recipe, inputs)
+    key = run_key(recipe.identity(), recipe.inputs)
     kept = store.entry("train", key)
     with store.sole_use(kept), told_when_full(kept):
         if (kept / "done.json").exists() and is_undamaged(kept):
@@ -59,22 +50,28 @@ def train_version(
             if (kept / "done.json").exists():  # damaged since: its last state would not bring back its checkpoints
                 shutil.rmtree(kept / "state", ignore_errors=True)
                 (kept / "done.json").unlink()
-            trained = training_of(recipe)
-            _train(trained, identity_of(trained, inputs), folder, base_name, kept)
-        published = publish(kept, out, recipe)
-    store.keep_newest("train", keep_runs)
+            _train(recipe, identity_of(recipe.identity(), recipe.inputs), kept)
+        published = _publish(kept, recipe.folder)
+    store.keep_newest("train", recipe.keep_runs)
     return published
 
 
-def _train(recipe: dict[str, Any], identity: Identity, folder: Path, base_name: str, kept: Path) -> None:
-    torch.set_num_threads(recipe["threads"])
-    settings = Train.model_validate_json(records.canonical_json(recipe["train"]))
-    base = Base.model_validate_json(records.canonical_json(recipe["base"]))
-    flip = Flip.model_validate_json(records.canonical_json(recipe["flip"]))
-    examples = load_examples(folder, base_name, settings.cache_latents)
+def _publish(kept: Path, out: Path) -> list[Path]:
+    """Copy a finished run from the store to `results/<version>`."""
+    names = [*records.read_json(kept / "done.json")]
+    records.publish_folder(kept / CHECKPOINTS, out / CHECKPOINTS)
+    for name in names:
+        if not name.startswith(f"{CHECKPOINTS}/"):
+            records.write_bytes(out / name, (kept / name).read_bytes())
+    return [out / name for name in names]
+
+
+def _train(recipe: TrainRecipe, identity: Identity, kept: Path) -> None:
+    torch.set_num_threads(recipe.threads)
+    settings, base = recipe.train, recipe.base
+    examples = load_examples(recipe.dataset, recipe.base_name, settings.cache_latents)
     preflight.check(settings, base, preflight.demand_of(examples, settings, base))
-    encode = Encode.model_validate_json(records.canonical_json(recipe["encode"] or {}))
-    run = prepare(settings, flip, base, examples, encode, recipe["base_identity"], recipe["trigger"])
+    run = prepare(settings, recipe.flip, base, examples, recipe.encode, recipe.base_identity, recipe.trigger)
     clear_leftovers(kept)
     state = newest_state(kept, identity)
     if state is not None:
@@ -83,7 +80,7 @@ def _train(recipe: dict[str, Any], identity: Identity, folder: Path, base_name: 
         state = go_on(kept, identity, settings)
 
     def on_checkpoint(state: State) -> None:
-        write_checkpoint(run, kept / "checkpoints" / f"step-{state.step:06d}")
+        write_checkpoint(run, kept / CHECKPOINTS / f"step-{state.step:06d}")
         save_state(kept, state, identity)
 
     log = train_loop(run, state, on_checkpoint)
@@ -93,9 +90,9 @@ def _train(recipe: dict[str, Any], identity: Identity, folder: Path, base_name: 
         ([int(s), f"{loss:.6f}", f"{lr:.8g}", f"{d:.8g}"] for s, loss, lr, d in log),
     )
     with (kept / "config.yaml").open("w", encoding="utf-8") as handle:
-        YAML(typ="safe", pure=True).dump(recipe, handle)
-    about = write_about(kept, run, recipe["trigger"])
-    weights = sorted((kept / "checkpoints").rglob("*.safetensors"))
+        YAML(typ="safe", pure=True).dump(recipe.identity(), handle)
+    about = write_about(kept / CHECKPOINTS, run, recipe.trigger)
+    weights = sorted((kept / CHECKPOINTS).rglob("*.safetensors"))
     files = [about, kept / "train_log.csv", kept / "config.yaml", *weights]
     records.write_json(kept / "done.json", {str(p.relative_to(kept)): hashing.sha256_of(p) for p in files})
     keep_states(kept, 1)  # a version with more steps goes on from it

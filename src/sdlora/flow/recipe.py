@@ -1,0 +1,103 @@
+"""What one job is asked to do: a typed record that plan, rules, scripts and freshness all read.
+
+A stage's recipe is a subclass in `stages/<stage>/recipe.py`. Its fields are what the stage's files depend on; `asides`
+names those that only say where things are. `plan` builds recipes, the rules take their paths from the class, a script
+reads its own back once.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from sdlora import records
+from sdlora.flow.hashing import STORE, sha256_text
+
+Values = dict[str, Any]  # a recipe's identity, as JSON has it
+
+
+class Recipe(BaseModel):
+    """One job's settings, inputs, outputs, code and packages."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    stage: ClassVar[str]
+    #: File in workflow/scripts; the stage's name where nothing else is said.
+    script: ClassVar[str] = ""
+    #: Where the stage writes, with Snakemake's wildcards.
+    folder_pattern: ClassVar[str]
+    #: What Snakemake knows of it, below the folder; a name that ends in a slash is a folder.
+    writes: ClassVar[tuple[str, ...]]
+    #: The record of what made the files, below the folder.
+    record: ClassVar[str]
+    #: Fields that change no file.
+    asides: ClassVar[frozenset[str]] = frozenset()
+
+    wildcards: dict[str, str]  # which job of the stage this is
+    inputs: tuple[Path, ...] = ()  # records of the jobs before it
+    code: str | None = None  # identity of all code the job can reach; None where code says nothing
+    software: dict[str, str] = {}  # version of each package that code imports
+    entries: tuple[str, ...] = ()  # menu entries that it uses, "module:attribute"
+
+    @classmethod
+    def patterns(cls) -> list[str]:
+        """Everything that Snakemake knows of the stage's files, the record last."""
+        return [f"{cls.folder_pattern}/{path}" for path in (*cls.writes, cls.record)]
+
+    @classmethod
+    def made_pattern(cls) -> str:
+        """Where the record lies."""
+        return cls.patterns()[-1]
+
+    @classmethod
+    def script_path(cls) -> Path:
+        """The script that does the work."""
+        return Path("workflow/scripts") / f"{cls.script or cls.stage}.py"
+
+    @property
+    def name(self) -> str:
+        """Which job of the stage this is, for a reader and for the recipe's file."""
+        return "/".join(self.wildcards.values()) or "all"
+
+    @property
+    def folder(self) -> Path:
+        """The folder it writes."""
+        return Path(self.folder_pattern.format(**self.wildcards))
+
+    @property
+    def made(self) -> Path:
+        """The record of what made its files."""
+        return Path(self.made_pattern().format(**self.wildcards))
+
+    @property
+    def outputs(self) -> tuple[Path, ...]:
+        """The files and folders that Snakemake knows, but the record."""
+        return tuple(Path(pattern.format(**self.wildcards)) for pattern in self.patterns()[:-1])
+
+    @property
+    def path(self) -> Path:
+        """The file a script reads the recipe from."""
+        return STORE / "recipes" / (self.script or self.stage) / f"{self.name}.json"
+
+    @property
+    def text(self) -> str:
+        """What that file holds."""
+        return records.canonical_json(self.model_dump(mode="json"))
+
+    def identity(self) -> Values:
+        """All that the job's files depend on, but its inputs: equal identities make equal files of equal inputs."""
+        unseen = {"wildcards", "inputs", *self.asides}
+        return {"stage": self.stage, **self.model_dump(mode="json", exclude=unseen)}
+
+    def digest(self) -> str:
+        """sha256 of the identity."""
+        return sha256_text(records.canonical_json(self.identity()))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read a recipe back.
+
+        Raises:
+            ValueError: If the file holds none.
+        """
+        return cls.model_validate_json(path.read_text("utf-8"))

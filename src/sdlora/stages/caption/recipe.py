@@ -1,0 +1,24 @@
+"""What the stage `caption` is asked to do."""
+
+from typing import ClassVar
+
+from sdlora.config.params import Caption
+from sdlora.flow.recipe import Recipe
+
+
+class CaptionRecipe(Recipe):
+    """Describe fitted pictures in words."""
+
+    stage: ClassVar[str] = "caption"
+    folder_pattern: ClassVar[str] = "data/sets/{dataset}/{fit}"
+    writes: ClassVar[tuple[str, ...]] = ("captions.jsonl",)
+    record: ClassVar[str] = "made/caption.json"
+
+    caption: Caption
+    captioner: str  # hub id or folder of BLIP
+    captioner_identity: str  # which weights that are
+    captioner_revision: str | None
+    trigger: str  # first in each caption
+    threads: int
+    override: str | None  # a user's own captions
+    overrides: str | None  # what they say: the file's hash

@@ -1,0 +1,20 @@
+"""What the stage `evaluate` is asked to do."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from sdlora.config.params import Evaluate
+from sdlora.flow.recipe import Recipe
+
+
+class EvaluateRecipe(Recipe):
+    """Measure a version's samples against its references."""
+
+    stage: ClassVar[str] = "evaluate"
+    folder_pattern: ClassVar[str] = "results/{version}"
+    writes: ClassVar[tuple[str, ...]] = ("metrics.csv", "metrics.json", "best.json", "curves/")
+    record: ClassVar[str] = "made/evaluate.json"
+    asides: ClassVar[frozenset[str]] = frozenset({"references"})
+
+    evaluate: Evaluate
+    references: Path  # the fitted set that holds them

@@ -1,0 +1,20 @@
+"""What the stage `flip` is asked to do."""
+
+from typing import ClassVar, Literal
+
+from sdlora.config.params import Repeats
+from sdlora.flow.recipe import Recipe
+
+
+class FlipRecipe(Recipe):
+    """Mirror pictures, and join text, repeats and geometry into the set that is trained on."""
+
+    stage: ClassVar[str] = "flip"
+    folder_pattern: ClassVar[str] = "data/sets/{dataset}/{fit}"
+    writes: ClassVar[tuple[str, ...]] = ("train/",)
+    record: ClassVar[str] = "made/flip.json"
+
+    mirror: bool
+    swap_words: bool
+    repeats: dict[str, Repeats] | Literal["kohya"]
+    kohya: tuple[str, str] | None  # layout and trigger of the same set for kohya's trainer

@@ -1,0 +1,34 @@
+"""What the stage `report` is asked to do: a version's page, and the page over all."""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+from sdlora.flow.recipe import Recipe
+
+Summary = dict[str, Any]  # the settings a reader compares versions by
+
+
+class ReportRecipe(Recipe):
+    """Write a version's page."""
+
+    stage: ClassVar[str] = "report"
+    folder_pattern: ClassVar[str] = "results/{version}"
+    writes: ClassVar[tuple[str, ...]] = ("report/index.html", "report/sheet.png")
+    record: ClassVar[str] = "made/report.json"
+    asides: ClassVar[frozenset[str]] = frozenset({"references"})
+
+    version: str
+    settings: Summary
+    references: Path  # the fitted set that holds them
+
+
+class ReportAllRecipe(Recipe):
+    """Write the page over all versions of `run`."""
+
+    stage: ClassVar[str] = "report"
+    script: ClassVar[str] = "report_all"
+    folder_pattern: ClassVar[str] = "results/report"
+    writes: ClassVar[tuple[str, ...]] = ("index.html", "versions.csv")
+    record: ClassVar[str] = "made/report.json"
+
+    versions: dict[str, Summary]

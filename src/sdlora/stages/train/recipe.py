@@ -1,0 +1,30 @@
+"""What the stage `train` is asked to do."""
+
+from pathlib import Path
+from typing import ClassVar
+
+from sdlora.config.params import Base, Encode, Flip
+from sdlora.config.train import Train
+from sdlora.flow.recipe import Recipe
+
+
+class TrainRecipe(Recipe):
+    """Train one version's LoRA."""
+
+    stage: ClassVar[str] = "train"
+    folder_pattern: ClassVar[str] = "results/{version}"
+    writes: ClassVar[tuple[str, ...]] = ("checkpoints/", "train_log.csv", "config.yaml")
+    record: ClassVar[str] = "made/train.json"
+    asides: ClassVar[frozenset[str]] = frozenset({"dataset", "base_name", "keep_runs"})
+
+    train: Train  # every null replaced by what it means
+    checkpoint_steps: tuple[int, ...]
+    base: Base
+    base_identity: str  # which weights that is
+    flip: Flip
+    trigger: str
+    encode: Encode | None  # how latents are made, where they are not cached on disk
+    threads: int
+    dataset: Path  # the fitted set
+    base_name: str  # entry of `bases`
+    keep_runs: int  # finished runs kept in the store
