@@ -56,7 +56,9 @@ def _sentence(what: str) -> str:
 _guard = _Guard()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before `-m` chooses among them."""
     for item in items:
         if Path(__file__).parent / "workflow" in item.path.parents or PROJECTS & {*getattr(item, "fixturenames", ())}:
             item.add_marker("workflow")
