@@ -113,8 +113,8 @@ def test_fifty_by_bing_and_fifty_by_selenium_become_one_dataset_and_a_table(scra
 
 
 def test_a_changed_web_and_changed_code_change_nothing(scraped: Scraped) -> None:
-    scraped.project.edit("src/sdlora/scrape/bing.py", "MAX_PAGES = 60", "MAX_PAGES = 61")
-    scraped.project.edit("src/sdlora/scrape/fetch.py", "MAX_REDIRECTS = 5", "MAX_REDIRECTS = 6")
+    scraped.project.edit("src/sdlora/stages/scrape/bing.py", "MAX_PAGES = 60", "MAX_PAGES = 61")
+    scraped.project.edit("src/sdlora/stages/scrape/fetch.py", "MAX_REDIRECTS = 5", "MAX_REDIRECTS = 6")
     assert not scraped.project.plan("results/a/metrics.csv")
     assert "Nothing to be done" in scraped.project.snakemake("results/a/metrics.csv")
     scraped.project.edit("params.yaml", "scraping: true", "scraping: false")

@@ -79,8 +79,8 @@ def test_only_the_newest_runs_are_kept(built: Project) -> None:
 @pytest.mark.parametrize(
     ("file", "before", "after", "wanted"),
     [
-        ("src/sdlora/evaluate/ssim.py", "sigma=1.5", "sigma=1.5 + 0.1", {"evaluate", "report", "report_all"}),
-        ("src/sdlora/evaluate/ssim.py", "Structural", "A comment: structural", set()),
+        ("src/sdlora/stages/evaluate/ssim.py", "sigma=1.5", "sigma=1.5 + 0.1", {"evaluate", "report", "report_all"}),
+        ("src/sdlora/stages/evaluate/ssim.py", "Structural", "A comment: structural", set()),
         ("workflow/scripts/flip.py", "args.folder", "Path(args.folder)", {"flip", "encode", *DOWNSTREAM}),
         ("params.yaml", "inference_steps: 3", "inference_steps: 4", DOWNSTREAM - {"train"}),
         ("params.yaml", "trigger: captain", "trigger: skipper", {"caption", "flip", "encode", *DOWNSTREAM}),
@@ -93,7 +93,7 @@ def test_an_edit_reruns_what_depends_on_it(
     assert built.plan("all") == wanted
 
 
-LOSS = ("src/sdlora/train/losses.py", "error.mean(dim=(1, 2, 3))", "error.mean(dim=(3, 2, 1))")
+LOSS = ("src/sdlora/stages/train/losses.py", "error.mean(dim=(1, 2, 3))", "error.mean(dim=(3, 2, 1))")
 
 
 def test_an_update_is_accepted_and_changed_settings_are_not(built: Project) -> None:
