@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 OTHERS = ("workflow", "slow", "gpu")  # than unit
-PROJECTS = {"built_once", "built", "fresh"}
+PROJECTS = {"served", "built_once", "built", "fresh"}
 DECODER = "sdlora.images.worker"
 STARTS = {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec", "os.system"}
 

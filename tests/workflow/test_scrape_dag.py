@@ -74,16 +74,16 @@ class Scraped:
         return Counter(request.url for request in self.rig.requests("", "/picture/"))
 
 
-def project_with_rig(folder: Path, params: str = PARAMS, delay_s: float = 0.0) -> Scraped:
-    project = make_project(folder, params)
+def project_with_rig(folder: Path, params: str = PARAMS, delay_s: float = 0.0, python: Path | None = None) -> Scraped:
+    project = make_project(folder, params, python)
     (project.folder / "workflow/scripts/scrape.py").write_text(SCRIPT, encoding="utf-8")
     return Scraped(project, Rig(project.folder / "rig", {"pixel illustration": SEARCH}, delay_s))
 
 
 @pytest.fixture(scope="module")
-def scraped_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
+def scraped_once(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     """The whole way from two searches to a table; not changed by tests."""
-    found = project_with_rig(tmp_path_factory.mktemp("scraped") / "project")
+    found = project_with_rig(tmp_path_factory.mktemp("scraped") / "project", python=served)
     with found.rig:
         found.project.snakemake("results/a/metrics.csv")
         yield found
