@@ -82,3 +82,4 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
     report = outcome.get_result()
     if _guard.seen and report.passed:
         report.outcome, report.longrepr = "failed", _sentence(_guard.seen[0])
+    _guard.seen.clear()

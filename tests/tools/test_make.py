@@ -188,6 +188,7 @@ def test_rates_do_not_depend_on_the_length_until_they_fall() -> None:
     assert all(a > b for a, b in pairwise(long[7_000:])) and 0 < long[-1] < 1e-4
 
 
+@pytest.mark.workflow
 def test_a_part_killed_while_it_is_saved_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, saving = BaseRecipe().shortened(KILLED_SHARE), vae.train
 
