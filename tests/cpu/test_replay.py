@@ -43,6 +43,7 @@ def assert_equal(train: dict[str, object], shown: list[Example]) -> None:
     assert all(torch.equal(one, other) for one, other in zip(ours, autograds, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", EQUAL, ids=str)
 def test_replayed_steps_give_the_same_bytes(train: dict[str, object]) -> None:
     assert_equal(train, examples())
@@ -52,6 +53,7 @@ def _half(sides: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(side[..., :8].contiguous() for side in sides)
 
 
+@pytest.mark.slow
 def test_every_shape_has_its_own_list_and_masks_are_part_of_the_batch() -> None:
     masked = [Example(e.id, e.mean, e.std, e.text, mask=(torch.ones(1, 16, 8),) * 2) for e in examples(1)]
     wide = [Example(f"w{e.id}", _half(e.mean), _half(e.std), e.text, mask=e.mask) for e in masked]
@@ -65,6 +67,7 @@ def test_every_shape_has_its_own_list_and_masks_are_part_of_the_batch() -> None:
     assert_equal({}, shown)
 
 
+@pytest.mark.slow
 def test_a_shape_is_traced_only_when_it_came_often() -> None:
     run = prepare(settings(), Flip(), TINY, examples())
     run.passes = passes_of(run, 2)
@@ -75,6 +78,7 @@ def test_a_shape_is_traced_only_when_it_came_often() -> None:
     assert run.passes._traced
 
 
+@pytest.mark.slow
 def test_a_run_is_let_go_without_the_garbage_collector() -> None:
     gc.disable()
     try:

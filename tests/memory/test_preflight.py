@@ -67,6 +67,7 @@ def test_the_prediction_is_what_a_real_step_allocates(changes: dict[str, object]
     assert predicted == pytest.approx(meter.peak, rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", sorted(choices.OPTIMIZERS))
 def test_optimizer_state_is_what_the_real_one_keeps(optimizer: str) -> None:
     try:
@@ -95,6 +96,7 @@ def test_adamw_keeps_eight_bytes_a_number_and_8bit_two() -> None:
     assert cost("adamw8bit") == pytest.approx(2, abs=0.15)  # and a scale for each block
 
 
+@pytest.mark.slow
 def test_weights_are_counted_by_type() -> None:
     model = load_model(TINY, "cpu")
     real = {name: sum(p.numel() * 4 for p in getattr(model.pipeline, name).parameters())
@@ -106,6 +108,7 @@ def test_weights_are_counted_by_type() -> None:
     assert half.parts == {name: size // 2 for name, size in real.items()}
 
 
+@pytest.mark.slow
 def test_caches_are_counted() -> None:
     demand = demand_of(examples(3), settings(), TINY)
     assert demand == preflight.Demand(LATENT, 3 * 2 * 2 * 4 * 16 * 16 * 4, 2)  # pictures, sides, mean and std

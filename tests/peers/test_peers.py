@@ -170,6 +170,7 @@ def _summary(value: np.ndarray) -> list[float]:
     return [float(f"{number:.6g}") for number in numbers]
 
 
+@pytest.mark.slow
 def test_the_files_give_the_numbers_that_the_tools_gave(written: Written) -> None:
     """Without the tools: formulas of their own in numpy, against what the tools' code computed from such files."""
     recorded = json.loads(RECORDED.read_text("utf-8"))
