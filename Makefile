@@ -2,9 +2,9 @@
 # make test   everything CI runs
 # make test-unit  what starts no process: a minute
 # make check  formatting, types, lint, dry run
-# make docs   write docs/params.md and docs/training.md from the schema
+# make docs   write docs/params.md from the schema
 # make browser  Debian's Chromium: for the selenium source, and for make test
-# make bench  time training: benchmarks/results/train.csv and docs/performance.md (options: BENCH="--steps 3")
+# make bench  time training: benchmarks/results/train.csv and docs/benchmarks.md (options: BENCH="--steps 3")
 # make base   train the embedded base anew (hours on a CPU; WORK=folder: where states are kept, to go on from)
 PYTHON ?= python3
 WORK ?= models/.work
@@ -69,8 +69,7 @@ format: $(INSTALLED)
 	$(BIN)/snakefmt Snakefile workflow
 
 docs: $(INSTALLED)
-	$(BIN)/sdlora docs params > docs/params.md
-	$(BIN)/sdlora docs training > docs/training.md
+	$(BIN)/sdlora docs > docs/params.md
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.train $(BENCH)

@@ -1,1 +1,1 @@
-"""What the numbers in docs/performance.md are measured with."""
+"""What the numbers in docs/benchmarks.md are measured with."""

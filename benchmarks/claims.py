@@ -51,7 +51,7 @@ def held_loss(run: Run) -> float:
     with torch.no_grad():
         for draw in range(HELD_DRAWS):
             batch = draw_batch(run, 10**6 + draw, 0)
-            noisy = run.noising.add_noise(batch.latents, batch.noise, batch.timesteps).to(run.model.dtype)
+            noisy = run.objective.add_noise(batch.latents, batch.noise, batch.timesteps).to(run.model.dtype)
             with run.accelerator.autocast():
                 predicted = run.model.predict(noisy, batch.timesteps, batch.conditioning)
             errors.append(nn.functional.mse_loss(predicted.float(), batch.noise).item())

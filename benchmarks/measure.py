@@ -135,7 +135,7 @@ def bare_step(run: Run) -> Callable[[int], Any]:
     The passes are replayed where the loop replays them.
     """
     batch = draw_batch(run, 0, 0)
-    noisy = run.noising.add_noise(batch.latents, batch.noise, batch.timesteps).to(run.model.dtype)
+    noisy = run.objective.add_noise(batch.latents, batch.noise, batch.timesteps).to(run.model.dtype)
     parameters = [nn.Parameter(p.detach().clone()) for p in run.parameters]
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
 

@@ -1,4 +1,4 @@
-"""The section "Training" of docs/performance.md; everything else on the page stays as it is."""
+"""The tables of docs/benchmarks.md; everything else on the page stays as it is."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Time training: `make bench`, or `python -m benchmarks.train --help`.
 
 Every option is timed against the baseline in turns within one process, so that ratios hold even on a
-machine whose speed drifts. Writes a CSV file and the section "Training" of docs/performance.md.
+machine whose speed drifts. Writes a CSV file and the tables of docs/benchmarks.md.
 """
 
 import argparse
@@ -195,7 +195,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--diffusers-script", type=Path, help="path of diffusers' train_text_to_image_lora(_sdxl).py")
     parser.add_argument("--script-steps", type=int, default=100, help="steps by which the script's two runs differ")
     parser.add_argument("--csv", type=Path, default=Path("benchmarks/results/train.csv"), help="results")
-    parser.add_argument("--page", type=Path, default=Path("docs/performance.md"), help="page whose section is written")
+    parser.add_argument("--page", type=Path, default=Path("docs/benchmarks.md"), help="page whose section is written")
     return parser.parse_args()
 
 

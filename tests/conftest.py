@@ -9,6 +9,7 @@ import pytest
 from helpers import ROOT, Project, make_project
 from stage_server import serving
 
+from sdlora import choices
 from sdlora.config.params import Base
 
 
@@ -63,6 +64,19 @@ def _one_precision_a_test() -> None:
     """accelerate keeps its precision for the whole process; a stage runs only once in one."""
     if accelerate := sys.modules.get("accelerate.state"):
         accelerate.AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def small_sd3(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    from shapes import save_small_sd3  # imports diffusers: 5 s
+
+    return save_small_sd3(tmp_path_factory.mktemp("sd3"))
+
+
+@pytest.fixture
+def clip_skip_on_the_menu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A family from outside the package, by its one line."""
+    monkeypatch.setitem(choices.FAMILIES, "clip-skip", "toy_family:ClipSkip")
 
 
 @pytest.fixture(scope="session")

@@ -70,6 +70,15 @@ def needs_a_gpu(case: Case) -> bool:
     return any(ON_A_GPU.get(name) == value for name, value in case.settings if name in ON_A_GPU)
 
 
+#: What only a base that learns flow matching has; `test_families.py` takes these through every stage.
+OF_FLOW_MATCHING = {"train.timestep_sampling": None, "train.timestep_shift": None, "sample.scheduler": "flow_euler"}
+
+
+def needs_flow_matching(case: Case) -> bool:
+    """Whether one of the case's values means nothing for the embedded base."""
+    return any(name in OF_FLOW_MATCHING and OF_FLOW_MATCHING[name] in (None, value) for name, value in case.settings)
+
+
 def cases() -> list[Case]:
     """Every value of every field of a version's sections."""
     found = []

@@ -1,11 +1,28 @@
 """Small pipelines of the real classes with random weights, for tests."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from helpers import ROOT
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from helpers import ROOT, TINY
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from sdlora.config.params import Base
 
@@ -42,3 +59,57 @@ def save_small_sdxl(folder: Path) -> Base:
         scheduler=EulerDiscreteScheduler(), force_zeros_for_empty_prompt=True,
     ).save_pretrained(folder)  # fmt: skip
     return Base(model=str(folder), family="sdxl", size_px=64, captioner="-")
+
+
+def small_t5_tokenizer() -> T5TokenizerFast:
+    """A tokenizer of single letters, of T5's class."""
+    letters = [(letter, -3.0) for letter in "abcdefghijklmnopqrstuvwxyz,.0123456789<>-"]
+    return T5TokenizerFast(vocab=[("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -2.0), *letters], extra_ids=0)
+
+
+def save_small_sd3(folder: Path, t5: bool = True) -> Base:
+    """Write SD 3's pipeline with three different small text encoders, and a VAE whose latents are shifted."""
+    torch.manual_seed(0)
+    tokenizer, letters = CLIPTokenizer.from_pretrained(ROOT / "models/tiny-sd/tokenizer"), small_t5_tokenizer()
+
+    def text(width: int) -> CLIPTextModelWithProjection:
+        config = CLIPTextConfig(
+            vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
+            num_attention_heads=4, projection_dim=width, eos_token_id=tokenizer.eos_token_id,
+        )  # fmt: skip
+        return CLIPTextModelWithProjection(config)
+
+    encoders = {"text_encoder": text(16), "text_encoder_2": text(24), "text_encoder_3": None}
+    if t5:
+        config = T5Config(
+            vocab_size=len(letters), d_model=48, d_ff=64, d_kv=8, num_layers=2, num_heads=4,
+            feed_forward_proj="gated-gelu",
+        )  # fmt: skip
+        encoders["text_encoder_3"] = T5EncoderModel(config)
+    transformer = SD3Transformer2DModel(
+        sample_size=16, patch_size=2, in_channels=16, out_channels=16, num_layers=2, attention_head_dim=8,
+        num_attention_heads=4, joint_attention_dim=48, caption_projection_dim=32, pooled_projection_dim=40,
+        pos_embed_max_size=32,
+    )  # fmt: skip
+    vae = small_vae(
+        latent_channels=16, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False
+    )
+    StableDiffusion3Pipeline(
+        transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=vae, **encoders,
+        tokenizer=tokenizer, tokenizer_2=tokenizer, tokenizer_3=letters if t5 else None,
+    ).save_pretrained(folder)  # fmt: skip
+    return Base(model=str(folder), family="sd3", size_px=64, captioner="-")
+
+
+def clip_skip(folder: Path) -> Base:
+    """The embedded base as a base of `toy_family`."""
+    return TINY.model_copy(update={"family": "clip-skip"})
+
+
+#: A small base of every family, for the conformance suite: writes a pipeline into a folder.
+SMALL_BASES: dict[str, Callable[[Path], Base]] = {
+    "sd": lambda folder: TINY,
+    "sdxl": save_small_sdxl,
+    "sd3": save_small_sd3,
+    "clip-skip": clip_skip,
+}

@@ -29,7 +29,7 @@ PRELOADED = (
     "sdlora.stages.caption.caption",
     "sdlora.stages.encode.encode", "sdlora.stages.fit.fit", "sdlora.stages.flip.flip", "sdlora.memory.preflight",
     "sdlora.stages.train.optimizers", "sdlora.stages.train.lr_schedules", "sdlora.stages.train.noise",
-    "sdlora.stages.train.losses", "sdlora.models.sd", "sdlora.models.sdxl",
+    "sdlora.stages.train.losses", "sdlora.models.sd", "sdlora.models.sdxl", "sdlora.models.sd3",
 )  # fmt: skip
 CLIENT = f"""#!{sys.executable} -ISE
 import array, json, os, socket, sys

@@ -52,6 +52,7 @@ SCHEDULERS = {
     "euler": "diffusers:EulerDiscreteScheduler",
     "dpmpp_2m": "diffusers:DPMSolverMultistepScheduler",
     "pndm": "diffusers:PNDMScheduler",
+    "flow_euler": "diffusers:FlowMatchEulerDiscreteScheduler",
 }
 METRICS = {
     "psnr_db": "sdlora.stages.evaluate.psnr:psnr_db",
@@ -71,6 +72,7 @@ ENGINES = {
 FAMILIES = {
     "sd": "sdlora.models.sd:StableDiffusion",
     "sdxl": "sdlora.models.sdxl:StableDiffusionXL",
+    "sd3": "sdlora.models.sd3:StableDiffusion3",
 }
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
-from sdlora.config.load import load, reference_page
+from sdlora.config.load import load
 from sdlora.errors import ParamsError, SdloraError, suggest
 
 
@@ -35,8 +35,10 @@ def _parser() -> argparse.ArgumentParser:
     accept.add_argument("versions", nargs="+", metavar="VERSION")
     accept.add_argument("--yes", action="store_true", help="do not ask")
     command("check", _check, "say what is wrong in params.yaml, if anything is")
-    docs = command("docs", _docs, "print a page that is made from the schema of params.yaml")
-    docs.add_argument("page", choices=("params", "training"))
+    compare = command("compare", _compare, "two measured versions at their best checkpoints, picture by picture")
+    compare.add_argument("one", metavar="VERSION")
+    compare.add_argument("other", metavar="VERSION")
+    command("docs", _docs, "print docs/params.md, every setting, as it is made from the schema")
     command("doctor", _doctor, "say what is installed: Python, torch and its device, the browser, DVC, disk")
     preflight = command("preflight", _preflight, "predict the memory of a version's training, phase by phase")
     preflight.add_argument("version", metavar="VERSION")
@@ -56,10 +58,23 @@ def _check(args: argparse.Namespace) -> None:
     load(Path("params.yaml"))
 
 
-def _docs(args: argparse.Namespace) -> None:
-    from sdlora.config.training_page import training_page
+def _compare(args: argparse.Namespace) -> None:
+    from sdlora.stages.evaluate.compare import compare
 
-    print(reference_page() if args.page == "params" else training_page(), end="")
+    versions = load(Path("params.yaml")).versions
+    for name in (args.one, args.other):
+        if name not in versions:
+            raise ParamsError(f"params.yaml has no version {name!r}{suggest(name, versions)}")
+    results = Path("results")
+    out = results / "compare" / f"{args.one}-vs-{args.other}.csv"
+    compare(results / args.one, results / args.other, versions[args.one].evaluate.bootstrap_samples, out)
+    print(out.read_text("utf-8"), end="")
+
+
+def _docs(args: argparse.Namespace) -> None:
+    from sdlora.config.docs import reference_page
+
+    print(reference_page(), end="")
 
 
 def _preflight(args: argparse.Namespace) -> None:

@@ -58,9 +58,11 @@ NEW_FUNCTION = "\n\ndef unheard_of(x: int) -> int:\n    return x + 1\n"
         ("stages/encode/encode.py", "encode: {len(new)}", "{len(new)}", {"encode"}),
         ("stages/fit/fit.py", "max(size) / 32", "max(size) / 16", {"fit"}),
         ("stages/flip/flip.py", '"left": "right"', '"left": "up"', {"flip"}),
-        ("models/sd.py", "truncation=True", "truncation=False", {"encode", "train", "sample"}),
         ("cpu/packed.py", "256 * 2**20", "128 * 2**20", {"encode", "train", "sample"}),
         ("cpu/replay.py", "TRACED_AFTER = 100", "TRACED_AFTER = 50", {"encode", "train", "sample"}),  # one door
+        ("models/sd.py", ".last_hidden_state", ".hidden_states[-2]", {"encode", "train", "sample"}),
+        ("models/sd3.py", "hidden_states[-2]", "hidden_states[-1]", set()),  # another family
+        ("models/objective.py", "return noise - latents", "return latents - noise", set()),  # another objective
         ("config/train.py", "le=1024", "le=2048", set()),
         ("memory/prediction.py", "size, 3, *(side", "size, 4, *(side", set()),
         ("lora/attach.py", "set_scale(NAME, scale)", "set_scale(NAME, 1.0)", {"sample"}),

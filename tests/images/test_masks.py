@@ -261,7 +261,10 @@ def test_masks_are_part_of_the_recipes(tmp_path: Path, monkeypatch: pytest.Monke
     def changed(before: dict[Path, str], after: dict[Path, str]) -> list[str]:
         return sorted(str(path) for path in before if before[path] != after[path])
 
-    assert changed(recipes(), recipes(("rank: 2", "rank: 2, mask: none"))) == ["results/a/made/train.json"]
+    assert changed(recipes(), recipes(("rank: 2", "rank: 2, mask: none"))) == [
+        "results/a/made/export.json",
+        "results/a/made/train.json",
+    ]
     folder = ("trigger: captain\n", "trigger: captain\n    masks: masks\n")
     found = []
     for value in (255, 128):

@@ -24,9 +24,11 @@ from sdlora import tensors
 from sdlora.config.params import Base
 from sdlora.lora.card import card
 from sdlora.lora.diffusers_file import read_lora
-from sdlora.lora.kohya_file import NoKohyaForm, module_name, original_name, to_kohya
+from sdlora.lora.kohya_file import module_name, to_kohya
 from sdlora.lora.names import FILE_NAME
 from sdlora.lora.tool_files import write_kohya
+from sdlora.models.names import NoKohyaForm
+from sdlora.models.sdxl import original_name
 
 ATTENTION = ["to_k", "to_q", "to_v", "to_out.0"]
 ALL = [*ATTENTION, "ff.net.0.proj", "ff.net.2", "proj_in", "proj_out", "conv1", "conv2", "conv_shortcut",

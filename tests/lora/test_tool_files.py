@@ -17,7 +17,7 @@ from sdlora.config.params import Base, Export
 from sdlora.config.train import Train
 from sdlora.errors import DataError
 from sdlora.lora import tool_files
-from sdlora.lora.diffusers_file import read_lora
+from sdlora.lora.diffusers_file import read_lora, write_file
 from sdlora.lora.metadata import About, header
 from sdlora.lora.names import FILE_NAME
 from sdlora.lora.whole import wants_whole, whole_updates
@@ -34,8 +34,10 @@ def files_of(folder: Path) -> set[str]:
 
 @pytest.mark.slow
 def test_names_say_for_whom_a_file_is(place: Place) -> None:
-    folder = place.train(lora_type="dora", ema={"decay": 0.9}, pivotal={"vectors": 2}) / "checkpoints"
-    shared = {FILE_NAME, "embeddings.safetensors", "embeddings/captain.safetensors"}
+    result = place.train(lora_type="dora", ema={"decay": 0.9}, pivotal={"vectors": 2})
+    trained = {FILE_NAME, "embeddings.safetensors"}
+    assert files_of(result / "checkpoints/step-000002") == trained | {f"ema/{name}" for name in trained}
+    folder, shared = result / "export", {"embeddings/captain.safetensors"}
     first = shared | {"a-step000002-lycoris.safetensors"}
     last = shared | {"a-step000004-lycoris.safetensors", "a-step000004-comfyui-a1111.safetensors"}
     last |= {"a-step000004-comfyui-a1111.json"}
@@ -58,29 +60,28 @@ def test_names_say_for_whom_a_file_is(place: Place) -> None:
 
 
 def test_another_type_of_files_is_no_training(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
-    before = place.train() / "checkpoints/step-000004"
-    lora = (before / FILE_NAME).read_bytes()
-    whole = load_file(before / "a-step000004-comfyui-a1111.safetensors")
+    result = place.train()
+    lora = (result / "checkpoints/step-000004" / FILE_NAME).read_bytes()
+    whole = load_file(result / "export/step-000004/a-step000004-comfyui-a1111.safetensors")
     capsys.readouterr()
-    folder = place.train(export={"dtype": "fp16"}) / "checkpoints/step-000004"
+    folder = place.train(export={"dtype": "fp16"}) / "export/step-000004"
     assert "were trained before" in capsys.readouterr().out
-    assert (folder / FILE_NAME).read_bytes() == lora
+    file = result / "checkpoints/step-000004" / FILE_NAME
+    assert file.read_bytes() == lora
     half = load_file(folder / "a-step000004-comfyui-a1111-fp16.safetensors")
     assert half.keys() == whole.keys()
     for name, value in half.items():
         assert value.dtype == (torch.float32 if name.endswith(".alpha") else torch.float16)
         assert torch.equal(value, whole[name].to(value.dtype))
     found, said = read_lora(folder / "a-step000004-diffusers-fp16.safetensors")
-    assert said == read_lora(folder / FILE_NAME)[1] and {value.dtype for value in found.values()} == {torch.float16}
+    assert said == read_lora(file)[1] and {value.dtype for value in found.values()} == {torch.float16}
     assert not (folder / "a-step000004-comfyui-a1111.safetensors").exists()
-    config = (folder.parents[1] / "config.yaml").read_text("utf-8")
-    assert '"dtype":"fp16"' in config.splitlines()[-1]
 
 
 def test_a_type_that_cannot_hold_the_numbers_is_refused(tmp_path: Path) -> None:
     found = {"unet.a.lora_A.weight": torch.full((1, 2), 1e6), "unet.a.lora_B.weight": torch.ones(2, 1)}
     said = {"lora_adapter_metadata": json.dumps({"unet.r": 1, "unet.lora_alpha": 1})}
-    tool_files._write(tmp_path / FILE_NAME, found, said)
+    write_file(tmp_path / FILE_NAME, found, said)
     with pytest.raises(DataError, match=r"export.dtype is fp16, which cannot hold 1e\+06 of lora_unet_a"):
         tool_files.write_for_tools(tmp_path / FILE_NAME, "a", 1, settings(), TINY, ABOUT, Export(dtype="fp16"))
     assert tool_files.write_for_tools(tmp_path / FILE_NAME, "a", 1, settings(), TINY, ABOUT, Export(dtype="bf16"))
@@ -104,7 +105,7 @@ def test_doras_whole_update_by_hand() -> None:
 
 
 def test_the_header_counts_as_kohya_does(place: Place) -> None:
-    said = header_of(next((place.train() / "checkpoints/step-000004").glob("a-*.safetensors")))
+    said = header_of(next((place.train() / "export/step-000004").glob("a-*.safetensors")))
     assert json.loads(said["ss_tag_frequency"]) == {"1_captain": {"captain": 3, "left": 3}}
     assert json.loads(said["ss_dataset_dirs"]) == {"1_captain": {"n_repeats": 1, "img_count": 3}}
     assert json.loads(said["ss_bucket_info"]) == {"buckets": {"0": {"resolution": [16, 16], "count": 3}}}

@@ -48,7 +48,7 @@ def test_the_file_draws_what_was_trained(tmp_path: Path, pipeline: StableDiffusi
     run = trained(tmp_path, **options)
     if options.get("optimizer") == "schedulefree_adamw":
         run.optimizer.optimizer.eval()  # its own way to the averaged point
-    expected = predicted(run.model.pipeline.unet)
+    expected = predicted(run.model.denoiser)
     assert (expected - base).abs().max() > 1e-3
     found = drawn_with(pipeline, tmp_path / FILE_NAME, 1.0)
     assert (found - expected).abs().max() < 1e-3 * (expected - base).abs().max() + 2e-5
@@ -67,13 +67,13 @@ def test_strength_zero_is_the_base(tmp_path: Path, pipeline: StableDiffusionPipe
 @pytest.mark.parametrize("init", ["gaussian", "kaiming", "pissa", "olora"])
 def test_training_starts_at_the_base(pipeline: StableDiffusionPipeline, init: str) -> None:
     run = run_of(init=init)
-    assert torch.allclose(predicted(run.model.pipeline.unet), predicted(pipeline.unet), atol=1e-4)
+    assert torch.allclose(predicted(run.model.denoiser), predicted(pipeline.unet), atol=1e-4)
 
 
 def test_targets_grow() -> None:
     counts = {}
     for name in choices.TARGETS:
-        unet = run_of(targets=name).model.pipeline.unet
+        unet = run_of(targets=name).model.denoiser
         counts[name] = sum(isinstance(module, LoraLayer) for module in unet.modules())
     # 6 transformers in the tiny UNet: 8 attention layers and 2 feed-forward layers each
     transformers = counts["attention"] // 8
@@ -89,7 +89,7 @@ def test_targets_grow() -> None:
 
 
 def test_rank_and_alpha_patterns() -> None:
-    unet = run_of(rank_pattern={"attn2.to_k": 7}, alpha_pattern={"attn2.to_v": 9.0}).model.pipeline.unet
+    unet = run_of(rank_pattern={"attn2.to_k": 7}, alpha_pattern={"attn2.to_v": 9.0}).model.denoiser
     for name, module in unet.named_modules():
         if isinstance(module, LoraLayer):
             assert module.r["default"] == (7 if name.endswith("attn2.to_k") else 4)
@@ -98,7 +98,7 @@ def test_rank_and_alpha_patterns() -> None:
 
 
 def test_rslora_scales_by_the_root_of_the_rank() -> None:
-    layers = [m for m in run_of(rslora=True, alpha=6.0).model.pipeline.unet.modules() if isinstance(m, LoraLayer)]
+    layers = [m for m in run_of(rslora=True, alpha=6.0).model.denoiser.modules() if isinstance(m, LoraLayer)]
     assert {layer.scaling["default"] for layer in layers} == {6.0 / 4**0.5}
 
 
@@ -106,7 +106,7 @@ def test_max_norm_bounds_every_update(tmp_path: Path) -> None:
     def norms(run: Run) -> list[float]:
         return [
             float((m.get_delta_weight("default")).norm())
-            for m in run.model.pipeline.unet.modules()
+            for m in run.model.denoiser.modules()
             if isinstance(m, LoraLayer)
         ]
 

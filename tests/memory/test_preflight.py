@@ -60,7 +60,7 @@ def test_the_prediction_is_what_a_real_step_allocates(changes: dict[str, object]
     """The same meter around real steps of the real loop on real tensors; the base's weights are known to both."""
     run = prepare(settings(**changes), Flip(), TINY, examples())
     optimizer_step(run, 0)  # makes the optimizer's state
-    unet = run.model.pipeline.unet
+    unet = run.model.denoiser
     with memory.Meter([*unet.parameters(), *unet.buffers()]) as meter:
         optimizer_step(run, 1)
     predicted = phase("train", **changes).parts["activations and gradients"]

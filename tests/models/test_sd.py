@@ -10,6 +10,7 @@ from helpers import ROOT, TINY
 from shapes import small_vae
 from training import examples, measured, settings
 
+from sdlora import choices
 from sdlora.config.params import Flip
 from sdlora.memory import preflight
 from sdlora.models import architectures, load_model
@@ -17,17 +18,19 @@ from sdlora.stages.train.loop import train_loop
 from sdlora.stages.train.run import prepare
 
 TOKENIZER = ROOT / "models/tiny-sd/tokenizer"
-# as published: huggingface.co/stable-diffusion-v1-5 and stabilityai/stable-diffusion-xl-base-1.0
+# as published: huggingface.co/stable-diffusion-v1-5, stabilityai/stable-diffusion-xl-base-1.0 and -3-medium
 PARAMETERS = {
     ("sd", "unet"): 859_520_964, ("sd", "vae"): 83_653_863, ("sd", "text_encoder"): 123_060_480,
     ("sdxl", "unet"): 2_567_463_684, ("sdxl", "vae"): 83_653_863, ("sdxl", "text_encoder"): 123_060_480,
-    ("sdxl", "text_encoder_2"): 694_659_840,
+    ("sdxl", "text_encoder_2"): 694_659_840, ("sd3", "transformer"): 2_028_328_000, ("sd3", "vae"): 83_819_683,
+    ("sd3", "text_encoder"): 123_650_304, ("sd3", "text_encoder_2"): 694_659_840,
+    ("sd3", "text_encoder_3"): 4_762_310_656,
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(("family", "part"), PARAMETERS)
 def test_architectures_have_the_published_size(family: str, part: str) -> None:
-    network = architectures.empty(architectures.PUBLISHED[family][part])
+    network = architectures.empty(choices.pick(choices.FAMILIES, family).published[part])
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS[family, part]
     assert all(p.is_meta for p in network.parameters())
 

@@ -63,7 +63,7 @@ def test_sdxl_learns_each_pictures_own_sizes(small_sdxl: Base) -> None:
     def look(module: torch.nn.Module, inputs: object, options: dict[str, dict[str, torch.Tensor]]) -> None:
         told.append(options["added_cond_kwargs"]["time_ids"])
 
-    hook = run.model.pipeline.unet.register_forward_pre_hook(look, with_kwargs=True)
+    hook = run.model.denoiser.register_forward_pre_hook(look, with_kwargs=True)
     batches = [draw_batch(run, step, 0) for step in range(2)]
     with torch.no_grad():
         outputs = [run.model.predict(b.latents, b.timesteps, b.conditioning) for b in batches]

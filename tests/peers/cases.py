@@ -75,7 +75,7 @@ def write_case(base: Base, name: str, out: Path, dtype: str = "fp32") -> dict[st
     settings = Train(**{"steps": 7, "checkpoint_every": 7, **CASES[name]})
     model = load_model(base, "cpu")
     types.add_lora(model, settings)
-    initial = types.initial_tensors(model.pipeline.unet, settings)
+    initial = types.initial_tensors(model.denoiser, settings)
     _learn(model, settings)
     write_lora(out, model, settings, initial)
     unet = load_model(base, "cpu").denoiser

@@ -11,7 +11,7 @@ from helpers import ROOT, Project, environment, wait_for
 
 from sdlora import records
 
-DOWNSTREAM = {"train", "sample", "evaluate", "report", "report_all"}
+DOWNSTREAM = {"train", "export", "sample", "evaluate", "report", "report_all"}
 
 
 def test_everything_is_made(built: Project) -> None:
@@ -29,14 +29,14 @@ def test_everything_is_made(built: Project) -> None:
 
 def test_a1111s_card_shows_a_sample(built: Project) -> None:
     for step in ("000002", "000004"):
-        folder = built.folder / f"results/a/checkpoints/step-{step}"
+        folder = built.folder / f"results/a/export/step-{step}"
         (preview,) = folder.glob("*.preview.png")
         assert preview.name == f"a-step{step}-comfyui-a1111.preview.png"
         assert (preview.parent / preview.name.replace("preview.png", "safetensors")).exists()
         drawn = sorted((built.folder / f"results/a/samples/step-{step}").glob("*.png"))
         assert preview.read_bytes() in [path.read_bytes() for path in drawn]
     preview.unlink()
-    assert "sample" in built.plan("results/a/metrics.csv")
+    assert built.plan("results/a/report/index.html") == {"report"}
 
 
 def test_second_run_has_nothing_to_do(built: Project) -> None:
@@ -46,7 +46,7 @@ def test_second_run_has_nothing_to_do(built: Project) -> None:
 
 def test_changing_a_version_reruns_only_that_version(built: Project) -> None:
     built.edit("params.yaml", "rank: 4", "rank: 8")
-    assert built.plan_list("all") == ["evaluate", "report", "report_all", "sample", "train"]
+    assert built.plan_list("all") == ["evaluate", "export", "report", "report_all", "sample", "train"]
     assert "Nothing to be done" in built.snakemake("-n", "results/a/metrics.csv")
 
 
@@ -81,8 +81,9 @@ def test_only_the_newest_runs_are_kept(built: Project) -> None:
     [
         ("src/sdlora/stages/evaluate/ssim.py", "sigma=1.5", "sigma=1.5 + 0.1", {"evaluate", "report", "report_all"}),
         ("src/sdlora/stages/evaluate/ssim.py", "Structural", "A comment: structural", set()),
-        ("workflow/scripts/flip.py", "args.folder", "Path(args.folder)", {"flip", "encode", *DOWNSTREAM}),
-        ("params.yaml", "inference_steps: 3", "inference_steps: 4", DOWNSTREAM - {"train"}),
+        ("workflow/scripts/flip.py", "recipe.folder", "Path(recipe.folder)", {"flip", "encode", *DOWNSTREAM}),
+        ("params.yaml", "inference_steps: 3", "inference_steps: 4", DOWNSTREAM - {"train", "export"}),
+        ("src/sdlora/lora/card.py", "A LoRA for", "This is a LoRA for", {"export", "report"}),
         ("params.yaml", "trigger: captain", "trigger: skipper", {"caption", "flip", "encode", *DOWNSTREAM}),
     ],
 )
@@ -99,13 +100,13 @@ LOSS = ("src/sdlora/stages/train/losses.py", "error.mean(dim=(1, 2, 3))", "error
 def test_an_update_is_accepted_and_changed_settings_are_not(built: Project) -> None:
     before = {name: built.read(f"results/a/{name}") for name in ("metrics.csv", "train_log.csv")}
     built.edit(*LOSS)
-    assert built.plan("results/a/metrics.csv") == {"train", "sample", "evaluate"}
+    assert built.plan("results/a/metrics.csv") == {"train", "export", "sample", "evaluate"}
     asked = built.command("sdlora", "accept", "a", check=False)
     assert asked.returncode and "train a (" in asked.stdout and "code was" in asked.stdout, "no answer is no"
-    assert built.plan("results/a/metrics.csv") == {"train", "sample", "evaluate"}
+    assert built.plan("results/a/metrics.csv") == {"train", "export", "sample", "evaluate"}
     assert "the records and the pages of a say so" in built.command("sdlora", "accept", "a", "--yes").stdout
     assert not built.plan("results/a/metrics.csv", "results/a/report/index.html")
-    assert built.plan("results/b/metrics.csv") == {"train", "sample", "evaluate"}, "b was not accepted"
+    assert built.plan("results/b/metrics.csv") == {"train", "export", "sample", "evaluate"}, "b was not accepted"
     assert b"<h2>Accepted</h2>" in built.read("results/a/report/index.html")
     assert {name: built.read(f"results/a/{name}") for name in before} == before
     assert "nothing to accept" in built.command("sdlora", "accept", "a", "--yes").stdout
@@ -234,10 +235,11 @@ def test_a_second_run_and_an_orphan_are_refused(built: Project) -> None:
 
 
 def test_damaged_latents_are_encoded_again(built: Project) -> None:
-    latents = next((built.folder / "data/sets/small/pad-edge-64/latents").glob("*.safetensors"))
+    latents = next((built.folder / "data/sets/small/pad-edge-64/latents/tiny").glob("*.safetensors"))
     content = bytearray(latents.read_bytes())
     content[-9] ^= 1
     latents.write_bytes(content)
+    (built.folder / ".sdlora/store/latents" / latents.name).write_bytes(content)  # the same file where disks can link
     assert "encode" in built.plan("all")
     assert "encode: 1 new, 7 already in the cache" in built.snakemake("datasets")
     assert not built.plan("all")
@@ -280,7 +282,7 @@ def test_a_clone_after_dvc_pull_has_nothing_to_do(versioned: Project) -> None:
     assert not copy.plan("results/a/metrics.csv", "results/b/metrics.csv")
     assert "Data and pipelines are up to date" in copy.command("dvc", "status").stdout
     copy.edit("params.yaml", "rank: 4", "rank: 8")
-    assert copy.plan("results/a/metrics.csv", "results/b/metrics.csv") == {"train", "sample", "evaluate"}
+    assert copy.plan("results/a/metrics.csv", "results/b/metrics.csv") == {"train", "export", "sample", "evaluate"}
     copy.command("dvc", "repro", "-q", "lora@b")
     assert copy.read("results/b/made/train.json") != versioned.read("results/b/made/train.json")
     assert "rank" in copy.command("dvc", "params", "diff").stdout

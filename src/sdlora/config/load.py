@@ -208,16 +208,3 @@ def _message(path: Path, tree: Any, problems: list[Problem]) -> str:
         where = f"{path}:{line}" if line else str(path)
         lines.append(f"{where}: {'.'.join(str(key) for key in place) or 'settings'}: {reason}")
     return "\n".join(lines)
-
-
-def reference_page() -> str:
-    """docs/params.md: one table a section, made from the schema."""
-    lines = ["# Every setting", "", "Made from the schema by `make docs`. Unknown keys are errors.", ""]
-    for name, section in SECTIONS.items():
-        title = (section.__doc__ or "").strip().splitlines()[0]
-        lines += [f"## {name}", "", title, "", "| key | default | meaning |", "| --- | --- | --- |"]
-        for key, field in section.model_fields.items():
-            default = "required" if field.is_required() else f"`{field.default!r}`"
-            lines.append(f"| `{key}` | {default} | {field.description or ''} |")
-        lines.append("")
-    return "\n".join(lines)

@@ -111,6 +111,12 @@ class Train(Section):
     )
     weighting: str = Field("none", description="entry of choices.WEIGHTINGS: weight of a timestep's loss")
     snr_gamma: float | None = Field(None, gt=0, le=1000, description="gamma of min-SNR weights; null = 5")
+    timestep_sampling: Literal["logit_normal", "uniform"] | None = Field(
+        None, description="flow matching only: how noise levels are drawn (2403.03206); null = logit_normal"
+    )
+    timestep_shift: float | None = Field(
+        None, gt=0, le=100, description="flow matching only: s of s t / (1 + (s - 1) t); null = the base's own"
+    )
     noise: tuple[str, ...] = Field((), description="entries of choices.NOISES, applied in this order to the noise")
     noise_offset: float | None = Field(None, gt=0, le=1, description="deviation of the offset per channel; null = 0.1")
     pyramid_discount: float | None = Field(None, gt=0, lt=1, description="weight of each coarser noise; null = 0.3")
@@ -249,7 +255,7 @@ class Train(Section):
 
     @property
     def learns_text(self) -> bool:
-        """Whether what the UNet is told about a caption changes as the training goes on."""
+        """Whether what the denoiser is told about a caption changes as the training goes on."""
         return self.text_encoder is not None or self.pivotal is not None
 
     @property

@@ -5,6 +5,7 @@ names those that only say where things are. `plan` builds recipes, the rules tak
 reads its own back once.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -59,22 +60,22 @@ class Recipe(BaseModel):
         """Which job of the stage this is, for a reader and for the recipe's file."""
         return "/".join(self.wildcards.values()) or "all"
 
-    @property
+    @cached_property
     def folder(self) -> Path:
         """The folder it writes."""
         return Path(self.folder_pattern.format(**self.wildcards))
 
-    @property
+    @cached_property
     def made(self) -> Path:
         """The record of what made its files."""
         return Path(self.made_pattern().format(**self.wildcards))
 
-    @property
+    @cached_property
     def outputs(self) -> tuple[Path, ...]:
         """The files and folders that Snakemake knows, but the record."""
         return tuple(Path(pattern.format(**self.wildcards)) for pattern in self.patterns()[:-1])
 
-    @property
+    @cached_property
     def path(self) -> Path:
         """The file a script reads the recipe from."""
         return STORE / "recipes" / (self.script or self.stage) / f"{self.name}.json"
@@ -82,7 +83,7 @@ class Recipe(BaseModel):
     @property
     def text(self) -> str:
         """What that file holds."""
-        return records.canonical_json(self.model_dump(mode="json"))
+        return records.compact_json(self.model_dump(mode="json"))
 
     def identity(self) -> Values:
         """All that the job's files depend on, but its inputs: equal identities make equal files of equal inputs."""
@@ -91,7 +92,7 @@ class Recipe(BaseModel):
 
     def digest(self) -> str:
         """sha256 of the identity."""
-        return sha256_text(records.canonical_json(self.identity()))
+        return sha256_text(records.compact_json(self.identity()))
 
     @classmethod
     def read(cls, path: Path) -> Self:

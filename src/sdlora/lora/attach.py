@@ -9,6 +9,8 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lycoris_utils import LycorisLayer
 from safetensors import safe_open
 
+from sdlora.models.family import denoiser_name_of
+
 NAME = "lora"
 # Types that diffusers' own loader does not read.
 _CONFIGS = {"LOHA": LoHaConfig, "LOKR": LoKrConfig}
@@ -22,35 +24,42 @@ def attach_lora(pipeline: Any, path: Path, scale: float) -> None:
         path: The file; its header says which type it is.
         scale: Strength, 1 = as trained.
     """
+    denoiser = denoiser_name_of(pipeline)
+    network = getattr(pipeline, denoiser)
     with safe_open(path, "pt") as file:
         header = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
-        kind = header.get("unet.peft_type", "LORA")
+        kind = header.get(f"{denoiser}.peft_type", "LORA")
         found = {} if kind not in _CONFIGS else {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     if kind not in _CONFIGS:
         pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=NAME, low_cpu_mem_usage=False)
         pipeline.set_adapters([NAME], [scale])
         return
-    values = {name.removeprefix("unet."): value for name, value in header.items() if name.startswith("unet.")}
+    values = _of(denoiser, header)
     values.pop("peft_type")
-    pipeline.unet.add_adapter(_CONFIGS[kind](**values), adapter_name=NAME)
-    of_unet = {name.removeprefix("unet."): value for name, value in found.items() if name.startswith("unet.")}
-    set_peft_model_state_dict(pipeline.unet, of_unet, adapter_name=NAME)
-    encoders = [name for name in ("text_encoder", "text_encoder_2") if f"{name}.r" in header]
-    for name in encoders:  # a plain LoRA, whatever the UNet's type
+    network.add_adapter(_CONFIGS[kind](**values), adapter_name=NAME)
+    set_peft_model_state_dict(network, _of(denoiser, found), adapter_name=NAME)
+    encoders = [name for name in pipeline.components if name.startswith("text_encoder") and f"{name}.r" in header]
+    for name in encoders:  # a plain LoRA, whatever the denoiser's type
         pipeline.load_lora_into_text_encoder(
             found, None, getattr(pipeline, name), prefix=name, adapter_name=NAME, metadata=header
         )
-    for part in ("unet", *encoders):
+    for part in (denoiser, *encoders):
         for module in getattr(pipeline, part).modules():
             if isinstance(module, LycorisLayer | LoraLayer):
                 module.set_scale(NAME, scale)
-    pipeline.unet.requires_grad_(False).eval()
+    network.requires_grad_(False).eval()
+
+
+def _of(part: str, named: dict[str, Any]) -> dict[str, Any]:
+    """What belongs to one network of the pipeline, without its name."""
+    return {name.removeprefix(f"{part}."): value for name, value in named.items() if name.startswith(f"{part}.")}
 
 
 def detach_lora(pipeline: Any) -> None:
     """Take off what `attach_lora` put on, if anything."""
-    if not getattr(pipeline.unet, "peft_config", None):
+    network = getattr(pipeline, denoiser_name_of(pipeline))
+    if not getattr(network, "peft_config", None):
         return
-    if isinstance(pipeline.unet.peft_config[NAME], LoHaConfig | LoKrConfig):
-        pipeline.unet.delete_adapters(NAME)
+    if isinstance(network.peft_config[NAME], LoHaConfig | LoKrConfig):
+        network.delete_adapters(NAME)
     pipeline.unload_lora_weights()

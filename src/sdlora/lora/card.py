@@ -6,10 +6,12 @@ Captions come from strangers. Nothing of them becomes code (`repr`), markup (esc
 import html
 import io
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ruamel.yaml import YAML
 
+from sdlora import choices
 from sdlora.config.params import Base, Export
 from sdlora.config.train import Train
 from sdlora.lora import pivotal
@@ -24,6 +26,7 @@ from sdlora.lora.names import (
     FOR_LYCORIS,
     word_of,
 )
+from sdlora.models import ModelFamily
 
 _CONFIGS = {"loha": "LoHaConfig", "lokr": "LoKrConfig"}
 
@@ -62,7 +65,7 @@ Begin a prompt with **{prose(trigger)}**, such as "{prose(example)}".
 
 ## Files
 
-{_files(name, settings, export or Export(), about)}
+{_files(name, settings, base, export or Export(), about)}
 
 ## Use with diffusers
 
@@ -98,28 +101,21 @@ def _spoken(settings: Train, about: About) -> list[str]:
     return [one_line(text) for text in texts[:2]]
 
 
-def _files(name: str, settings: Train, export: Export, about: About) -> str:
+def _files(name: str, settings: Train, base: Base, export: Export, about: About) -> str:
     """Which file is for whom."""
+    kohya = _family(base).kohya is not None
     kind = "" if export.dtype == "fp32" else f"-{export.dtype}"
-    stem, tools = f"{name}-step…", "A1111 (`models/Lora`) and ComfyUI (`models/loras`)"
-    plain = settings.lora_type not in _CONFIGS
+    stem = f"{name}-step…"
+    only_a_part = "diffusers alone: ComfyUI reads a part of it or nothing, without an error" if kohya else "diffusers"
     rows = [
         (
             FILE_NAME,
-            "diffusers alone: ComfyUI reads a part of it or nothing, without an error"
-            if plain
+            only_a_part
+            if settings.lora_type not in _CONFIGS
             else "diffusers with peft, by the code below: neither diffusers' own loader nor another tool reads it",
         )
     ]
-    if settings.lora_type == "dora":
-        if export.dora_whole != "none":
-            which = "the last checkpoint's" if export.dora_whole == "last" else "every checkpoint's"
-            whole = f"{tools}, which misread DoRA's own form: {which} updates of whole weights"
-            rows.append((f"{stem}{FOR_A1111}{kind}.safetensors", whole))
-        rows.append((f"{stem}{FOR_LYCORIS}{kind}.safetensors", "kohya's trainer with LyCORIS"))
-    else:
-        trainer = "kohya's trainer" if settings.lora_type == "lora" else "kohya's trainer with LyCORIS"
-        rows.append((f"{stem}{FOR_A1111}{kind}.safetensors", f"{tools}, {trainer}"))
+    rows += _kohya_files(stem, kind, settings, export) if kohya else []
     if kind:
         rows.append((f"{stem}{FOR_DIFFUSERS}{kind}.safetensors", "diffusers, half the size"))
     if settings.pivotal is not None:
@@ -136,14 +132,28 @@ def _files(name: str, settings: Train, export: Export, about: About) -> str:
         f"\n`{AVERAGE}/` in both has the same files of the averaged weights.\n" if settings.ema is not None else ""
     )
     table = "\n".join(f"| `{file}` | {whom} |" for file, whom in rows)
-    return f"""Every checkpoint has the same LoRA in several files: `{FILE_NAME}`{_beside(settings)} in
-`checkpoints/step-…/`, all others in `export/step-…/`.
+    where = f"`{FILE_NAME}`{_beside(settings)} in\n`checkpoints/step-…/`"
+    others = "the same LoRA in several files: {}, all others in `export/step-…/`." if kohya or kind else "its LoRA: {}."
+    cards = "\n`<file>.json` and `<file>.preview.png` beside a LoRA are A1111's card of it." if kohya else ""
+    return f"""Every checkpoint has {others.format(where)}
 
 | file | for |
 | --- | --- |
 {table}
-{average}
-`<file>.json` and `<file>.preview.png` beside a LoRA are A1111's card of it."""
+{average}{cards}"""
+
+
+def _kohya_files(stem: str, kind: str, settings: Train, export: Export) -> list[tuple[str, str]]:
+    """The files in kohya's format, with the end of their names that says their type."""
+    tools, rows = "A1111 (`models/Lora`) and ComfyUI (`models/loras`)", []
+    if settings.lora_type == "dora":
+        if export.dora_whole != "none":
+            which = "the last checkpoint's" if export.dora_whole == "last" else "every checkpoint's"
+            whole = f"{tools}, which misread DoRA's own form: {which} updates of whole weights"
+            rows.append((f"{stem}{FOR_A1111}{kind}.safetensors", whole))
+        return [*rows, (f"{stem}{FOR_LYCORIS}{kind}.safetensors", "kohya's trainer with LyCORIS")]
+    trainer = "kohya's trainer" if settings.lora_type == "lora" else "kohya's trainer with LyCORIS"
+    return [(f"{stem}{FOR_A1111}{kind}.safetensors", f"{tools}, {trainer}")]
 
 
 def _beside(settings: Train) -> str:
@@ -152,9 +162,9 @@ def _beside(settings: Train) -> str:
 
 def _snippet(settings: Train, base: Base, hub_id: str | None, about: About, example: str) -> str:
     """Python that draws with the last checkpoint; whatever is not ours is a literal."""
-    pipeline = "StableDiffusionXLPipeline" if base.family == "sdxl" else "StableDiffusionPipeline"
+    family = _family(base)
+    pipeline = family.text2img.__name__
     folder = f"checkpoints/step-{settings.steps:06d}"
-    encoders = list(pivotal.PARTS) if base.family == "sdxl" else ["text_encoder"]
     config = _CONFIGS.get(settings.lora_type)
     lines = ["import json", ""] if config else []
     lines += [f"from diffusers import {pipeline}"]
@@ -164,15 +174,15 @@ def _snippet(settings: Train, base: Base, hub_id: str | None, about: About, exam
         lines += ["from safetensors.torch import load_file"]
     lines += ["", f"pipeline = {pipeline}.from_pretrained({hub_id or 'id or folder of the base'!r})"]
     if config:
-        lines += _with_peft(config, folder, encoders if settings.text_encoder else [])
+        lines += _with_peft(config, folder, family.denoiser_name, family.lora_encoders if settings.text_encoder else ())
     else:
         lines += [f'pipeline.load_lora_weights("{folder}", weight_name="{FILE_NAME}")']
     if settings.pivotal is not None:
-        lines += _with_embedding(folder, encoders, pivotal.token_of(about.trigger))
+        lines += _with_embedding(folder, family.pivotal_encoders, pivotal.token_of(about.trigger))
     return "\n".join([*lines, f"image = pipeline({example!r}).images[0]"])
 
 
-def _with_peft(config: str, folder: str, encoders: list[str]) -> list[str]:
+def _with_peft(config: str, folder: str, denoiser: str, encoders: Sequence[str]) -> list[str]:
     """diffusers' own loader reads neither LoHa nor LoKr; peft does."""
     return [
         f'with safe_open("{folder}/{FILE_NAME}", "pt") as file:',
@@ -180,14 +190,15 @@ def _with_peft(config: str, folder: str, encoders: list[str]) -> list[str]:
         "    tensors = {name: file.get_tensor(name) for name in file.keys()}",
         "",
         "",
-        "def of_unet(named):",
-        '    return {name.removeprefix("unet."): value for name, value in named.items() if name.startswith("unet.")}',
+        f"def of_{denoiser}(named):",
+        f'    return {{name.removeprefix("{denoiser}."): value for name, value in named.items() '
+        f'if name.startswith("{denoiser}.")}}',
         "",
         "",
-        "options = of_unet(said)",
+        f"options = of_{denoiser}(said)",
         'options.pop("peft_type")',
-        f"pipeline.unet.add_adapter({config}(**options))",
-        "set_peft_model_state_dict(pipeline.unet, of_unet(tensors))",
+        f"pipeline.{denoiser}.add_adapter({config}(**options))",
+        f"set_peft_model_state_dict(pipeline.{denoiser}, of_{denoiser}(tensors))",
         *(
             f'pipeline.load_lora_into_text_encoder(tensors, None, pipeline.{name}, prefix="{name}", metadata=said)'
             for name in encoders
@@ -195,7 +206,7 @@ def _with_peft(config: str, folder: str, encoders: list[str]) -> list[str]:
     ]
 
 
-def _with_embedding(folder: str, encoders: list[str], token: str) -> list[str]:
+def _with_embedding(folder: str, encoders: Sequence[str], token: str) -> list[str]:
     lines = [f'learnt = load_file("{folder}/{EMBEDDINGS}")']
     for encoder in encoders:
         tokenizer, key = pivotal.PARTS[encoder]
@@ -204,6 +215,11 @@ def _with_embedding(folder: str, encoders: list[str], token: str) -> list[str]:
             f"tokenizer=pipeline.{tokenizer})"
         )
     return lines
+
+
+def _family(base: Base) -> type[ModelFamily]:
+    family: type[ModelFamily] = choices.pick(choices.FAMILIES, base.family)
+    return family
 
 
 def _settings(settings: Train, base: Base, about: About) -> dict[str, str]:
@@ -222,7 +238,7 @@ def _settings(settings: Train, base: Base, about: About) -> dict[str, str]:
 
 def _front_matter(settings: Train, base: Base, hub_id: str | None, about: About) -> str:
     tags = ["text-to-image", "diffusers", "diffusers-training", "lora", "template:sd-lora"]
-    tags.append("stable-diffusion-xl" if base.family == "sdxl" else "stable-diffusion")
+    tags += [tag] if (tag := _family(base).hub_tag) else []
     said = [pivotal.with_token(text, about.trigger) if settings.pivotal else text for text in about.captions]
     values: dict[str, Any] = {"base_model": hub_id} if hub_id else {}
     values |= {

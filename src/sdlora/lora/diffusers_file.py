@@ -25,7 +25,7 @@ def write_lora(folder: Path, model: ModelFamily, settings: Train, initial: dict[
     """
     found = lora_tensors(model, settings, initial)
     parts = tuple(sorted({name.split(".")[0] for name in found}))
-    metadata = {METADATA: json.dumps(adapter_metadata(settings, parts), sort_keys=True)}
+    metadata = {METADATA: json.dumps(adapter_metadata(model, settings, parts), sort_keys=True)}
     return write_file(folder / FILE_NAME, found, metadata)
 
 

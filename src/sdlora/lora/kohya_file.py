@@ -1,9 +1,10 @@
 """The LoRA file that A1111, ComfyUI and kohya's tools read, made from diffusers' file.
 
-Names are kohya's: `lora_unet_`, `lora_te_` (one text encoder), `lora_te1_` and `lora_te2_` (SDXL); SDXL's UNet has the
-names of the original implementation (`input_blocks_4_1_…`). The strength lies in `.alpha`: these readers scale by
-alpha / r, with r taken from the tensors. diffusers reads only one alpha for a network, so where modules differ, the
-commonest is written for all and the rest of the scale goes into `lora_up`. LoHa and LoKr have LyCORIS' names.
+Names are kohya's, as the model's family has them: `lora_unet_`, `lora_te_` (one text encoder), `lora_te1_` and
+`lora_te2_` (SDXL); SDXL's UNet has the names of the original implementation (`input_blocks_4_1_…`). The strength
+lies in `.alpha`: these readers scale by alpha / r, with r taken from the tensors. diffusers reads only one alpha for a
+network, so where modules differ, the commonest is written for all and the rest of the scale goes into `lora_up`. LoHa
+and LoKr have LyCORIS' names.
 """
 
 import math
@@ -15,7 +16,8 @@ import torch
 from peft.utils.other import get_pattern_key
 from torch import Tensor
 
-from sdlora.errors import DataError
+from sdlora import choices
+from sdlora.models.names import KohyaForm, NoKohyaForm
 
 Parts = dict[str, Tensor]
 
@@ -31,32 +33,7 @@ _PARTS = {
     **{name: name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2")},
     **{f"lokr_{name}": f"lokr_{name}" for name in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b", "t2")},
 }
-_NAME = re.compile(
-    rf"(unet|text_encoder|text_encoder_2)\.(.+)\.({'|'.join(map(re.escape, sorted(_PARTS, key=len, reverse=True)))})"
-)
-_PREFIXES = {
-    "sd": {"unet": "lora_unet_", "text_encoder": "lora_te_"},
-    "sdxl": {"unet": "lora_unet_", "text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"},
-}
-#: SDXL's modules outside the blocks, and inside a resnet: diffusers' name and the original one.
-_OUTSIDE = {
-    "conv_in": "input_blocks.0.0",
-    "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-}
-_RESNET = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
-    "conv_shortcut": "skip_connection",
-}
-
-
-class NoKohyaForm(DataError):
-    """A tensor that the format has no name for."""
+_NAME = re.compile(rf"([^.]+)\.(.+)\.({'|'.join(map(re.escape, sorted(_PARTS, key=len, reverse=True)))})")
 
 
 def to_kohya(
@@ -67,23 +44,24 @@ def to_kohya(
     Args:
         tensors: diffusers' names, `unet.….lora.down.weight` and the like.
         config: diffusers' `lora_adapter_metadata`: `unet.lora_alpha`, `text_encoder.use_rslora`, …
-        family: sd or sdxl.
-        layers_per_block: Of the UNet; SDXL's names depend on it.
+        family: Entry of choices.FAMILIES; its names are written.
+        layers_per_block: Of the denoiser; SDXL's names depend on it.
 
     Returns:
         Tensors by kohya's names.
 
     Raises:
-        NoKohyaForm: Names the tensor that cannot be expressed.
+        NoKohyaForm: Names the tensor, or the family, that cannot be expressed.
     """
+    form = form_of(family)
     modules: dict[tuple[str, str], Parts] = defaultdict(dict)
     for name, value in tensors.items():
         match = _NAME.fullmatch(name)
-        if match is None or match[1] not in _PREFIXES[family]:
+        if match is None or match[1] not in form.prefixes:
             raise NoKohyaForm(f"{name} has no name in kohya's format")
         modules[match[1], match[2]][_PARTS[match[3]]] = value
     found: dict[str, Tensor] = {}
-    for component, prefix in _PREFIXES[family].items():
+    for component, prefix in form.prefixes.items():
         own = {module: parts for (name, module), parts in modules.items() if name == component}
         settings = {k.removeprefix(f"{component}."): v for k, v in config.items() if k.startswith(f"{component}.")}
         for module, parts in _with_one_alpha(own, settings).items():
@@ -93,12 +71,25 @@ def to_kohya(
 
 
 def to_whole(updates: dict[str, Tensor], family: str, layers_per_block: int) -> dict[str, Tensor]:
-    """Updates of the UNet's whole weights, by module, under kohya's names; readers add them as they are."""
-    prefix = _PREFIXES[family]["unet"]
+    """Updates of the denoiser's whole weights, by module, under kohya's names; readers add them as they are."""
+    form = form_of(family)
+    name, prefix = form.denoiser, form.prefixes[form.denoiser]
     return {
-        f"{prefix}{module_name('unet', module, family, layers_per_block)}.diff": value
+        f"{prefix}{module_name(name, module, family, layers_per_block)}.diff": value
         for module, value in updates.items()
     }
+
+
+def form_of(family: str) -> KohyaForm:
+    """A family's names in the format.
+
+    Raises:
+        NoKohyaForm: If it has none.
+    """
+    form: KohyaForm | None = choices.pick(choices.FAMILIES, family).kohya
+    if form is None:
+        raise NoKohyaForm(f"family {family} has no names in kohya's format")
+    return form
 
 
 def _with_one_alpha(modules: dict[str, Parts], settings: dict[str, Any]) -> dict[str, Parts]:
@@ -168,32 +159,9 @@ def _column(magnitude: Tensor, dimensions: int) -> Tensor:
 
 def module_name(component: str, module: str, family: str, layers_per_block: int) -> str:
     """A module's name in kohya's spelling, without the prefix."""
-    if component != "unet":
+    form = form_of(family)
+    if component != form.denoiser:
         # transformers 5 flattened CLIPTextModel; files keep the older, nested name
         inside = module if module.startswith(("text_model.", "text_projection")) else f"text_model.{module}"
         return inside.replace(".", "_")
-    if family == "sdxl":
-        module = original_name(module, layers_per_block)
-    return module.replace(".", "_")
-
-
-def original_name(module: str, layers_per_block: int) -> str:
-    """A UNet module of diffusers under its name in Stability AI's implementation of SDXL."""
-    if module in _OUTSIDE:
-        return _OUTSIDE[module]
-    match = re.fullmatch(r"(down_blocks|up_blocks)\.(\d+)\.(\w+)\.(\d+)\.(.+)", module)
-    if match:
-        side, block, kind, layer, rest = match[1], int(match[2]), match[3], int(match[4]), match[5]
-        if kind in ("downsamplers", "upsamplers"):  # at the end of their block
-            layer = layers_per_block
-        place = block * (layers_per_block + 1) + layer
-        if kind == "downsamplers":
-            return f"input_blocks.{place + 1}.0.op"
-        number = {"resnets": 0, "attentions": 1, "upsamplers": 2}[kind]
-        where = f"input_blocks.{place + 1}" if side == "down_blocks" else f"output_blocks.{place}"
-        return f"{where}.{number}.{_RESNET.get(rest, rest)}"
-    match = re.fullmatch(r"mid_block\.(resnets|attentions)\.(\d+)\.(.+)", module)
-    if match:
-        place = 1 if match[1] == "attentions" else 2 * int(match[2])
-        return f"middle_block.{place}.{_RESNET.get(match[3], match[3])}"
-    raise NoKohyaForm(f"unet.{module} has no name in the original implementation")
+    return form.module(module, layers_per_block).replace(".", "_")

@@ -17,13 +17,9 @@ from torch import Tensor
 from sdlora import tensors
 from sdlora.config.params import Base
 from sdlora.config.train import Train
+from sdlora.lora.kohya_file import form_of
 from sdlora.lora.names import word_of
-
-_ARCHITECTURES = {
-    "sd_v1": ("stable-diffusion-v1/lora", "diffusers"),
-    "sd_v2": ("stable-diffusion-v2/lora", "diffusers"),
-    "sdxl_base_v1-0": ("stable-diffusion-xl-v1-base/lora", "https://github.com/Stability-AI/generative-models"),
-}
+from sdlora.models.names import BaseVersion, KohyaForm
 
 
 @dataclass(frozen=True)
@@ -35,8 +31,8 @@ class About:
     captions: tuple[str, ...]  # the first few, for examples
     size_px: tuple[int, int]  # width, height
     prediction_type: str
-    cross_attention_dim: int
-    layers_per_block: int
+    cross_attention_dim: int = 0  # of the denoiser, where it has one: what kohya's names and versions depend on
+    layers_per_block: int = 0
     # what kohya's readers show, by the folder that kohya would read the pictures from (`3_captain`)
     tags: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # how many captions have a tag
     folders: Mapping[str, Mapping[str, int]] = field(default_factory=dict)  # n_repeats, img_count
@@ -53,11 +49,13 @@ def base_name(base: Base) -> str:
     return PurePath(base.model).name
 
 
-def base_version(base: Base, about: About) -> str:
-    """Which base a reader must have loaded: A1111 takes what starts with `sdxl_` for SDXL."""
-    if base.family == "sdxl":
-        return "sdxl_base_v1-0"
-    return "sd_v2" if about.cross_attention_dim == 1024 else "sd_v1"
+def base_version(base: Base, about: About) -> BaseVersion:
+    """Which base a reader must have loaded.
+
+    Raises:
+        NoKohyaForm: If the base's family has no names for it.
+    """
+    return form_of(base.family).version(about.cross_attention_dim)
 
 
 def rate_scale(settings: Train, base: Base) -> float:
@@ -78,17 +76,16 @@ def header(
         about: What the run found out.
         found: The file's tensors.
     """
-    version = base_version(base, about)
-    architecture, implementation = _ARCHITECTURES[version]
+    form, version = form_of(base.family), base_version(base, about)
     digest = data_hash(found)
     width, height = about.size_px
     scale = rate_scale(settings, base)
-    module, arguments = _network(settings, found)
-    rank, alpha = _size(settings, found)
+    module, arguments = _network(settings, found, form)
+    rank, alpha = _size(settings, found, form)
     text_rate = settings.text_encoder.learning_rate * scale if settings.text_encoder else None
     values = {
-        "ss_base_model_version": version,
-        "ss_v2": version == "sd_v2",
+        "ss_base_model_version": version.name,
+        "ss_v2": version.a1111 == "SD2",
         "ss_sd_model_name": base_name(base),
         "ss_output_name": name,
         "ss_network_module": module,
@@ -107,7 +104,7 @@ def header(
         "ss_resolution": f"({width}, {height})",
         "ss_num_train_images": about.draws,
         "ss_num_reg_images": settings.prior.pictures if settings.prior else 0,
-        "ss_clip_skip": 2 if base.family == "sdxl" else 1,  # kohya's counting: 1 is the last layer
+        "ss_clip_skip": form.clip_skip,
         "ss_batch_size_per_device": settings.batch_size,
         "ss_total_batch_size": settings.batch_size * settings.accumulation,
         "ss_gradient_accumulation_steps": settings.accumulation,
@@ -120,8 +117,8 @@ def header(
         "ss_bucket_info": _json(_buckets(about)),
         "sshs_model_hash": digest,
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": architecture,
-        "modelspec.implementation": implementation,
+        "modelspec.architecture": version.architecture,
+        "modelspec.implementation": version.implementation,
         "modelspec.title": name,
         "modelspec.resolution": f"{width}x{height}",
         "modelspec.prediction_type": {"v_prediction": "v"}.get(about.prediction_type, about.prediction_type),
@@ -145,11 +142,11 @@ def _buckets(about: About) -> dict[str, Any]:
     return {"buckets": {str(n): {"resolution": [w, h], "count": count} for n, (w, h, count) in enumerate(rows)}}
 
 
-def _network(settings: Train, found: Mapping[str, Tensor]) -> tuple[str, dict[str, str]]:
+def _network(settings: Train, found: Mapping[str, Tensor], form: KohyaForm) -> tuple[str, dict[str, str]]:
     """The module and arguments with which kohya's trainer would make such a network."""
     if any(name.endswith(".diff") for name in found):
         return "lycoris.kohya", {"algo": "full"}
-    rank, alpha = _size(settings, found)
+    rank, alpha = _size(settings, found, form)
     convolution = any(value.dim() == 4 and value.shape[-1] > 1 for value in found.values())
     arguments = {"conv_dim": str(rank), "conv_alpha": str(alpha)} if convolution else {}
     if settings.lora_type == "lora":
@@ -163,15 +160,16 @@ def _network(settings: Train, found: Mapping[str, Tensor]) -> tuple[str, dict[st
     return "lycoris.kohya", {"algo": settings.lora_type, **arguments}
 
 
-def _size(settings: Train, found: Mapping[str, Tensor]) -> tuple[int, float]:
-    """Rank and alpha of most of the UNet's modules, as the file has them: alpha / rank is the scale there."""
-    unet = {name: value for name, value in found.items() if name.startswith("lora_unet_")}
+def _size(settings: Train, found: Mapping[str, Tensor], form: KohyaForm) -> tuple[int, float]:
+    """Rank and alpha of most of the denoiser's modules, as the file has them: alpha / rank is the scale there."""
+    prefix = form.prefixes[form.denoiser]
+    own = {name: value for name, value in found.items() if name.startswith(prefix)}
     ranks = Counter(
         int(value.shape[0])
-        for name, value in unet.items()
+        for name, value in own.items()
         if name.endswith(("lora_down.weight", "hada_w1_b", "lokr_w2_b", "lokr_w1_b"))
     )
-    alphas = Counter(round(float(value), 6) for name, value in unet.items() if name.endswith(".alpha"))
+    alphas = Counter(round(float(value), 6) for name, value in own.items() if name.endswith(".alpha"))
     rank = ranks.most_common(1)[0][0] if ranks else settings.rank
     return rank, alphas.most_common(1)[0][0] if alphas else settings.scaling_alpha
 

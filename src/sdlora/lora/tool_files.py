@@ -11,13 +11,13 @@ from sdlora.config.params import Base, Export
 from sdlora.config.train import Train
 from sdlora.errors import DataError
 from sdlora.lora.diffusers_file import METADATA, read_lora, write_file
-from sdlora.lora.kohya_file import NoKohyaForm, to_kohya, to_whole
+from sdlora.lora.kohya_file import form_of, to_kohya, to_whole
 from sdlora.lora.metadata import About, base_version, header, trigger_of
 from sdlora.lora.names import EMBEDDINGS, FOR_A1111, FOR_DIFFUSERS, FOR_EMBEDDINGS, FOR_LYCORIS, word_of
 from sdlora.lora.whole import whole_updates
+from sdlora.models.names import NoKohyaForm
 
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-_A1111_VERSIONS = {"sd_v1": "SD1", "sd_v2": "SD2", "sdxl_base_v1-0": "SDXL"}
 
 
 def write_kohya(
@@ -29,7 +29,7 @@ def write_kohya(
     about: About,
     ending: str = "",
     dtype: str = "fp32",
-    unet: nn.Module | None = None,
+    denoiser: nn.Module | None = None,
     out: Path | None = None,
 ) -> Path | None:
     """Write `<name><ending>.safetensors` with kohya's names.
@@ -43,7 +43,7 @@ def write_kohya(
         about: What the run found out.
         ending: For whom it is, in the file's name.
         dtype: Type of the tensors but `.alpha`.
-        unet: The base's, where DoRA's whole updates are wanted in place of its factors.
+        denoiser: The base's, where DoRA's whole updates are wanted in place of its factors.
         out: Where to; None = beside diffusers' file.
 
     Returns:
@@ -52,9 +52,11 @@ def write_kohya(
     try:
         read = read_lora(lora)
         found = to_kohya(*read, base.family, about.layers_per_block)
-        if unet is not None:
-            kept = {key: value for key, value in found.items() if not key.startswith("lora_unet_")}
-            found = {**kept, **to_whole(whole_updates(*read, unet), base.family, about.layers_per_block)}
+        if denoiser is not None:
+            form = form_of(base.family)
+            kept = {key: value for key, value in found.items() if not key.startswith(form.prefixes[form.denoiser])}
+            updates = whole_updates(*read, denoiser, form.denoiser)
+            found = {**kept, **to_whole(updates, base.family, about.layers_per_block)}
     except NoKohyaForm as reason:
         print(f"train: only diffusers' file is written: {reason}", flush=True)
         return None
@@ -71,7 +73,7 @@ def write_for_tools(
     base: Base,
     about: About,
     export: Export,
-    unet: nn.Module | None = None,
+    denoiser: nn.Module | None = None,
     out: Path | None = None,
 ) -> list[Path]:
     """Write what other tools read beside diffusers' file.
@@ -84,7 +86,7 @@ def write_for_tools(
         base: The base.
         about: What the run found out.
         export: The type of the files.
-        unet: The base's, where a DoRA gets a file of whole updates.
+        denoiser: The base's, where a DoRA gets a file of whole updates.
         out: Where to; None = beside diffusers' file.
 
     Returns:
@@ -92,7 +94,7 @@ def write_for_tools(
     """
     wanted: list[tuple[str, nn.Module | None]] = [(FOR_A1111, None)]
     if settings.lora_type == "dora":
-        wanted = [(FOR_LYCORIS, None), *([(FOR_A1111, unet)] if unet is not None else [])]
+        wanted = [(FOR_LYCORIS, None), *([(FOR_A1111, denoiser)] if denoiser is not None else [])]
     written = [
         write_kohya(lora, name, step, settings, base, about, ending, export.dtype, frozen, out)
         for ending, frozen in wanted
@@ -138,7 +140,7 @@ def _write_a1111_card(lora: Path, settings: Train, base: Base, about: About) -> 
     path = lora.with_suffix(".json")
     values = {
         "description": f"trained on {about.pictures} pictures",
-        "sd version": _A1111_VERSIONS[base_version(base, about)],
+        "sd version": base_version(base, about).a1111,
         "activation text": trigger_of(settings, about),
         "preferred weight": 0,  # the user's own
         "negative text": "",

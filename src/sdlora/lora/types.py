@@ -13,7 +13,7 @@ from sdlora.config.train import Train
 from sdlora.models import ModelFamily
 from sdlora.randomness import seed_of
 
-# Ends of layer names, as in diffusers' UNets.
+# Ends of layer names, as in diffusers' UNets; other families say their own.
 ATTENTION = ("to_k", "to_q", "to_v", "to_out.0")
 ATTENTION_FEED_FORWARD = (*ATTENTION, "ff.net.0.proj", "ff.net.2")
 ALL_LAYERS = (
@@ -61,9 +61,9 @@ def _lycoris(settings: Train, targets: list[str]) -> dict[str, Any]:
     }
 
 
-def config_of(settings: Train) -> PeftConfig:
-    """peft's configuration of the UNet's LoRA."""
-    targets = list(choices.pick(choices.TARGETS, settings.targets))
+def config_of(model: ModelFamily, settings: Train) -> PeftConfig:
+    """peft's configuration of the denoiser's LoRA."""
+    targets = list(model.layers(settings.targets))
     config: PeftConfig = choices.pick(choices.LORA_TYPES, settings.lora_type)(settings, targets)
     return config
 
@@ -82,16 +82,16 @@ def text_config(settings: Train) -> LoraConfig:
 
 
 def add_lora(model: ModelFamily, settings: Train) -> None:
-    """Add a LoRA to a frozen base: to its UNet, and to its text encoders where the settings say so.
+    """Add a LoRA to a frozen base: to its denoiser, and to its text encoders where the settings say so.
 
     The start is the base itself, whatever the type: the update is zero (or, for PiSSA and OLoRA, taken
     out of the frozen weights). New parameters are fp32.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("lora", settings.seed))
-        model.denoiser.add_adapter(config_of(settings))  # type: ignore[operator]
+        model.denoiser.add_adapter(config_of(model, settings))  # type: ignore[operator]
         if settings.text_encoder is not None:
-            for module in model.text_encoders().values():
+            for module in model.lora_text_encoders().values():
                 module.add_adapter(text_config(settings))  # type: ignore[operator]
     for module in (model.denoiser, *model.text_encoders().values()):
         for parameter in module.parameters():
@@ -121,15 +121,15 @@ def parameter_groups(model: ModelFamily, settings: Train, scale: float) -> list[
     if second:
         groups.append({"params": second, "lr": rate * settings.loraplus_ratio})
     if settings.text_encoder is not None:
-        found = [p for m in model.text_encoders().values() for p in m.parameters() if p.requires_grad]
+        found = [p for m in model.lora_text_encoders().values() for p in m.parameters() if p.requires_grad]
         groups.append({"params": found, "lr": settings.text_encoder.learning_rate * scale})
     return groups
 
 
 @torch.no_grad()
-def limit_norms(unet: nn.Module, largest: float) -> None:
+def limit_norms(denoiser: nn.Module, largest: float) -> None:
     """Shrink each update B A alpha / r to at most a Frobenius norm of `largest` (kohya's max-norm)."""
-    for module in unet.modules():
+    for module in denoiser.modules():
         if isinstance(module, LoraLayer) and "default" in module.lora_A:
             down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
             # |B A|^2 = trace(B^T B A A^T), without forming the product
@@ -140,15 +140,15 @@ def limit_norms(unet: nn.Module, largest: float) -> None:
             up.mul_(ratio)
 
 
-def initial_tensors(unet: nn.Module, settings: Train) -> dict[str, Tensor] | None:
+def initial_tensors(denoiser: nn.Module, settings: Train) -> dict[str, Tensor] | None:
     """A and B before training where the start took them out of the base's weights; None otherwise."""
     if settings.init not in CHANGES_THE_BASE:
         return None
-    return {name: value.detach().clone() for name, value in get_peft_model_state_dict(unet).items()}
+    return {name: value.detach().clone() for name, value in get_peft_model_state_dict(denoiser).items()}
 
 
 def lora_tensors(model: ModelFamily, settings: Train, initial: dict[str, Tensor] | None) -> dict[str, Tensor]:
-    """The LoRA in diffusers' form: names starting with `unet.` or `text_encoder.`, on the CPU, fp32.
+    """The LoRA in diffusers' form: names starting with the network's (`unet.`, `text_encoder.`), on the CPU, fp32.
 
     With `initial` (PiSSA, OLoRA) the file holds the difference to the base as it is loaded by everyone:
     B A - B0 A0 = [B, -B0] [A; A0], of twice the rank.
@@ -161,55 +161,57 @@ def lora_tensors(model: ModelFamily, settings: Train, initial: dict[str, Tensor]
             )
             for name, value in state.items()
         }
-    states = {"unet": state}
+    states = {model.denoiser_name: state}
     if settings.text_encoder is not None:
         # pivotal tuning adds rows to the token embeddings, which peft would save whole
         states |= {
             name: get_peft_model_state_dict(module, save_embedding_layers=False)
-            for name, module in model.text_encoders().items()
+            for name, module in model.lora_text_encoders().items()
         }
     tensors: dict[str, Tensor] = {}
     for part, found in states.items():
         # peft's own names, which diffusers reads as they are: its older names for attention layers
         # alone, mixed with these for all others, make it skip the attention layers
-        tensors |= {_named(part, name): value.detach().float().cpu().contiguous() for name, value in found.items()}
+        tensors |= {
+            _named(model, part, name): value.detach().float().cpu().contiguous() for name, value in found.items()
+        }
     return tensors
 
 
-def _named(part: str, name: str) -> str:
+def _named(model: ModelFamily, part: str, name: str) -> str:
     """A tensor's name in the file: text encoders' with `text_model.`, as transformers 4 and ComfyUI have it.
 
     transformers 5 flattened CLIPTextModel; diffusers reads the older names there as well.
     """
-    nested = part == "unet" or name.startswith(("text_model.", "text_projection"))
+    nested = part == model.denoiser_name or name.startswith(("text_model.", "text_projection"))
     return f"{part}.{name}" if nested else f"{part}.text_model.{name}"
 
 
-def adapter_metadata(settings: Train, parts: tuple[str, ...] = ("unet",)) -> dict[str, Any]:
+def adapter_metadata(model: ModelFamily, settings: Train, parts: tuple[str, ...]) -> dict[str, Any]:
     """What diffusers reads rank and alpha from (`lora_adapter_metadata`), for each part of the pipeline."""
-    config = config_of(settings)
-    unet: dict[str, Any] = {
+    config = config_of(model, settings)
+    of_denoiser: dict[str, Any] = {
         "peft_type": str(config.peft_type.value),
         "r": settings.rank,
-        "target_modules": list(choices.pick(choices.TARGETS, settings.targets)),
+        "target_modules": list(model.layers(settings.targets)),
         "rank_pattern": dict(settings.rank_pattern),
         "alpha_pattern": dict(settings.alpha_pattern),
     }
     if settings.lora_type in ("lora", "dora"):
-        unet |= {"lora_alpha": settings.scaling_alpha, "use_rslora": settings.rslora}
-        unet |= {"use_dora": settings.lora_type == "dora"}
+        of_denoiser |= {"lora_alpha": settings.scaling_alpha, "use_rslora": settings.rslora}
+        of_denoiser |= {"use_dora": settings.lora_type == "dora"}
     else:
-        unet["alpha"] = settings.scaling_alpha
+        of_denoiser["alpha"] = settings.scaling_alpha
     if settings.init in CHANGES_THE_BASE:  # see lora_tensors: twice the rank at the same scale
         factor = 2**0.5 if settings.rslora else 2
-        unet |= {"r": 2 * settings.rank, "lora_alpha": factor * settings.scaling_alpha}
-        unet["rank_pattern"] = {name: 2 * rank for name, rank in settings.rank_pattern.items()}
-        unet["alpha_pattern"] = {name: factor * alpha for name, alpha in settings.alpha_pattern.items()}
-    found = {f"unet.{key}": value for key, value in unet.items()}
+        of_denoiser |= {"r": 2 * settings.rank, "lora_alpha": factor * settings.scaling_alpha}
+        of_denoiser["rank_pattern"] = {name: 2 * rank for name, rank in settings.rank_pattern.items()}
+        of_denoiser["alpha_pattern"] = {name: factor * alpha for name, alpha in settings.alpha_pattern.items()}
+    found = {f"{model.denoiser_name}.{key}": value for key, value in of_denoiser.items()}
     if settings.text_encoder is not None:
         text = text_config(settings)
         for part in parts:
-            if part != "unet":
+            if part != model.denoiser_name:
                 values = {"r": text.r, "lora_alpha": text.lora_alpha, "target_modules": list(TEXT_ATTENTION)}
                 values |= {"rank_pattern": {}, "alpha_pattern": {}}  # diffusers 0.35 wants them, though empty
                 found |= {f"{part}.{key}": value for key, value in {**values, "peft_type": "LORA"}.items()}

@@ -21,8 +21,10 @@ def wants_whole(which: str, steps: Sequence[int], step: int) -> bool:
 
 
 @torch.no_grad()
-def whole_updates(found: dict[str, Tensor], config: dict[str, Any], unet: nn.Module) -> dict[str, Tensor]:
-    """m (W + B A s) / |W + B A s| - W of each DoRA layer of the UNet (arXiv 2402.09353, equation 5).
+def whole_updates(
+    found: dict[str, Tensor], config: dict[str, Any], denoiser: nn.Module, name: str = "unet"
+) -> dict[str, Tensor]:
+    """m (W + B A s) / |W + B A s| - W of each DoRA layer of the denoiser (arXiv 2402.09353, equation 5).
 
     The norm is that of an output's weights, s the scale. Computed in float64, so that the last bit does not depend on
     how many threads compute.
@@ -30,21 +32,23 @@ def whole_updates(found: dict[str, Tensor], config: dict[str, Any], unet: nn.Mod
     Args:
         found: diffusers' LoRA file.
         config: Its `lora_adapter_metadata`.
-        unet: The base's, frozen.
+        denoiser: The base's, frozen.
+        name: The denoiser's in the file.
 
     Returns:
         Tensors of the weights' shapes by module, fp32.
     """
-    settings = {key.removeprefix("unet."): value for key, value in config.items() if key.startswith("unet.")}
+    prefix = f"{name}."
+    settings = {key.removeprefix(prefix): value for key, value in config.items() if key.startswith(prefix)}
     updates = {}
-    for name in sorted(found):
-        if not name.startswith("unet.") or not name.endswith(DOWN):
+    for tensor in sorted(found):
+        if not tensor.startswith(prefix) or not tensor.endswith(DOWN):
             continue
-        module = name.removeprefix("unet.").removesuffix(DOWN)
-        down, up = found[name].double(), found[f"unet.{module}{UP}"].double()
-        magnitude = _magnitude(found, module).double().flatten()
+        module = tensor.removeprefix(prefix).removesuffix(DOWN)
+        down, up = found[tensor].double(), found[f"{prefix}{module}{UP}"].double()
+        magnitude = _magnitude(found, f"{prefix}{module}").double().flatten()
         rank = down.shape[0]
-        weight = unet.get_submodule(module).weight.detach().double()  # type: ignore[operator]
+        weight = denoiser.get_submodule(module).weight.detach().double()  # type: ignore[operator]
         scale = alpha_of(settings, module, rank) / rank
         moved = weight + (up.flatten(1) @ down.flatten(1)).reshape(weight.shape) * scale
         ratio = magnitude / moved.flatten(1).norm(dim=1)
@@ -53,5 +57,5 @@ def whole_updates(found: dict[str, Tensor], config: dict[str, Any], unet: nn.Mod
 
 
 def _magnitude(found: dict[str, Tensor], module: str) -> Tensor:
-    name = f"unet.{module}{MAGNITUDE}"
+    name = f"{module}{MAGNITUDE}"
     return found[name] if name in found else found[f"{name}.weight"]

@@ -20,7 +20,7 @@ from sdlora.config.train import Train
 from sdlora.errors import SdloraError
 from sdlora.lora import types
 from sdlora.memory.meter import Meter, become_fake, optimizer_cost, size_of
-from sdlora.models import ModelFamily
+from sdlora.models import Conditioning, ModelFamily
 from sdlora.models.family import DTYPES, quieten
 from sdlora.stages.train.dataset import Example
 
@@ -122,10 +122,13 @@ def predict(settings: Train, base: Base, demand: Demand, device: torch.device) -
 
     Raises:
         Unpredictable: If a step asks for numbers that nobody has before training.
+        DataError, ParamsError: If the base cannot have such a training.
     """
     quieten()
     shapes = _Shapes(base, device)
     model = shapes.model
+    model.check(settings)
+    model.check_size(*demand.latent[1:])
     weights = shapes.weights()
     parameters = _add_lora(model, settings)
     shapes.materialize()
@@ -193,19 +196,26 @@ def _of_parameters(parameters: Mapping[str, nn.Parameter], settings: Train) -> d
 
 
 def _blank_tokens(model: ModelFamily, count: int) -> dict[str, Tensor]:
-    shape, device = (count, model.context_tokens), model.device
-    return {name: torch.zeros(shape, dtype=torch.long, device=device) for name in model.text_encoders()}
+    return {
+        name: torch.zeros((count, model.context_tokens[name]), dtype=torch.long, device=model.device)
+        for name in model.text_encoders()
+    }
 
 
 def _step_peak(shapes: _Shapes, settings: Train, demand: Demand, encode_texts: bool) -> tuple[int, int]:
     """Peak of forward and backward passes, and the gradients left when the optimizer steps, bytes."""
     model, size = shapes.model, settings.batch_size
     kind = settings.precision(model.base.dtype)
+    _, cached = shapes.peak(lambda: model.encode_tokens(_blank_tokens(model, size)))
+
+    def conditioning_of() -> Conditioning:
+        if not (encode_texts or demand.texts):
+            return {name: value.clone() for name, value in cached.items()}
+        with torch.set_grad_enabled(encode_texts), _autocast(shapes.device, kind):
+            return model.encode_tokens(_blank_tokens(model, size))
 
     def micro_step() -> None:
-        tokens = _blank_tokens(model, size)
-        with torch.set_grad_enabled(encode_texts), _autocast(shapes.device, kind):
-            conditioning = model.encode_tokens(tokens)
+        conditioning = conditioning_of()
         latents = torch.zeros(size, *demand.latent, device=shapes.device)
         if demand.images:
             factor = model.pipeline.vae_scale_factor
@@ -242,10 +252,12 @@ def draw_phase(version: Version, base: Base, device: torch.device) -> Phase:
     """Memory of the stage `sample`: denoising twice a picture (guidance), then decoding, hires fix included."""
     pictures = version.sample.batch_size
     side = version.fit.size_px or base.size_px
-    if version.sample.hires is not None:
-        side = round(side * version.sample.hires.factor / 8) * 8
     shapes = _Shapes(base, device)
     model, weights = shapes.model, shapes.weights()
+    model.sampler(version.sample.scheduler)
+    if version.sample.hires is not None:
+        multiple = model.resolution_multiple
+        side = round(side * version.sample.hires.factor / multiple) * multiple
     shapes.materialize()
     latent = latent_shape(model, side, side)
 

@@ -1,6 +1,6 @@
-"""The interface of a model family, and what the Stable Diffusion families share."""
+"""The interface of a model family, and what families of diffusers' pipelines share."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from sdlora import choices, cpu
 from sdlora.config.params import Base
-from sdlora.errors import MissingError, download_command
+from sdlora.config.train import Train
+from sdlora.errors import DataError, MissingError, ParamsError, download_command
+from sdlora.models.names import KohyaForm
+from sdlora.models.objective import Epsilon, Objective, Velocity, objective_of
 from sdlora.speed import Speed
 
 Conditioning = dict[str, Tensor]
@@ -18,22 +21,41 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class ModelFamily:
-    """One base model: how to load it, encode pictures and prompts, predict, and draw.
+    """One base model: how to load it, encode pictures and prompts, predict, and draw; and its LoRA's names.
 
-    A family is a subclass that names its pipelines and fills in `tokenize`, `encode_tokens` and
-    `predict`; `docs/families.md` shows one.
+    A family is a subclass that names its pipelines and fills in `encode_tokens` and `predict`; `docs/families.md`
+    shows two. Latents are (C, h, w) everywhere: a family whose denoiser takes packed ones packs them in `predict`.
     """
 
     text2img: Any
     img2img: Any
-    #: Networks of the pipeline that turn a prompt into conditioning, in the pipeline's order.
-    text_encoder_names: ClassVar[tuple[str, ...]] = ("text_encoder",)
-    #: Tokens a prompt is cut or padded to.
-    context_tokens: ClassVar[int] = 77
     #: What the pipeline is told when it is loaded from a folder or the hub.
     load_options: ClassVar[dict[str, Any]] = {}
+    #: What the pipelines are told when they draw, so that drawing agrees with training.
+    draw_options: ClassVar[dict[str, Any]] = {}
+    #: The network of the pipeline that is trained.
+    denoiser_name: ClassVar[str] = "unet"
+    #: Tokens a prompt is cut or padded to, by each text encoder's name, in the pipeline's order.
+    context_tokens: ClassVar[Mapping[str, int]] = {"text_encoder": 77}
+    #: What the base can have been trained for; its scheduler's config says which.
+    objectives: ClassVar[tuple[type[Objective], ...]] = (Epsilon, Velocity)
+    #: Ends of the names of the layers that carry a LoRA, by entry of choices.TARGETS, where they are the family's own.
+    targets: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    #: Text encoders that can carry a LoRA, and those in which pivotal tuning can learn a token.
+    lora_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    pivotal_encoders: ClassVar[tuple[str, ...]] = ("text_encoder",)
+    #: Names in kohya's format; None where only diffusers' file is written.
+    kohya: ClassVar[KohyaForm | None] = None
+    #: The hub's tag of models for this family.
+    hub_tag: ClassVar[str | None] = None
     #: Whether this family's pictures overflow its VAE in fp16 (the VAE's own `force_upcast` decides then).
     fp16_vae_overflows: ClassVar[bool] = False
+    #: The networks of the model that the family is named for, as published: class and settings, by name in the
+    #: pipeline; its scheduler; and the native side of a square picture, px. Without them the memory of a single-file
+    #: checkpoint cannot be predicted.
+    published: ClassVar[Mapping[str, tuple[str, dict[str, Any]]]] = {}
+    published_scheduler: ClassVar[tuple[str, dict[str, Any]] | None] = None
+    published_size_px: ClassVar[int] = 512
 
     def __init__(self, base: Base, device: torch.device, pipeline: Any = None) -> None:
         """Load a base, or take over a pipeline that is already there."""
@@ -54,13 +76,22 @@ class ModelFamily:
     @property
     def denoiser(self) -> nn.Module:
         """The network that is trained."""
-        network: nn.Module = self.pipeline.unet
+        network: nn.Module = getattr(self.pipeline, self.denoiser_name)
         return network
+
+    @property
+    def resolution_multiple(self) -> int:
+        """What the sides of pictures must be multiples of, px."""
+        return 8
 
     def text_encoders(self) -> dict[str, nn.Module]:
         """The text encoders that are loaded, by their name in the pipeline."""
-        found = {name: getattr(self.pipeline, name, None) for name in self.text_encoder_names}
+        found = {name: getattr(self.pipeline, name, None) for name in self.context_tokens}
         return {name: network for name, network in found.items() if network is not None}
+
+    def lora_text_encoders(self) -> dict[str, nn.Module]:
+        """Those of them that can carry a LoRA."""
+        return {name: network for name, network in self.text_encoders().items() if name in self.lora_encoders}
 
     def parts(self) -> list[nn.Module]:
         """The networks of the pipeline, all frozen."""
@@ -76,7 +107,10 @@ class ModelFamily:
             if not Path(self.base.model).is_file():
                 raise MissingError(f"the base model: there is no file {self.base.model!r}")
             return self.text2img.from_single_file(self.base.model, **options)
-        return _from_pretrained(self.text2img, self.base.model, self.base.revision, **options, **self.load_options)
+        return _from_pretrained(self.text2img, self.base.model, self.base.revision, **options, **self._load_options())
+
+    def _load_options(self) -> dict[str, Any]:
+        return self.load_options
 
     @classmethod
     def outline(cls, base: Base, device: torch.device) -> Self:
@@ -90,8 +124,86 @@ class ModelFamily:
         from sdlora.models import architectures
 
         names, _ = cls.text2img._get_signature_keys(cls.text2img)
-        networks = architectures.outline(cls.text2img, base)
-        return cls(base, device, cls.text2img(**{**dict.fromkeys(names), **cls.load_options, **networks}))
+        networks, scheduler = architectures.outline(cls, base)
+        options = {**dict.fromkeys(names), **cls.load_options, **networks, "scheduler": scheduler}
+        return cls(base, device, cls.text2img(**options))
+
+    @property
+    def _scheduler_file(self) -> str:
+        model = self.base.model
+        return model if model.endswith(".safetensors") else f"{model}/scheduler/scheduler_config.json"
+
+    def objective(self, settings: Train) -> Objective:
+        """What the base was trained for, as its scheduler's config says.
+
+        Raises:
+            DataError: If the config does not say one of the family's objectives, or lacks what it needs.
+            ParamsError: If the settings ask for what the objective does not have.
+        """
+        return objective_of(self.objectives, self.pipeline.scheduler.config, self._scheduler_file, settings)
+
+    def check(self, settings: Train) -> None:
+        """Refuse a training that this base cannot have; nothing but its configs is needed.
+
+        Raises:
+            DataError: If the base's scheduler does not say its objective.
+            ParamsError: If the settings ask for what the family or its objective does not have.
+        """
+        family = self.base.family
+        if settings.text_encoder is not None and not self.lora_encoders:
+            raise ParamsError(f"train.text_encoder: no text encoder of family {family} can carry a LoRA: leave it out")
+        if settings.pivotal is not None and not self.pivotal_encoders:
+            raise ParamsError(f"train.pivotal: diffusers loads no learnt embeddings for family {family}: leave it out")
+        if self.pipeline.scheduler is not None:
+            self.objective(settings)
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse pictures of a size that the denoiser does not take.
+
+        Args:
+            height: Of the latents.
+            width: Of the latents.
+
+        Raises:
+            DataError: Names the size and what it must be a multiple of.
+        """
+        cell, multiple = self.pipeline.vae_scale_factor, self.resolution_multiple
+        if height * cell % multiple or width * cell % multiple:
+            raise DataError(
+                f"a picture is fitted to {width * cell} x {height * cell} px, but family {self.base.family} takes "
+                f"multiples of {multiple} px: set fit.size_px and fit.bucket_step_px to such"
+            )
+
+    @classmethod
+    def sampler(cls, name: str) -> Any:
+        """The class of diffusers' schedulers that an entry of choices.SCHEDULERS names.
+
+        Raises:
+            ParamsError: If it does not step through what the family predicts; names those that do.
+        """
+        found = choices.pick(choices.SCHEDULERS, name)
+        if not cls.draws_with(found):
+            fitting = [entry for entry in choices.SCHEDULERS if cls.draws_with(choices.pick(choices.SCHEDULERS, entry))]
+            raise ParamsError(
+                f"sample.scheduler is {name}, which cannot draw with a base that learns "
+                f"{' or '.join(kind.name for kind in cls.objectives)}; choices: {', '.join(fitting)}"
+            )
+        return found
+
+    @classmethod
+    def draws_with(cls, scheduler: Any) -> bool:
+        """Whether a class of diffusers' schedulers steps through what the family predicts."""
+        return all(kind.draws_with(scheduler) for kind in cls.objectives)
+
+    @classmethod
+    def layers(cls, entry: str) -> tuple[str, ...]:
+        """Ends of the names of the layers that carry a LoRA, by entry of choices.TARGETS."""
+        return tuple(cls.targets.get(entry) or choices.pick(choices.TARGETS, entry))
+
+    def naming(self) -> dict[str, int]:
+        """What of the denoiser's config the names in kohya's format depend on: fields of `lora.metadata.About`."""
+        config: Any = self.denoiser.config
+        return {name: config[name] for name in ("cross_attention_dim", "layers_per_block") if name in config}
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,22 +215,42 @@ class ModelFamily:
             images: (B, 3, H, W) in [-1, 1].
 
         Returns:
-            Mean and standard deviation, each (B, C, h, w) fp32, times the VAE's scaling factor.
+            Mean and standard deviation, each (B, C, h, w) fp32: the mean less the VAE's shift (where it has one),
+            both times its scaling factor.
         """
         vae = self.pipeline.vae
         if self.fp16_vae_overflows and vae.dtype == torch.float16 and vae.config.force_upcast:
             vae.to(torch.float32)
         posterior = vae.encode(images.to(self.device, vae.dtype)).latent_dist
-        scale = vae.config.scaling_factor
-        return posterior.mean.float() * scale, posterior.std.float() * scale
+        mean, scale, shift = posterior.mean.float(), vae.config.scaling_factor, vae.config.shift_factor
+        return (mean if shift is None else mean - shift) * scale, posterior.std.float() * scale
+
+    def _tokenizer(self, encoder: str) -> Any:
+        return getattr(self.pipeline, encoder.replace("text_encoder", "tokenizer"))
 
     def tokenize(self, prompts: list[str]) -> Tokens:
-        """The prompts' token numbers: (B, context_tokens) on the device, by the text encoder's name."""
-        raise NotImplementedError
+        """The prompts' token numbers: (B, `context_tokens`) on the device, by the name of each loaded text encoder.
 
-    def token_counts(self, prompts: list[str]) -> list[int]:
+        Where the pipeline knows textual inversion, tokens of several vectors are written out.
+        """
+        convert = getattr(self.pipeline, "maybe_convert_prompt", lambda prompts, tokenizer: prompts)
+        found = {}
+        for name in self.text_encoders():
+            tokenizer = self._tokenizer(name)
+            options = {"padding": "max_length", "max_length": self.context_tokens[name], "truncation": True}
+            found[name] = tokenizer(convert(prompts, tokenizer), **options, return_tensors="pt").input_ids
+        return {name: ids.to(self.device) for name, ids in found.items()}
+
+    def token_limits(self) -> dict[str, int]:
+        """Tokens of a prompt that each loaded text encoder reads, beside those that mark begin and end."""
+        names = self.text_encoders()
+        return {n: self.context_tokens[n] - self._tokenizer(n).num_special_tokens_to_add() for n in names}
+
+    def token_counts(self, prompts: list[str], encoder: str = "text_encoder") -> list[int]:
         """Tokens of each prompt, without those that mark begin and end; none is cut off."""
-        return [len(ids) - 2 for ids in self.pipeline.tokenizer(prompts, truncation=False).input_ids]
+        tokenizer = self._tokenizer(encoder)
+        marks = tokenizer.num_special_tokens_to_add()
+        return [len(ids) - marks for ids in tokenizer(prompts, truncation=False).input_ids]
 
     def encode_tokens(self, tokens: Mapping[str, Tensor]) -> Conditioning:
         """What the denoiser is told about tokenized prompts; gradients reach the text encoders."""
@@ -137,20 +269,40 @@ class ModelFamily:
         """
         raise NotImplementedError
 
-    def keep_only(self, *names: str) -> None:
-        """Give back the memory of the networks that are not named: `unet`, `vae`, `text_encoder`."""
-        kept = {*names, *(["text_encoder_2"] if "text_encoder" in names else [])}
-        for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
-            if name not in kept and getattr(self.pipeline, name, None) is not None:
+    def keep_only(self, *kinds: str) -> None:
+        """Give back the memory of the networks that are not named: `denoiser`, `vae`, `text_encoders`."""
+        kept = {self.denoiser_name} if "denoiser" in kinds else set()
+        kept |= {"vae"} & {*kinds} | ({*self.context_tokens} if "text_encoders" in kinds else set())
+        for name, network in self.pipeline.components.items():
+            if isinstance(network, nn.Module) and name not in kept:
                 setattr(self.pipeline, name, None)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    def prompting(self, prompts: Sequence[str], guidance_scale: float, negative_prompt: str | None) -> dict[str, Any]:
+        """What both pipelines are told about prompts.
+
+        Classifier-free guidance (Ho and Salimans, arXiv 2207.12598) as diffusers has it: 1 is none, and the
+        negative prompt stands for no prompt. A family that guides otherwise says so here.
+
+        Args:
+            prompts: One a picture.
+            guidance_scale: 1 or more.
+            negative_prompt: For all pictures; None leaves it to the pipeline.
+        """
+        negative = {} if negative_prompt is None else {"negative_prompt": [negative_prompt] * len(prompts)}
+        return {"prompt": [*prompts], **negative, "guidance_scale": guidance_scale, **self.draw_options}
 
     def img2img_pipeline(self) -> Any:
         """An image-to-image pipeline on the same networks."""
         pipeline = self.img2img.from_pipe(self.pipeline, dtype=self.dtype)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+
+def denoiser_name_of(pipeline: Any) -> str:
+    """What one of diffusers' pipelines calls the network that carries a LoRA, as its LoRA loader has it."""
+    return str(getattr(pipeline, "unet_name", None) or pipeline.transformer_name)
 
 
 def weights_dtype(base: Base, device: torch.device) -> torch.dtype:

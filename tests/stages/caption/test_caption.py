@@ -24,9 +24,15 @@ def folder(tmp_path: Path) -> Path:
         source = ROOT / "data/embedded/captain/train" / f"{number:03d}.png"
         with Image.open(source) as picture:
             square = picture.convert("RGB").resize((64, 64))
-        records.write_bytes(tmp_path / "set" / f"p{number}.png", png_bytes(square))
+        records.write_bytes(tmp_path / "set/pictures" / f"p{number}.png", png_bytes(square))
         split = "reference" if number == 3 else "train"
-        row = {"id": f"p{number}", "name": f"{number}.png", "file": f"p{number}.png", "split": split, "caption": None}
+        row = {
+            "id": f"p{number}",
+            "name": f"{number}.png",
+            "file": f"pictures/p{number}.png",
+            "split": split,
+            "caption": None,
+        }
         rows.append({**row, "box": [0, 0, 64, 64], "bucket": [64, 64], "original": [64, 64], "corner": [0, 0]})
     records.write_jsonl(tmp_path / "set" / "fit.jsonl", rows)
     return tmp_path / "set"

@@ -39,7 +39,7 @@ def counted(batch_size: int) -> tuple[list[Any], int]:
         nonlocal calls
         calls += 1
 
-    painter._adapter.pipeline.unet.register_forward_pre_hook(count)  # type: ignore[union-attr]
+    painter._adapter.denoiser.register_forward_pre_hook(count)  # type: ignore[union-attr]
     drawn = []
     for first in range(0, len(PROMPTS), batch_size):
         drawn += painter.draw(PROMPTS[first : first + batch_size])

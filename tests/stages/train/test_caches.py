@@ -1,6 +1,7 @@
 """Caches of latents and text embeddings: each gives the same bits, and none does work twice."""
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -61,10 +62,9 @@ def plain(folder: Path) -> bytes:
 @pytest.mark.slow
 @pytest.mark.parametrize("cache", ["ram", "none"])
 def test_latents_give_the_same_bytes_without_files(folder: Path, plain: bytes, cache: str) -> None:
-    for path in (folder / "latents").iterdir():
-        path.unlink()
+    shutil.rmtree(folder / "latents")
     assert trained(folder, cache_latents=cache) == plain
-    assert not list((folder / "latents").iterdir())
+    assert not (folder / "latents").exists()
     with pytest.raises(DataError, match="no latents to learn from"):
         trained(folder, rank=3)
 

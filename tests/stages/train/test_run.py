@@ -33,9 +33,9 @@ def test_two_places_give_the_same_files(place: Place, other: Place) -> None:
     assert hashes(other.train()) == once
     assert {"README.md", "config.yaml", "train_log.csv"} < once.keys()
     named = "a-step000002-comfyui-a1111"
-    assert {"pytorch_lora_weights.safetensors", f"{named}.safetensors", f"{named}.json"} == {
-        Path(name).name for name in once if name.startswith("checkpoints/step-000002/")
-    }
+    assert {f"export/step-000002/{named}{kind}" for kind in (".safetensors", ".json")} | {
+        "checkpoints/step-000002/pytorch_lora_weights.safetensors"
+    } == {name for name in once if "/step-000002/" in name}
 
 
 def test_versions_share_a_run_but_carry_their_own_name(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,8 @@ COLUMNS = ("metric", "one", "step_one", "mean_one", "other", "step_other", "mean
 
 
 def _at_best(result: Path) -> tuple[int, list[str], dict[str, list[float]]]:
+    if not (result / "best.json").exists():
+        raise DataError(f"{result.name} is not measured yet: say `snakemake {result}/metrics.csv`")
     best: dict[str, Any] = records.read_json(result / "best.json")
     rows = [row for row in records.read_csv(result / "metrics.csv") if int(row["step"]) == best["best_step"]]
     values = {row["metric"]: [float(v) for key, v in row.items() if key.startswith("image")] for row in rows}
@@ -28,7 +30,7 @@ def compare(one: Path, other: Path, bootstrap_samples: int, out: Path) -> list[P
         out: The CSV file to write.
 
     Raises:
-        DataError: If the two were measured on different references.
+        DataError: If one is not measured, or the two were measured on different references.
     """
     (step_one, references, values), (step_other, others, other_values) = _at_best(one), _at_best(other)
     if references != others:

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from sdlora import records
+from sdlora import choices, records
 from sdlora.lora.card import card
 from sdlora.lora.diffusers_file import read_lora
 from sdlora.lora.metadata import About
@@ -28,8 +28,9 @@ def export_version(recipe: ExportRecipe) -> list[Path]:
     out, settings, base, export = recipe.folder, recipe.train, recipe.base, recipe.export
     checkpoints = out / "checkpoints"
     about = About(**records.read_json(checkpoints / ABOUT))
-    needs_base = settings.lora_type == "dora" and export.dora_whole != "none"
-    unet = load_model(base, "cpu").denoiser if needs_base else None
+    has_names = choices.pick(choices.FAMILIES, base.family).kohya is not None
+    needs_base = settings.lora_type == "dora" and export.dora_whole != "none" and has_names
+    denoiser = load_model(base, "cpu").denoiser if needs_base else None
     files: list[Path] = []
     shutil.rmtree(out / FOLDER, ignore_errors=True)
     loras = sorted(checkpoints.rglob(FILE_NAME))
@@ -37,7 +38,7 @@ def export_version(recipe: ExportRecipe) -> list[Path]:
         place = lora.parent.relative_to(checkpoints)
         folder, *kind = place.parts
         name, step = stem_of(recipe.version, folder, tuple(kind)), int(folder.removeprefix("step-"))
-        whole = unet if wants_whole(export.dora_whole, settings.checkpoint_steps, step) else None
+        whole = denoiser if wants_whole(export.dora_whole, settings.checkpoint_steps, step) else None
         files += write_for_tools(lora, name, step, settings, base, about, export, whole, out / FOLDER / place)
     (out / FOLDER).mkdir(exist_ok=True)  # also where no other tool has a form for this LoRA
     hub_id = (

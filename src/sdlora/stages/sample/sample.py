@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sdlora import choices, determinism, records
+from sdlora import determinism, records
 from sdlora.config.params import Base, Sample
 from sdlora.flow import hashing, store
 from sdlora.images.pictures import png_bytes
@@ -47,7 +47,7 @@ class Painter:
 
     def _load(self) -> ModelFamily:
         model = load_model(self._base)
-        scheduler = choices.pick(choices.SCHEDULERS, self._settings.scheduler)
+        scheduler = model.sampler(self._settings.scheduler)
         model.pipeline.scheduler = scheduler.from_config(model.pipeline.scheduler.config)
         if self._settings.hires is not None:
             self._img2img = model.img2img_pipeline()
@@ -79,12 +79,9 @@ class Painter:
         if self._adapter is None:
             raise RuntimeError("call use() first")
         settings, trigger = self._settings, self._trigger
-        shared = {
-            "prompt": [prompt.text if trigger is None else with_token(prompt.text, trigger) for prompt in prompts],
-            "negative_prompt": [settings.negative_prompt] * len(prompts),
-            "guidance_scale": settings.guidance_scale,
-            "num_inference_steps": settings.inference_steps,
-        }
+        texts = [prompt.text if trigger is None else with_token(prompt.text, trigger) for prompt in prompts]
+        shared = self._adapter.prompting(texts, settings.guidance_scale, settings.negative_prompt)
+        shared |= {"num_inference_steps": settings.inference_steps}
         images: list[Image.Image] = self._adapter.pipeline(
             **shared,
             height=self._size_px,
@@ -92,7 +89,8 @@ class Painter:
             generator=[generator("sample", prompt.seed, prompt.reference) for prompt in prompts],
         ).images
         if settings.hires is not None:
-            side = round(self._size_px * settings.hires.factor / 8) * 8
+            multiple = self._adapter.resolution_multiple
+            side = round(self._size_px * settings.hires.factor / multiple) * multiple
             images = self._img2img(
                 **shared,
                 image=[image.resize((side, side), Image.Resampling.LANCZOS) for image in images],

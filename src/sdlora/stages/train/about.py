@@ -18,16 +18,16 @@ MOST_TAGS = 2000  # of a folder, the commonest: captions without commas are one 
 
 def write_about(folder: Path, run: Run, trigger: str) -> Path:
     """Write `about.json`: what the run's files tell and no recipe says."""
-    unet, scale = run.model.pipeline.unet.config, run.model.pipeline.vae_scale_factor
+    naming, scale = run.model.naming(), run.model.pipeline.vae_scale_factor
     width, height = _size_px(run.examples[0], scale)
     about = About(
         trigger=trigger,
         pictures=len(run.examples),
         captions=tuple(dict.fromkeys(example.text[0] for example in run.examples))[:EXAMPLES],
         size_px=(width, height),
-        prediction_type=run.noising.config.prediction_type,
-        cross_attention_dim=unet.cross_attention_dim,
-        layers_per_block=unet.layers_per_block,
+        prediction_type=run.objective.name,
+        cross_attention_dim=naming.get("cross_attention_dim", 0),
+        layers_per_block=naming.get("layers_per_block", 0),
         **_dataset(run.examples, trigger, scale),
     )
     records.write_json(folder / ABOUT, vars(about))

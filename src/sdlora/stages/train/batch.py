@@ -52,7 +52,7 @@ def draw_batch(run: Run, step: int, part: int) -> Batch:
         noise, input_noise = shaped(gaussian, generator("noise", seed, draw, example.id), run.settings)
         noises.append(noise)
         input_noises.append(input_noise)
-        timesteps.append(torch.randint(0, run.noising.config.num_train_timesteps, (), generator=source))
+        timesteps.append(run.objective.timesteps(source))
         texts.append(drawn_caption(example.text[side], run.settings, draw, example.id))
         drawn.append((example, side))
     device = run.accelerator.device
@@ -61,7 +61,7 @@ def draw_batch(run: Run, step: int, part: int) -> Batch:
         torch.stack(latents).to(device),
         torch.stack(noises).to(device),
         torch.stack(input_noises).to(device),
-        torch.stack(timesteps).to(device),
+        torch.cat(timesteps).to(device),
         {**run.conditioning_of(texts), **sizes_of(drawn, device)},
         None if mask is None else mask.to(device),
     )

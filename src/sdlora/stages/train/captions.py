@@ -9,8 +9,6 @@ from sdlora.errors import DataError
 from sdlora.models import ModelFamily
 from sdlora.randomness import generator, uniform
 
-MAX_TOKENS = 75  # that CLIP's text encoder reads, beside the two that mark begin and end
-
 
 def drawn_caption(caption: str, settings: Train, draw: int, picture: str) -> str:
     """The caption as one draw sees it.
@@ -40,7 +38,7 @@ def all_captions(captions: Sequence[str], settings: Train) -> list[str]:
 
 
 def check_lengths(model: ModelFamily, captions: Sequence[str], trigger: str = "") -> list[str]:
-    """Warn of captions whose end the text encoder never sees.
+    """Warn of captions whose end a text encoder never sees.
 
     Returns:
         The captions that are too long, longest first.
@@ -48,16 +46,20 @@ def check_lengths(model: ModelFamily, captions: Sequence[str], trigger: str = ""
     Raises:
         DataError: If the trigger alone is too long: it would be cut off in every caption.
     """
-    if trigger and (tokens := model.token_counts([trigger])[0]) > MAX_TOKENS:
-        raise DataError(
-            f"datasets.<name>.trigger: {trigger!r} has {tokens} tokens, but the text encoder reads {MAX_TOKENS}"
-        )
-    counts = dict(zip(captions, model.token_counts(list(captions)), strict=True))
-    long = sorted((text for text in counts if counts[text] > MAX_TOKENS), key=lambda text: (-counts[text], text))
-    if long:
-        print(
-            f"train: warning: {len(long)} of {len(counts)} captions are longer than {MAX_TOKENS} tokens, and what "
-            f"comes after is not seen; the longest has {counts[long[0]]}: {long[0]!r}",
-            flush=True,
-        )
-    return long
+    long: set[str] = set()
+    # encoders that read equally much count alike: the first of them speaks for all
+    limits = {limit: encoder for encoder, limit in reversed(model.token_limits().items())}
+    for limit, encoder in sorted(limits.items()):
+        who, by = ("the text encoder", "") if len(limits) == 1 else (encoder, f" by {encoder}")
+        if trigger and (tokens := model.token_counts([trigger], encoder)[0]) > limit:
+            raise DataError(f"datasets.<name>.trigger: {trigger!r} has {tokens} tokens, but {who} reads {limit}")
+        counts = dict(zip(captions, model.token_counts(list(captions), encoder), strict=True))
+        found = sorted((text for text in counts if counts[text] > limit), key=lambda text: (-counts[text], text))
+        long |= {*found}
+        if found:
+            print(
+                f"train: warning: {len(found)} of {len(counts)} captions are longer than {limit} tokens, and what "
+                f"comes after is not seen{by}; the longest has {counts[found[0]]}: {found[0]!r}",
+                flush=True,
+            )
+    return sorted(long, key=lambda text: (-len(text), text))

@@ -45,7 +45,7 @@ def prepare_data(
         trigger: Must not be cut off.
         also: Captions beside those of the examples.
     """
-    kept = ["unet"]
+    kept = ["denoiser"]
     latents_of: LatentsOf = latents.cached
     if not all(example.mean for example in examples):
         encoder = latents.encoder_for(base, encode, model)
@@ -54,11 +54,14 @@ def prepare_data(
             kept += ["vae"] if encoder is model else []
         else:
             examples = latents.encoded(examples, encoder)
+    for example in examples:
+        for height, width in latents.sizes_of(example, model.pipeline.vae_scale_factor):
+            model.check_size(height, width)
     examples = latents.with_masks(examples, settings.mask, model.pipeline.vae_scale_factor, settings.mask_floor)
     captions = sorted({*also, *(text for example in examples for text in example.text)})
     check_lengths(model, captions, trigger)
     conditioning_of = _conditioning(settings, model, all_captions(captions, settings), identity)
-    kept += ["text_encoder"] if settings.text_cache == "none" else []
+    kept += ["text_encoders"] if settings.text_cache == "none" else []
     model.keep_only(*kept)
     return Data(examples, latents_of, conditioning_of)
 

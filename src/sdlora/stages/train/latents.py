@@ -49,6 +49,13 @@ def encoded(examples: list[Example], encoder: ModelFamily) -> list[Example]:
     return done
 
 
+def sizes_of(example: Example, cell_px: int) -> list[tuple[int, int]]:
+    """Height and width of the latents of each orientation, cached or not."""
+    if example.mean:
+        return [(mean.shape[-2], mean.shape[-1]) for mean in example.mean]
+    return [(place.size[1] // cell_px, place.size[0] // cell_px) for place in example.geometry]
+
+
 def with_masks(examples: list[Example], kind: str, cell_px: int, floor: float = 0.0) -> list[Example]:
     """Every example with the weights that its loss has in each latent cell.
 

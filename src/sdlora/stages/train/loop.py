@@ -3,11 +3,10 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -18,6 +17,7 @@ from sdlora.config.train import Train
 from sdlora.errors import DataError
 from sdlora.lora.types import limit_norms
 from sdlora.models import ModelFamily
+from sdlora.models.objective import Objective
 from sdlora.progress import Progress
 from sdlora.randomness import seed_of
 from sdlora.speed import Passes
@@ -45,33 +45,25 @@ class Run:
     optimizer: Optimizer
     lr_schedule: LRScheduler
     accelerator: Accelerator
-    noising: DDPMScheduler
+    objective: Objective
     average: list[Tensor] | None = None  # the EMA of `parameters`
     prior: "Run | None" = None  # the same run over the prior's pictures
     trigger: str = ""
     initial: dict[str, Tensor] | None = None  # A and B at the start, where they were taken out of the base
     passes: Passes | None = None  # faster than autograd's, where the device has such
-    snr: Tensor = field(init=False)  # by timestep, on the device
-
-    def __post_init__(self) -> None:
-        abar = self.noising.alphas_cumprod.double()
-        self.snr = (abar / (1 - abar)).float().to(self.accelerator.device)
 
 
 def loss_of(run: Run, batch: Batch) -> Tensor:
-    """Mean over the batch of each picture's loss times its timestep's weight.
-
-    The target is the noise, or the velocity for a v-prediction base.
-    """
-    settings, kind = run.settings, run.noising.config.prediction_type
-    noisy = run.noising.add_noise(batch.latents, batch.input_noise, batch.timesteps)
-    target = batch.noise if kind == "epsilon" else run.noising.get_velocity(batch.latents, batch.noise, batch.timesteps)
+    """Mean over the batch of each picture's loss times its timestep's weight."""
+    settings, objective = run.settings, run.objective
+    noisy = objective.add_noise(batch.latents, batch.input_noise, batch.timesteps)
+    target = objective.target(batch.latents, batch.noise, batch.timesteps)
     with run.accelerator.autocast():
         predicted = run.model.predict(noisy.to(run.model.dtype), batch.timesteps, batch.conditioning)
-    snr = run.snr[batch.timesteps]
+    snr = objective.snr(batch.timesteps)
     loss = choices.pick(choices.LOSSES, settings.loss)
     error = loss(predicted.float(), target.float(), snr, batch.timesteps, settings)
-    weight = choices.pick(choices.WEIGHTINGS, settings.weighting)(snr, kind, settings)
+    weight = choices.pick(choices.WEIGHTINGS, settings.weighting)(snr, objective.name, settings)
     weighted: Tensor = masked_mean(error, batch.mask) * weight
     return weighted.mean()
 
@@ -120,7 +112,7 @@ def optimizer_step(run: Run, step: int) -> Tensor:
     run.optimizer.zero_grad(set_to_none=True)
     run.lr_schedule.step()
     if settings.max_norm is not None:
-        limit_norms(run.model.pipeline.unet, settings.max_norm)
+        limit_norms(run.model.denoiser, settings.max_norm)
     if settings.ema is not None and run.average is not None:
         ema.update(settings.ema, run.average, run.parameters, step + 1)
     return total

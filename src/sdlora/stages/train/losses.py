@@ -1,8 +1,11 @@
 """Losses of the prediction, and weights of a timestep's loss.
 
 A loss gives (B, C, h, w), a weighting (B,): the loop takes the mean over each picture, multiplies by
-its timestep's weight and takes the mean over the batch. `snr` is abar / (1 - abar) of each sample.
+its timestep's weight and takes the mean over the batch. `snr` is abar / (1 - abar) of each sample,
+NaN for an objective that has none.
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -10,6 +13,13 @@ from torch import Tensor
 from sdlora.config.train import Train
 
 DEBIASED_CAP = 1000.0
+Weighting = Callable[[Tensor, str, Train], Tensor]
+
+
+def of_snr(weighting: Weighting) -> Weighting:
+    """Mark a weighting as one that needs the signal-to-noise ratio: objectives without one refuse it."""
+    weighting.__dict__["needs_snr"] = True
+    return weighting
 
 
 def mse(prediction: Tensor, target: Tensor, snr: Tensor, timesteps: Tensor, settings: Train) -> Tensor:
@@ -41,6 +51,7 @@ def unweighted(snr: Tensor, prediction_type: str, settings: Train) -> Tensor:
     return torch.ones_like(snr)
 
 
+@of_snr
 def min_snr(snr: Tensor, prediction_type: str, settings: Train) -> Tensor:
     """Min-SNR-gamma (Hang et al., arXiv 2303.09556, eq. 7): min(SNR, gamma) / SNR for a noise
     prediction, / (SNR + 1) for a velocity. An SNR of 0 weighs 1 and 0."""
@@ -50,6 +61,7 @@ def min_snr(snr: Tensor, prediction_type: str, settings: Train) -> Tensor:
     return (gamma / snr).clamp(max=1.0)
 
 
+@of_snr
 def soft_min_snr(snr: Tensor, prediction_type: str, settings: Train) -> Tensor:
     """Soft-Min-SNR (Crowson et al., arXiv 2401.11605, section 4.4): SNR gamma / (SNR + gamma) in place
     of min(SNR, gamma)."""
@@ -59,6 +71,7 @@ def soft_min_snr(snr: Tensor, prediction_type: str, settings: Train) -> Tensor:
     return gamma / (snr + gamma)
 
 
+@of_snr
 def debiased(snr: Tensor, prediction_type: str, settings: Train) -> Tensor:
     """Debiased estimation (Yu et al., arXiv 2310.08442): 1 / sqrt(min(SNR, 1000)) for a noise
     prediction; 1 / (SNR + 1) for a velocity, as kohya's trainer has it."""

@@ -48,8 +48,8 @@ def _latents(model: ModelFamily, settings: Prior, folder: Path, seed: int, size_
         path = folder / f"{number:04d}.safetensors"
         if not tensors.is_whole(path):
             picture = model.pipeline(
-                settings.prompt, height=size_px, width=size_px, num_inference_steps=INFERENCE_STEPS,
-                guidance_scale=GUIDANCE_SCALE, generator=generator("prior", seed, number),
+                **model.prompting([settings.prompt], GUIDANCE_SCALE, None), height=size_px, width=size_px,
+                num_inference_steps=INFERENCE_STEPS, generator=generator("prior", seed, number),
             ).images[0]  # fmt: skip
             pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).astype(np.float32)).permute(2, 0, 1)[None]
             mean, std = model.encode_images(pixels / 127.5 - 1)

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
 from ruamel.yaml import YAML
 
 from sdlora import choices, determinism, records
@@ -121,9 +120,9 @@ def _add_trained(model: ModelFamily, settings: Train, base: Base, trigger: str) 
     """Add the LoRA, and the embedding that pivotal tuning learns; the optimizer's groups with their rates."""
     pipeline = model.pipeline
     types.add_lora(model, settings)
-    pipeline.unet.train()
+    model.denoiser.train()
     if settings.gradient_checkpointing:
-        pipeline.unet.enable_gradient_checkpointing()
+        model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
         model.speed.memory_first()  # who computes twice wants memory rather than speed
     scale = rate_scale(settings, base)
     groups = types.parameter_groups(model, settings, scale)
@@ -158,6 +157,7 @@ def prepare(
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=not torch.cuda.is_available())
     determinism.choose(settings.deterministic)
     model = load_model(base, accelerator.device.type)
+    model.check(settings)
     kept = (
         [] if settings.prior is None else prior.examples(model, settings.prior, identity, settings.seed, base.size_px)
     )
@@ -183,10 +183,10 @@ def prepare(
         optimizer=accelerator.prepare_optimizer(optimizer),
         lr_schedule=schedule,
         accelerator=accelerator,
-        noising=DDPMScheduler.from_config(model.pipeline.scheduler.config),
+        objective=model.objective(settings),
         average=None if settings.ema is None else [p.detach().clone() for p in parameters],
         trigger=trigger,
-        initial=types.initial_tensors(model.pipeline.unet, settings),
+        initial=types.initial_tensors(model.denoiser, settings),
     )
     if kept:
         order = BatchOrder.of(kept, settings.seed, settings.batch_size)

@@ -1,12 +1,15 @@
-"""docs/training.md: one row an option of `train`, made from the schema so that none is missing.
+"""docs/params.md: every setting, one row each, made from the schema so that none is missing.
 
-`sdlora docs training > docs/training.md`
+`sdlora docs > docs/params.md`
 """
 
-from sdlora.config.sections import Section
-from sdlora.config.train import DEPENDENT, Ema, LrStage, Pivotal, Prior, TextEncoder, Train
+from pydantic.fields import FieldInfo
 
-# Option -> (unit, where it comes from). Options without an entry are plain numbers of common use.
+from sdlora.config.params import SECTIONS
+from sdlora.config.sections import Section
+from sdlora.config.train import DEPENDENT, Train
+
+#: Of `train`: option -> (unit, where it comes from). Numbers such as 2106.09685 are arXiv papers.
 ORIGINS: dict[str, tuple[str, str]] = {
     "lora_type": ("", "LoRA 2106.09685; DoRA 2402.09353; LoHa 2108.06098; LoKr 2212.10650; peft"),
     "rank": ("numbers", "2106.09685; the write-ups' v1 … v10"),
@@ -39,6 +42,8 @@ ORIGINS: dict[str, tuple[str, str]] = {
     "huber_schedule": ("", "2403.16728"),
     "weighting": ("", "min-SNR 2303.09556; soft 2401.11605; debiased 2310.08442"),
     "snr_gamma": ("SNR", "2303.09556"),
+    "timestep_sampling": ("", "2403.03206, section 3.1"),
+    "timestep_shift": ("ratio", "2403.03206, equation 23"),
     "noise": ("", "offset: crosslabs.org; pyramid: J. Whitaker's multires noise"),
     "noise_offset": ("deviation", "crosslabs.org"),
     "pyramid_discount": ("ratio", "J. Whitaker; kohya"),
@@ -63,36 +68,47 @@ ORIGINS: dict[str, tuple[str, str]] = {
     "deterministic": ("", "PyTorch, reproducibility notes"),
     "seed": ("", "randomness is a function of (seed, step, picture)"),
 }
-SECTIONS: dict[str, type[Section]] = {
-    "ema": Ema,
-    "text_encoder": TextEncoder,
-    "pivotal": Pivotal,
-    "prior": Prior,
-    "lr_stages": LrStage,
-}
-INTRO = """# Training options
+INTRO = """# Every setting
 
-Every option of the section `train`, made from the schema by `make docs`. Numbers such as 2106.09685 are arXiv papers.
-What an option costs in time and memory is measured by `make bench`: [docs/performance.md](performance.md), one row an
-option. Options that cannot apply together are refused when `params.yaml` is read, with the reason.
+Made from the schema by `make docs`. Unknown keys are errors, and so are options that cannot apply together: both are
+told when `params.yaml` is read, with the reason.
 
-Named blocks to start from are under `presets` in `params.yaml` (`best-quality`, `balanced`, `fast`); a version takes
-one with `preset: balanced` and states what differs. What is done with pictures and captions is in
-[docs/data-options.md](data-options.md), which files come out in [docs/lora-files.md](lora-files.md).
+`versions.<name>` states what differs from `defaults`, or from a preset (`preset: balanced`; `presets` in `params.yaml`
+has `best-quality`, `balanced` and `fast`). What is done with pictures and captions is in
+[data-options.md](data-options.md), which files come out in [lora-files.md](lora-files.md), what an option costs in time
+and memory in [benchmarks.md](benchmarks.md). Numbers such as 2106.09685 are arXiv papers.
 """
 
 
-def training_page() -> str:
-    """The page in Markdown."""
-    lines = [INTRO, "| option | default | unit | meaning | source |", "| --- | --- | --- | --- | --- |"]
+def reference_page() -> str:
+    """The page in Markdown: one table a section."""
+    lines = [INTRO]
+    for name, section in SECTIONS.items():
+        lines += [f"## {name}", "", (section.__doc__ or "").strip().splitlines()[0], ""]
+        lines += [*_training_table()] if section is Train else [*_table(section)]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _table(section: type[Section]) -> list[str]:
+    fields = section.model_fields.items()
+    rows = [f"| `{key}` | {_default(field)} | {field.description or ''} |" for key, field in fields]
+    return ["| key | default | meaning |", "| --- | --- | --- |", *rows]
+
+
+def _training_table() -> list[str]:
+    """Of `train`, also what a number counts and where the option comes from."""
+    lines = ["| key | default | unit | meaning | source |", "| --- | --- | --- | --- | --- |"]
     for key, field in Train.model_fields.items():
         unit, source = ORIGINS[key]
-        default = DEPENDENT[key][2] if key in DEPENDENT else field.default
-        lines.append(f"| `{key}` | `{default!r}` | {unit} | {field.description} | {source} |")
-    for name, section in SECTIONS.items():
-        lines += ["", f"## {name}", "", (section.__doc__ or "").strip(), ""]
-        lines += ["| option | default | meaning |", "| --- | --- | --- |"]
-        for key, field in section.model_fields.items():
-            default = "required" if field.is_required() else f"`{field.default!r}`"
-            lines.append(f"| `{key}` | {default} | {field.description} |")
-    return "\n".join(lines) + "\n"
+        default = f"`{DEPENDENT[key][2]!r}`" if key in DEPENDENT else _default(field)
+        lines.append(f"| `{key}` | {default} | {unit} | {field.description} | {source} |")
+    return lines
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if isinstance(field.default, Section):
+        return f"see [{type(field.default).__name__.lower()}](#{type(field.default).__name__.lower()})"
+    return f"`{field.default!r}`"
