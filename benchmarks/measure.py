@@ -27,7 +27,7 @@ from sdlora.stages.encode.encode import encode_dataset
 from sdlora.stages.encode.recipe import EncodeRecipe
 from sdlora.stages.train.batch import draw_batch
 from sdlora.stages.train.dataset import load_examples
-from sdlora.stages.train.loop import Run, optimizer_step, replay_of, replayed
+from sdlora.stages.train.loop import Run, optimizer_step, passed, passes_of
 from sdlora.stages.train.run import prepare
 
 NAME = "bench"
@@ -101,7 +101,7 @@ def start(settings: Train, base: Base, folder: Path) -> tuple[Run, float]:
     optimizer_step(run, 0)
     synchronize()
     seconds = time.perf_counter() - began
-    run.replay = replay_of(run, after=0)
+    run.passes = passes_of(run, after=0)
     optimizer_step(run, 1)
     return run, seconds
 
@@ -145,7 +145,7 @@ def bare_step(run: Run) -> Callable[[int], Any]:
     optimizer = torch.optim.AdamW(parameters, lr=1e-6, fused=True)
 
     def step(number: int) -> None:
-        if replayed(run, batch) is None:
+        if passed(run, batch) is None:
             with run.accelerator.autocast():
                 predicted = run.model.predict(noisy, batch.timesteps, batch.conditioning)
             nn.functional.mse_loss(predicted.float(), batch.noise).backward()
@@ -223,7 +223,7 @@ def _peak_of_process(settings: str, base: str, folder: Path, warm: Path) -> int:
     _give_back()
     baseline = _status("VmRSS")
     run, _ = start(train, Base.model_validate_json(base), folder)
-    run.replay = replay_of(run, after=0)  # tracing counts
+    run.passes = passes_of(run, after=0)  # tracing counts
     _give_back()
     Path("/proc/self/clear_refs").write_text("5", "ascii")  # the high-water mark starts anew: loading is over
     optimizer_step(run, 2)

@@ -2,30 +2,37 @@
 
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import Project, make_project
-from stage_server import serving, snakemake_with
+from helpers import ROOT, Project, make_project
+from stage_server import serving
 
 from sdlora import choices
 from sdlora.config.params import Base
 
 
 @pytest.fixture(scope="session")
-def built_once(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What runs a project's jobs without importing anything anew: one server for all tests of this process."""
+    with serving(ROOT, tmp_path_factory.mktemp("s")) as python:
+        yield python
+
+
+@pytest.fixture(scope="session")
+def built_once(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project with both versions made; never changed by a test."""
-    project = make_project(tmp_path_factory.mktemp("built") / "project")
-    with serving(project.folder, tmp_path_factory.mktemp("s")) as python:
-        project.command(*snakemake_with(python), "--cores", "1", "all")
+    project = make_project(tmp_path_factory.mktemp("built") / "project", python=served)
+    project.snakemake("all")
     return project
 
 
 @pytest.fixture
-def built(built_once: Project, tmp_path: Path) -> Project:
+def built(built_once: Project, served: Path, tmp_path: Path) -> Project:
     """A copy of the built project, with its times kept."""
     shutil.copytree(built_once.folder, tmp_path / "project")
-    return Project(tmp_path / "project")
+    return Project(tmp_path / "project", served)
 
 
 @pytest.fixture

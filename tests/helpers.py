@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
+from stage_server import snakemake_with
 
 from sdlora.config.params import Base
 
@@ -45,10 +46,16 @@ versions:
 
 
 class Project:
-    """A working copy of the pipeline and the commands a user types in it."""
+    """A working copy of the pipeline and the commands a user types in it.
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    Args:
+        folder: The copy.
+        python: What jobs are started with, where it is not Python itself: the client of a server that has imported
+            everything (`stage_server.py`), for copies whose sources are not edited in what they do.
+    """
+
+    def __init__(self, folder: Path, python: Path | None = None) -> None:
+        self.folder, self._python = folder, python
 
     def command(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
@@ -58,7 +65,8 @@ class Project:
         return done
 
     def snakemake(self, *words: str, check: bool = True) -> str:
-        done = self.command("snakemake", "--cores", "1", *words, check=check)
+        begin = ("snakemake",) if self._python is None else snakemake_with(self._python)
+        done = self.command(*begin, "--cores", "1", *words, check=check)
         return done.stdout + done.stderr
 
     def plan(self, *targets: str) -> set[str]:
@@ -103,7 +111,7 @@ def wait_for(found: Callable[[], object], seconds: float = 120) -> None:
         time.sleep(0.05)
 
 
-def make_project(folder: Path, params: str = SMALL) -> Project:
+def make_project(folder: Path, params: str = SMALL, python: Path | None = None) -> Project:
     """Copy what the pipeline needs and write small settings and pictures."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in COPIED:
@@ -120,4 +128,4 @@ def make_project(folder: Path, params: str = SMALL) -> Project:
             target.parent.mkdir(parents=True, exist_ok=True)
             with Image.open(captain / split / f"{number:03d}.png") as picture:
                 picture.resize((picture.width // 2, picture.height // 2)).save(target)
-    return Project(folder)
+    return Project(folder, python)

@@ -66,6 +66,7 @@ def test_claims_are_empty_until_measured() -> None:
     assert claims.measured([row], "tiny", {})["cache"] == "4.00×"
 
 
+@pytest.mark.workflow
 def test_a_short_run_writes_table_and_page(tmp_path: Path) -> None:
     words = ["--steps", "1", "--repeats", "1", "--threads", "1", "--loss-steps", "0", "--only", "ema"]
     words += ["--bases", "tiny", "--diffusers-script", str(tmp_path / "missing.py")]

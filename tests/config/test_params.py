@@ -144,6 +144,7 @@ def test_every_field_is_explained_and_documented() -> None:
             assert f"`{field}`" in page, f"docs/params.md does not list {name}.{field}; run `make docs`"
 
 
+@pytest.mark.workflow
 def test_validation_does_not_import_torch() -> None:
     code = "import sys; from pathlib import Path; from sdlora.flow import plan; from sdlora.config.load import load\n"
     code += "load(Path('params.yaml'))\n"

@@ -223,6 +223,7 @@ def test_the_embedded_base_is_packed_and_predicts_the_same(tmp_path: Path) -> No
         torch.testing.assert_close(base, theirs(noisy, steps, context).sample, **CLOSE)
         assert (trained - base).abs().max() > 0.01
         attach_lora(fresh.pipeline, tmp_path / FILE_NAME, 1.0)
+        fresh.speed.lora_added(fresh.denoiser)
         torch.testing.assert_close(fresh.predict(noisy, steps, {"context": context}), trained, **CLOSE)
         detach_lora(fresh.pipeline)
         assert torch.equal(fresh.predict(noisy, steps, {"context": context}), base)

@@ -14,9 +14,9 @@ from training import examples, settings
 
 from sdlora.config.params import Flip
 from sdlora.config.train import Ema, Pivotal, Prior, TextEncoder
-from sdlora.cpu.replay import called_directly, without_identities
+from sdlora.cpu.replay import Replay, called_directly, without_identities
 from sdlora.stages.train.dataset import Example
-from sdlora.stages.train.loop import optimizer_step, replay_of
+from sdlora.stages.train.loop import optimizer_step, passes_of
 from sdlora.stages.train.run import prepare
 
 EQUAL: list[dict[str, object]] = [
@@ -30,10 +30,10 @@ def losses_and_parameters(train: dict[str, object], shown: list[Example], replay
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
     run = prepare(settings(**train), Flip(), TINY, shown, trigger="captain")
-    run.replay = replay_of(run, 1) if replayed else None
+    run.passes = passes_of(run, 1) if replayed else None
     losses = [optimizer_step(run, step) for step in range(5)]
     if replayed:
-        assert run.replay is not None and run.replay._traced
+        assert isinstance(run.passes, Replay) and run.passes._traced
     return [*losses, *(p.detach() for p in run.parameters)]
 
 
@@ -43,6 +43,7 @@ def assert_equal(train: dict[str, object], shown: list[Example]) -> None:
     assert all(torch.equal(one, other) for one, other in zip(ours, autograds, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("train", EQUAL, ids=str)
 def test_replayed_steps_give_the_same_bytes(train: dict[str, object]) -> None:
     assert_equal(train, examples())
@@ -52,35 +53,38 @@ def _half(sides: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return tuple(side[..., :8].contiguous() for side in sides)
 
 
+@pytest.mark.slow
 def test_every_shape_has_its_own_list_and_masks_are_part_of_the_batch() -> None:
     masked = [Example(e.id, e.mean, e.std, e.text, mask=(torch.ones(1, 16, 8),) * 2) for e in examples(1)]
     wide = [Example(f"w{e.id}", _half(e.mean), _half(e.std), e.text, mask=e.mask) for e in masked]
     shown = [*examples(1), *wide]
     AcceleratorState._reset_state(reset_partial_state=True)
     run = prepare(settings(), Flip(), TINY, shown, trigger="captain")
-    run.replay = replay_of(run, 0)
+    run.passes = passes_of(run, 0)
     for step in range(4):
         optimizer_step(run, step)
-    assert run.replay is not None and len(run.replay._traced) == 2
+    assert isinstance(run.passes, Replay) and len(run.passes._traced) == 2
     assert_equal({}, shown)
 
 
+@pytest.mark.slow
 def test_a_shape_is_traced_only_when_it_came_often() -> None:
     run = prepare(settings(), Flip(), TINY, examples())
-    run.replay = replay_of(run, 2)
-    assert run.replay is not None
+    run.passes = passes_of(run, 2)
+    assert isinstance(run.passes, Replay)
     for step in range(3):
-        assert not run.replay._traced
+        assert not run.passes._traced
         optimizer_step(run, step)
-    assert run.replay._traced
+    assert run.passes._traced
 
 
+@pytest.mark.slow
 def test_a_run_is_let_go_without_the_garbage_collector() -> None:
     gc.disable()
     try:
         run = prepare(settings(), Flip(), TINY, examples(1))
         optimizer_step(run, 0)
-        run.replay = replay_of(run, 0)
+        run.passes = passes_of(run, 0)
         optimizer_step(run, 1)
         gone = weakref.ref(run)
         del run
@@ -101,7 +105,7 @@ def test_a_run_is_let_go_without_the_garbage_collector() -> None:
 def test_autograd_where_passes_change(train: dict[str, object]) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     run = prepare(settings(**train), Flip(), TINY, examples(), identity="sha256:tiny", trigger="captain")
-    assert run.replay is None
+    assert run.passes is None
 
 
 def doubled_later(x: Tensor) -> tuple[Tensor, Tensor]:

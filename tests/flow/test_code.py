@@ -33,8 +33,10 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 
 def identities(package: Path, entries: dict[str, list[str]]) -> dict[str, str]:
-    code = Code(package=package)
-    return {s: code.reach(ROOT / f"workflow/scripts/{s}.py", entries[s]).identity for s in STAGES}
+    code = Code(package.parents[1] / "code.json", package)  # remembered for all these tests: only an edit is parsed
+    found = {s: code.reach(ROOT / f"workflow/scripts/{s}.py", entries[s]).identity for s in STAGES}
+    code.save()
+    return found
 
 
 def edit(path: Path, before: str, after: str) -> None:
@@ -56,6 +58,8 @@ NEW_FUNCTION = "\n\ndef unheard_of(x: int) -> int:\n    return x + 1\n"
         ("stages/encode/encode.py", "encode: {len(new)}", "{len(new)}", {"encode"}),
         ("stages/fit/fit.py", "max(size) / 32", "max(size) / 16", {"fit"}),
         ("stages/flip/flip.py", '"left": "right"', '"left": "up"', {"flip"}),
+        ("cpu/packed.py", "256 * 2**20", "128 * 2**20", {"encode", "train", "sample"}),
+        ("cpu/replay.py", "TRACED_AFTER = 100", "TRACED_AFTER = 50", {"encode", "train", "sample"}),  # one door
         ("models/sd.py", ".last_hidden_state", ".hidden_states[-2]", {"encode", "train", "sample"}),
         ("models/sd3.py", "hidden_states[-2]", "hidden_states[-1]", set()),  # another family
         ("models/objective.py", "return noise - latents", "return latents - noise", set()),  # another objective

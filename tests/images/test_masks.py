@@ -278,6 +278,7 @@ def half_padded(folder: Path) -> Path:
     return make_set(folder, {"wide.png": captain(1, (64, 32))}, mirror=False)
 
 
+@pytest.mark.slow
 def test_the_floor_is_what_cells_outside_the_mask_weigh(tmp_path: Path) -> None:
     folder = half_padded(tmp_path)
 
@@ -305,6 +306,7 @@ def test_the_floor_raises_what_a_users_mask_leaves_out_and_keeps_what_it_weighs(
     assert grad.ne(0).all()
 
 
+@pytest.mark.slow
 def test_the_floor_changes_what_is_learnt(tmp_path: Path) -> None:
     folder = half_padded(tmp_path)
 

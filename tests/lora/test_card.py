@@ -89,6 +89,7 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", CASES, ids=str)
 def test_the_cards_code_draws_what_was_trained(
     tmp_path: Path, pipeline: StableDiffusionPipeline, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -115,6 +115,7 @@ CONFIGS: dict[str, dict[str, LoraConfig]] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CONFIGS)
 def test_diffusers_reads_sd_files_at_the_same_strength(tmp_path: Path, case: str) -> None:
     source, parts = tiny(), tuple(CONFIGS[case])
@@ -288,6 +289,7 @@ def test_dora_has_lycoris_scale() -> None:
         assert torch.allclose(moved * (scale / norm), layer.get_base_layer().weight, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_both_files_draw_the_same_picture(tmp_path: Path) -> None:
     config = LoraConfig(r=4, lora_alpha=2, target_modules=ATTENTION, init_lora_weights=False)
     text = LoraConfig(r=4, lora_alpha=2, target_modules=TEXT, init_lora_weights=False)

@@ -32,6 +32,7 @@ def files_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_names_say_for_whom_a_file_is(place: Place) -> None:
     result = place.train(lora_type="dora", ema={"decay": 0.9}, pivotal={"vectors": 2})
     trained = {FILE_NAME, "embeddings.safetensors"}

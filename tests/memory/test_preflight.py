@@ -46,6 +46,7 @@ def test_the_meter_counts_what_lives_at_once() -> None:
     assert meter.live == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -66,6 +67,7 @@ def test_the_prediction_is_what_a_real_step_allocates(changes: dict[str, object]
     assert predicted == pytest.approx(meter.peak, rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", sorted(choices.OPTIMIZERS))
 def test_optimizer_state_is_what_the_real_one_keeps(optimizer: str) -> None:
     try:
@@ -94,6 +96,7 @@ def test_adamw_keeps_eight_bytes_a_number_and_8bit_two() -> None:
     assert cost("adamw8bit") == pytest.approx(2, abs=0.15)  # and a scale for each block
 
 
+@pytest.mark.slow
 def test_weights_are_counted_by_type() -> None:
     model = load_model(TINY, "cpu")
     real = {name: sum(p.numel() * 4 for p in getattr(model.pipeline, name).parameters())
@@ -105,6 +108,7 @@ def test_weights_are_counted_by_type() -> None:
     assert half.parts == {name: size // 2 for name, size in real.items()}
 
 
+@pytest.mark.slow
 def test_caches_are_counted() -> None:
     demand = demand_of(examples(3), settings(), TINY)
     assert demand == preflight.Demand(LATENT, 3 * 2 * 2 * 4 * 16 * 16 * 4, 2)  # pictures, sides, mean and std
@@ -115,6 +119,7 @@ def test_caches_are_counted() -> None:
     assert with_vae.parts["vae"] == phase("load").parts["vae"]
 
 
+@pytest.mark.workflow
 @pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark of memory is read from /proc")
 def test_gradient_checkpointing_lowers_prediction_and_reality() -> None:
     train = {"rank": 2, "steps": 1, "checkpoint_every": 1, "optimizer": "adamw", "batch_size": 48}
@@ -127,6 +132,7 @@ def test_gradient_checkpointing_lowers_prediction_and_reality() -> None:
     assert found[True][1] < 0.6 * found[False][1]
 
 
+@pytest.mark.slow
 def test_too_little_memory_is_told_with_ways_that_work() -> None:
     train, demand = settings(batch_size=8, rank=64), demand_of(examples(), settings(), TINY)
     needed = preflight.predict(train, TINY, demand, CPU)[-1].total
@@ -162,6 +168,7 @@ def test_a_training_that_cannot_be_predicted_may_start(
     assert "the training starts unchecked" in said
 
 
+@pytest.mark.slow
 def test_ways_are_combined_when_none_is_enough_and_a_hopeless_run_is_told() -> None:
     train, demand = settings(batch_size=8, rank=64), demand_of(examples(), settings(), TINY)
     base = TINY.model_copy(update={"dtype": "bf16"})
@@ -184,6 +191,7 @@ def test_free_memory_is_what_the_system_has() -> None:
 SDLORA = "from sdlora.cli import main; main()"
 
 
+@pytest.mark.workflow
 def test_a_version_shows_its_table() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error::RuntimeWarning", "-c", SDLORA, "preflight", "v8", "--device", "cpu"],
@@ -206,6 +214,7 @@ def test_an_unreachable_base_says_what_to_do() -> None:
         preflight.predict(settings(), base, preflight.Demand((4, 128, 128)), CPU)
 
 
+@pytest.mark.slow
 def test_a_single_file_is_predicted_from_its_familys_published_configs() -> None:
     base = Base(model="mine.safetensors", family="sdxl", size_px=1024, dtype="bf16", captioner="-")
     plain = preflight.predict(settings(mixed_precision="bf16"), base, preflight.Demand((4, 128, 128)), CPU)[-1]

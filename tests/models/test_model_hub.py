@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from helpers import ROOT
 from rig.hub import serving
 
@@ -30,10 +31,10 @@ torch.set_num_threads(1)
 def describe():
     return Captioner(blip, blip_revision, Caption(), 1).caption(Image.new("RGB", (64, 64), "red"))
 def predict():
-    model = load_model(Base(model=model, revision=revision, family="sd", size_px=64, captioner="-"), "cpu")
+    family = load_model(Base(model=model, revision=revision, family="sd", size_px=64, captioner="-"), "cpu")
     noisy = torch.linspace(-1, 1, 1024).view(1, 4, 16, 16)
     with torch.inference_mode():
-        return model.predict(noisy, torch.tensor([500]), model.encode_prompts(["a captain"])).sum().item()
+        return family.predict(noisy, torch.tensor([500]), family.encode_prompts(["a captain"])).sum().item()
 for work in (describe, predict):
     try:
         print(work())
@@ -50,6 +51,7 @@ def use(cache: Path, *words: str, **env: str) -> list[str]:
     return done.stdout.splitlines()
 
 
+@pytest.mark.workflow
 def test_weights_come_from_the_named_commit_once_or_it_is_told_how(tmp_path: Path) -> None:
     (sd, sd_commit), (blip, blip_commit) = COMMITS.items()
     here = use(tmp_path, str(ROOT / "models/tiny-sd"), "", str(ROOT / "models/tiny-blip"), "")

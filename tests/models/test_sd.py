@@ -35,6 +35,7 @@ def test_architectures_have_the_published_size(family: str, part: str) -> None:
     assert all(p.is_meta for p in network.parameters())
 
 
+@pytest.mark.workflow
 @pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark of memory is read from /proc")
 def test_sd15_trains_three_steps_within_the_predicted_memory(tmp_path: Path) -> None:
     """Frozen weights, LoRA, optimizer and activations of a whole step, against the process's own high-water mark."""

@@ -123,8 +123,9 @@ def test_sdxl_trains_saves_and_draws(small_sdxl: Base, tmp_path: Path) -> None:
     assert painter.draw(prompt)[0].tobytes() == base.tobytes()
 
 
-def test_sdxl_goes_through_the_stages(tmp_path: Path) -> None:
-    project = make_project(tmp_path / "project")
+@pytest.mark.workflow
+def test_sdxl_goes_through_the_stages(served: Path, tmp_path: Path) -> None:
+    project = make_project(tmp_path / "project", python=served)
     save_small_sdxl(project.folder / "models/small-sdxl")
     (project.folder / "params.yaml").write_text(STAGES)
     project.snakemake("results/a/samples")

@@ -123,6 +123,7 @@ def worst(read: dict[str, np.ndarray], true: dict[str, np.ndarray]) -> float:
     return float(max(errors, default=0.0))
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("tool", TOOLS, ids=lambda tool: tool.name)
 def test_a_tool_adds_what_was_trained(tool: Tool, written: Written, tmp_path: Path) -> None:
     named(tool.variable, tool.name)
@@ -137,6 +138,7 @@ def test_a_tool_adds_what_was_trained(tool: Tool, written: Written, tmp_path: Pa
         _record(tool.name, found)
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(("name", "ending"), NOT_FOR)
 def test_why_a_file_says_for_whom_it_is(name: str, ending: str, written: Written, tmp_path: Path) -> None:
     """If a tool learns to read such a file, the page and the card may say so."""
@@ -168,6 +170,7 @@ def _summary(value: np.ndarray) -> list[float]:
     return [float(f"{number:.6g}") for number in numbers]
 
 
+@pytest.mark.slow
 def test_the_files_give_the_numbers_that_the_tools_gave(written: Written) -> None:
     """Without the tools: formulas of their own in numpy, against what the tools' code computed from such files."""
     recorded = json.loads(RECORDED.read_text("utf-8"))
@@ -192,6 +195,7 @@ def test_the_files_give_the_numbers_that_the_tools_gave(written: Written) -> Non
     assert checked > 150
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("tool", TOOLS[:2], ids=lambda tool: tool.name)
 def test_a_learnt_trigger_is_read_by_its_files_name(tool: Tool, tmp_path: Path) -> None:
     checkout = named(tool.variable, tool.name)
@@ -201,6 +205,7 @@ def test_a_learnt_trigger_is_read_by_its_files_name(tool: Tool, tmp_path: Path) 
     assert (np.load(tmp_path / "embedding.npy") == learnt).all()
 
 
+@pytest.mark.workflow
 def test_kohyas_trainer_reads_the_set_of_the_flip_stage(tmp_path: Path) -> None:
     checkout = named("SDLORA_PEER_SD_SCRIPTS", "kohya's trainer")
     captions = ["captain, left\nsecond line", 'captain; a "hat"', "captain, é 日本"]
@@ -218,6 +223,7 @@ def test_kohyas_trainer_reads_the_set_of_the_flip_stage(tmp_path: Path) -> None:
         }
 
 
+@pytest.mark.workflow
 def test_older_diffusers_draws_the_same_with_the_embedded_base(tmp_path: Path) -> None:
     named(PYTHON, "diffusers 0.35 with transformers 4")
     prompts = ["captain, black coat, smile mouth", "toon head, it's a 'shiny' éye 42", ""]

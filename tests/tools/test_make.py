@@ -67,6 +67,7 @@ def weights(folder: Path) -> dict[str, str]:
     }
 
 
+@pytest.mark.workflow
 def test_a_rehearsal_makes_models_that_load(rehearsal: Path) -> None:
     pipeline = StableDiffusionPipeline.from_pretrained(rehearsal / "models/tiny-sd")
     pipeline.set_progress_bar_config(disable=True)
@@ -79,6 +80,7 @@ def test_a_rehearsal_makes_models_that_load(rehearsal: Path) -> None:
     assert said.shape[0] == 1
 
 
+@pytest.mark.workflow
 def test_a_rehearsal_trains_its_share(rehearsal: Path) -> None:
     log = (rehearsal / "log").read_text("utf-8")
     recipe = BaseRecipe().shortened(SHARE)
@@ -88,6 +90,7 @@ def test_a_rehearsal_trains_its_share(rehearsal: Path) -> None:
         assert "s to go" in log
 
 
+@pytest.mark.workflow
 def test_kill_9_and_again_gives_the_same_bytes(tmp_path: Path) -> None:
     killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
     for name in STATES:
@@ -102,6 +105,7 @@ def test_kill_9_and_again_gives_the_same_bytes(tmp_path: Path) -> None:
     assert weights(killed) == weights(undisturbed)
 
 
+@pytest.mark.workflow
 def test_the_same_captions_give_the_same_tokenizers(tmp_path: Path) -> None:
     code = """
 import sys
@@ -128,6 +132,7 @@ def test_tokenizers_know_the_words_and_read_any(tmp_path: Path) -> None:
     assert clip.decode(clip("a zebra; №42")["input_ids"], skip_special_tokens=True) == "a zebra ; № 4 2"
 
 
+@pytest.mark.workflow
 def test_a_part_that_is_whole_is_not_trained_again(rehearsal: Path) -> None:
     before = weights(rehearsal)
     make.make(BaseRecipe().shortened(SHARE), rehearsal / "work", rehearsal / "models", "cpu")
@@ -183,6 +188,7 @@ def test_rates_do_not_depend_on_the_length_until_they_fall() -> None:
     assert all(a > b for a, b in pairwise(long[7_000:])) and 0 < long[-1] < 1e-4
 
 
+@pytest.mark.workflow
 def test_a_part_killed_while_it_is_saved_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, saving = BaseRecipe().shortened(KILLED_SHARE), vae.train
 

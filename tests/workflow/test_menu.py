@@ -11,7 +11,6 @@ from helpers import ROOT, SMALL, Project, make_project
 from menu_cases import ON_A_GPU, cases, needs_a_gpu, needs_flow_matching, nested, packed
 from PIL import Image
 from ruamel.yaml import YAML
-from stage_server import serving, snakemake_with
 
 from sdlora import records
 from sdlora.config.params import Version
@@ -48,9 +47,9 @@ def flat(version: dict[str, dict[str, object]]) -> Iterator[tuple[str, object]]:
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+def project(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """All of it, made in one run that goes on where a version is refused."""
-    project = make_project(tmp_path_factory.mktemp("m") / "p")
+    project = make_project(tmp_path_factory.mktemp("m") / "p", python=served)
     params = YAML(typ="safe").load(SMALL)
     del params["defaults"]["train"], params["defaults"]["sample"]
     # versions that caption or mirror differently need datasets of their own
@@ -65,12 +64,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
         target = project.folder / "data/masks/train" / path.name
         target.parent.mkdir(parents=True, exist_ok=True)
         mask.save(target)
-    with serving(project.folder, tmp_path_factory.mktemp("s")) as python:
-        goals = [f"results/{name}/report/index.html" for name in NAMED]
-        done = project.command(
-            *snakemake_with(python), "--cores", "2", "--resources", "gpu=2", "--keep-going", *goals, check=False
-        )
-    (project.folder / "output.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+    goals = [f"results/{name}/report/index.html" for name in NAMED]
+    said = project.snakemake("--cores", "2", "--resources", "gpu=2", "--keep-going", *goals, check=False)
+    (project.folder / "output.txt").write_text(said, encoding="utf-8")
     yield project
 
 

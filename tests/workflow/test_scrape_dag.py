@@ -74,16 +74,16 @@ class Scraped:
         return Counter(request.url for request in self.rig.requests("", "/picture/"))
 
 
-def project_with_rig(folder: Path, params: str = PARAMS, delay_s: float = 0.0) -> Scraped:
-    project = make_project(folder, params)
+def project_with_rig(folder: Path, params: str = PARAMS, delay_s: float = 0.0, python: Path | None = None) -> Scraped:
+    project = make_project(folder, params, python)
     (project.folder / "workflow/scripts/scrape.py").write_text(SCRIPT, encoding="utf-8")
     return Scraped(project, Rig(project.folder / "rig", {"pixel illustration": SEARCH}, delay_s))
 
 
 @pytest.fixture(scope="module")
-def scraped_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
+def scraped_once(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scraped]:
     """The whole way from two searches to a table; not changed by tests."""
-    found = project_with_rig(tmp_path_factory.mktemp("scraped") / "project")
+    found = project_with_rig(tmp_path_factory.mktemp("scraped") / "project", python=served)
     with found.rig:
         found.project.snakemake("results/a/metrics.csv")
         yield found
@@ -113,8 +113,8 @@ def test_fifty_by_bing_and_fifty_by_selenium_become_one_dataset_and_a_table(scra
 
 
 def test_a_changed_web_and_changed_code_change_nothing(scraped: Scraped) -> None:
-    scraped.project.edit("src/sdlora/scrape/bing.py", "MAX_PAGES = 60", "MAX_PAGES = 61")
-    scraped.project.edit("src/sdlora/scrape/fetch.py", "MAX_REDIRECTS = 5", "MAX_REDIRECTS = 6")
+    scraped.project.edit("src/sdlora/stages/scrape/bing.py", "MAX_PAGES = 60", "MAX_PAGES = 61")
+    scraped.project.edit("src/sdlora/stages/scrape/fetch.py", "MAX_REDIRECTS = 5", "MAX_REDIRECTS = 6")
     assert not scraped.project.plan("results/a/metrics.csv")
     assert "Nothing to be done" in scraped.project.snakemake("results/a/metrics.csv")
     scraped.project.edit("params.yaml", "scraping: true", "scraping: false")

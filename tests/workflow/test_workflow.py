@@ -187,13 +187,13 @@ def start(project: Project, *words: str) -> subprocess.Popen[bytes]:
 
 
 def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project) -> None:
-    built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 240, checkpoint_every: 20}")
-    straight = Project(built.folder.parent / "straight")
+    built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 120, checkpoint_every: 10}")
+    straight = Project(built.folder.parent / "straight")  # its jobs import the edited code themselves
     shutil.copytree(built.folder, straight.folder)
     store = built.folder / ".sdlora/store/train"
     before = set(store.iterdir())
     run = start(built, "snakemake", "--cores", "1", "results/b/train_log.csv")
-    wait_for(lambda: [p for new in set(store.iterdir()) - before for p in new.glob("state/step-000040/state.json")])
+    wait_for(lambda: [p for new in set(store.iterdir()) - before for p in new.glob("state/step-000020/state.json")])
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     saved = max(
@@ -203,7 +203,7 @@ def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project)
     accepted = built.command("sdlora", "accept", "b", "--yes").stdout
     assert "train b (a training that was stopped): code was" in accepted
     text = built.snakemake("results/b/train_log.csv")
-    assert f"resuming from step {saved} of 240" in text
+    assert f"resuming from step {saved} of 120" in text
     straight.edit(*LOSS)
     straight.snakemake("results/b/train_log.csv")
     for name in ("results/b/made/train.json", "results/b/train_log.csv"):

@@ -10,7 +10,6 @@ import torch
 from diffusers import AutoencoderKL
 
 from sdlora import records
-from sdlora.cpu import allocator
 from sdlora.flow import hashing
 from tools.tiny_base import blip, diffusion, pictures, vae
 from tools.tiny_base.recipe import BaseRecipe
@@ -95,7 +94,6 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to train in this process")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    allocator.keep_freed_blocks()
     recipe = BaseRecipe() if args.share == 1.0 else BaseRecipe().shortened(args.share)
     make(recipe, args.work, args.out, args.device, args.only, args.threads)
 

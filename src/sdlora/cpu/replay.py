@@ -16,11 +16,9 @@ from torch import Tensor, fx, nn
 from torch._ops import OpOverload
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from sdlora.stages.train.batch import Batch
-
 #: Tracing takes as long as some fifty steps: a shape that came a hundred times is worth it, whatever is to come.
 TRACED_AFTER = 100
-_CONDITIONING = "conditioning."
+_Name = tuple[str, str | None]  # of a tensor in a batch: its field, and its key where that is a dictionary
 _ATEN = torch.ops.aten
 _TIMES = (_ATEN.div.Tensor, _ATEN.mul.Tensor, _ATEN.mul_.Tensor)
 
@@ -47,12 +45,12 @@ class Replay:
         after: How many batches of a shape are left to autograd first.
     """
 
-    def __init__(self, parameters: Sequence[nn.Parameter], after: int = TRACED_AFTER) -> None:
+    def __init__(self, parameters: Sequence[nn.Parameter], after: int) -> None:
         self._parameters, self._after = list(parameters), after
         self._seen: Counter[tuple[Any, ...]] = Counter()
         self._traced: dict[tuple[Any, ...], fx.GraphModule] = {}
 
-    def run(self, batch: Batch, loss_of: Callable[[Batch], Tensor]) -> Tensor | None:
+    def run(self, batch: Any, loss_of: Callable[[Any], Tensor]) -> Tensor | None:
         """Add a batch's gradients to the parameters' and return its loss; None where autograd has to do it.
 
         Args:
@@ -66,7 +64,7 @@ class Replay:
             self._seen[key] += 1
             if self._seen[key] <= self._after:
                 return None
-            self._traced[key] = self._trace(named, loss_of)
+            self._traced[key] = self._trace(type(batch), named, loss_of)
         with torch.no_grad():
             loss, *gradients = self._traced[key](*named.values())
             for parameter, gradient in zip(self._parameters, gradients, strict=True):
@@ -76,23 +74,35 @@ class Replay:
                     parameter.grad += gradient
         return loss  # type: ignore[no-any-return]
 
-    def _trace(self, named: dict[str, Tensor], loss_of: Callable[[Batch], Tensor]) -> fx.GraphModule:
+    def _trace(self, kind: type, named: dict[_Name, Tensor], loss_of: Callable[[Any], Tensor]) -> fx.GraphModule:
         def passes(*values: Tensor) -> tuple[Tensor, ...]:
-            loss = loss_of(_batch(dict(zip(named, values, strict=True))))
+            loss = loss_of(_batch(kind, dict(zip(named, values, strict=True))))
             return loss.detach(), *torch.autograd.grad(loss, self._parameters)
 
         return called_directly(without_identities(make_fx(passes)(*named.values())))
 
 
-def _tensors(batch: Batch) -> dict[str, Tensor]:
-    named = {field.name: getattr(batch, field.name) for field in fields(batch) if field.name != "conditioning"}
-    named |= {_CONDITIONING + name: value for name, value in batch.conditioning.items()}
-    return {name: value for name, value in named.items() if value is not None}
+def _tensors(batch: Any) -> dict[_Name, Tensor]:
+    """Every tensor of a batch, in the order of its fields."""
+    named: dict[_Name, Tensor] = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, dict):
+            named |= {(field.name, name): tensor for name, tensor in value.items()}
+        elif value is not None:
+            named[field.name, None] = value
+    return named
 
 
-def _batch(named: dict[str, Tensor]) -> Batch:
-    told = {name.removeprefix(_CONDITIONING): x for name, x in named.items() if name.startswith(_CONDITIONING)}
-    return Batch(**{name: x for name, x in named.items() if not name.startswith(_CONDITIONING)}, conditioning=told)
+def _batch(kind: type, named: dict[_Name, Tensor]) -> Any:
+    """A batch of such tensors; fields without any have their defaults."""
+    values: dict[str, Any] = {}
+    for (field, name), tensor in named.items():
+        if name is None:
+            values[field] = tensor
+        else:
+            values.setdefault(field, {})[name] = tensor
+    return kind(**values)
 
 
 def without_identities(traced: fx.GraphModule) -> fx.GraphModule:

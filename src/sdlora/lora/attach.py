@@ -9,7 +9,6 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.lycoris_utils import LycorisLayer
 from safetensors import safe_open
 
-from sdlora.cpu import packed
 from sdlora.models.family import denoiser_name_of
 
 NAME = "lora"
@@ -34,7 +33,6 @@ def attach_lora(pipeline: Any, path: Path, scale: float) -> None:
     if kind not in _CONFIGS:
         pipeline.load_lora_weights(path.parent, weight_name=path.name, adapter_name=NAME, low_cpu_mem_usage=False)
         pipeline.set_adapters([NAME], [scale])
-        packed.pack_lora(network)
         return
     values = _of(denoiser, header)
     values.pop("peft_type")

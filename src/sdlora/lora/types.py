@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from sdlora import choices
 from sdlora.config.train import Train
-from sdlora.cpu import packed
 from sdlora.models import ModelFamily
 from sdlora.randomness import seed_of
 
@@ -98,7 +97,7 @@ def add_lora(model: ModelFamily, settings: Train) -> None:
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
-    packed.pack_lora(model.denoiser)
+    model.speed.lora_added(model.denoiser)
 
 
 def parameter_groups(model: ModelFamily, settings: Train, scale: float) -> list[dict[str, Any]]:

@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sdlora import choices
 from sdlora.config.params import Base, Version
 from sdlora.config.train import Train
-from sdlora.cpu.packed import packed_bytes
 from sdlora.errors import SdloraError
 from sdlora.lora import types
 from sdlora.memory.meter import Meter, become_fake, optimizer_cost, size_of
@@ -141,7 +140,7 @@ def predict(settings: Train, base: Base, demand: Demand, device: torch.device) -
     load = Phase("load", weights)
     texts = Phase("captions", {**weights, "activations": one, "captions": captions})
     packed = torch.bfloat16 if settings.precision(base.dtype) == "bf16" else torch.float32
-    train = {**kept, "packed": packed_bytes(model.denoiser, packed)}
+    train = {**kept, "packed": model.speed.kept_bytes(model.denoiser, packed)}
     train |= {**_of_parameters(parameters, settings), "captions": captions}
     if device.type == "cpu":  # on a GPU the cache stays in RAM
         train["latents"] = demand.cached
@@ -272,7 +271,7 @@ def draw_phase(version: Version, base: Base, device: torch.device) -> Phase:
         vae.decode(torch.zeros(pictures, *latent, dtype=vae.dtype, device=device))
 
     peak = max(shapes.peak(work)[0] for work in (denoise, decode))
-    return Phase("draw", {**weights, "packed": packed_bytes(model.denoiser), "activations": peak})
+    return Phase("draw", {**weights, "packed": model.speed.kept_bytes(model.denoiser), "activations": peak})
 
 
 def latent_shape(model: ModelFamily, width_px: int, height_px: int) -> tuple[int, int, int]:

@@ -7,13 +7,13 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 
-from sdlora import choices
+from sdlora import choices, cpu
 from sdlora.config.params import Base
 from sdlora.config.train import Train
-from sdlora.cpu import allocator, packed
 from sdlora.errors import DataError, MissingError, ParamsError, download_command
 from sdlora.models.names import KohyaForm
 from sdlora.models.objective import Epsilon, Objective, Velocity, objective_of
+from sdlora.speed import Speed
 
 Conditioning = dict[str, Tensor]
 Tokens = dict[str, Tensor]
@@ -60,7 +60,10 @@ class ModelFamily:
     def __init__(self, base: Base, device: torch.device, pipeline: Any = None) -> None:
         """Load a base, or take over a pipeline that is already there."""
         self.base, self.device, self.dtype = base, device, weights_dtype(base, device)
-        if pipeline is None:
+        self.speed: Speed = cpu.speed_up(device)
+        loading = pipeline is None
+        if loading:
+            self.speed.before_loading()
             if self.dtype != DTYPES[base.dtype]:
                 print(f"no GPU: weights are kept in fp32, not {base.dtype}", flush=True)
             pipeline = self._load().to(device)
@@ -68,8 +71,7 @@ class ModelFamily:
         self.pipeline.set_progress_bar_config(disable=True)
         for part in self.parts():
             part.requires_grad_(False).eval()
-        if device.type == "cpu":
-            packed.pack(self.denoiser)
+        self.speed.built(self.denoiser, loading)
 
     @property
     def denoiser(self) -> nn.Module:
@@ -341,11 +343,7 @@ def load_model(base: Base, device: str | None = None) -> ModelFamily:
     """
     quieten()
     where = torch.device(device or default_device())
-    if where.type == "cpu":
-        allocator.give_large_blocks_back()
     model: ModelFamily = choices.pick(choices.FAMILIES, base.family)(base, where)
-    if packed.is_packed(model.denoiser):
-        allocator.keep_freed_blocks()
     return model
 
 

@@ -61,6 +61,7 @@ def caption(folder: Path, blip: Captioner, override: str | None = None) -> dict[
     return {row["id"]: row["caption"] for row in records.read_jsonl(folder / "captions.jsonl")}
 
 
+@pytest.mark.slow
 def test_only_new_pictures_are_captioned(folder: Path) -> None:
     blip = captioner()
     first = caption(folder, blip)
@@ -75,6 +76,7 @@ def test_only_new_pictures_are_captioned(folder: Path) -> None:
     assert blip.seen == 4
 
 
+@pytest.mark.slow
 def test_a_caption_does_not_depend_on_the_other_pictures(folder: Path, tmp_path: Path) -> None:
     together = caption(folder, captioner())
     rows = records.read_jsonl(folder / "fit.jsonl")
@@ -84,6 +86,7 @@ def test_a_caption_does_not_depend_on_the_other_pictures(folder: Path, tmp_path:
         assert caption(folder, captioner()) == {row["id"]: together[row["id"]]}
 
 
+@pytest.mark.slow
 def test_a_users_caption_wins(folder: Path, tmp_path: Path) -> None:
     override = tmp_path / "mine.jsonl"
     records.write_jsonl(override, [{"file": "1.png", "caption": "at the helm"}, {"id": "p2", "caption": "asleep"}])

@@ -53,6 +53,7 @@ def recipe_of(settings: Sample) -> SampleRecipe:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_batch_draws_the_same_pictures_with_fewer_calls() -> None:
     alone, calls_alone = counted(1)
     together, calls_together = counted(3)
@@ -63,6 +64,7 @@ def test_a_batch_draws_the_same_pictures_with_fewer_calls() -> None:
     assert alone[0].tobytes() != alone[1].tobytes()
 
 
+@pytest.mark.slow
 def test_a_lost_picture_is_drawn_again_with_its_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [{"id": p.reference, "split": "reference", "caption": p.text} for p in PROMPTS]

@@ -73,6 +73,7 @@ def test_pages_are_asked_for_when_they_are_needed(rig: Rig) -> None:
     assert len(asked(rig, "first")) == 2
 
 
+@pytest.mark.workflow
 def test_the_unmodified_package_reaches_the_rig_and_stops_after_a_page(rig: Rig, tmp_path: Path) -> None:
     """The rig speaks to the package as it is; what the package makes of it is why only its search is used."""
     command = [sys.executable, "-m", "bing_image_downloader", "cat", "--limit", "37", "--output-dir", "out", "--quiet"]
@@ -165,6 +166,7 @@ def test_any_other_query_is_asked_as_it_is_and_touches_no_file(
     assert sorted(p for p in tmp_path.rglob("*") if p.is_file()) == before
 
 
+@pytest.mark.workflow
 def test_a_bing_py_in_the_working_directory_is_not_executed(rig: Rig, tmp_path: Path) -> None:
     """It is by the package's own import, which is shown first."""
     (tmp_path / "bing.py").write_text("print('EXECUTED')\nclass Bing: pass\n", encoding="utf-8")

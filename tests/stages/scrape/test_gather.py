@@ -253,6 +253,7 @@ gather(Dataset(sources=(source,), trigger="x", scrape=limits), out, zoo.context_
 """
 
 
+@pytest.mark.workflow
 def test_kill_and_run_again(server: Zoo, tmp_path: Path) -> None:
     """SIGKILL three times: the same set as without, and no finished picture is asked for again."""
     urls = [*many(server, range(40)), server.add("/bad.jpg", b"<html>"), "http://zoo.example/missing"]

@@ -6,6 +6,7 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 from helpers import ROOT
 from helpers import environment as plain_environment
 from hostile import ATTACKS, Attack
@@ -19,11 +20,18 @@ for _group in GROUPS:
 CHOSEN = [one for one in ATTACKS if one.in_suite and one.group != "decode"]
 
 
-@pytest.mark.parametrize("attack", CHOSEN, ids=lambda one: f"{one.group}: {one.name}")
+def attack_of(one: Attack) -> ParameterSet:
+    """A browser is a process."""
+    marks = [pytest.mark.workflow] if one.group == "browser" else []
+    return pytest.param(one, marks=marks, id=f"{one.group}: {one.name}")
+
+
+@pytest.mark.parametrize("attack", [attack_of(one) for one in CHOSEN])
 def test_nothing_gets_through(attack: Attack, tmp_path: Path) -> None:
     assert attack.run(tmp_path / "scratch") is None
 
 
+@pytest.mark.workflow
 def test_no_picture_takes_the_decoder_beyond_its_limits() -> None:
     words = [sys.executable, "-m", "hostile", "decode"]
     done = subprocess.run(

@@ -180,6 +180,7 @@ def offline(cache: Path, **options: Any) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.workflow
 def test_the_hubs_cache_is_enough_and_pins_the_commit(tmp_path: Path) -> None:
     cached = tmp_path / "hub" / f"datasets--{NAME.replace('/', '--')}"
     snapshot = cached / "snapshots" / COMMIT
@@ -191,6 +192,7 @@ def test_the_hubs_cache_is_enough_and_pins_the_commit(tmp_path: Path) -> None:
     assert "v9" in offline(tmp_path, revision="v9").stderr, "another revision is not this one"
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("env", [{"HF_HUB_OFFLINE": 1}, {"HF_HUB_OFFLINE": 0, "HF_ENDPOINT": "http://127.0.0.1:9"}])
 def test_a_hub_that_cannot_be_reached_is_told(tmp_path: Path, env: dict[str, Any]) -> None:
     done = offline(tmp_path, env=env)
@@ -208,6 +210,7 @@ def a_hub(copy: Path) -> Iterator[Hub]:
         yield hub
 
 
+@pytest.mark.workflow
 def test_a_download_is_of_one_commit_and_of_data_only(a_hub: Hub, tmp_path: Path) -> None:
     done = offline(tmp_path, env=a_hub.env)
     lines = done.stdout.splitlines()
@@ -217,6 +220,7 @@ def test_a_download_is_of_one_commit_and_of_data_only(a_hub: Hub, tmp_path: Path
     assert again.stdout == done.stdout, "the next time without a network"
 
 
+@pytest.mark.workflow
 def test_what_the_hub_does_not_have_is_told(a_hub: Hub, tmp_path: Path) -> None:
     said = {
         "a/b": "DataError: the hub has no dataset 'a/b', or it is private",

@@ -61,6 +61,7 @@ def _command_line(folder: Path) -> bytes:
         return b""
 
 
+@pytest.mark.workflow
 def test_every_result_is_found_by_scrolling_and_pressing_more(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(*_: object) -> None:
         raise AssertionError("Selenium Manager would download a driver")
@@ -80,6 +81,7 @@ def test_every_result_is_found_by_scrolling_and_pressing_more(rig: Rig, monkeypa
     assert not browsers()
 
 
+@pytest.mark.workflow
 def test_it_scrolls_no_further_than_needed_and_leaves(rig: Rig) -> None:
     stream = selenium.find(source(), rig.context())
     assert [next(stream).rank for _ in range(5)] == [0, 1, 2, 3, 4]
@@ -89,6 +91,7 @@ def test_it_scrolls_no_further_than_needed_and_leaves(rig: Rig) -> None:
     wait_for(lambda: not browsers(), 20)
 
 
+@pytest.mark.workflow
 def test_a_hostile_page_reaches_nothing_and_its_nonsense_is_left_out(rig: Rig) -> None:
     """A result page cannot make the browser look into the local network, and only results are results."""
     visits: list[str] = []
@@ -116,6 +119,7 @@ def test_a_hostile_page_reaches_nothing_and_its_nonsense_is_left_out(rig: Rig) -
     assert not rig.requests("gallery.example")
 
 
+@pytest.mark.workflow
 def test_kill_9_leaves_no_browser_behind(rig: Rig) -> None:
     code = (
         "from pathlib import Path; from rig.server import connect; from sdlora.stages.scrape import selenium\n"
@@ -133,6 +137,7 @@ def test_kill_9_leaves_no_browser_behind(rig: Rig) -> None:
     wait_for(lambda: not browsers(), 20)
 
 
+@pytest.mark.workflow
 def test_a_page_that_cannot_be_opened_is_told(rig: Rig) -> None:
     nowhere = replace(rig.context(), browser_arguments=("--host-resolver-rules=MAP * ~NOTFOUND",))
     with pytest.raises(DataError, match=r"bing's image search could not be opened: .*ERR_NAME_NOT_RESOLVED"):
@@ -151,6 +156,7 @@ def test_without_a_browser_the_command_that_installs_it_is_told(
     assert selenium.installed() == str(tmp_path / "google-chrome"), "and no driver is needed"
 
 
+@pytest.mark.workflow
 def test_a_browser_that_does_not_start_is_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     with tempfile.TemporaryDirectory() as folder:  # where nobody may look as well: root starts the browser as nobody
         broken = Path(folder) / "chromium"
@@ -181,6 +187,7 @@ class Other:
         return Hit(read_json(attribute)["big"])
 
 
+@pytest.mark.workflow
 def test_another_engine_is_one_entry(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="did you mean bing"):
         source(engine="bling")

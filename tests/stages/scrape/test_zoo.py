@@ -347,6 +347,7 @@ print(json.dumps([before, run(urls, "after")]))
 """
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(("animal", "most_mib"), [("endless", 40), ("bomb", 40), ("declared", 40), ("large", 250)])
 def test_memory_stays_bounded(animal: str, most_mib: int, server: Zoo, tmp_path: Path) -> None:
     """Eight at once: endless bodies with a cap of 30 MiB, bombs of 243 MB, and allowed pictures of 121 MB decoded."""

@@ -158,6 +158,7 @@ def lora_of(run: Run) -> list[Tensor]:
     return [parameter.detach().clone() for parameter in run.parameters]
 
 
+@pytest.mark.slow
 def test_buckets_train_and_resume_exactly(tmp_path: Path) -> None:
     examples = bucketed(tmp_path)
     train = {"batch_size": 2, "accumulation": 2, "steps": 4, "checkpoint_every": 2}

@@ -231,6 +231,7 @@ def in_a_child(work: Any) -> tuple[int, str]:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), text
 
 
+@pytest.mark.workflow
 def test_a_file_that_may_not_grow_leaves_the_state_before(tmp_path: Path) -> None:
     save_state(tmp_path, small(1), IDENTITY)
     large = small(2, size=100_000)
@@ -260,6 +261,7 @@ def full_disk(tmp_path: Path) -> Any:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.workflow
 def test_a_full_disk_leaves_the_state_before(full_disk: Path) -> None:
     save_state(full_disk, small(1), IDENTITY)
     with pytest.raises(DataError, match=r"No space left on device.*the state after step 1 is whole.*free some space"):
@@ -289,6 +291,7 @@ def killed_at(event: int, work: Any) -> bool:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize(("saved", "possible"), [(3, (2, 3)), (2, (1, 2))], ids=["the next", "a damaged one again"])
 def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_state(
     tmp_path: Path, saved: int, possible: tuple[int, int]

@@ -48,6 +48,7 @@ def trained(
         return []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", sorted(choices.OPTIMIZERS))
 def test_resume_is_exact(tmp_path: Path, optimizer: str) -> None:
     schedule = "constant" if optimizer == "schedulefree_adamw" else "cosine"
@@ -119,11 +120,13 @@ def lora_of(folder: Path, train: Train) -> bytes:
     return (folder / f"step-{train.steps}" / FILE_NAME).read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_every_option_changes_the_lora(tmp_path: Path, plain_lora: bytes, change: dict[str, object]) -> None:
     assert lora_of(tmp_path, settings(**change)) != plain_lora
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", BESIDE)
 def test_dependent_options_change_the_lora(tmp_path: Path, option: str) -> None:
     beside, value = BESIDE[option]
@@ -159,6 +162,7 @@ def records_of(path: Path) -> dict[str, torch.Tensor]:
     return load_file(path)
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss() -> None:
     train = settings(steps=40, checkpoint_every=40, rank=8, learning_rate=5e-3)
     run = prepare(train, Flip(probability=0), TINY, examples(1))

@@ -34,6 +34,7 @@ def killed_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     return folder, {row["case"]: row for row in rows}
 
 
+@pytest.mark.workflow
 @pytest.mark.parametrize("case", CASES)
 def test_twenty_kills_change_no_byte(killed_runs: tuple[Path, dict[str, Any]], case: str) -> None:
     folder, seen = killed_runs

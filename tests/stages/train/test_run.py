@@ -26,6 +26,7 @@ def staged(*stages: tuple[int, float, str]) -> dict[str, object]:
     return {"lr_schedule": "staged", "lr_stages": tuple(rows)}
 
 
+@pytest.mark.slow
 def test_two_places_give_the_same_files(place: Place, other: Place) -> None:
     once = hashes(place.train())
     other.train(version="before", rank=3)
@@ -47,6 +48,7 @@ def test_versions_share_a_run_but_carry_their_own_name(place: Place, capsys: pyt
     assert sorted(names) == ["b-step000002", "b-step000004"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after"),
     [
@@ -163,6 +165,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.workflow
 def test_a_full_disk_is_told_and_training_goes_on_when_there_is_room(
     small_disk: Path, other: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

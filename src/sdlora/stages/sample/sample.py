@@ -66,6 +66,7 @@ class Painter:
             self._trigger = None
         if lora is not None:
             attach_lora(pipeline, lora, self._settings.lora_scale)
+            self._adapter.speed.lora_added(self._adapter.denoiser)
             if (lora.parent / EMBEDDINGS).exists():
                 self._trigger = attach_embeddings(pipeline, lora.parent / EMBEDDINGS)
 

@@ -14,14 +14,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from sdlora import choices
 from sdlora.config.params import Flip
 from sdlora.config.train import Train
-from sdlora.cpu.packed import is_packed
-from sdlora.cpu.replay import TRACED_AFTER, Replay
 from sdlora.errors import DataError
 from sdlora.lora.types import limit_norms
 from sdlora.models import ModelFamily
 from sdlora.models.objective import Objective
 from sdlora.progress import Progress
 from sdlora.randomness import seed_of
+from sdlora.speed import Passes
 from sdlora.stages.train import ema
 from sdlora.stages.train.batch import Batch, draw_batch
 from sdlora.stages.train.checkpoint import State
@@ -51,7 +50,7 @@ class Run:
     prior: "Run | None" = None  # the same run over the prior's pictures
     trigger: str = ""
     initial: dict[str, Tensor] | None = None  # A and B at the start, where they were taken out of the base
-    replay: Replay | None = None  # faster passes, where they are possible
+    passes: Passes | None = None  # faster than autograd's, where the device has such
 
 
 def loss_of(run: Run, batch: Batch) -> Tensor:
@@ -69,24 +68,23 @@ def loss_of(run: Run, batch: Batch) -> Tensor:
     return weighted.mean()
 
 
-def can_replay(run: Run) -> bool:
-    """Whether a batch's passes are the same operations each time, and so small that what is around them counts."""
+def always_alike(run: Run) -> bool:
+    """Whether a batch's passes are the same operations each time: without randomness or branches on values."""
     settings = run.settings
     changing = settings.dropout or settings.learns_text or run.prior is not None or settings.gradient_checkpointing
-    small = run.accelerator.device.type == "cpu" and is_packed(run.model.denoiser)
-    return small and not changing and settings.lora_type in ("lora", "dora")  # peft's LoKr branches on values
+    return not changing and settings.lora_type in ("lora", "dora")  # peft's LoKr branches on values
 
 
-def replay_of(run: Run, after: int = TRACED_AFTER) -> Replay | None:
-    """A run's faster passes, where they are possible."""
-    return Replay(run.parameters, after) if can_replay(run) else None
+def passes_of(run: Run, after: int | None = None) -> Passes | None:
+    """A run's faster passes, where they are possible; `after` as in `Speed.passes`."""
+    return run.model.speed.passes(run.model.denoiser, run.parameters, after) if always_alike(run) else None
 
 
-def replayed(run: Run, batch: Batch) -> Tensor | None:
-    """A batch's share of a step's loss, its gradients added; None where autograd has to do it."""
-    if run.replay is None:
+def passed(run: Run, batch: Batch) -> Tensor | None:
+    """A batch's share of a step's loss by the faster passes, its gradients added; None where autograd has to do it."""
+    if run.passes is None:
         return None
-    return run.replay.run(batch, lambda shown: loss_of(run, shown) / run.settings.accumulation)
+    return run.passes.run(batch, lambda shown: loss_of(run, shown) / run.settings.accumulation)
 
 
 def optimizer_step(run: Run, step: int) -> Tensor:
@@ -101,7 +99,7 @@ def optimizer_step(run: Run, step: int) -> Tensor:
         if settings.dropout:
             torch.manual_seed(seed_of("dropout", settings.seed, step, part))
         batch = draw_batch(run, step, part)
-        loss = replayed(run, batch)
+        loss = passed(run, batch)
         if loss is None:
             loss = loss_of(run, batch)
             if run.prior is not None and settings.prior is not None:

@@ -11,7 +11,6 @@ from ruamel.yaml import YAML
 from sdlora import choices, determinism, records
 from sdlora.config.params import Base, Encode, Flip
 from sdlora.config.train import Train
-from sdlora.cpu import allocator
 from sdlora.errors import MissingError
 from sdlora.flow import hashing, store
 from sdlora.flow.identity import Identity, identity_of, run_key
@@ -27,7 +26,7 @@ from sdlora.stages.train.checkpoint import State, clear_leftovers, keep_states, 
 from sdlora.stages.train.data import prepare_data
 from sdlora.stages.train.dataset import BatchOrder, Example, load_examples
 from sdlora.stages.train.longer import go_on, is_undamaged
-from sdlora.stages.train.loop import Run, holding, replay_of, train_loop
+from sdlora.stages.train.loop import Run, holding, passes_of, train_loop
 from sdlora.stages.train.optimizers import Groups, point_to_save
 from sdlora.stages.train.recipe import TrainRecipe
 
@@ -124,8 +123,7 @@ def _add_trained(model: ModelFamily, settings: Train, base: Base, trigger: str) 
     model.denoiser.train()
     if settings.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
-        if model.device.type == "cpu":
-            allocator.give_large_blocks_back()  # who computes twice wants memory rather than speed
+        model.speed.memory_first()  # who computes twice wants memory rather than speed
     scale = rate_scale(settings, base)
     groups = types.parameter_groups(model, settings, scale)
     if settings.pivotal is not None:
@@ -193,5 +191,5 @@ def prepare(
     if kept:
         order = BatchOrder.of(kept, settings.seed, settings.batch_size)
         run.prior = replace(run, examples=kept, order=order, latents_of=latents.cached)
-    run.replay = replay_of(run)
+    run.passes = passes_of(run)
     return run

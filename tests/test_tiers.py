@@ -1,0 +1,31 @@
+"""The guard of the unit tier sees every way to start a process, also one whose error is caught."""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import tiers
+
+WAYS: dict[str, Callable[[], object]] = {
+    "subprocess": lambda: subprocess.run([sys.executable, "-V"], check=False),
+    "posix_spawn": lambda: os.posix_spawn(sys.executable, [sys.executable, "-V"], {}),
+    "fork": os.fork,
+    "system": lambda: os.system("true"),
+    "multiprocessing": multiprocessing.get_context("spawn").Process(target=print).start,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_is_refused_and_remembered(way: str) -> None:
+    with pytest.raises(tiers.StartedProcess, match="mark it with"):
+        WAYS[way]()
+    assert len(tiers._guard.seen) == 1
+    tiers._guard.seen.clear()  # or this test fails, as the sentence says
+
+
+def test_the_decoder_may_start() -> None:
+    subprocess.run([sys.executable, "-P", "-m", tiers.DECODER, "256"], input=b"", check=False, capture_output=True)
+    assert tiers._guard.seen == []

@@ -1,0 +1,85 @@
+"""Three tiers: unit (no process is started, seconds), workflow (the rest), gpu.
+
+A test is `workflow` if it says so (`@pytest.mark.workflow`), lies in tests/workflow/ or takes a project in which
+Snakemake runs. What is slow for another reason, such as many real trainings, is `slow`. All others are `unit`, and this
+guard holds them to it: one that starts a process fails, also if it catches the error. The decoder of pictures, which
+is a process of its own by design, may start.
+"""
+
+import _posixsubprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+OTHERS = ("workflow", "slow", "gpu")  # than unit
+PROJECTS = {"served", "built_once", "built", "fresh"}
+DECODER = "sdlora.images.worker"
+STARTS = {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec", "os.system"}
+
+
+class StartedProcess(AssertionError):
+    """A unit test started a process."""
+
+
+class _Guard:
+    """Sees every start of a process; refuses while a unit test runs."""
+
+    def __init__(self) -> None:
+        self.watching = False
+        self.seen: list[str] = []
+        self._fork_exec = _posixsubprocess.fork_exec
+        sys.addaudithook(self._audit)
+        _posixsubprocess.fork_exec = self._of_multiprocessing  # type: ignore[assignment]
+
+    def _audit(self, event: str, words: tuple[Any, ...]) -> None:
+        if self.watching and event in STARTS and not (event == "subprocess.Popen" and DECODER in map(str, words[1])):
+            self._refuse(f"{event}{words[:2]}")
+
+    def _of_multiprocessing(self, *words: Any) -> int:
+        # multiprocessing's own way past subprocess, of which Python's audit is not told
+        if self.watching and DECODER.encode() not in words[0]:
+            self._refuse(f"fork_exec{words[:1]}")
+        return self._fork_exec(*words)
+
+    def _refuse(self, what: str) -> None:
+        self.seen.append(what)
+        raise StartedProcess(_sentence(what))
+
+
+def _sentence(what: str) -> str:
+    return f"a unit test started a process ({what[:300]}): mark it with @pytest.mark.workflow, or do without"
+
+
+_guard = _Guard()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Before `-m` chooses among them."""
+    for item in items:
+        if Path(__file__).parent / "workflow" in item.path.parents or PROJECTS & {*getattr(item, "fixturenames", ())}:
+            item.add_marker("workflow")
+        if not any(item.get_closest_marker(name) for name in OTHERS):
+            item.add_marker("unit")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Fixtures of every scope count, too."""
+    _guard.watching = item.get_closest_marker("unit") is not None
+    _guard.seen.clear()
+    yield
+    _guard.watching = False
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """Fail a test that caught the guard's error."""
+    outcome: Any = yield
+    report = outcome.get_result()
+    if _guard.seen and report.passed:
+        report.outcome, report.longrepr = "failed", _sentence(_guard.seen[0])
+    _guard.seen.clear()
