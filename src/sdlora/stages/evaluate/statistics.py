@@ -1,0 +1,120 @@
+"""What may be said of a mean over references: intervals, corrections, the rule of choice."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import stdtr, stdtrit
+
+LEAST_REFERENCES = 5  # below, a bootstrap over references says next to nothing
+LEVEL, POWER = 0.05, 0.80
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean, its 95 % interval, and the p-value of its being 0; both tell the same, one being the other's inverse."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+
+    @property
+    def excludes_zero(self) -> bool:
+        return self.low > 0 or self.high < 0
+
+
+@cache
+def _resamples(count: int, samples: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng(seed).integers(0, count, (samples, count))
+
+
+def mean_interval(values: Sequence[float], samples: int, seed: int = 0) -> Interval:
+    """Studentised bootstrap of the mean (Efron and Tibshirani 1993, section 12.5).
+
+    Chosen by its coverage in simulation: with 8 values the percentile bootstrap and BCa cover 87 % where 95 % is
+    promised, this 93 % to 95 %. Below 5 values resamples are too few, and Student's t is taken.
+
+    Args:
+        values: One a reference. A reference's sampling seeds are averaged before: as each has the same number of
+            them, resampling references is the cluster bootstrap by prompt.
+        samples: Resamples.
+        seed: Of the resampling; equal values give equal intervals.
+
+    Returns:
+        The interval; a single value, or equal ones, give themselves.
+    """
+    data: Floats = np.asarray(values, dtype=np.float64)
+    count, mean = len(data), float(data.mean())
+    error = _standard_error(data)
+    if error <= 1e-12 * max(1.0, abs(mean)):
+        return Interval(mean, mean, mean, 1.0 if mean == 0 or count == 1 else 0.0)
+    if count < LEAST_REFERENCES:
+        half = float(stdtrit(count - 1, 1 - LEVEL / 2)) * error
+        return Interval(mean, mean - half, mean + half, float(2 * stdtr(count - 1, -abs(mean) / error)))
+    drawn = data[_resamples(count, samples, seed)]
+    spread = drawn.std(axis=1, ddof=1) / np.sqrt(count)
+    whole = spread > 1e-9 * error  # a resample of one value, again and again, has no spread to divide by
+    scaled = (drawn.mean(axis=1)[whole] - mean) / spread[whole]
+    below, above = np.percentile(scaled, [100 * LEVEL / 2, 100 * (1 - LEVEL / 2)])
+    tail = min((scaled >= mean / error).sum(), (scaled <= mean / error).sum())
+    p = min(1.0, 2 * float(tail + 1) / (len(scaled) + 1))
+    return Interval(mean, mean - float(above) * error, mean - float(below) * error, p)
+
+
+def _standard_error(data: Floats) -> float:
+    return float(data.std(ddof=1) / np.sqrt(len(data))) if len(data) > 1 else 0.0
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (Holm 1979): p-values of one family, to be held against 0.05 each.
+
+    Args:
+        p_values: Uncorrected, in any order.
+
+    Returns:
+        The corrected ones, in the same order, at most 1.
+    """
+    corrected, reached = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        reached = max(reached, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = reached
+    return corrected
+
+
+def smallest_detectable(deltas: Sequence[float]) -> float | None:
+    """The smallest true difference that a paired design of this size and spread finds in 80 % of cases.
+
+    (t(0.975, n - 1) + t(0.8, n - 1)) * s / sqrt(n), with s the standard deviation of the n paired differences
+    (Lachin 1981, doi:10.1016/0197-2456(81)90001-5, with t in place of normal quantiles).
+
+    Returns:
+        In the metric's unit; None for a single reference.
+    """
+    data: Floats = np.asarray(deltas, dtype=np.float64)
+    if len(data) < 2:
+        return None
+    freedom = len(data) - 1
+    return float(stdtrit(freedom, 1 - LEVEL / 2) + stdtrit(freedom, POWER)) * _standard_error(data)
+
+
+def earliest_within_one_error(scores: Mapping[int, Sequence[float]]) -> int:
+    """The earliest step that is within one standard error of the best (Breiman et al. 1984, section 3.4.3).
+
+    The error is that of the paired difference to the best step. That of the best mean itself, which the rule has in
+    the book, holds the spread between references, which all steps share: in simulation it finds a planted best less
+    often (85 % against 96 % with 5 references and a gain of one such spread) and gives away more.
+
+    Args:
+        scores: Step -> one value a reference, higher is better.
+    """
+    means = {step: float(np.mean(values)) for step, values in scores.items()}
+    best = max(sorted(means), key=lambda step: means[step])
+    for step in sorted(scores):
+        lost: Floats = np.asarray(scores[best], dtype=np.float64) - np.asarray(scores[step], dtype=np.float64)
+        if lost.mean() <= _standard_error(lost):
+            return step
+    return best

@@ -1,0 +1,93 @@
+"""What is promised of intervals and choices, counted in simulated runs in which the truth is known."""
+
+import numpy as np
+import pytest
+
+from sdlora.stages.evaluate.statistics import (
+    Interval,
+    earliest_within_one_error,
+    holm,
+    mean_interval,
+    smallest_detectable,
+)
+
+RUNS, RESAMPLES, CHECKPOINTS, CORRELATION = 1500, 1000, 12, 0.8
+DRAWS = {
+    "normal": lambda random, size: random.normal(size=size),
+    "skewed": lambda random, size: random.gamma(4.0, size=size) - 4.0,
+    "heavy tails": lambda random, size: random.standard_t(5, size=size),
+}
+
+
+def checkpoints(random: np.random.Generator, references: int) -> np.ndarray:
+    """(1 + 12, references) values in which nothing is learnt: what a reference is worth is shared by all steps."""
+    shared = np.sqrt(CORRELATION) * random.normal(size=(1, references))
+    return shared + np.sqrt(1 - CORRELATION) * random.normal(size=(CHECKPOINTS + 1, references))
+
+
+@pytest.mark.parametrize("count", [8, 20, 50])
+@pytest.mark.parametrize("shape", DRAWS)
+def test_intervals_cover_what_they_promise(shape: str, count: int) -> None:
+    random = np.random.default_rng(count)
+    found = [mean_interval(values, RESAMPLES) for values in DRAWS[shape](random, (RUNS, count))]
+    covered = np.mean([one.low <= 0 <= one.high for one in found])
+    assert 0.93 <= covered <= 0.97
+
+
+def test_the_p_value_is_the_intervals_inverse() -> None:
+    random = np.random.default_rng(3)
+    found = [mean_interval(random.normal(0.5, 1, 12), RESAMPLES) for _ in range(300)]
+    assert all((one.p <= 0.05) == one.excludes_zero for one in found if abs(one.p - 0.05) > 0.005)
+    assert 0.2 < np.mean([one.excludes_zero for one in found]) < 0.6
+
+
+def test_equal_values_give_equal_intervals() -> None:
+    values = [1.0, 5.0, 2.0, 8.0, 3.0, 9.0]
+    assert mean_interval(values, 500) == mean_interval(values, 500) != mean_interval(values, 500, seed=1)
+    assert mean_interval([2.0], 100) == Interval(2.0, 2.0, 2.0, 1.0)
+    assert mean_interval([2.0] * 6, 100) == Interval(2.0, 2.0, 2.0, 0.0)
+    assert mean_interval([0.0] * 6, 100).p == 1.0
+
+
+def test_few_values_get_students_interval() -> None:
+    found = mean_interval([1.0, 2.0, 3.0], 100)
+    half = 4.302653 / np.sqrt(3)
+    assert (found.low, found.high) == pytest.approx((2 - half, 2 + half), abs=1e-5)
+    assert found.p == pytest.approx(0.074180, abs=1e-5)
+
+
+def test_scale_and_shift_move_the_interval_along() -> None:
+    values = np.random.default_rng(5).gamma(2, size=9)
+    one, other = mean_interval(values, 500), mean_interval(3 * values + 7, 500)
+    assert (other.low, other.high) == pytest.approx((3 * one.low + 7, 3 * one.high + 7))
+
+
+def test_holm_corrects_as_in_the_paper() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.8]) == [1.0, 1.0] and holm([]) == []
+
+
+def test_the_smallest_detectable_difference_is_detected_in_four_of_five_runs() -> None:
+    random = np.random.default_rng(7)
+    truth = smallest_detectable([-1.0, 1.0] * 10)  # of 20 differences with this spread
+    assert truth is not None and smallest_detectable([1.0]) is None
+    spread = np.std([-1.0, 1.0] * 10, ddof=1)
+    found = [mean_interval(random.normal(truth, spread, 20), RESAMPLES).low > 0 for _ in range(1000)]
+    assert 0.75 <= np.mean(found) <= 0.85
+
+
+def test_the_earliest_as_good_is_chosen() -> None:
+    even = {100: [5.0, 6.0, 7.0], 200: [6.0, 7.0, 8.2], 300: [6.1, 7.2, 8.1]}
+    assert earliest_within_one_error(even) == 200, "within one error of 300, where every reference lost one at 100"
+    assert earliest_within_one_error({300: [1.0], 100: [1.0], 200: [0.5]}) == 100
+
+
+def test_a_planted_best_is_found() -> None:
+    random = np.random.default_rng(11)
+    for references in (5, 10, 20):
+        found = []
+        for _ in range(400):
+            values = checkpoints(random, references)[1:]
+            values[8] += 1.0
+            found.append(earliest_within_one_error(dict(enumerate(values))) == 8)
+        assert np.mean(found) >= 0.9
