@@ -16,6 +16,8 @@ from sdlora.config.train import DEPENDENT, MENUS
 Settings = dict[str, Any]
 #: Menus of fields that are typed as text.
 TEXT_MENUS = {**{("train", name): menu for name, menu in MENUS.items()}, ("sample", "scheduler"): choices.SCHEDULERS}
+#: What some metrics need.
+MEASURABLE: Settings = {"sample.seeds": [1, 2], "sample.max_references": 2}
 #: Fields whose values the types do not tell: what else is set with them.
 SPECIAL: dict[tuple[str, str], list[Settings]] = {
     ("fit", "fill"): [{"fill": fill} for fill in ("edge", "blur", "#204060")],
@@ -43,8 +45,10 @@ SPECIAL: dict[tuple[str, str], list[Settings]] = {
     ("sample", "seeds"): [{"seeds": [1, 2]}],
     ("sample", "inference_steps"): [{"inference_steps": 3}],
     ("sample", "max_references"): [{"max_references": 1}],
-    ("evaluate", "metrics"): [{"metrics": [name], "choose_by": name} for name in choices.METRICS],
-    ("evaluate", "choose_by"): [{"metrics": [*choices.METRICS], "choose_by": name} for name in choices.METRICS],
+    ("evaluate", "metrics"): [{"metrics": [name], "choose_by": name, **MEASURABLE} for name in choices.METRICS],
+    ("evaluate", "choose_by"): [
+        {"metrics": [*choices.METRICS], "choose_by": name, **MEASURABLE} for name in choices.METRICS
+    ],
     ("evaluate", "bootstrap_samples"): [{"bootstrap_samples": 100}],
 }  # fmt: skip
 

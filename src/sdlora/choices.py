@@ -55,11 +55,13 @@ SCHEDULERS = {
     "flow_euler": "diffusers:FlowMatchEulerDiscreteScheduler",
 }
 METRICS = {
-    "psnr_db": "sdlora.stages.evaluate.psnr:psnr_db",
-    "ssim": "sdlora.stages.evaluate.ssim:ssim",
-    "effnet_lite0_distance": "sdlora.stages.evaluate.effnet:effnet_lite0_distance",
+    "psnr_db": "sdlora.stages.evaluate.psnr:PSNR_DB",
+    "ssim": "sdlora.stages.evaluate.ssim:SSIM",
+    "ms_ssim": "sdlora.stages.evaluate.ms_ssim:MS_SSIM",
+    "effnet_lite0_distance": "sdlora.stages.evaluate.effnet:EFFNET_LITE0_DISTANCE",
+    "effnet_lite0_diversity": "sdlora.stages.evaluate.diversity:EFFNET_LITE0_DIVERSITY",
+    "memorisation_ratio": "sdlora.stages.evaluate.memorisation:MEMORISATION_RATIO",
 }
-LOWER_IS_BETTER = {"effnet_lite0_distance"}  # of METRICS; of the others, higher is better
 SOURCES = {
     "folder": "sdlora.stages.scrape.folder:find",
     "bing": "sdlora.stages.scrape.bing:find",

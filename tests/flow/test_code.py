@@ -53,6 +53,8 @@ NEW_FUNCTION = "\n\ndef unheard_of(x: int) -> int:\n    return x + 1\n"
     [
         ("stages/evaluate/ssim.py", '"""Structural similarity."""', '"""Other words."""  # and a comment', set()),
         ("stages/evaluate/ssim.py", "sigma=1.5", "sigma=1.4", {"evaluate"}),
+        ("stages/evaluate/memorisation.py", "LEAST = 1e-6", "LEAST = 1e-5", set()),  # a metric that is not chosen
+        ("stages/evaluate/statistics.py", "LEVEL, POWER = 0.05", "LEVEL, POWER = 0.01", {"evaluate", "report"}),
         ("stages/train/losses.py", "error.mean(dim=(1, 2, 3))", "error.mean(dim=(3, 2, 1))", {"train"}),
         ("stages/encode/posterior.py", "127.5", "127", {"encode", "train"}),
         ("stages/encode/encode.py", "encode: {len(new)}", "{len(new)}", {"encode"}),
@@ -66,7 +68,7 @@ NEW_FUNCTION = "\n\ndef unheard_of(x: int) -> int:\n    return x + 1\n"
         ("config/train.py", "le=1024", "le=2048", set()),
         ("memory/prediction.py", "size, 3, *(side", "size, 4, *(side", set()),
         ("lora/attach.py", "set_scale(NAME, scale)", "set_scale(NAME, 1.0)", {"sample"}),
-        ("choices.py", "sdlora.stages.evaluate.ssim:ssim", "sdlora.stages.evaluate.psnr:psnr_db", set()),
+        ("choices.py", "sdlora.stages.evaluate.ssim:SSIM", "sdlora.stages.evaluate.psnr:PSNR_DB", set()),
         ("stages/report/templates/index.html", "<h1>", "<h1 class='x'>", {"report"}),
         ("records.py", "indent=1", "indent=2", {*STAGES} - {"flip"}),  # it writes no such JSON
         ("stages/train/optimizers.py", "import AdamW8bit", "import Adam8bit as AdamW8bit", {"train"}),

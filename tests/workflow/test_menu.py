@@ -19,6 +19,7 @@ START = {
     "train.rank": 2, "train.steps": 2, "train.checkpoint_every": 2, "train.optimizer": "adamw",
     "train.learning_rate": 1e-3, "sample.inference_steps": 2, "sample.max_references": 1,
     "evaluate.bootstrap_samples": 100, "evaluate.metrics": ["psnr_db"],
+    "evaluate.choose_by": "psnr_db",
 }  # fmt: skip
 ON_A_CPU = [case for case in cases() if not needs_a_gpu(case) and not needs_flow_matching(case)]
 VERSIONS, REFUSED = packed(START, ON_A_CPU)

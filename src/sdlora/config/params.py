@@ -183,8 +183,17 @@ class Sample(Section):
 class Evaluate(Section):
     """What is measured, and which checkpoint is called best."""
 
-    metrics: tuple[str, ...] = Field(("psnr_db", "ssim"), min_length=1, description="entries of choices.METRICS")
-    choose_by: str = Field("psnr_db", description="the metric whose mean chooses the best step")
+    metrics: tuple[str, ...] = Field(
+        ("psnr_db", "ssim", "effnet_lite0_distance"), min_length=1, description="entries of choices.METRICS"
+    )
+    choose_by: str = Field("effnet_lite0_distance", description="the metric whose mean chooses the best step")
+    validation: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="share of the references that choose, first by id; the others report. With fewer than 5 in either "
+        "part all choose, and no step is called better",
+    )
     bootstrap_samples: int = Field(2000, ge=100, le=100_000, description="resamples of the 95 % interval")
 
     @field_validator("metrics")
@@ -228,6 +237,20 @@ class Version(Section):
     sample: Sample = Sample()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
+
+    @model_validator(mode="after")
+    def _metrics_have_what_they_need(self) -> Self:
+        for name in self.evaluate.metrics:
+            needs = choices.pick(choices.METRICS, name).needs
+            if "seeds" in needs and len(set(self.sample.seeds)) < 2:
+                raise ValueError(
+                    f"evaluate.metrics has {name}, which compares seeds, but sample.seeds has one: add one"
+                )
+            if "training" in needs and self.sample.max_references < 2:
+                raise ValueError(
+                    f"evaluate.metrics has {name}, which needs two held-out pictures; raise sample.max_references to 2"
+                )
+        return self
 
     @model_validator(mode="after")
     def _average_exists(self) -> Self:

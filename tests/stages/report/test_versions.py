@@ -5,9 +5,10 @@ from sdlora.stages.report.versions import gain, markdown
 ROW = {
     "version": "v8", "base": "tiny", "dataset": "captain", "fit": "pad", "rank": "64", "alpha": "64",
     "learning_rate": "0.00015", "steps": "1200", "optimizer": "adamw8bit", "hires": "True", "best_step": "800",
-    "references": "10",
+    "references": "10", "tested_on": "5", "resolved": "True",
     "psnr_db_best": "15.6", "psnr_db_delta": "1.7642", "psnr_db_ci_low": "0.8462", "psnr_db_ci_high": "2.7327",
-    "ssim_best": "0.67", "ssim_delta": "0.1249", "ssim_ci_low": "-0.0719", "ssim_ci_high": "0.1908",
+    "psnr_db_p": "0.012",
+    "ssim_best": "0.67", "ssim_delta": "0.1249", "ssim_ci_low": "-0.0719", "ssim_ci_high": "0.1908", "ssim_p": "0.21",
 }  # fmt: skip
 
 
@@ -19,11 +20,12 @@ def test_every_version_is_a_row_with_its_gains() -> None:
     assert "| 15.6 | **+1.764 [0.846, 2.733]** | 0.67 | +0.125 [-0.072, 0.191] |" in rows[0]
 
 
-def test_only_an_interval_without_zero_is_bold() -> None:
-    row = {"d_delta": "-0.1", "d_ci_low": "-0.2", "d_ci_high": "-0.05", "references": "5"}
+def test_only_what_a_test_has_found_is_bold() -> None:
+    row = {"d_delta": "-0.1", "d_ci_low": "-0.2", "d_ci_high": "-0.05", "d_p": "0.05"}
     assert gain(row, "d") == "**-0.100 [-0.200, -0.050]**"
-    assert gain({**row, "references": "4"}, "d") == "-0.100 [-0.200, -0.050]", "so few say nothing"
-    assert gain({"d_delta": "", "d_ci_low": "", "d_ci_high": ""}, "d") == ""
+    assert gain({**row, "d_p": "0.06"}, "d") == "-0.100 [-0.200, -0.050]", "corrected over the versions"
+    assert gain({**row, "d_p": ""}, "d") == "-0.100 [-0.200, -0.050]", "without a test it proves nothing"
+    assert gain({"d_delta": "", "d_ci_low": "", "d_ci_high": "", "d_p": ""}, "d") == ""
 
 
 def test_v10_comes_after_v9() -> None:

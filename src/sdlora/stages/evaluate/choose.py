@@ -1,40 +1,126 @@
-"""Which checkpoint is best, by a rule that is written beside the answer."""
+"""Which checkpoint is best, by a rule that is written beside the answer, and what may be said of it.
 
+References are in order of their content's hash. The first share of them chooses (validation), the others report
+(test): the checkpoint that happens to suit the references it was chosen by is not called better for that.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sdlora import choices
 from sdlora.config.params import Evaluate
-from sdlora.stages.evaluate.tables import Values, difference, verdict
+from sdlora.stages.evaluate.metric import Metric
+from sdlora.stages.evaluate.statistics import LEAST_REFERENCES, earliest_within_one_error, smallest_detectable
+from sdlora.stages.evaluate.tables import Values, difference, reported
+
+NO_TEST = (
+    f"there is no independent test, which takes {LEAST_REFERENCES} references to choose by and {LEAST_REFERENCES} "
+    f"others, so it is not called better"
+)
 
 
-def best_step(values: Values, settings: Evaluate) -> int:
-    """The trained step with the best mean of `choose_by`; the earliest of equals."""
-    sign = -1 if settings.choose_by in choices.LOWER_IS_BETTER else 1
-    means = {step: float(np.mean(v)) for (metric, step), v in values.items() if metric == settings.choose_by and step}
-    return max(sorted(means), key=lambda step: sign * means[step])
+def split(count: int, validation: float) -> tuple[list[int], list[int]]:
+    """Columns of the references that choose, and of those that report.
+
+    Where either part would have fewer than 5, all choose and none reports.
+    """
+    chosen_by = round(count * validation)
+    if min(chosen_by, count - chosen_by) < LEAST_REFERENCES:
+        return [*range(count)], []
+    return [*range(chosen_by)], [*range(chosen_by, count)]
 
 
-def explain(values: Values, settings: Evaluate) -> dict[str, Any]:
-    """The chosen step with its figures and their paired difference from step 0."""
-    step = best_step(values, settings)
-    steps = {s for _, s in values if s}
-    figures = {
-        metric: {
-            "step_0": round(float(np.mean(values[metric, 0])), 4),
-            "best": round(float(np.mean(values[metric, step])), 4),
-            **difference(values[metric, step], values[metric, 0], settings.bootstrap_samples),
-        }
-        for metric in settings.metrics
+def best_step(values: Values, metric: Metric, columns: Sequence[int]) -> int:
+    """The earliest trained step within one standard error of the best, on some of the references."""
+    sign = 1 if metric.higher_is_better else -1
+    scores = {
+        step: [sign * found[column] for column in columns]
+        for (name, step), found in values.items()
+        if name == metric.name and step
     }
-    gain = figures[settings.choose_by]
-    extreme = "lowest" if settings.choose_by in choices.LOWER_IS_BETTER else "highest"
-    references = len(values[settings.choose_by, 0])
-    return {
+    return earliest_within_one_error(scores)
+
+
+def explain(
+    values: Values, references: Sequence[str], metrics: Mapping[str, Metric], settings: Evaluate
+) -> dict[str, Any]:
+    """What `best.json` holds.
+
+    Args:
+        values: One value a reference.
+        references: Their ids, in the same order.
+        metrics: What was measured, by name.
+        settings: The metric that chooses, the share of the references, resamples.
+
+    Returns:
+        `best_step`, its `rule`, and `why` in words; `validation` and `test` (None where there is none), each with its
+        `references` and a metric's `figures`; `resolved`: whether it beats step 0 for sure; `smallest_detectable`:
+        the true difference in `metric` that would have been found in 80 % of cases; `warnings`.
+    """
+    metric = metrics[settings.choose_by]
+    validation, test = split(len(references), settings.validation)
+    step = best_step(values, metric, validation)
+    found: dict[str, Any] = {
         "best_step": step,
-        "rule": f"{extreme} mean {settings.choose_by} of {len(steps)} checkpoints",
-        "why": f"step {step}: mean {settings.choose_by} {gain['best']}, {gain['delta']:+} against step 0 "
-        f"[{gain['ci_low']}, {gain['ci_high']}]; {verdict(gain, references)}",
-        **figures,
+        "metric": metric.name,
+        "higher_is_better": {name: entry.higher_is_better for name, entry in metrics.items()},
+        "references": [*references],
+        "validation": _figures(values, step, references, validation, settings),
+        "test": _figures(values, step, references, test, settings) if test else None,
+        "warnings": _warnings(values, step, metrics, settings.bootstrap_samples),
     }
+    steps = len({s for _, s in values if s})
+    extreme = "highest" if metric.higher_is_better else "lowest"
+    part = f"{len(validation)} validation references" if test else f"all {len(references)} references"
+    found["rule"] = (
+        f"earliest of {steps} checkpoints within one standard error of the {extreme} mean {metric.name} on {part}"
+    )
+    deltas = [values[metric.name, step][column] - values[metric.name, 0][column] for column in test or validation]
+    smallest = smallest_detectable(deltas)
+    found["smallest_detectable"] = None if smallest is None else round(smallest, 4)
+    found["resolved"], found["why"] = _verdict(found, metric)
+    return found
+
+
+def _figures(
+    values: Values, step: int, references: Sequence[str], columns: Sequence[int], settings: Evaluate
+) -> dict[str, Any]:
+    """Means of step 0 and of the chosen step on some of the references, and their paired difference."""
+    figures = {}
+    for name in settings.metrics:
+        before, after = ([values[name, s][column] for column in columns] for s in (0, step))
+        figures[name] = {
+            "step_0": round(float(np.mean(before)), 4),
+            "best": round(float(np.mean(after)), 4),
+            **difference(after, before, settings.bootstrap_samples),
+        }
+    return {"references": [references[column] for column in columns], "figures": figures}
+
+
+def _warnings(values: Values, step: int, metrics: Mapping[str, Metric], samples: int) -> list[str]:
+    told = [entry.alarm(values[name, step], values[name, 0], samples) for name, entry in metrics.items() if entry.alarm]
+    return [sentence for sentence in told if sentence]
+
+
+def _verdict(found: Mapping[str, Any], metric: Metric) -> tuple[bool, str]:
+    """Whether the chosen step is better than step 0 for sure, and the sentence that says so."""
+    sign = 1 if metric.higher_is_better else -1
+    part = reported(found)
+    figures = part["figures"][metric.name]
+    low, high = sorted(sign * figures[end] for end in ("ci_low", "ci_high"))
+    told = (
+        f"step {found['best_step']}: mean {metric.name} {figures['best']}, {figures['delta']:+} against step 0 "
+        f"[{figures['ci_low']}, {figures['ci_high']}] on {len(part['references'])} "
+        f"{'test references' if found['test'] else 'references that it was chosen by'}"
+    )
+    unseen = f"a true difference below {found['smallest_detectable']} would mostly have been missed"
+    if not found["test"]:
+        return False, f"{told}; {NO_TEST}"
+    if sign * found["validation"]["figures"][metric.name]["delta"] <= 0:
+        return False, f"unresolved: no checkpoint beats step 0 on the validation references; {told}; {unseen}"
+    if low > 0:
+        return True, f"better than step 0: {told}; the 95 % interval excludes 0"
+    if high < 0:
+        return False, f"worse than step 0: {told}; the 95 % interval excludes 0"
+    return False, f"unresolved: {told}; the 95 % interval includes 0; {unseen}"

@@ -1,27 +1,46 @@
 """Two versions at their best checkpoints, picture by picture."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sdlora import choices, records
+from sdlora import records
 from sdlora.errors import DataError
-from sdlora.stages.evaluate.tables import LEAST_REFERENCES, difference, excludes_zero, verdict
+from sdlora.stages.evaluate.choose import NO_TEST
+from sdlora.stages.evaluate.statistics import LEVEL, holm
+from sdlora.stages.evaluate.tables import ONE_TRAINING, difference, reported
 
 COLUMNS = ("metric", "one", "step_one", "mean_one", "other", "step_other", "mean_other", "delta", "ci_low", "ci_high",
-           "better")  # fmt: skip
+           "p", "better", "note")  # fmt: skip
 
 
-def _at_best(result: Path) -> tuple[int, list[str], dict[str, list[float]]]:
+@dataclass(frozen=True)
+class _Measured:
+    """A version at its best step, on the references that are reported."""
+
+    step: int
+    references: list[str]
+    tested: bool
+    higher_is_better: dict[str, bool]
+    values: dict[str, list[float]]
+
+
+def _at_best(result: Path) -> _Measured:
     if not (result / "best.json").exists():
         raise DataError(f"{result.name} is not measured yet: say `snakemake {result}/metrics.csv`")
     best: dict[str, Any] = records.read_json(result / "best.json")
+    shown = reported(best)["references"]
+    columns = [f"image{number}" for number, name in enumerate(best["references"], 1) if name in shown]
     rows = [row for row in records.read_csv(result / "metrics.csv") if int(row["step"]) == best["best_step"]]
-    values = {row["metric"]: [float(v) for key, v in row.items() if key.startswith("image")] for row in rows}
-    return best["best_step"], best["references"], values
+    values = {row["metric"]: [float(row[column]) for column in columns] for row in rows}
+    return _Measured(best["best_step"], shown, bool(best["test"]), best["higher_is_better"], values)
 
 
 def compare(one: Path, other: Path, bootstrap_samples: int, out: Path) -> list[Path]:
     """Write one row a metric: both means, and the paired difference (other - one) with its 95 % interval.
+
+    Measured on the test references, by which neither was chosen; without them no version is called better. `p` is
+    corrected over the metrics (Holm).
 
     Args:
         one: `results/<version>`.
@@ -32,22 +51,21 @@ def compare(one: Path, other: Path, bootstrap_samples: int, out: Path) -> list[P
     Raises:
         DataError: If one is not measured, or the two were measured on different references.
     """
-    (step_one, references, values), (step_other, others, other_values) = _at_best(one), _at_best(other)
-    if references != others:
+    first, second = _at_best(one), _at_best(other)
+    if first.references != second.references or first.tested != second.tested:
         raise DataError(f"{one.name} and {other.name} were measured on different references; they cannot be compared")
+    shared = [metric for metric in first.values if metric in second.values]
+    found = [difference(second.values[metric], first.values[metric], bootstrap_samples) for metric in shared]
     rows = []
-    for metric in (name for name in values if name in other_values):
-        found = difference(other_values[metric], values[metric], bootstrap_samples)
-        means = [sum(v) / len(v) for v in (values[metric], other_values[metric])]
-        sign = -1 if metric in choices.LOWER_IS_BETTER else 1
+    for metric, figures, p in zip(shared, found, holm([figures["p"] for figures in found]), strict=True):
+        means = [sum(part.values[metric]) / len(part.references) for part in (first, second)]
         better = "neither for sure"
-        if len(references) < LEAST_REFERENCES:
-            better = verdict(found, len(references))
-        elif excludes_zero(found):
-            better = other.name if sign * found["delta"] > 0 else one.name
+        if first.tested and p <= LEVEL:
+            better = other.name if (figures["delta"] > 0) == first.higher_is_better[metric] else one.name
         rows.append(
-            [metric, one.name, step_one, f"{means[0]:.4f}", other.name, step_other, f"{means[1]:.4f}",
-             found["delta"], found["ci_low"], found["ci_high"], better]
+            [metric, one.name, first.step, f"{means[0]:.4f}", other.name, second.step, f"{means[1]:.4f}",
+             figures["delta"], figures["ci_low"], figures["ci_high"], f"{p:.4f}", better,
+             ONE_TRAINING if first.tested else NO_TEST]
         )  # fmt: skip
     records.write_csv(out, COLUMNS, rows)
     return [out]

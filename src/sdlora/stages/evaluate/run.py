@@ -1,9 +1,9 @@
 """One version's samples against its references."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from sdlora import choices, records
@@ -11,11 +11,12 @@ from sdlora.config.params import Evaluate
 from sdlora.errors import DataError
 from sdlora.images.pictures import read_rgb
 from sdlora.stages.evaluate.choose import explain
-from sdlora.stages.evaluate.tables import Values, metrics_columns, metrics_rows
+from sdlora.stages.evaluate.metric import Metric, Pixels
+from sdlora.stages.evaluate.tables import Values, metrics_columns, metrics_rows, reported
 from sdlora.stages.fit.fit import PICTURES
 
 
-def at_size_of(picture: Image.Image, reference: Image.Image) -> NDArray[np.uint8]:
+def at_size_of(picture: Image.Image, reference: Image.Image) -> Pixels:
     """A sample's pixels at its reference's size: hires pictures are reduced with Lanczos.
 
     Raises:
@@ -28,35 +29,47 @@ def at_size_of(picture: Image.Image, reference: Image.Image) -> NDArray[np.uint8
     return np.asarray(picture)
 
 
-def measure(samples: Path, references: Path, settings: Evaluate) -> tuple[list[str], Values]:
+def measure(samples: Path, references: Path, metrics: Mapping[str, Metric]) -> tuple[list[str], Values]:
     """All metrics of all samples.
+
+    Args:
+        samples: Folder with `index.jsonl`.
+        references: The fitted set that holds the references, and what was learnt from.
+        metrics: What is measured, by name.
 
     Returns:
         The references' ids in column order, and values averaged over seeds.
 
     Raises:
-        DataError: If there is nothing to measure.
+        DataError: If there is nothing to measure, or a metric cannot be had of it.
     """
     index = records.read_jsonl(samples / "index.jsonl")
     if not index:
         raise DataError(f"{samples}: no samples, because the dataset has no references; set datasets.<name>.held_out")
     columns = sorted({row["reference"] for row in index})
     truths = {name: read_rgb(references / PICTURES / f"{name}.png") for name in columns}
-    metrics = {name: choices.pick(choices.METRICS, name) for name in settings.metrics}
-    found: dict[tuple[str, int, str], list[float]] = {}
-    for row in index:
-        truth = truths[row["reference"]]
-        pixels = at_size_of(read_rgb(samples / row["file"]), truth)
+    training = _training(references) if any("training" in metric.needs for metric in metrics.values()) else None
+    values: Values = {}
+    for step in sorted({row["step"] for row in index}):
+        rows = [row for row in index if row["step"] == step]
+        pictures = [at_size_of(read_rgb(samples / row["file"]), truths[row["reference"]]) for row in rows]
+        truth = [np.asarray(truths[row["reference"]]) for row in rows]
         for name, metric in metrics.items():
-            key = (name, row["step"], row["reference"])
-            found.setdefault(key, []).append(metric(pixels, np.asarray(truth), data_range=255))
-    steps = sorted({row["step"] for row in index})
-    values = {
-        (name, step): [float(np.mean(found[name, step, column])) for column in columns]
-        for name in metrics
-        for step in steps
-    }
+            try:
+                found = metric(pictures, truth, [row["prompt"] for row in rows], training)
+            except ValueError as error:
+                raise DataError(f"{samples}: {error}") from None
+            values[name, step] = [
+                float(np.mean([value for value, row in zip(found, rows, strict=True) if row["reference"] == column]))
+                for column in columns
+            ]
     return columns, values
+
+
+def _training(references: Path) -> list[Pixels]:
+    """The pictures that were learnt from, padded as the references are."""
+    rows = [row for row in records.read_jsonl(references / "fit.jsonl") if row["split"] == "train"]
+    return [np.asarray(read_rgb(references / row["file"])) for row in rows]
 
 
 def evaluate_version(settings: Evaluate, samples: Path, references: Path, out: Path) -> list[Path]:
@@ -71,13 +84,14 @@ def evaluate_version(settings: Evaluate, samples: Path, references: Path, out: P
     Returns:
         The files written.
     """
-    columns, values = measure(samples, references, settings)
+    metrics: dict[str, Metric] = {name: choices.pick(choices.METRICS, name) for name in settings.metrics}
+    columns, values = measure(samples, references, metrics)
     records.write_csv(
         out / "metrics.csv", metrics_columns(len(columns)), metrics_rows(values, settings.bootstrap_samples)
     )
-    best = explain(values, settings)
-    records.write_json(out / "best.json", {**best, "references": columns})
-    records.write_json(out / "metrics.json", {key: best[key] for key in ("best_step", *settings.metrics)})
+    best = explain(values, columns, metrics, settings)
+    records.write_json(out / "best.json", best)
+    records.write_json(out / "metrics.json", {"best_step": best["best_step"], **reported(best)["figures"]})
     curves = write_curves(values, settings.bootstrap_samples, out / "curves")
     return [out / "metrics.csv", out / "metrics.json", out / "best.json", *curves]
 

@@ -11,6 +11,8 @@ from sdlora.flow import freshness
 from sdlora.flow.identity import told
 from sdlora.images.pictures import png_bytes, read_rgb
 from sdlora.lora.names import FOR_A1111
+from sdlora.stages.evaluate.statistics import LEVEL, holm
+from sdlora.stages.evaluate.tables import ONE_TRAINING, reported
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.report.plots import Series, metric_plot
 from sdlora.stages.report.recipe import Summary
@@ -110,33 +112,64 @@ def write_index(versions: dict[str, Summary], results: Path, out: Path) -> list[
         for metric, points in read_series(results / name / "metrics.csv").items():
             series.setdefault(metric, {})[name] = points
     plots: list[tuple[str, Series]] = list(series.items())
+    figures = {name: shown(best[name]) for name in versions}
+    correct(figures)
     page = PAGES.get_template("index.html").render(
         versions=versions,
         best=best,
+        figures=figures,
+        level=LEVEL,
+        one_training=ONE_TRAINING,
         metrics=list(series),
         plots=[_uri(metric_plot(metric, lines)) for metric, lines in plots],
     )
     records.write_text(out / "index.html", page)
-    _write_table(versions, best, list(series), out / "versions.csv")
+    _write_table(versions, best, figures, list(series), out / "versions.csv")
     return [out / "index.html", out / "versions.csv"]
 
 
-FIGURES = ("best", "delta", "ci_low", "ci_high")  # of each metric: at the best step; against step 0, with its interval
+Figures = dict[str, dict[str, float | None]]  # metric -> figure -> value
+# Of each metric: at the best step; against step 0, with its interval and p-value, corrected over versions.
+FIGURES = ("best", "delta", "ci_low", "ci_high", "p")
 
 
-def _write_table(versions: dict[str, Summary], best: dict[str, dict[str, Any]], metrics: list[str], path: Path) -> None:
+def shown(best: dict[str, Any]) -> Figures:
+    """A version's figures; those by which it was chosen have no p-value, as they prove nothing."""
+    found = reported(best)["figures"]
+    return {metric: {**figures, "p": figures["p"] if best["test"] else None} for metric, figures in found.items()}
+
+
+def correct(figures: dict[str, Figures]) -> None:
+    """Correct each metric's p-values over the versions (Holm), in place."""
+    for metric in {metric for found in figures.values() for metric in found}:
+        family = [found[metric] for found in figures.values() if metric in found and found[metric]["p"] is not None]
+        for member, p in zip(family, holm([float(member["p"] or 0) for member in family]), strict=True):
+            member["p"] = round(p, 4)
+
+
+def _write_table(
+    versions: dict[str, Summary],
+    best: dict[str, dict[str, Any]],
+    figures: dict[str, Figures],
+    metrics: list[str],
+    path: Path,
+) -> None:
     """One row a version; a metric that a version does not measure is empty."""
-    keys = list(next(iter(versions.values())))
     columns = [
         "version",
-        *keys,
+        *next(iter(versions.values())),
         "best_step",
         "references",
+        "tested_on",
+        "resolved",
         *[f"{metric}_{figure}" for metric in metrics for figure in FIGURES],
     ]
-    rows = [
-        [name, *settings.values(), best[name]["best_step"], len(best[name]["references"])]
-        + [best[name].get(metric, {}).get(figure, "") for metric in metrics for figure in FIGURES]
-        for name, settings in versions.items()
-    ]
+    rows = []
+    for name, settings in versions.items():
+        tested_on = len(best[name]["test"]["references"]) if best[name]["test"] else 0
+        found = [figures[name].get(metric, {}).get(figure) for metric in metrics for figure in FIGURES]
+        rows.append(
+            [name, *settings.values(), best[name]["best_step"], len(best[name]["references"]), tested_on,
+             best[name]["resolved"], *("" if value is None else value for value in found)]
+        )  # fmt: skip
     records.write_csv(path, columns, rows)

@@ -2,7 +2,7 @@
 
 import re
 
-from sdlora.stages.evaluate.tables import LEAST_REFERENCES
+from sdlora.stages.evaluate.statistics import LEVEL
 
 SETTINGS = ("version", "dataset", "fit", "rank", "learning_rate", "steps", "hires", "best_step")
 
@@ -32,10 +32,13 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 
 def gain(row: dict[str, str], metric: str) -> str:
-    """A metric's difference to step 0 and its interval; bold where that excludes 0 and there are references enough."""
+    """A metric's difference to step 0 and its interval; bold where an independent test has found one.
+
+    Its p-value is corrected over the versions; without a test there is none.
+    """
     if not row[f"{metric}_delta"]:
         return ""
     delta, low, high = (float(row[f"{metric}_{key}"]) for key in ("delta", "ci_low", "ci_high"))
     text = f"{delta:+.3f} [{low:.3f}, {high:.3f}]"
-    sure = int(row["references"]) >= LEAST_REFERENCES and (low > 0 or high < 0)
-    return f"**{text}**" if sure else text
+    p = row[f"{metric}_p"]
+    return f"**{text}**" if p and float(p) <= LEVEL else text

@@ -1,0 +1,89 @@
+"""What an entry of `choices.METRICS` is."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]  # (H, W, 3)
+Floats = NDArray[np.float64]
+PAIR = frozenset({"references"})
+#: What a metric may ask for: each sample's reference, its prompt, the pictures that were learnt from (a keyword of
+#: `measure`), several sampling seeds a prompt.
+NEEDS = frozenset({"references", "prompts", "training", "seeds"})
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number a sample.
+
+    Attributes:
+        name: As in the menu; the unit is part of it.
+        higher_is_better: Which way is up.
+        measure: (samples, references, prompts) -> one value each; `training` by keyword where it is needed.
+        needs: Of `NEEDS`.
+        alarm: Called with the chosen step's and step 0's values, one a reference, and the bootstrap's resamples; a
+            sentence that warns the reader, or None.
+    """
+
+    name: str
+    higher_is_better: bool
+    measure: Callable[..., Floats]
+    needs: frozenset[str] = PAIR
+    alarm: Callable[[Sequence[float], Sequence[float], int], str | None] | None = None
+
+    @property
+    def of_a_pair(self) -> bool:
+        """Whether it compares one picture with another, and needs nothing else."""
+        return self.needs == PAIR
+
+    def __call__(
+        self,
+        samples: Sequence[Pixels],
+        references: Sequence[Pixels],
+        prompts: Sequence[str],
+        training: Sequence[Pixels] | None = None,
+    ) -> Floats:
+        """Measure samples of one checkpoint.
+
+        Args:
+            samples: (H, W, 3) uint8 each.
+            references: What each sample is measured against, of its size.
+            prompts: What each was drawn by.
+            training: The pictures that were learnt from, for a metric that needs them.
+
+        Returns:
+            (n,) values.
+
+        Raises:
+            ValueError: If numbers, sizes or types do not fit: nothing is put right in silence.
+        """
+        if not len(samples) == len(references) == len(prompts):
+            raise ValueError(f"{len(samples)} samples, {len(references)} references and {len(prompts)} prompts")
+        for sample, reference in zip(samples, references, strict=True):
+            check_pair(sample, reference)
+        given = {"training": training} if "training" in self.needs else {}
+        return np.asarray(self.measure(samples, references, prompts, **given), dtype=np.float64)
+
+
+def check_pair(image: Pixels, reference: Pixels) -> None:
+    """Refuse what cannot be compared.
+
+    Raises:
+        ValueError: If a picture is not (H, W, 3) uint8, or sizes differ.
+    """
+    for pixels in (image, reference):
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ValueError(f"a picture is {pixels.dtype} of shape {pixels.shape}; it must be uint8 (H, W, 3)")
+    if image.shape != reference.shape:
+        raise ValueError(f"a sample of shape {image.shape} cannot be compared with a reference of {reference.shape}")
+
+
+def pairwise(compare: Callable[[Pixels, Pixels], float]) -> Callable[..., Floats]:
+    """A measure that compares each sample with its own reference."""
+
+    def measure(samples: Sequence[Pixels], references: Sequence[Pixels], prompts: Sequence[str]) -> Floats:
+        return np.array([compare(sample, reference) for sample, reference in zip(samples, references, strict=True)])
+
+    return measure

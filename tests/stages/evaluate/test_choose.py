@@ -1,0 +1,188 @@
+"""The choice of a checkpoint and what is claimed of it, counted where the truth is known; comparing two versions."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sdlora import choices, records
+from sdlora.config.params import Evaluate
+from sdlora.errors import DataError
+from sdlora.stages.evaluate.choose import best_step, explain, split
+from sdlora.stages.evaluate.compare import compare
+from sdlora.stages.evaluate.metric import Metric
+from sdlora.stages.evaluate.statistics import mean_interval
+from sdlora.stages.evaluate.tables import Values, metrics_columns, metrics_rows
+
+PSNR: Metric = choices.pick(choices.METRICS, "psnr_db")
+EFFNET: Metric = choices.pick(choices.METRICS, "effnet_lite0_distance")
+METRICS = {metric.name: metric for metric in (PSNR, EFFNET)}
+BY_PSNR = Evaluate(metrics=("psnr_db",), choose_by="psnr_db", bootstrap_samples=1000)
+CHECKPOINTS, CORRELATION = 12, 0.8
+
+
+def simulated(random: np.random.Generator, references: int, shared: np.ndarray | None = None) -> Values:
+    """Step 0 and 12 checkpoints that learnt nothing: what a reference is worth is shared by all steps."""
+    if shared is None:
+        shared = random.normal(size=references)
+    steps = np.sqrt(CORRELATION) * shared + np.sqrt(1 - CORRELATION) * random.normal(size=(CHECKPOINTS + 1, references))
+    return {("psnr_db", 100 * number): values.tolist() for number, values in enumerate(steps)}
+
+
+def explained(values: Values, settings: Evaluate = BY_PSNR) -> dict[str, object]:
+    names = [f"r{number:02}" for number in range(len(values[settings.choose_by, 0]))]
+    return explain(values, names, {name: METRICS[name] for name in settings.metrics}, settings)
+
+
+def test_nothing_learnt_is_hardly_ever_called_better() -> None:
+    random = np.random.default_rng(16)
+    runs = [simulated(random, 10) for _ in range(600)]
+    assert np.mean([bool(explained(values)["resolved"]) for values in runs]) <= 0.05
+    # what it was: the best of all, tested on the references it was chosen by
+    fooled = 0
+    for values in runs:
+        best = max((step for _, step in values if step), key=lambda step: np.mean(values["psnr_db", step]))
+        deltas = np.subtract(values["psnr_db", best], values["psnr_db", 0])
+        fooled += mean_interval(deltas.tolist(), 1000).low > 0
+    assert fooled / len(runs) > 0.05, "otherwise this simulation shows nothing"
+
+
+@pytest.mark.parametrize("references", [10, 20, 50])
+def test_a_planted_best_is_found_and_called_better(references: int) -> None:
+    random, found, called = np.random.default_rng(references), [], []
+    for _ in range(200):
+        values = simulated(random, references)
+        values["psnr_db", 900] = [value + 1.5 for value in values["psnr_db", 900]]
+        best = explained(values)
+        found.append(best["best_step"] == 900)
+        called.append(best["resolved"])
+    assert np.mean(found) >= 0.9
+    assert np.mean(called) >= 0.8
+
+
+def test_what_lies_below_the_smallest_detectable_is_left_unresolved_and_says_so() -> None:
+    random, missed = np.random.default_rng(2), []
+    for _ in range(100):
+        values = simulated(random, 10)
+        for step in range(100, 1300, 100):
+            values["psnr_db", step] = [value + 0.2 for value in values["psnr_db", step]]
+        best = explained(values)
+        if not best["resolved"]:
+            missed.append(best)
+    assert len(missed) >= 60
+    assert all(float(str(best["smallest_detectable"])) > 0.2 for best in missed)
+    assert all(str(best["why"]).startswith(("unresolved", "worse")) for best in missed)
+
+
+def test_the_test_references_do_not_choose() -> None:
+    random = np.random.default_rng(4)
+    values = simulated(random, 10)
+    step = explained(values)["best_step"]
+    for name in values:
+        values[name][5:] = random.normal(size=5).tolist()
+    assert explained(values)["best_step"] == step
+
+
+def test_references_are_split_once() -> None:
+    assert split(10, 0.5) == ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])
+    assert split(20, 0.3) == ([*range(6)], [*range(6, 20)])
+    assert split(9, 0.5) == ([*range(9)], []) and split(10, 0.4) == ([*range(10)], [])
+    best = explained(simulated(np.random.default_rng(0), 10))
+    assert best["validation"]["references"] == ["r00", "r01", "r02", "r03", "r04"]  # type: ignore[index]
+    assert best["test"]["references"] == ["r05", "r06", "r07", "r08", "r09"]  # type: ignore[index]
+
+
+def plain(**steps: list[float]) -> Values:
+    return {("psnr_db", int(step[1:])): values for step, values in steps.items()}
+
+
+@pytest.mark.parametrize(
+    ("after", "start", "resolved"),
+    [
+        ([9.0] * 5 + [9.1, 9.2, 9.1, 9.3, 9.2], "better than step 0: step 100: mean psnr_db 9.18, +1.18 against", True),
+        ([9.0] * 5 + [6.9, 6.8, 6.9, 6.7, 6.8], "worse than step 0: step 100", False),
+        ([9.0] * 5 + [7.0, 9.0, 8.5, 7.5, 8.1], "unresolved: step 100", False),
+        ([7.0] * 5 + [9.1, 9.2, 9.1, 9.3, 9.2], "unresolved: no checkpoint beats step 0 on the validation", False),
+    ],
+)
+def test_what_is_said(after: list[float], start: str, resolved: bool) -> None:
+    best = explained(plain(_0=[8.0] * 10, _100=after))
+    assert str(best["why"]).startswith(start) and best["resolved"] is resolved
+    assert "on 5 test references" in str(best["why"])
+    assert best["rule"] == (
+        "earliest of 1 checkpoints within one standard error of the highest mean psnr_db on 5 validation references"
+    )
+    unresolved = str(best["why"]).startswith("unresolved")
+    assert (f"below {best['smallest_detectable']} would mostly have been missed" in str(best["why"])) is unresolved
+
+
+@pytest.mark.parametrize("count", [1, 5, 9])
+def test_without_an_independent_test_nothing_is_better(count: int) -> None:
+    best = explained(plain(_0=[8.0] * count, _100=[9.0 + n / 100 for n in range(count)]))
+    assert best["test"] is None and not best["resolved"]
+    assert "there is no independent test" in str(best["why"]) and "not called better" in str(best["why"])
+
+
+def test_the_choice_follows_the_metric() -> None:
+    values: Values = {("psnr_db", 0): [9.0], ("psnr_db", 100): [5.0], ("psnr_db", 200): [7.0], ("psnr_db", 300): [7.0]}
+    values |= {("effnet_lite0_distance", step): [v] for step, v in ((0, 0.9), (100, 0.5), (200, 0.7), (300, 0.6))}
+    assert best_step(values, PSNR, [0]) == 200, "the earliest of equals; step 0 is no checkpoint"
+    assert best_step(values, EFFNET, [0]) == 100, "the lowest distance"
+    by_distance = Evaluate(metrics=("psnr_db", "effnet_lite0_distance"), choose_by="effnet_lite0_distance")
+    assert "the lowest mean effnet_lite0_distance on all 1 references" in str(explained(values, by_distance)["rule"])
+
+
+def measured(folder: Path, psnr: list[float], feature: list[float], references: list[str]) -> Path:
+    """What evaluating a version leaves, of step 0 and one checkpoint."""
+    values: Values = {("psnr_db", 0): [1.0] * len(psnr), ("psnr_db", 100): psnr}
+    values |= {("effnet_lite0_distance", 0): [1.0] * len(psnr), ("effnet_lite0_distance", 100): feature}
+    records.write_csv(folder / "metrics.csv", metrics_columns(len(psnr)), metrics_rows(values, 100))
+    settings = Evaluate(metrics=(*METRICS,), choose_by="psnr_db")
+    records.write_json(folder / "best.json", explain(values, references, METRICS, settings))
+    return folder
+
+
+NAMES = [*"abcdefghij"]
+
+
+def test_comparing_two_versions_pairs_their_test_pictures(tmp_path: Path) -> None:
+    chose = [99.0] * 5  # what chose is not looked at again
+    one = measured(tmp_path / "v4", [*chose, 8.0, 12.0, 16.0, 9.0, 15.0], [0.5, 0.5, 0.6, 0.5, 0.5] * 2, NAMES)
+    other = measured(tmp_path / "v4-padded", [*chose, 8.5, 12.6, 16.4, 9.5, 15.5], [0.4, 0.7, 0.6, 0.4, 0.6] * 2, NAMES)
+    compare(one, other, 1000, tmp_path / "table.csv")
+    rows = {row["metric"]: row for row in records.read_csv(tmp_path / "table.csv")}
+    # far apart between pictures, yet every picture gained: only the paired interval can see it
+    assert float(rows["psnr_db"]["mean_one"]) == 12.0
+    assert float(rows["psnr_db"]["delta"]) == pytest.approx(0.5)
+    assert float(rows["psnr_db"]["ci_low"]) >= 0.35
+    assert rows["psnr_db"]["better"] == "v4-padded"
+    assert rows["effnet_lite0_distance"]["better"] == "neither for sure"
+    assert rows["psnr_db"]["note"].startswith("one training each")
+    compare(other, one, 1000, tmp_path / "table.csv")
+    assert records.read_csv(tmp_path / "table.csv")[0]["better"] == "v4-padded"
+
+
+def test_a_lower_distance_is_better(tmp_path: Path) -> None:
+    one = measured(tmp_path / "one", [8.0] * 10, [0.50, 0.61, 0.52, 0.55, 0.57] * 2, NAMES)
+    other = measured(tmp_path / "other", [8.0] * 10, [0.40, 0.50, 0.43, 0.44, 0.47] * 2, NAMES)
+    compare(one, other, 1000, tmp_path / "table.csv")
+    better = {row["metric"]: row["better"] for row in records.read_csv(tmp_path / "table.csv")}
+    assert better == {"psnr_db": "neither for sure", "effnet_lite0_distance": "other"}
+
+
+def test_what_cannot_be_compared_is_told(tmp_path: Path) -> None:
+    few = [measured(tmp_path / name, [value] * 9, [0.5] * 9, NAMES[:9]) for name, value in (("x", 8.0), ("y", 9.0))]
+    compare(*few, 1000, tmp_path / "few.csv")
+    row = records.read_csv(tmp_path / "few.csv")[0]
+    assert row["better"] == "neither for sure" and "no independent test" in row["note"]
+    one = measured(tmp_path / "one", [1.0] * 10, [1.0] * 10, NAMES)
+    stranger = measured(tmp_path / "v9", [1.0] * 10, [1.0] * 10, [*NAMES[:9], "z"])
+    with pytest.raises(DataError, match="different references"):
+        compare(one, stranger, 100, tmp_path / "none.csv")
+    with pytest.raises(DataError, match="is not measured yet"):
+        compare(one, tmp_path / "nowhere", 100, tmp_path / "none.csv")
+
+
+def test_equal_values_say_equal_things() -> None:
+    values = simulated(np.random.default_rng(9), 10)
+    assert explained(values) == explained(values)
