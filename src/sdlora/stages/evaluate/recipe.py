@@ -12,7 +12,7 @@ class EvaluateRecipe(Recipe):
 
     stage: ClassVar[str] = "evaluate"
     folder_pattern: ClassVar[str] = "results/{version}"
-    writes: ClassVar[tuple[str, ...]] = ("metrics.csv", "metrics.json", "best.json", "curves/")
+    writes: ClassVar[tuple[str, ...]] = ("metrics.csv", "metrics.json", "best.json", "curves/", "tables/")
     record: ClassVar[str] = "made/evaluate.json"
     asides: ClassVar[frozenset[str]] = frozenset({"references"})
 

@@ -1,6 +1,6 @@
 """One version's samples against its references."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from sdlora.errors import DataError
 from sdlora.images.pictures import read_rgb
 from sdlora.stages.evaluate.choose import explain
 from sdlora.stages.evaluate.metric import Metric, Pixels
+from sdlora.stages.evaluate.report_tables import COMPARED, write_tables
 from sdlora.stages.evaluate.tables import Values, metrics_columns, metrics_rows, reported
 from sdlora.stages.fit.fit import PICTURES
 
@@ -73,7 +74,7 @@ def _training(references: Path) -> list[Pixels]:
 
 
 def evaluate_version(settings: Evaluate, samples: Path, references: Path, out: Path) -> list[Path]:
-    """Write `metrics.csv`, `metrics.json` (for `dvc metrics`), `curves/` (for `dvc plots`) and `best.json`.
+    """Write `metrics.csv`, `best.json`, `metrics.json` and `curves/` (for DVC), and `tables/`, laid out as the report's.
 
     Args:
         settings: Metrics and the rule of choice.
@@ -93,7 +94,18 @@ def evaluate_version(settings: Evaluate, samples: Path, references: Path, out: P
     records.write_json(out / "best.json", best)
     records.write_json(out / "metrics.json", {"best_step": best["best_step"], **reported(best)["figures"]})
     curves = write_curves(values, settings.bootstrap_samples, out / "curves")
-    return [out / "metrics.csv", out / "metrics.json", out / "best.json", *curves]
+    tables = _report_tables(samples, references, columns, metrics, out)
+    return [out / "metrics.csv", out / "metrics.json", out / "best.json", *curves, *tables]
+
+
+def _report_tables(
+    samples: Path, references: Path, columns: Sequence[str], metrics: Mapping[str, Metric], out: Path
+) -> list[Path]:
+    """The first reference's prompt at every step, against the first five references."""
+    truths = [read_rgb(references / PICTURES / f"{name}.png") for name in columns[:COMPARED]]
+    rows = [row for row in records.read_jsonl(samples / "index.jsonl") if row["reference"] == columns[0]]
+    drawn = {row["step"]: at_size_of(read_rgb(samples / row["file"]), truths[0]) for row in reversed(rows)}
+    return write_tables(out.name, drawn, [np.asarray(truth) for truth in truths], metrics, out / "tables")
 
 
 def write_curves(values: Values, bootstrap_samples: int, folder: Path) -> list[Path]:
