@@ -33,6 +33,7 @@ def explain(values: Values, settings: Evaluate) -> dict[str, Any]:
     references = len(values[settings.choose_by, 0])
     return {
         "best_step": step,
+        "choose_by": settings.choose_by,
         "rule": f"{extreme} mean {settings.choose_by} of {len(steps)} checkpoints",
         "why": f"step {step}: mean {settings.choose_by} {gain['best']}, {gain['delta']:+} against step 0 "
         f"[{gain['ci_low']}, {gain['ci_high']}]; {verdict(gain, references)}",

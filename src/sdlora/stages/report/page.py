@@ -1,85 +1,65 @@
-"""Self-contained HTML pages: one a version, one over all versions."""
+"""Self-contained HTML pages, which ask no network: one a version, one over all versions."""
 
-import base64
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader
+from markupsafe import Markup
 
 from sdlora import records
-from sdlora.flow import freshness
-from sdlora.flow.identity import told
 from sdlora.images.pictures import png_bytes, read_rgb
 from sdlora.lora.names import FOR_A1111
 from sdlora.stages.fit.fit import PICTURES
-from sdlora.stages.report.plots import Series, metric_plot
+from sdlora.stages.report.data import page_data
 from sdlora.stages.report.recipe import Summary
 from sdlora.stages.report.sheet import contact_sheet
 
 PAGES = Environment(loader=PackageLoader("sdlora.stages.report", "templates"), autoescape=True, trim_blocks=True)
+FOLDER = Path(__file__).parent
+VENDOR = ("uplot", "img-comparison-slider", "tablesort")
 
 
-def _uri(content: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+def _page(title: str, data: dict[str, Any]) -> str:
+    """The page as one file. Texts come from strangers: they are JSON, in which no tag can end."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    scripts = "\n".join((FOLDER / "vendor" / f"{name}.js").read_text("utf-8") for name in VENDOR)
+    styles = "\n".join((FOLDER / name).read_text("utf-8") for name in ("vendor/uplot.css", "templates/page.css"))
+    return PAGES.get_template("page.html").render(
+        title=title,
+        data=Markup(text),
+        vendor=Markup(scripts),
+        styles=Markup(styles),
+        script=Markup((FOLDER / "templates/page.js").read_text("utf-8")),
+    )
 
 
-def read_series(metrics_csv: Path) -> dict[str, list[tuple[int, float, float, float]]]:
-    """Metric -> (step, mean, ci_low, ci_high) of a version's table."""
-    found: dict[str, list[tuple[int, float, float, float]]] = {}
-    for row in records.read_csv(metrics_csv):
-        numbers = (float(row["mean"]), float(row["ci_low"]), float(row["ci_high"]))
-        found.setdefault(row["metric"], []).append((int(row["step"]), *numbers))
-    return found
-
-
-def accepted_of(result: Path) -> list[str]:
-    """What was accepted of a version's files after updates of code or packages, a line each."""
-    lines = []
-    for path in sorted((result / "made").glob("*.json")):
-        made = freshness.read_made(path)
-        for update in made.accepted if made else ():
-            before, after = ({name: pair[side] for name, pair in update.items()} for side in (0, 1))
-            lines.append(f"{path.stem}: {told(sorted(update), before, after)}")
-    return lines
-
-
-def write_version(name: str, settings: Summary, result: Path, references: Path) -> list[Path]:
-    """Write a version's page: why this checkpoint, the table, the plots and every sample; and `sheet.png`.
+def write_version(name: str, settings: Summary, result: Path, references: Path, dataset: Path) -> list[Path]:
+    """Write a version's page: why this checkpoint, every sample, the curves, the numbers, the dataset; and `sheet.png`.
 
     Args:
         name: The version.
         settings: What it is compared by.
         result: `results/<version>`.
         references: The fitted set that holds the references.
+        dataset: The fitted set that was learnt from.
 
     Returns:
         The files written.
     """
-    out, references = result / "report", references / PICTURES
-    series = read_series(result / "metrics.csv")
+    out = result / "report"
+    data = page_data({name: settings}, result.parent, {name: references}, {name: dataset}, root="../..")
+    records.write_text(out / "index.html", _page(name, data))
     index = records.read_jsonl(result / "samples" / "index.jsonl")
-    columns = sorted({row["reference"] for row in index})
-    steps = sorted({row["step"] for row in index})
     pictures = {(row["step"], row["reference"]): row for row in reversed(index)}
-    page = PAGES.get_template("version.html").render(
-        name=name,
-        settings=settings,
-        best=records.read_json(result / "best.json"),
-        table=records.read_csv(result / "metrics.csv"),
-        accepted=accepted_of(result),
-        plots=[_uri(metric_plot(metric, {name: points})) for metric, points in series.items()],
-        prompts=[pictures[steps[0], column]["prompt"] for column in columns],
-        references=[_uri((references / f"{column}.png").read_bytes()) for column in columns],
-        rows=[
-            (step, [_uri((result / "samples" / pictures[step, column]["file"]).read_bytes()) for column in columns])
-            for step in steps
-        ],
-    )
-    records.write_text(out / "index.html", page)
+    columns = sorted({row["reference"] for row in index})
     best = records.read_json(result / "best.json")["best_step"]
     sheet = contact_sheet(
         [
-            ("reference", [read_rgb(references / f"{column}.png") for column in columns]),
+            ("reference", [read_rgb(references / PICTURES / f"{column}.png") for column in columns]),
             *(
                 (label, [read_rgb(result / "samples" / pictures[step, column]["file"]) for column in columns])
                 for label, step in (("base", 0), (f"step {best}", best))
@@ -88,7 +68,7 @@ def write_version(name: str, settings: Summary, result: Path, references: Path) 
     )
     records.write_bytes(out / "sheet.png", png_bytes(sheet))
     previews: list[Path] = []
-    for step in steps:
+    for step in sorted({row["step"] for row in index}):
         shown = result / "samples" / pictures[step, columns[0]]["file"]
         previews += _previews(result / "export" / f"step-{step:06d}", shown)
     return [out / "index.html", out / "sheet.png", *previews]
@@ -102,29 +82,36 @@ def _previews(folder: Path, picture: Path) -> list[Path]:
     return previews
 
 
-def write_index(versions: dict[str, Summary], results: Path, out: Path) -> list[Path]:
-    """Write the page over all versions and its table: settings, best step, figures; one plot a metric."""
-    best = {name: records.read_json(results / name / "best.json") for name in versions}
-    series: dict[str, dict[str, Any]] = {}
-    for name in versions:
-        for metric, points in read_series(results / name / "metrics.csv").items():
-            series.setdefault(metric, {})[name] = points
-    plots: list[tuple[str, Series]] = list(series.items())
-    page = PAGES.get_template("index.html").render(
-        versions=versions,
-        best=best,
-        metrics=list(series),
-        plots=[_uri(metric_plot(metric, lines)) for metric, lines in plots],
-    )
-    records.write_text(out / "index.html", page)
-    _write_table(versions, best, list(series), out / "versions.csv")
+def write_index(
+    versions: Mapping[str, Summary],
+    results: Path,
+    out: Path,
+    references: Mapping[str, Path],
+    datasets: Mapping[str, Path],
+) -> list[Path]:
+    """Write the page over all versions, and its table: settings, best step, figures.
+
+    Args:
+        versions: What each is compared by.
+        results: The folder with a folder for each.
+        out: Where to.
+        references: The fitted set that holds each version's references.
+        datasets: The fitted set that each learnt from.
+    """
+    data = page_data(versions, results, references, datasets, root="..")
+    records.write_text(out / "index.html", _page("Versions", data))
+    best = {version["name"]: version["best"] for version in data["versions"]}
+    metrics = list(dict.fromkeys(metric for version in data["versions"] for metric in version["metrics"]))
+    _write_table(versions, best, metrics, out / "versions.csv")
     return [out / "index.html", out / "versions.csv"]
 
 
 FIGURES = ("best", "delta", "ci_low", "ci_high")  # of each metric: at the best step; against step 0, with its interval
 
 
-def _write_table(versions: dict[str, Summary], best: dict[str, dict[str, Any]], metrics: list[str], path: Path) -> None:
+def _write_table(
+    versions: Mapping[str, Summary], best: Mapping[str, dict[str, Any]], metrics: list[str], path: Path
+) -> None:
     """One row a version; a metric that a version does not measure is empty."""
     keys = list(next(iter(versions.values())))
     columns = [

@@ -15,11 +15,12 @@ class ReportRecipe(Recipe):
     folder_pattern: ClassVar[str] = "results/{version}"
     writes: ClassVar[tuple[str, ...]] = ("report/index.html", "report/sheet.png")
     record: ClassVar[str] = "made/report.json"
-    asides: ClassVar[frozenset[str]] = frozenset({"references"})
+    asides: ClassVar[frozenset[str]] = frozenset({"references", "dataset"})
 
     version: str
     settings: Summary
     references: Path  # the fitted set that holds them
+    dataset: Path  # the fitted set that was learnt from
 
 
 class ReportAllRecipe(Recipe):
@@ -30,5 +31,8 @@ class ReportAllRecipe(Recipe):
     folder_pattern: ClassVar[str] = "results/report"
     writes: ClassVar[tuple[str, ...]] = ("index.html", "versions.csv")
     record: ClassVar[str] = "made/report.json"
+    asides: ClassVar[frozenset[str]] = frozenset({"references", "datasets"})
 
     versions: dict[str, Summary]
+    references: dict[str, Path]  # the fitted set that holds each version's
+    datasets: dict[str, Path]  # the fitted set that each learnt from
