@@ -14,6 +14,7 @@ class ReportRecipe(Recipe):
     stage: ClassVar[str] = "report"
     folder_pattern: ClassVar[str] = "results/{version}"
     writes: ClassVar[tuple[str, ...]] = ("report/index.html", "report/sheet.png")
+    shown: ClassVar[dict[str, str]] = {"report/sheet.png": "sheet.rst"}
     record: ClassVar[str] = "made/report.json"
     asides: ClassVar[frozenset[str]] = frozenset({"references", "dataset"})
 
@@ -30,6 +31,7 @@ class ReportAllRecipe(Recipe):
     script: ClassVar[str] = "report_all"
     folder_pattern: ClassVar[str] = "results/report"
     writes: ClassVar[tuple[str, ...]] = ("index.html", "versions.csv")
+    shown: ClassVar[dict[str, str]] = {"index.html": "index.rst"}
     record: ClassVar[str] = "made/report.json"
     asides: ClassVar[frozenset[str]] = frozenset({"references", "datasets"})
 
