@@ -261,6 +261,7 @@ def summary(version: Version) -> dict[str, Any]:
         "steps": train.steps,
         "optimizer": train.optimizer,
         "hires": bool(sample.hires),
+        "remark": version.remark,
     }
 
 

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from sdlora import records
 from sdlora.images.pictures import png_bytes, read_rgb
-from sdlora.lora.names import FOR_A1111
+from sdlora.lora.names import FILE_NAME, FOR_A1111
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.report.data import page_data
 from sdlora.stages.report.recipe import Summary
@@ -38,7 +38,9 @@ def _page(title: str, data: dict[str, Any]) -> str:
 
 
 def write_version(name: str, settings: Summary, result: Path, references: Path, dataset: Path) -> list[Path]:
-    """Write a version's page: why this checkpoint, every sample, the curves, the numbers, the dataset; and `sheet.png`.
+    """Write a version's page, `sheet.png` and the chosen step's file as `<version>.safetensors`.
+
+    The page shows why this checkpoint, every sample, the curves, the numbers and the dataset.
 
     Args:
         name: The version.
@@ -67,11 +69,20 @@ def write_version(name: str, settings: Summary, result: Path, references: Path, 
         ]
     )
     records.write_bytes(out / "sheet.png", png_bytes(sheet))
+    chosen = result / f"{name}.safetensors"
+    records.write_bytes(chosen, _file_of(result, best).read_bytes())
     previews: list[Path] = []
     for step in sorted({row["step"] for row in index}):
         shown = result / "samples" / pictures[step, columns[0]]["file"]
         previews += _previews(result / "export" / f"step-{step:06d}", shown)
-    return [out / "index.html", out / "sheet.png", *previews]
+    return [out / "index.html", out / "sheet.png", chosen, *previews]
+
+
+def _file_of(result: Path, step: int) -> Path:
+    """The chosen step's file for A1111 and ComfyUI; diffusers' where no such file can be."""
+    folder = f"step-{step:06d}"
+    for_tools = sorted((result / "export" / folder).glob(f"*{FOR_A1111}*.safetensors"))
+    return for_tools[0] if for_tools else result / "checkpoints" / folder / FILE_NAME
 
 
 def _previews(folder: Path, picture: Path) -> list[Path]:

@@ -13,7 +13,7 @@ class ReportRecipe(Recipe):
 
     stage: ClassVar[str] = "report"
     folder_pattern: ClassVar[str] = "results/{version}"
-    writes: ClassVar[tuple[str, ...]] = ("report/index.html", "report/sheet.png")
+    writes: ClassVar[tuple[str, ...]] = ("report/index.html", "report/sheet.png", "{version}.safetensors")
     shown: ClassVar[dict[str, str]] = {"report/sheet.png": "sheet.rst"}
     record: ClassVar[str] = "made/report.json"
     asides: ClassVar[frozenset[str]] = frozenset({"references", "dataset"})
