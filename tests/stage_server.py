@@ -21,7 +21,7 @@ from pathlib import Path
 
 # What scripts import late, or through a menu.
 PRELOADED = (
-    "accelerate", "bitsandbytes", "diffusers.models.unets.unet_2d_condition", "matplotlib.pyplot", "peft",
+    "accelerate", "bitsandbytes", "diffusers.models.unets.unet_2d_condition", "peft",
     "prodigyopt", "schedulefree", "skimage.metrics", "transformers.models.blip.modeling_blip",
     "transformers.models.blip.processing_blip", "transformers.models.clip.modeling_clip",
     "sdlora.stages.train", "sdlora.stages.sample.sample", "sdlora.stages.evaluate.effnet",

@@ -20,8 +20,20 @@ def records_before(kind):
 
 
 def outputs(kind):
-    """What a stage writes, its record last."""
-    return [directory(path.rstrip("/")) if path.endswith("/") else path for path in kind.patterns()]
+    """What a stage writes, its record last; what Snakemake's report shows has its text."""
+    texts = {f"{kind.folder_pattern}/{path}": text for path, text in kind.shown.items()}
+    return [
+        (
+            directory(path.rstrip("/"))
+            if path.endswith("/")
+            else (
+                report(path, caption=f"../report/{texts[path]}", category="Results")
+                if path in texts
+                else path
+            )
+        )
+        for path in kind.patterns()
+    ]
 
 
 def with_references(wildcards):

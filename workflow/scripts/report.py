@@ -8,7 +8,7 @@ from sdlora.stages.report.recipe import ReportRecipe
 
 
 def work(recipe: ReportRecipe) -> list[Path]:
-    return write_version(recipe.version, recipe.settings, recipe.folder, recipe.references)
+    return write_version(recipe.version, recipe.settings, recipe.folder, recipe.references, recipe.dataset)
 
 
 command.run(ReportRecipe, work)

@@ -8,7 +8,8 @@ from sdlora.stages.report.recipe import ReportAllRecipe
 
 
 def work(recipe: ReportAllRecipe) -> list[Path]:
-    return write_index(recipe.versions, recipe.folder.parent, recipe.folder)
+    results = recipe.folder.parent
+    return write_index(recipe.versions, results, recipe.folder, recipe.references, recipe.datasets)
 
 
 command.run(ReportAllRecipe, work)

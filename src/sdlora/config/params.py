@@ -229,6 +229,7 @@ class Version(Section):
     base: str = Field(description="entry of bases")
     dataset: str = Field(description="entry of datasets")
     preset: str | None = Field(None, description="entry of presets to start from, over the defaults; null = none")
+    remark: str = Field("", max_length=500, description="what you found, shown in the table of versions")
     fit: Fit = Fit()
     caption: Caption = Caption()
     flip: Flip = Flip()

@@ -164,11 +164,11 @@ def _adopt(run: Path | None, job: Recipe) -> None:
 
 def write_pages(params: Params, versions: Sequence[str]) -> None:
     """Write the versions' pages anew: they say what was accepted."""
-    from sdlora.stages.report.page import write_version  # imports matplotlib
+    from sdlora.stages.report.page import write_version  # imports NumPy
 
     for job in plan.jobs(params):
         if isinstance(job, ReportRecipe) and job.version in versions and all(path.exists() for path in job.inputs):
-            freshness.write_made(job, write_version(job.version, job.settings, job.folder, job.references))
+            freshness.write_made(job, write_version(job.version, job.settings, job.folder, job.references, job.dataset))
 
 
 def run(versions: Sequence[str], sure: bool) -> None:

@@ -22,6 +22,7 @@ PACKAGE = Path(__file__).parents[1]
 CODE_MEMORY = Path(".sdlora/code.json")
 NAME = PACKAGE.name
 WHOLE = ""  # the name under which a module's other statements stand: they run whenever it is imported
+TEMPLATES = ("templates", "vendor")  # folders whose files a page is made of
 FORMAT = 1  # of what is remembered
 # Modules whose behaviour reaches a stage only through its recipe (plan.py resolves what they decide), or never; the
 # recipes' own as well.
@@ -160,9 +161,10 @@ class Code:
         return Module(**self._known[digest])
 
     def _templates(self, found: Reached) -> Iterator[Path]:
-        """Pages' templates of the packages that were reached."""
+        """The page's templates and scripts, of the packages that were reached."""
         for module in sorted({label.split(":")[0].rpartition(".")[0] for label in found.digests}):
-            yield from sorted(self._package.joinpath(*module.split("."), "templates").glob("*.html"))
+            place = self._package.joinpath(*module.split("."))
+            yield from sorted(path for folder in TEMPLATES for path in (place / folder).glob("*.*"))
 
 
 def _parse(content: bytes) -> Module:

@@ -154,7 +154,7 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
     yield evaluate
     yield ReportRecipe(
         **of_version, **seen.maker(ReportRecipe, ()), inputs=(evaluate.made, export.made),
-        version=name, settings=summary(version), references=references,
+        version=name, settings=summary(version), references=references, dataset=train.dataset,
     )  # fmt: skip
 
 
@@ -215,7 +215,12 @@ def _report_all(params: Params, seen: Seen) -> ReportAllRecipe:
     """The page over all versions of `run`."""
     measured = tuple(Path(EvaluateRecipe.made_pattern().format(version=name)) for name in params.run)
     settings = {name: summary(params.versions[name]) for name in params.run}
-    return ReportAllRecipe(wildcards={}, **seen.maker(ReportAllRecipe, ()), inputs=measured, versions=settings)
+    names = {name: params.versions[name].dataset for name in params.run}
+    return ReportAllRecipe(
+        wildcards={}, **seen.maker(ReportAllRecipe, ()), inputs=measured, versions=settings,
+        references={name: set_folder(of, fit_name(params, name, "pad")) for name, of in names.items()},
+        datasets={name: set_folder(of, fit_name(params, name)) for name, of in names.items()},
+    )  # fmt: skip
 
 
 def _weights(base: Base, learning_rate_scale: float = 1.0) -> Base:
@@ -256,6 +261,7 @@ def summary(version: Version) -> dict[str, Any]:
         "steps": train.steps,
         "optimizer": train.optimizer,
         "hires": bool(sample.hires),
+        "remark": version.remark,
     }
 
 

@@ -29,6 +29,8 @@ class Recipe(BaseModel):
     folder_pattern: ClassVar[str]
     #: What Snakemake knows of it, below the folder; a name that ends in a slash is a folder.
     writes: ClassVar[tuple[str, ...]]
+    #: Of those, what Snakemake's own report shows, and which text of workflow/report/ stands beside it.
+    shown: ClassVar[dict[str, str]] = {}
     #: The record of what made the files, below the folder.
     record: ClassVar[str]
     #: Fields that change no file.

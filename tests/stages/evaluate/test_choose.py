@@ -57,7 +57,7 @@ def test_a_planted_best_is_found_and_called_better(references: int) -> None:
         found.append(best["best_step"] == 900)
         called.append(best["resolved"])
     assert np.mean(found) >= 0.9
-    assert np.mean(called) >= 0.8
+    assert np.mean(called) >= 0.9
 
 
 def test_what_lies_below_the_smallest_detectable_is_left_unresolved_and_says_so() -> None:
@@ -159,7 +159,8 @@ def test_comparing_two_versions_pairs_their_test_pictures(tmp_path: Path) -> Non
     assert rows["effnet_lite0_distance"]["better"] == "neither for sure"
     assert rows["psnr_db"]["note"].startswith("one training each")
     compare(other, one, 1000, tmp_path / "table.csv")
-    assert records.read_csv(tmp_path / "table.csv")[0]["better"] == "v4-padded"
+    swapped = {row["metric"]: row for row in records.read_csv(tmp_path / "table.csv")}
+    assert swapped["psnr_db"]["better"] == "v4-padded" and swapped["psnr_db"]["delta"] == "-0.5"
 
 
 def test_a_lower_distance_is_better(tmp_path: Path) -> None:

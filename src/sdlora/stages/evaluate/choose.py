@@ -56,14 +56,14 @@ def explain(
     Returns:
         `best_step`, its `rule`, and `why` in words; `validation` and `test` (None where there is none), each with its
         `references` and a metric's `figures`; `resolved`: whether it beats step 0 for sure; `smallest_detectable`:
-        the true difference in `metric` that would have been found in 80 % of cases; `warnings`.
+        the true difference in `choose_by` that would have been found in 80 % of cases; `warnings`.
     """
     metric = metrics[settings.choose_by]
     validation, test = split(len(references), settings.validation)
     step = best_step(values, metric, validation)
     found: dict[str, Any] = {
         "best_step": step,
-        "metric": metric.name,
+        "choose_by": metric.name,
         "higher_is_better": {name: entry.higher_is_better for name, entry in metrics.items()},
         "references": [*references],
         "validation": _figures(values, step, references, validation, settings),

@@ -74,7 +74,7 @@ def _training(references: Path) -> list[Pixels]:
 
 
 def evaluate_version(settings: Evaluate, samples: Path, references: Path, out: Path) -> list[Path]:
-    """Write `metrics.csv`, `best.json`, `metrics.json` and `curves/` (for DVC), and `tables/`, laid out as the report's.
+    """Write `metrics.csv`, `best.json`, for DVC `metrics.json` and `curves/`, and the report's own `tables/`.
 
     Args:
         settings: Metrics and the rule of choice.

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-LEAST_REFERENCES = 5  # below, a bootstrap over references says next to nothing
+LEAST_REFERENCES = 5  # below, nothing is said of a difference
+LEAST_RESAMPLED = 8
 LEVEL, POWER = 0.05, 0.80
 Floats = NDArray[np.float64]
 
@@ -22,10 +23,6 @@ class Interval:
     high: float
     p: float
 
-    @property
-    def excludes_zero(self) -> bool:
-        return self.low > 0 or self.high < 0
-
 
 @cache
 def _resamples(count: int, samples: int, seed: int) -> NDArray[np.int64]:
@@ -36,7 +33,8 @@ def mean_interval(values: Sequence[float], samples: int, seed: int = 0) -> Inter
     """Studentised bootstrap of the mean (Efron and Tibshirani 1993, section 12.5).
 
     Chosen by its coverage in simulation: with 8 values the percentile bootstrap and BCa cover 87 % where 95 % is
-    promised, this 93 % to 95 %. Below 5 values resamples are too few, and Student's t is taken.
+    promised, this 93 % to 95 %. Below 8 values Student's t is taken, which covers as much of 5 normal or skewed values
+    (93 % to 95 %) in a quarter less width.
 
     Args:
         values: One a reference. A reference's sampling seeds are averaged before: as each has the same number of
@@ -52,7 +50,7 @@ def mean_interval(values: Sequence[float], samples: int, seed: int = 0) -> Inter
     error = _standard_error(data)
     if error <= 1e-12 * max(1.0, abs(mean)):
         return Interval(mean, mean, mean, 1.0 if mean == 0 or count == 1 else 0.0)
-    if count < LEAST_REFERENCES:
+    if count < LEAST_RESAMPLED:
         half = float(stdtrit(count - 1, 1 - LEVEL / 2)) * error
         return Interval(mean, mean - half, mean + half, float(2 * stdtr(count - 1, -abs(mean) / error)))
     drawn = data[_resamples(count, samples, seed)]

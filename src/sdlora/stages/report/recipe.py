@@ -13,13 +13,15 @@ class ReportRecipe(Recipe):
 
     stage: ClassVar[str] = "report"
     folder_pattern: ClassVar[str] = "results/{version}"
-    writes: ClassVar[tuple[str, ...]] = ("report/index.html", "report/sheet.png")
+    writes: ClassVar[tuple[str, ...]] = ("report/index.html", "report/sheet.png", "{version}.safetensors")
+    shown: ClassVar[dict[str, str]] = {"report/sheet.png": "sheet.rst"}
     record: ClassVar[str] = "made/report.json"
-    asides: ClassVar[frozenset[str]] = frozenset({"references"})
+    asides: ClassVar[frozenset[str]] = frozenset({"references", "dataset"})
 
     version: str
     settings: Summary
     references: Path  # the fitted set that holds them
+    dataset: Path  # the fitted set that was learnt from
 
 
 class ReportAllRecipe(Recipe):
@@ -29,6 +31,10 @@ class ReportAllRecipe(Recipe):
     script: ClassVar[str] = "report_all"
     folder_pattern: ClassVar[str] = "results/report"
     writes: ClassVar[tuple[str, ...]] = ("index.html", "versions.csv")
+    shown: ClassVar[dict[str, str]] = {"index.html": "index.rst"}
     record: ClassVar[str] = "made/report.json"
+    asides: ClassVar[frozenset[str]] = frozenset({"references", "datasets"})
 
     versions: dict[str, Summary]
+    references: dict[str, Path]  # the fitted set that holds each version's
+    datasets: dict[str, Path]  # the fitted set that each learnt from

@@ -1,0 +1,248 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const $ = (id) => document.getElementById(id);
+const versionOf = Object.fromEntries(data.versions.map((version) => [version.name, version]));
+const COLOURS = ["#0a6e5c", "#c2571a", "#5546b0", "#b01e63", "#3b7d1f", "#9a7b00", "#1a6fb5", "#7a4a2b", "#62707c", "#d1433a", "#0f8fa3", "#8a3fa0"];
+const colourOf = Object.fromEntries(data.versions.map((version, number) => [version.name, COLOURS[number % COLOURS.length]]));
+
+/** An element with attributes and children; text is never read as markup. */
+function element(tag, attributes = {}, ...children) {
+  const made = document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) if (value !== undefined && value !== false) made.setAttribute(key, value);
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+const number = (value, digits = 3) => (value === undefined || value === null ? "" : Number(value).toFixed(Math.abs(value) >= 10 ? Math.min(2, digits) : digits));
+const signed = (value) => (value > 0 ? "+" : "") + number(value);
+const fill = (select, options) => select.replaceChildren(...options.map(([value, text]) => element("option", { value }, text)));
+const metricsOf = (version) => Object.keys(version.metrics);
+const allMetrics = [...new Set(data.versions.flatMap(metricsOf))].sort((a, b) => (b === data.chosen_by) - (a === data.chosen_by));
+
+/* What was chosen, and why */
+function verdicts() {
+  const box = $("verdicts");
+  if (data.versions.length > 1) box.className = "cards";
+  box.append(...data.versions.map((version) => element("div", { class: "verdict" },
+    data.versions.length > 1 ? element("strong", {}, element("a", { href: `${data.root}/${version.name}/report/index.html` }, version.name)) : null,
+    element("p", {}, `${version.best.why}.`), element("p", { class: "rule" }, `Chosen by: ${version.best.rule}.`),
+    ...version.best.warnings.map((warning) => element("p", { class: "warning" }, `${warning}.`)),
+    version.accepted.length ? element("details", {}, element("summary", {}, "Accepted after an update of code or packages"), element("ul", {}, ...version.accepted.map((line) => element("li", {}, line)))) : null)));
+}
+
+/* The grid */
+const several = data.versions.length > 1;
+const seeds = [...new Set(data.versions.flatMap((version) => Object.values(version.samples).flatMap((step) => Object.values(step).flatMap(Object.keys))))];
+function columnsShown() {
+  const chosen = $("columns").value;
+  if (chosen === "*") return [{ version: data.versions[0], step: 0, head: "no LoRA" }, ...data.versions.map((version) => ({ version, step: version.best.best_step, head: `${version.name}, step ${version.best.best_step}` }))];
+  const version = versionOf[chosen];
+  return version.steps.map((step) => ({ version, step, head: step ? `step ${step}` : "no LoRA", chosen: step === version.best.best_step }));
+}
+const sampleOf = (version, step, reference) => {
+  const found = version.samples[step]?.[reference];
+  return found && (found[$("seed").value] ?? Object.values(found)[0]);
+};
+function figureOf(version, step, reference) {
+  const metric = $("figure").value, row = version.metrics[metric]?.[step], place = version.best.references.indexOf(reference);
+  return row && place >= 0 ? number(row.values[place], 2) : "";
+}
+function drawGrid() {
+  const columns = columnsShown(), references = data.references[columns[0].version.references];
+  const ids = [...new Set(columns.flatMap(({ version, step }) => Object.keys(version.samples[step] ?? {})))].filter((id) => references[id]).sort();
+  const head = element("tr", {}, element("th", {}, ""), element("th", {}, "reference"), ...columns.map(({ head: text, chosen }) => element("th", { class: chosen && "chosen" }, text)));
+  const rows = ids.map((id) => element("tr", {}, element("th", { scope: "row" }, element("div", { title: references[id].prompt }, references[id].prompt)),
+    element("td", {}, cell(references[id].picture, "reference", "")),
+    ...columns.map(({ version, step, chosen, head: text }) => {
+      const sample = sampleOf(version, step, id);
+      return element("td", { class: chosen && "chosen" }, sample ? cell(sample[0], text, figureOf(version, step, id), { version: version.name, step, reference: id }) : "");
+    })));
+  $("grid").replaceChildren(element("thead", {}, head), element("tbody", {}, ...rows));
+}
+function cell(key, label, figure, where) {
+  const made = element("button", { type: "button", class: "cell", "aria-label": figure ? `${label}: ${figure}` : label },
+    element("img", { src: data.thumbnails[key], alt: "", loading: "lazy", width: 104, height: 104 }), element("span", {}, figure));
+  made.addEventListener("click", () => view(where, key, label));
+  return made;
+}
+$("grid").addEventListener("keydown", (event) => {
+  const move = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] }[event.key];
+  const here = event.target.closest("td");
+  if (!move || !here) return;
+  const row = here.parentElement, next = row.parentElement.rows[row.sectionRowIndex + move[0]]?.cells[here.cellIndex + move[1]]?.querySelector("button");
+  if (next) { event.preventDefault(); next.focus(); next.scrollIntoView({ block: "nearest", inline: "nearest" }); }
+});
+
+/* One picture, and another beside it */
+let shown = null;
+const pathOf = (where) => `${data.root}/${where.version}/${sampleOf(versionOf[where.version], where.step, where.reference)[1]}`;
+function picture(where, key) {
+  const made = element("img", { src: where ? pathOf(where) : data.thumbnails[key], alt: where ? `${where.version}, step ${where.step}` : "reference" });
+  made.addEventListener("error", () => { made.src = data.thumbnails[key]; }, { once: true }); // the page alone was moved
+  return made;
+}
+function view(where, key, label) {
+  shown = { where, key };
+  const options = [["", "nothing"]];
+  if (where) {
+    options.push(["reference", "the reference"]);
+    for (const version of data.versions) for (const step of version.steps) if (version.references === versionOf[where.version].references && version.samples[step]?.[where.reference] && (several || step !== where.step)) options.push([`${version.name}/${step}`, several ? `${version.name}, step ${step}` : step ? `step ${step}` : "no LoRA"]);
+  }
+  fill($("beside"), options);
+  $("viewer-title").textContent = where ? `${where.version}, ${where.step ? `step ${where.step}` : "no LoRA"}` : label;
+  $("viewer-prompt").textContent = where ? data.references[versionOf[where.version].references][where.reference].prompt : "";
+  $("viewer-file").hidden = !where;
+  if (where) $("viewer-file").href = pathOf(where);
+  drawViewer();
+  if (!$("viewer").open) $("viewer").showModal();
+}
+function drawViewer() {
+  const { where, key } = shown, beside = $("beside").value, own = picture(where, key);
+  if (!beside) return $("viewer-picture").replaceChildren(own);
+  const references = data.references[versionOf[where.version].references];
+  let other;
+  if (beside === "reference") other = picture(null, references[where.reference].picture);
+  else {
+    const [version, step] = [beside.slice(0, beside.lastIndexOf("/")), Number(beside.slice(beside.lastIndexOf("/") + 1))];
+    const place = { version, step, reference: where.reference };
+    other = picture(place, sampleOf(versionOf[version], step, where.reference)[0]);
+  }
+  other.slot = "first"; own.slot = "second";
+  $("viewer-picture").replaceChildren(element("img-comparison-slider", { tabindex: "0", "aria-label": "Before and after: drag, or arrow keys" }, other, own));
+}
+$("viewer").addEventListener("keydown", (event) => {
+  if (!shown?.where || event.target.closest("select, img-comparison-slider")) return;
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], steps = versionOf[shown.where.version].steps;
+  const next = step && steps[steps.indexOf(shown.where.step) + step];
+  if (next === undefined || next === 0 && !step) return;
+  const where = { ...shown.where, step: next }, sample = sampleOf(versionOf[where.version], next, where.reference);
+  if (sample) view(where, sample[0], "");
+});
+$("viewer").addEventListener("click", (event) => { if (event.target === $("viewer")) $("viewer").close(); });
+
+/* Curves */
+const hidden = new Set();
+function drawCurves() {
+  const versions = data.versions.filter((version) => !hidden.has(version.name));
+  const ink = getComputedStyle(document.body).getPropertyValue("--ink"), line = getComputedStyle(document.body).getPropertyValue("--line");
+  const axis = { stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line } };
+  const plots = [...allMetrics.map((metric) => [metric, (version) => version.steps.map((step) => [step, version.metrics[metric]?.[step]?.mean])]),
+    ["loss", (version) => version.log.step.map((step, place) => [step, version.log.loss[place]])],
+    ["learning_rate", (version) => version.log.step.map((step, place) => [step, version.log.learning_rate[place]])]];
+  $("plots").replaceChildren();
+  for (const [title, points] of plots) {
+    const box = element("div", { class: "plot" }, element("h3", {}, title + (data.lower_is_better.includes(title) ? " (lower is better)" : "")));
+    $("plots").append(box);
+    const lines = versions.map((version) => new Map(points(version)));
+    const steps = [...new Set(lines.flatMap((map) => [...map.keys()]))].sort((a, b) => a - b);
+    new uPlot({
+      width: Math.max(260, box.clientWidth - 20), height: 220, cursor: { focus: { prox: 20 } }, axes: [axis, { ...axis, size: 62, values: (_, marks) => marks.map((mark) => (mark && Math.abs(mark) < 0.01 ? mark.toExponential(1) : String(mark))) }],
+      scales: { x: { time: false } },
+      series: [{ label: "step" }, ...versions.map((version) => ({ label: version.name, stroke: colourOf[version.name], width: 1.6, spanGaps: true, points: { show: steps.length < 40, size: 5 }, value: (_, value) => (value === null || value === undefined ? "" : Number(value).toPrecision(4)) }))],
+    }, [steps, ...lines.map((map) => steps.map((step) => map.get(step) ?? null))], box);
+  }
+}
+function curveControls() {
+  if (!several) return;
+  $("curve-controls").append(...data.versions.map((version) => {
+    const box = element("input", { type: "checkbox", checked: "" });
+    box.addEventListener("change", () => { box.checked ? hidden.delete(version.name) : hidden.add(version.name); drawCurves(); });
+    return element("label", { class: "chip" }, box, element("i", { style: `background:${colourOf[version.name]}` }), version.name);
+  }));
+}
+
+/* Numbers */
+function tables() {
+  const settings = Object.keys(data.versions[0].settings);
+  const heads = ["version", ...settings, "chosen step", "tested on", "better than step 0", ...allMetrics.flatMap((metric) => [metric, "against step 0"])];
+  const rows = data.versions.map((version) => element("tr", {},
+    element("td", {}, several ? element("a", { href: `${data.root}/${version.name}/report/index.html` }, version.name) : version.name),
+    ...settings.map((key) => element("td", {}, String(version.settings[key] ?? ""))), element("td", {}, String(version.best.best_step)),
+    element("td", {}, version.best.test ? `${version.best.test.references.length} references` : "no test"), element("td", {}, version.best.resolved ? "yes" : "unresolved"),
+    ...allMetrics.flatMap((metric) => {
+      const figure = version.figures[metric];
+      return figure ? [element("td", {}, number(figure.best)), element("td", { "data-sort": figure.delta, class: figure.p !== null && figure.p <= data.level && "sure" }, `${signed(figure.delta)} [${number(figure.ci_low)}, ${number(figure.ci_high)}]`)] : [element("td"), element("td")];
+    })));
+  $("versions").replaceChildren(element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", {}, head)))), element("tbody", {}, ...rows));
+  new Tablesort($("versions"));
+  $("note").textContent = data.note ? `Of versions, ${data.note}.` : "";
+  const lines = data.versions.flatMap((version) => version.steps.map((step) => element("tr", { class: step === version.best.best_step && "chosen" },
+    element("td", {}, version.name), element("td", {}, String(step)),
+    ...allMetrics.map((metric) => { const row = version.metrics[metric]?.[step]; return element("td", {}, row ? `${number(row.mean)} [${number(row.ci_low)}, ${number(row.ci_high)}]` : ""); }))));
+  $("checkpoints").replaceChildren(element("thead", {}, element("tr", {}, ...["version", "step", ...allMetrics].map((head) => element("th", {}, head)))), element("tbody", {}, ...lines));
+}
+
+/* Dataset */
+function drawDataset() {
+  const set = data.datasets[$("set").value], word = $("find").value.trim().toLowerCase();
+  const found = set.pictures.filter((row) => !word || `${row.caption} ${row.name}`.toLowerCase().includes(word));
+  $("gallery").replaceChildren(...found.map((row) => element("figure", {}, element("img", { src: data.thumbnails[row.picture], alt: row.name, loading: "lazy" }),
+    element("figcaption", {}, row.caption, element("small", {}, `caption ${row.by}`),
+      element("small", {}, `${row.name}, ${row.original.join(" x ")} px, ${row.share < 1 ? `${Math.round(100 * (1 - row.share))} % padding` : "no padding"}`),
+      element("small", {}, [row.engine, row.licence && `licence: ${row.licence}`].filter(Boolean).join(", ")),
+      row.page && /^https?:/.test(row.page) ? element("small", {}, element("a", { href: row.page, rel: "noreferrer noopener", target: "_blank" }, "source")) : null))));
+  $("refused").hidden = !set.refused.length;
+  $("refused").querySelector("summary").textContent = `${set.refused.length} refused, and why`;
+  $("refused").querySelector("ul").replaceChildren(...set.refused.map((row) => element("li", {}, `${row.name}: ${row.reason}`)));
+}
+
+/* Blind vote */
+const candidates = data.versions.flatMap((version) => version.steps.filter((step) => step || version === data.versions[0]).map((step) => [`${version.name}/${step}`, several ? `${version.name}, ${step ? `step ${step}` : "no LoRA"}` : step ? `step ${step}` : "no LoRA"]));
+const votes = [];
+let pair = null;
+const split = (name) => [versionOf[name.slice(0, name.lastIndexOf("/"))], Number(name.slice(name.lastIndexOf("/") + 1))];
+/** Lower end of Wilson's 95 % interval of a share (Wilson 1927). */
+function wilson(wins, count) {
+  if (!count) return 0;
+  const z = 1.96, share = wins / count;
+  return (share + (z * z) / (2 * count) - z * Math.sqrt((share * (1 - share)) / count + (z * z) / (4 * count * count))) / (1 + (z * z) / count);
+}
+function drawBallot() {
+  const names = [$("vote-a").value, $("vote-b").value], [one, other] = names.map(split);
+  const references = data.references[one[0].references];
+  const ids = Object.keys(references).filter((id) => sampleOf(...one, id) && sampleOf(...other, id));
+  if (names[0] === names[1] || !ids.length) { pair = null; $("ballot").replaceChildren("Take two different checkpoints of one dataset."); return; }
+  const counts = Object.fromEntries(ids.map((id) => [id, votes.filter((vote) => vote.reference === id && names.includes(vote.for) && names.includes(vote.against)).length]));
+  const least = Math.min(...Object.values(counts)), open = ids.filter((id) => counts[id] === least);
+  const reference = open[Math.floor(Math.random() * open.length)], order = Math.random() < 0.5 ? [0, 1] : [1, 0];
+  pair = { reference, names: order.map((place) => names[place]) };
+  const figures = order.map((place, side) => {
+    const button = element("button", { type: "button" }, side ? "This one (2)" : "This one (1)");
+    button.addEventListener("click", () => vote(side));
+    return element("figure", {}, element("img", { src: data.thumbnails[sampleOf(...[one, other][place], reference)[0]], alt: side ? "second" : "first" }), button);
+  });
+  $("ballot").replaceChildren(figures[0], element("figure", {}, element("img", { src: data.thumbnails[references[reference].picture], alt: "reference" }), "reference"), figures[1]);
+}
+function vote(side) {
+  votes.push({ reference: pair.reference, for: pair.names[side], against: pair.names[1 - side] });
+  drawTally();
+  drawBallot();
+}
+function drawTally() {
+  const names = [...new Set(votes.flatMap((vote) => [vote.for, vote.against]))];
+  const rows = names.map((name) => { const wins = votes.filter((vote) => vote.for === name).length, count = votes.filter((vote) => vote.for === name || vote.against === name).length; return { name, wins, count, bound: wilson(wins, count) }; }).sort((a, b) => b.bound - a.bound);
+  const save = element("a", { download: "votes.jsonl", href: URL.createObjectURL(new Blob(votes.map((row) => JSON.stringify(row) + "\n"), { type: "application/jsonl" })) }, "Save votes.jsonl");
+  $("tally").replaceChildren(element("table", {}, element("thead", {}, element("tr", {}, ...["checkpoint", "won", "of", "at least"].map((head) => element("th", {}, head)))),
+    element("tbody", {}, ...rows.map((row) => element("tr", {}, ...[row.name, row.wins, row.count, number(row.bound, 2)].map((text) => element("td", {}, String(text))))))), element("p", {}, save));
+}
+$("vote").addEventListener("keydown", (event) => { if (pair && ["1", "2"].includes(event.key) && event.target.tagName !== "SELECT") vote(Number(event.key) - 1); });
+
+/* Start */
+verdicts();
+fill($("columns"), [...(several ? [["*", "every version at its chosen step"]] : []), ...data.versions.map((version) => [version.name, `checkpoints of ${version.name}`])]);
+fill($("figure"), [...allMetrics.map((metric) => [metric, metric]), ["", "nothing"]]);
+fill($("seed"), seeds.map((seed) => [seed, seed]));
+$("seed-label").hidden = seeds.length < 2;
+for (const id of ["columns", "figure", "seed"]) $(id).addEventListener("change", drawGrid);
+$("beside").addEventListener("change", drawViewer);
+fill($("set"), Object.keys(data.datasets).map((name) => [name, name.replace(/^data\/sets\//, "")]));
+$("set").addEventListener("change", drawDataset);
+$("find").addEventListener("input", drawDataset);
+for (const id of ["vote-a", "vote-b"]) { fill($(id), candidates); $(id).addEventListener("change", drawBallot); }
+const first = data.versions[0];
+$("vote-a").value = `${first.name}/0`;
+$("vote-b").value = `${first.name}/${first.best.best_step}`;
+for (const form of document.querySelectorAll("form.controls")) form.addEventListener("submit", (event) => event.preventDefault());
+drawGrid(); curveControls(); tables(); drawDataset(); drawBallot(); drawCurves();
+let width = innerWidth;
+addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; drawCurves(); } });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCurves);

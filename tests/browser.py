@@ -1,0 +1,105 @@
+"""A page in the real Chromium, used as people do: by mouse and by keyboard, at a width of choice."""
+
+import base64
+import http.server
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sdlora.stages.scrape.devtools import Chromium, is_root
+from sdlora.stages.scrape.selenium import installed
+
+SECONDS = 60.0
+KEYS = {
+    "Enter": (13, "\r"), "Escape": (27, ""), "ArrowLeft": (37, ""), "ArrowUp": (38, ""), "ArrowRight": (39, ""),
+    "ArrowDown": (40, ""), "1": (49, "1"),
+}  # fmt: skip
+
+
+class Page:
+    """One tab. Scripts run as the page's own do."""
+
+    def __init__(self, browser: Chromium) -> None:
+        self._browser = browser
+        target = browser.call("Target.createTarget", SECONDS, url="about:blank")["targetId"]
+        self._session = browser.call("Target.attachToTarget", SECONDS, targetId=target, flatten=True)["sessionId"]
+        self._call("Page.enable")
+
+    def _call(self, method: str, **params: Any) -> dict[str, Any]:
+        return self._browser.call(method, SECONDS, self._session, **params)
+
+    def open(self, url: str, width: int, height: int = 900) -> None:
+        self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+        self._browser.forget_events()
+        self._call("Page.navigate", url=url)
+        self._browser.wait_for("Page.loadEventFired", SECONDS)
+
+    def run(self, expression: str) -> Any:
+        """The value of an expression; an exception in the page is one here."""
+        done = self._call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in done, done["exceptionDetails"]
+        return done["result"].get("value")
+
+    def until(self, expression: str) -> None:
+        limit = time.monotonic() + 20
+        while not self.run(expression):
+            assert time.monotonic() < limit, f"waited in vain for {expression}"
+            time.sleep(0.05)
+
+    def click(self, selector: str) -> None:
+        """Press the mouse in the middle of an element."""
+        self.run(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center', behavior: 'instant'}})")
+        box = self.run(f"(() => {{ const box = document.querySelector({selector!r}).getBoundingClientRect();"
+                       " return [box.x + box.width / 2, box.y + box.height / 2]; })()")  # fmt: skip
+        for kind in ("mousePressed", "mouseReleased"):
+            self._call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+
+    def press(self, *keys: str) -> None:
+        for key in keys:
+            code, text = KEYS[key]
+            about = {"key": key, "code": key, "windowsVirtualKeyCode": code, "text": text}
+            self._call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **about)
+            self._call("Input.dispatchKeyEvent", type="keyUp", **about)
+
+    def type(self, text: str) -> None:
+        self._call("Input.insertText", text=text)
+
+    def screenshot(self, path: Path) -> None:
+        """The whole page, from top to bottom."""
+        found = self._call("Page.captureScreenshot", captureBeyondViewport=True)
+        path.write_bytes(base64.b64decode(found["data"]))
+
+    def asked(self) -> list[str]:
+        """Every address that the page has asked for."""
+        names: list[str] = self.run("performance.getEntriesByType('resource').map((entry) => entry.name)")
+        return [name for name in names if not name.startswith("data:")]
+
+
+@contextmanager
+def page_of(folder: Path) -> Iterator[tuple[Page, str]]:
+    """A browser that can reach a folder on 127.0.0.1, and nothing else; the page, and the folder's address."""
+    handler = partial(_Silent, directory=str(folder))
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    profile = Path(tempfile.mkdtemp(prefix="page-"))
+    options = ["--headless", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run", "--hide-scrollbars",
+               "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"--user-data-dir={profile}"]  # fmt: skip
+    browser = Chromium([installed(), *options, *(["--no-sandbox"] if is_root() else [])], profile)
+    try:
+        yield Page(browser), f"http://127.0.0.1:{server.server_address[1]}"
+    finally:
+        browser.close()
+        server.shutdown()
+        server.server_close()
+        shutil.rmtree(profile, ignore_errors=True)
+
+
+class _Silent(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Nothing to say."""

@@ -1,0 +1,112 @@
+"""The pages in the real Chromium: every control, by mouse and by keyboard, and no request that leaves the machine."""
+
+from collections.abc import Iterator
+
+import pytest
+from browser import Page, page_of
+from helpers import Project
+
+
+@pytest.fixture(scope="module")
+def opened(built_once: Project) -> Iterator[tuple[Page, str]]:
+    with page_of(built_once.folder / "results") as (page, address):
+        yield page, address
+
+
+@pytest.fixture
+def index(opened: tuple[Page, str]) -> Page:
+    page, address = opened
+    page.open(f"{address}/report/index.html", 1400)
+    return page
+
+
+def count(page: Page, selector: str) -> int:
+    return int(page.run(f"document.querySelectorAll({selector!r}).length"))
+
+
+def text(page: Page, selector: str) -> str:
+    return str(page.run(f"document.querySelector({selector!r}).innerText"))
+
+
+def test_the_grid_shows_versions_and_on_demand_checkpoints(index: Page) -> None:
+    heads = "[...document.querySelectorAll('#grid thead th')].map((head) => head.innerText)"
+    assert index.run(heads)[1:3] == ["reference", "no LoRA"] and len(index.run(heads)) == 5
+    assert count(index, "#grid tbody tr") == 2 and count(index, "#grid tbody img") == 2 * 4
+    index.run("document.querySelector('#columns').focus()")
+    index.press("ArrowDown")
+    index.until("document.querySelectorAll('#grid thead th.chosen').length === 1")
+    assert index.run(heads)[1:] == ["reference", "no LoRA", "step 2", "step 4"]
+    assert index.run("[...document.querySelectorAll('#grid img')].every((one) => one.naturalWidth > 0)")
+
+
+def test_a_picture_opens_beside_another_and_steps_by_key(index: Page) -> None:
+    index.click("#grid tbody tr td:nth-child(4) button")
+    index.until("document.querySelector('#viewer').open")
+    assert "step" in text(index, "#viewer-title") and text(index, "#viewer-prompt").startswith("captain")
+    index.until("document.querySelector('#viewer-picture img').naturalWidth === 96")
+    index.run("document.querySelector('#beside').focus()")
+    index.press("ArrowDown")
+    index.until("document.querySelector('#viewer-picture img-comparison-slider')")
+    before = index.run("document.querySelector('img-comparison-slider').value")
+    index.run("document.querySelector('img-comparison-slider').focus()")
+    index.press("ArrowLeft")
+    index.until(f"document.querySelector('img-comparison-slider').value !== {before}")
+    index.press("Escape")
+    index.until("!document.querySelector('#viewer').open")
+
+
+def test_arrow_keys_walk_the_grid_and_enter_opens(index: Page) -> None:
+    index.run("document.querySelector('#grid tbody tr td:nth-child(3) button').focus()")
+    index.press("ArrowDown", "ArrowRight")
+    place = "(() => { const here = document.activeElement.closest('td');"
+    assert index.run(f"{place} return [here.parentElement.sectionRowIndex, here.cellIndex]; }})()") == [1, 3]
+    index.press("Enter")
+    index.until("document.querySelector('#viewer').open")
+    index.press("Escape")
+
+
+def test_tables_sort_and_curves_can_be_left_out(index: Page) -> None:
+    names = "[...document.querySelectorAll('#versions tbody tr td:first-child')].map((cell) => cell.innerText)"
+    assert index.run(names) == ["a", "b"]
+    index.click("#versions th:first-child")
+    index.click("#versions th:first-child")
+    index.until(f"{names}.join() === 'b,a'")
+    assert count(index, "#plots canvas") == 5
+    series = "document.querySelectorAll('#plots .plot:first-child .u-series').length"
+    assert index.run(series) == 3
+    index.click("#curve-controls input")
+    index.until(f"{series} === 2")
+
+
+def test_the_dataset_is_searched_and_pictures_say_where_they_come_from(index: Page) -> None:
+    assert count(index, "#gallery figure") == 4
+    assert "caption by BLIP" in text(index, "#gallery figcaption") and "padding" in text(index, "#gallery figcaption")
+    word = str(index.run("document.querySelector('#gallery figcaption').innerText.split(',')[1].trim()"))
+    index.click("#find")
+    index.type("no such word")
+    index.until("!document.querySelector('#gallery figure')")
+    index.run("document.querySelector('#find').select()")
+    index.type(word)
+    index.until("document.querySelectorAll('#gallery figure').length > 0")
+
+
+def test_a_vote_is_counted_and_can_be_saved(index: Page) -> None:
+    index.click("#ballot button")
+    index.until("document.querySelectorAll('#tally tbody tr').length === 2")
+    index.run("document.querySelector('#ballot button').focus()")
+    index.press("1")
+    index.until(
+        "[...document.querySelectorAll('#tally tbody td:nth-child(3)')].every((cell) => cell.innerText === '2')"
+    )
+    saved = index.run("fetch(document.querySelector('#tally a').href).then((answer) => answer.text())")
+    assert len(saved.splitlines()) == 2 and '"reference"' in saved
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_nothing_is_wider_than_the_window_and_nothing_leaves_the_machine(opened: tuple[Page, str], width: int) -> None:
+    page, address = opened
+    for place in ("report/index.html", "a/report/index.html"):
+        page.open(f"{address}/{place}", width)
+        assert page.run("document.documentElement.scrollWidth") <= width
+        assert all(name.startswith(address) for name in page.asked())
+        assert count(page, "#grid tbody tr") == 2
