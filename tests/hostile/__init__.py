@@ -7,7 +7,7 @@ user (`SdloraError`) is a defence; any other exception is a crash, and counts. A
 import socket
 import threading
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import chdir, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -31,7 +31,8 @@ class Attack:
         """What got through; None if nothing did."""
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            return self.attempt(folder)
+            with chdir(folder):  # where the store lies
+                return self.attempt(folder)
         except SdloraError:
             return None
         except Exception as error:  # whatever it is, a user would have seen a traceback

@@ -17,9 +17,10 @@ from hostile.hub import picture
 from sdlora import choices, records
 from sdlora.config.params import Dataset
 from sdlora.config.sources import BingSource, Scrape
-from sdlora.stages.scrape import bing, gather
+from sdlora.stages.scrape import bing
 from sdlora.stages.scrape.engines.bing import Bing
 from sdlora.stages.scrape.fetch import Fetcher, FetchError
+from sdlora.stages.scrape.gather import gather
 from sdlora.stages.scrape.source import is_public
 
 QUICK = {"timeout_s": 0.5, "deadline_s": 2.0, "max_mib": 1.0, "host_rate_per_s": 1000.0, "retries": 2, "min_side_px": 8}

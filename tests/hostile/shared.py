@@ -5,7 +5,7 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from hostile import attack
 from hostile.hub import CANARY, DECODED, picture
@@ -15,13 +15,22 @@ from sdlora.errors import SdloraError
 from sdlora.images.masks import read_fitted
 from sdlora.images.pictures import read_rgb
 from sdlora.stages.fit.fit import fit_dataset
-from sdlora.stages.scrape import gather, pin
+from sdlora.stages.scrape import pin
+from sdlora.stages.scrape.gather import gather
+from sdlora.stages.scrape.recipe import ScrapeRecipe
 
 BING = {"kind": "bing", "query": "cat", "limit": 3}
-RECIPE = {
-    "dataset": {"sources": [BING], "scrape": {}, "minimum": 1, "held_out": 0},
-    "files": {},
-}
+
+
+class Shared(ScrapeRecipe):
+    """Of a dataset that lies in data/."""
+
+    folder_pattern: ClassVar[str] = "data"
+
+
+RECIPE = Shared(
+    wildcards={}, dataset=Dataset.model_validate_json(json.dumps({"sources": [BING], "trigger": "-"})), files={}
+)
 
 
 def shared(folder: Path, **changes: Any) -> Path:
@@ -37,7 +46,9 @@ def shared(folder: Path, **changes: Any) -> Path:
 
 
 def _outside(folder: Path) -> set[Path]:
-    return {path for path in folder.rglob("*") if path.is_file() and not path.is_relative_to(folder / "data")}
+    inside = [folder / "data", folder / ".sdlora"]
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {path for path in found if not any(path.is_relative_to(place) for place in inside)}
 
 
 def _row(stage: str, **changes: Callable[[Path], Any]) -> Callable[[Path], str | None]:
@@ -49,8 +60,8 @@ def _row(stage: str, **changes: Callable[[Path], Any]) -> Callable[[Path], str |
             if stage == "fit":
                 fit_dataset(Fit(size_px=64), data, data / "fitted")
             else:
-                pin.scrape(RECIPE, data, again=False)
-                pin.may_run("x", RECIPE, data, allowed=True, forced=False)
+                pin.scrape(RECIPE, again=False)
+                pin.may_run(RECIPE, allowed=True, forced=False)
         finally:
             new, victim = _outside(folder) - before, (folder / "victim.png").read_bytes()
         if new or victim != b"mine":
@@ -93,7 +104,7 @@ for _file, _text in {
     def _odd(folder: Path, file: str = _file.split(" ")[0], text: str = _text) -> str | None:
         data = shared(folder)
         (data / file).write_bytes(text.encode("utf-8", "surrogateescape"))
-        pin.may_run("x", RECIPE, data, allowed=True, forced=False)
+        pin.may_run(RECIPE, allowed=True, forced=False)
         return "it was read"
 
 

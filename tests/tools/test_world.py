@@ -45,6 +45,7 @@ def test_no_picture_of_the_world_shows_a_held_out_character() -> None:
     assert styles.HELD_OUT_STYLE not in {picture.style for picture in SOME}
 
 
+@pytest.mark.workflow  # drawn in processes of their own
 def test_pictures_leave_out_what_is_held_out(tmp_path: Path) -> None:
     pictures.make(tmp_path, "small", 400, 0, 8, workers=1)
     made = pictures.load(tmp_path, "small")
@@ -85,6 +86,7 @@ def test_a_figure_stands_on_the_lower_edge() -> None:
         assert (np.abs(drawn[-1] - background).max(axis=-1) > 8).any(), picture.caption
 
 
+@pytest.mark.workflow
 def test_a_killed_drawing_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     pictures.make(tmp_path / "whole", "p", 300, 0, 8, workers=1)
     whole = (tmp_path / "whole/p.rgb").read_bytes()

@@ -115,6 +115,7 @@ def test_other_code_than_the_planned_is_refused(project: Project) -> None:
     recipe = project.folder / ".sdlora/recipes/scrape/small.json"
     records.write_json(recipe, {**records.read_json(recipe), "code": "0" * 16})
     words = ("workflow/scripts/scrape.py", "--recipe", str(recipe), "--again", "0")
+    shutil.rmtree(project.folder / "data/sets", ignore_errors=True)
     text = project.command(sys.executable, *words, check=False).stderr
     assert "is not the code that this run was planned with" in text and "Traceback" not in text
     assert not (project.folder / "data/sets").exists()

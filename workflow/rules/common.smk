@@ -22,18 +22,14 @@ def records_before(kind):
 def outputs(kind):
     """What a stage writes, its record last; what Snakemake's report shows has its text."""
     texts = {f"{kind.folder_pattern}/{path}": text for path, text in kind.shown.items()}
-    return [
-        (
-            directory(path.rstrip("/"))
-            if path.endswith("/")
-            else (
-                report(path, caption=f"../report/{texts[path]}", category="Results")
-                if path in texts
-                else path
-            )
-        )
-        for path in kind.patterns()
-    ]
+    return [flagged(path, texts.get(path)) for path in kind.patterns()]
+
+
+def flagged(path, text):
+    """One output: a folder if it ends in a slash, with a text of workflow/report/ if it has one."""
+    if path.endswith("/"):
+        return directory(path.rstrip("/"))
+    return path if text is None else report(path, caption=f"../report/{text}", category="Results")
 
 
 def with_references(wildcards):

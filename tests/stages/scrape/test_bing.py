@@ -15,8 +15,9 @@ from sdlora import records
 from sdlora.config.params import Dataset
 from sdlora.config.sources import BingSource, SeleniumSource
 from sdlora.errors import DataError
-from sdlora.stages.scrape import bing, gather
+from sdlora.stages.scrape import bing
 from sdlora.stages.scrape.engines.bing import LICENCES, SIZES, TYPES, Bing, filters
+from sdlora.stages.scrape.gather import gather
 from sdlora.stages.scrape.source import Candidate
 
 SEARCH = "https://www.bing.com/images/async"

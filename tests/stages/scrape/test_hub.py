@@ -18,7 +18,8 @@ from sdlora import records
 from sdlora.config.params import Dataset
 from sdlora.config.sources import HubSource
 from sdlora.errors import DataError
-from sdlora.stages.scrape import gather, hub
+from sdlora.stages.scrape import hub
+from sdlora.stages.scrape.gather import gather
 from sdlora.stages.scrape.source import Candidate, ScrapeContext
 
 NAME = "somebody/naruto-blip-captions"

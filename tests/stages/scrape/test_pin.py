@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers import ROOT
 from rig.pictures import picture
 
 from sdlora import records
@@ -57,6 +58,7 @@ def test_what_asks_the_web_is_pinned_and_what_does_not_follows_the_code(
     sources: list[dict[str, Any]], is_web: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "workflow").symlink_to(ROOT / "workflow")
     asked = recipe(*sources)
     assert (asked.code is None) == (asked.software == {}) == is_web
     if is_web:
