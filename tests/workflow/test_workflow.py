@@ -18,7 +18,7 @@ def test_everything_is_made(built: Project) -> None:
     table = records.read_csv(built.folder / "results/a/metrics.csv")
     assert [row["step"] for row in table if row["metric"] == "psnr_db"] == ["0", "2", "4"]
     page = built.read("results/a/report/index.html").decode()
-    assert "data:image/png;base64," in page and "step 0" in page
+    assert "data:image/webp;base64," in page and "step 0" in page
     assert (built.folder / "results/report/index.html").exists()
     table = records.read_csv(built.folder / "results/report/versions.csv")
     assert [(row["version"], row["rank"]) for row in table] == [("a", "2"), ("b", "4")]
