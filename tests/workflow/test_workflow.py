@@ -302,3 +302,24 @@ def test_same_inputs_same_bytes(built: Project, fresh: Project) -> None:
     for made in ("results/a/made/train.json", "results/a/made/sample.json", "results/a/made/evaluate.json"):
         ours, theirs = (records.read_json(p.folder / made)["outputs"] for p in (built, fresh))
         assert ours == theirs
+
+
+FOLDERS = (
+    "data/sets/small/pad-edge-64/pictures", "data/sets/small/pad-edge-64/train",
+    "data/sets/small/pad-edge-64/latents/tiny", "results/a/checkpoints", "results/a/export", "results/a/samples",
+)  # fmt: skip
+
+
+def test_snakemakes_own_commands_see_every_output(built: Project) -> None:
+    lines = {line.split("\t")[0]: line for line in built.snakemake("--summary").splitlines() if "\t" in line}
+    assert all("no update" in lines[folder] for folder in FOLDERS)
+    assert "--touch would call results fresh that other settings" in built.snakemake("--touch", check=False)
+    said = built.snakemake("--report", "snakemake.html")
+    assert "Missing metadata" not in said and "Report created" in said
+    assert b"metrics.csv" in built.read("snakemake.html")
+    raw = sorted((built.folder / "data/sets/small/raw").iterdir())
+    built.snakemake("--delete-all-output")
+    assert not any((built.folder / folder).exists() for folder in FOLDERS)
+    assert sorted((built.folder / "data/sets/small/raw").iterdir()) == raw, "what was gathered is nobody's to delete"
+    text = built.snakemake("results/a/metrics.csv")
+    assert "publishing run" in text and "encode: 0 new, 8 already in the cache" in text, "the store has it all"
