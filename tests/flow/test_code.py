@@ -67,7 +67,7 @@ NEW_FUNCTION = "\n\ndef unheard_of(x: int) -> int:\n    return x + 1\n"
         ("memory/prediction.py", "size, 3, *(side", "size, 4, *(side", set()),
         ("lora/attach.py", "set_scale(NAME, scale)", "set_scale(NAME, 1.0)", {"sample"}),
         ("choices.py", "sdlora.stages.evaluate.ssim:ssim", "sdlora.stages.evaluate.psnr:psnr_db", set()),
-        ("stages/report/templates/index.html", "<h1>", "<h1 class='x'>", {"report"}),
+        ("stages/report/templates/page.html", "<h1>", "<h1 class='x'>", {"report"}),
         ("records.py", "indent=1", "indent=2", {*STAGES} - {"flip"}),  # it writes no such JSON
         ("stages/train/optimizers.py", "import AdamW8bit", "import Adam8bit as AdamW8bit", {"train"}),
         # entries that are not chosen
