@@ -67,6 +67,13 @@ class Page:
             self._call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **about)
             self._call("Input.dispatchKeyEvent", type="keyUp", **about)
 
+    def hold(self, key: str, seconds: float) -> None:
+        """Press a key, and let go after a while."""
+        about = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key][0]}
+        self._call("Input.dispatchKeyEvent", type="rawKeyDown", **about)
+        time.sleep(seconds)
+        self._call("Input.dispatchKeyEvent", type="keyUp", **about)
+
     def type(self, text: str) -> None:
         self._call("Input.insertText", text=text)
 

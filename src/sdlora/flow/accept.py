@@ -163,11 +163,14 @@ def _adopt(run: Path | None, job: Recipe) -> None:
 
 
 def write_pages(params: Params, versions: Sequence[str]) -> None:
-    """Write the versions' pages anew: they say what was accepted."""
+    """Write the pages of the versions that are finished anew: they say what was accepted."""
     from sdlora.stages.report.page import write_version  # imports NumPy
 
-    for job in plan.jobs(params):
-        if isinstance(job, ReportRecipe) and job.version in versions and all(path.exists() for path in job.inputs):
+    jobs = plan.jobs(params)
+    for job in jobs:
+        if not isinstance(job, ReportRecipe) or job.version not in versions:
+            continue
+        if all(path.exists() for path in _before({job.made}, jobs) - {job.made}):
             freshness.write_made(job, write_version(job.version, job.settings, job.folder, job.references, job.dataset))
 
 
