@@ -71,7 +71,7 @@ def test_tables_sort_and_curves_can_be_left_out(index: Page) -> None:
     index.click("#versions th:first-child")
     index.click("#versions th:first-child")
     index.until(f"{names}.join() === 'b,a'")
-    assert count(index, "#plots canvas") == 4
+    assert count(index, "#plots canvas") == 5, "three metrics, the loss and the rate"
     series = "document.querySelectorAll('#plots .plot:first-child .u-series').length"
     assert index.run(series) == 3
     index.click("#curve-controls input")
