@@ -42,8 +42,14 @@ def test_the_p_value_is_the_intervals_inverse() -> None:
     assert 0.2 < np.mean(apart) < 0.6
 
 
+def test_two_groups_of_few_values_do_not_blow_the_interval_up() -> None:
+    """SSIM of ten prompts, of which three are hard."""
+    found = mean_interval([0.7769, 0.7563, 0.4467, 0.7691, 0.7708, 0.497, 0.4978, 0.7593, 0.7644, 0.771], 2000)
+    assert found.low == pytest.approx(0.585, abs=5e-3) and found.high == pytest.approx(0.777, abs=5e-3)
+
+
 def test_equal_values_give_equal_intervals() -> None:
-    values = [1.0, 5.0, 2.0, 8.0, 3.0, 9.0, 4.0, 4.5]
+    values = [1.0, 5.0, 2.0, 8.0, 3.0, 9.0, 4.0, 4.5] * 3
     assert mean_interval(values, 500) == mean_interval(values, 500) != mean_interval(values, 500, seed=1)
     assert mean_interval([2.0], 100) == Interval(2.0, 2.0, 2.0, 1.0)
     assert mean_interval([2.0] * 6, 100) == Interval(2.0, 2.0, 2.0, 0.0)
