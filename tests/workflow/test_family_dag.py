@@ -32,7 +32,7 @@ datasets:
 defaults:
   train: {rank: 2, alpha: 1.0, optimizer: adamw, steps: 2, checkpoint_every: 2, learning_rate: 1e-2}
   sample: {inference_steps: 2, max_references: 1, negative_prompt: blurry}
-  evaluate: {bootstrap_samples: 100, metrics: [psnr_db]}
+  evaluate: {bootstrap_samples: 100, metrics: [psnr_db], choose_by: psnr_db}
 versions:
   skip:
     sample: {hires: {factor: 1.25, denoising_strength: 0.5}}

@@ -1,6 +1,7 @@
 """The browser source on real Chromium, against a result page on loopback."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 from threading import Thread
 from typing import ClassVar
 
+import psutil
 import pytest
 from helpers import ROOT, wait_for
 from rig import Answer, Rig, Search, results
@@ -46,12 +48,19 @@ def found(rig: Rig, **options: object) -> list[Candidate]:
 
 
 def browsers() -> list[int]:
-    """Processes of browsers that this program started, on this machine."""
-    return [
-        int(folder.name)
-        for folder in Path("/proc").iterdir()
-        if folder.name.isdigit() and b"sdlora-browser-" in _command_line(folder)
-    ]
+    """Processes of browsers that this test's process, its children or somebody dead started, on this machine."""
+    found = {int(f.name): _command_line(f) for f in Path("/proc").iterdir() if f.name.isdigit()}
+    started = {number: re.search(rb"sdlora-browser-(\d+)-", line) for number, line in found.items()}
+    return [number for number, match in started.items() if match and not _is_of_another_test(int(match.group(1)))]
+
+
+def _is_of_another_test(owner: int) -> bool:
+    """Whether a process lives and is neither this one nor a descendant: tests of browsers may run beside this one."""
+    try:
+        process = psutil.Process(owner)
+        return os.getpid() not in (owner, *(parent.pid for parent in process.parents()))
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _command_line(folder: Path) -> bytes:
