@@ -114,12 +114,12 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
     base, dataset = params.bases[version.base], params.datasets[version.dataset]
     yield _scrape(version.dataset, dataset, seen)
     references = set_folder(version.dataset, fit_name(params, name, "pad"))
-    before: dict[str, Recipe] = {}
+    before: dict[tuple[str, str], Recipe] = {}
     for method in dict.fromkeys(("pad", version.fit.method)):
         for recipe in _dataset_jobs(params, name, method, seen):
-            before[f"{method} {recipe.stage}"] = recipe
+            before[method, recipe.stage] = recipe
             yield recipe
-    own, padded = version.fit.method, "pad"
+    own = version.fit.method
     of_version: dict[str, Any] = {"wildcards": {"version": name}}
     model = {"base_identity": inputs.base_identity(base, seen.hashes), "threads": params.threads}
     family = choices.FAMILIES[base.family]
@@ -127,11 +127,11 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
     resolved = _resolved(version.train, base)
     train = TrainRecipe(
         **of_version, **model, **seen.maker(TrainRecipe, (family, *_train_entries(version.train))),
-        inputs=tuple(before[f"{own} {stage}"].made for stage in (("flip", "encode") if cached else ("flip",))),
+        inputs=tuple(before[own, stage].made for stage in (("flip", "encode") if cached else ("flip",))),
         base=_weights(base, base.learning_rate_scale), train=resolved,
         flip=version.flip.model_copy(update={"kohya": "none"}), checkpoint_steps=tuple(version.train.checkpoint_steps),
         trigger=dataset.trigger, encode=None if cached else version.encode,
-        dataset=before[f"{own} flip"].folder, base_name=version.base, keep_runs=params.keep_runs,
+        dataset=before[own, "flip"].folder, base_name=version.base, keep_runs=params.keep_runs,
     )  # fmt: skip
     yield train
     export = ExportRecipe(
@@ -142,13 +142,13 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
     yield export
     sample = SampleRecipe(
         **of_version, **model, **seen.maker(SampleRecipe, (family, choices.SCHEDULERS[version.sample.scheduler])),
-        inputs=(train.made, before[f"{padded} caption"].made), base=_weights(base), sample=version.sample,
+        inputs=(train.made, before["pad", "caption"].made), base=_weights(base), sample=version.sample,
         size_px=version.fit.size_px or base.size_px, references=references,
     )  # fmt: skip
     yield sample
     metrics = tuple(choices.METRICS[metric] for metric in version.evaluate.metrics)
     evaluate = EvaluateRecipe(
-        **of_version, **seen.maker(EvaluateRecipe, metrics), inputs=(sample.made, before[f"{padded} fit"].made),
+        **of_version, **seen.maker(EvaluateRecipe, metrics), inputs=(sample.made, before["pad", "fit"].made),
         evaluate=version.evaluate, references=references,
     )  # fmt: skip
     yield evaluate

@@ -31,8 +31,8 @@ class Recipe(BaseModel):
     writes: ClassVar[tuple[str, ...]]
     #: Of those, what Snakemake's own report shows, and which text of workflow/report/ stands beside it.
     shown: ClassVar[dict[str, str]] = {}
-    #: The record of what made the files, below the folder.
-    record: ClassVar[str]
+    #: The record of what made the files, below the folder; `made/<stage>.json` where nothing else is said.
+    record: ClassVar[str] = ""
     #: Fields that change no file.
     asides: ClassVar[frozenset[str]] = frozenset()
 
@@ -45,7 +45,7 @@ class Recipe(BaseModel):
     @classmethod
     def patterns(cls) -> list[str]:
         """Everything that Snakemake knows of the stage's files, the record last."""
-        return [f"{cls.folder_pattern}/{path}" for path in (*cls.writes, cls.record)]
+        return [f"{cls.folder_pattern}/{path}" for path in (*cls.writes, cls.record or f"made/{cls.stage}.json")]
 
     @classmethod
     def made_pattern(cls) -> str:

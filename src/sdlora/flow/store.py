@@ -13,6 +13,7 @@ from sdlora.errors import DataError
 from sdlora.flow.hashing import sha256_of
 
 STORE = Path(".sdlora/store")
+KEPT_DAYS = 30  # that a file which lies nowhere else is kept after the last job asked for it
 
 
 def entry(kind: str, key: str) -> Path:
@@ -76,9 +77,14 @@ def bring_back(kind: str, digests: Sequence[str], targets: Sequence[Path]) -> bo
     if len(kept) != len(targets) or any(not p.is_file() or sha256_of(p) != p.name for p in kept):
         return False
     for source, target in zip(kept, targets, strict=True):
-        link(source, target)
-        os.utime(source)
+        take(source, target)
     return True
+
+
+def take(source: Path, target: Path) -> None:
+    """Put a kept file where it belongs; it has been asked for."""
+    link(source, target)
+    os.utime(source)
 
 
 def link(source: Path, target: Path) -> None:
@@ -96,10 +102,10 @@ def link(source: Path, target: Path) -> None:
         part.replace(target)
 
 
-def drop_unused(kind: str, days: float = 30) -> None:
-    """Delete kept files that lie nowhere else and that nobody asked for in so many days."""
-    oldest = time.time() - days * 24 * 60 * 60
-    for path in (STORE / kind).glob("*"):
+def drop_unused(folder: Path) -> None:
+    """Delete kept files that lie nowhere else and that nobody asked for in `KEPT_DAYS`."""
+    oldest = time.time() - KEPT_DAYS * 24 * 60 * 60
+    for path in folder.glob("*"):
         with suppress(FileNotFoundError):  # another job may have been faster
             found = path.stat()
             if found.st_nlink == 1 and found.st_mtime < oldest:

@@ -17,13 +17,14 @@ from sdlora.config.params import Encode, Fit, Flip
 from sdlora.config.train import Train
 from sdlora.errors import DataError
 from sdlora.flow import hashing, plan, store
+from sdlora.flow.store import KEPT_DAYS
 from sdlora.lora.names import FILE_NAME
 from sdlora.stages.encode.encode import encode_dataset
 from sdlora.stages.train.batch import draw_batch
 from sdlora.stages.train.loop import Run
 from sdlora.stages.train.recipe import TrainRecipe
 from sdlora.stages.train.run import prepare, train_version
-from sdlora.stages.train.texts import KEPT_DAYS, text_key
+from sdlora.stages.train.texts import text_key
 
 CACHES = ("disk", "ram", "none")
 

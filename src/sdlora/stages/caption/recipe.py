@@ -12,7 +12,6 @@ class CaptionRecipe(Recipe):
     stage: ClassVar[str] = "caption"
     folder_pattern: ClassVar[str] = "data/sets/{dataset}/{fit}"
     writes: ClassVar[tuple[str, ...]] = ("captions.jsonl",)
-    record: ClassVar[str] = "made/caption.json"
 
     caption: Caption
     captioner: str  # hub id or folder of BLIP

@@ -1,6 +1,5 @@
 """Encode pictures once: the posterior's mean and deviation, stored by content."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -44,24 +43,21 @@ def encode_dataset(recipe: EncodeRecipe, folder: Path | None = None) -> list[Pat
     determinism.choose(deterministic=True)
     out, kept = latents_folder(folder, recipe.base_name), store.STORE / KIND
     rows = [
-        {**row, "key": latent_key(folder / "train" / row["file_name"], values)}
+        {**row, "file": f"{latent_key(folder / 'train' / row['file_name'], values)}.safetensors"}
         for row in records.read_jsonl(folder / "train" / "metadata.jsonl")
     ]
-    new = [row for row in rows if not tensors.is_whole(kept / f"{row['key']}.safetensors")]
+    new = [row for row in rows if not tensors.is_whole(kept / row["file"])]
     if new:
         model = load_model(recipe.base.model_copy(update={"dtype": recipe.encode.dtype}))
         progress = Progress("encode", len(new))
         for number, row in enumerate(new, start=1):
             mean, std = posterior_of(model, folder / "train" / row["file_name"])
-            tensors.write(kept / f"{row['key']}.safetensors", {"mean": mean, "std": std})
+            tensors.write(kept / row["file"], {"mean": mean, "std": std})
             progress.update(number)
     print(f"encode: {len(new)} new, {len(rows) - len(new)} already in the cache", flush=True)
     for row in rows:
-        store.link(kept / f"{row['key']}.safetensors", out / f"{row['key']}.safetensors")
-        os.utime(kept / f"{row['key']}.safetensors")
-    store.drop_unused(KIND)
+        store.take(kept / row["file"], out / row["file"])
+    store.drop_unused(kept)
     index = out / INDEX
-    records.write_jsonl(
-        index, ({"id": r["id"], "mirrored": r["mirrored"], "file": f"{r['key']}.safetensors"} for r in rows)
-    )
-    return [index, *sorted({out / f"{row['key']}.safetensors" for row in rows})]
+    records.write_jsonl(index, ({name: row[name] for name in ("id", "mirrored", "file")} for row in rows))
+    return [index, *sorted({out / row["file"] for row in rows})]

@@ -14,7 +14,6 @@ class EvaluateRecipe(Recipe):
     folder_pattern: ClassVar[str] = "results/{version}"
     writes: ClassVar[tuple[str, ...]] = ("metrics.csv", "metrics.json", "best.json", "curves/", "tables/")
     shown: ClassVar[dict[str, str]] = {"metrics.csv": "metrics.rst"}
-    record: ClassVar[str] = "made/evaluate.json"
     asides: ClassVar[frozenset[str]] = frozenset({"references"})
 
     evaluate: Evaluate

@@ -13,7 +13,6 @@ class ExportRecipe(Recipe):
     stage: ClassVar[str] = "export"
     folder_pattern: ClassVar[str] = "results/{version}"
     writes: ClassVar[tuple[str, ...]] = ("export/", "README.md")
-    record: ClassVar[str] = "made/export.json"
 
     version: str  # in the files' names
     train: Train

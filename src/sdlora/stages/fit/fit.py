@@ -178,7 +178,7 @@ def fit_dataset(
     for stale in {*(out / PICTURES).rglob("*.png")} - set(files):
         stale.unlink()
     records.write_json(out / KEPT, kept)
-    store.drop_unused(KIND)
+    store.drop_unused(store.STORE / KIND)
     records.write_jsonl(out / "fit.jsonl", rows)
     counts = Counter("x".join(map(str, row["bucket"])) for row in rows)
     shapes = ", ".join(f"{count} of {shape} px" for shape, count in sorted(counts.items()))

@@ -13,7 +13,6 @@ class FitRecipe(Recipe):
     stage: ClassVar[str] = "fit"
     folder_pattern: ClassVar[str] = "data/sets/{dataset}/{fit}"
     writes: ClassVar[tuple[str, ...]] = ("fit.jsonl", "pictures/")
-    record: ClassVar[str] = "made/fit.json"
 
     fit: Fit
     masks: str | None  # `alpha`, a folder, or none

@@ -12,7 +12,6 @@ class FlipRecipe(Recipe):
     stage: ClassVar[str] = "flip"
     folder_pattern: ClassVar[str] = "data/sets/{dataset}/{fit}"
     writes: ClassVar[tuple[str, ...]] = ("train/",)
-    record: ClassVar[str] = "made/flip.json"
 
     mirror: bool
     swap_words: bool

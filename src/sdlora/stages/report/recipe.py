@@ -15,7 +15,6 @@ class ReportRecipe(Recipe):
     folder_pattern: ClassVar[str] = "results/{version}"
     writes: ClassVar[tuple[str, ...]] = ("report/index.html", "report/sheet.png", "{version}.safetensors")
     shown: ClassVar[dict[str, str]] = {"report/sheet.png": "sheet.rst"}
-    record: ClassVar[str] = "made/report.json"
     asides: ClassVar[frozenset[str]] = frozenset({"references", "dataset"})
 
     version: str
@@ -32,7 +31,6 @@ class ReportAllRecipe(Recipe):
     folder_pattern: ClassVar[str] = "results/report"
     writes: ClassVar[tuple[str, ...]] = ("index.html", "versions.csv")
     shown: ClassVar[dict[str, str]] = {"index.html": "index.rst"}
-    record: ClassVar[str] = "made/report.json"
     asides: ClassVar[frozenset[str]] = frozenset({"references", "datasets"})
 
     versions: dict[str, Summary]

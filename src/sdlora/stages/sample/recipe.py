@@ -13,7 +13,6 @@ class SampleRecipe(Recipe):
     stage: ClassVar[str] = "sample"
     folder_pattern: ClassVar[str] = "results/{version}"
     writes: ClassVar[tuple[str, ...]] = ("samples/",)
-    record: ClassVar[str] = "made/sample.json"
     asides: ClassVar[frozenset[str]] = frozenset({"references"})
 
     sample: Sample

@@ -15,7 +15,6 @@ class ScrapeRecipe(Recipe):
     stage: ClassVar[str] = "scrape"
     folder_pattern: ClassVar[str] = "data/sets/{dataset}"
     writes: ClassVar[tuple[str, ...]] = ("manifest.jsonl",)
-    record: ClassVar[str] = "made/scrape.json"
 
     dataset: Dataset
     files: dict[str, str]  # identity of each source on this machine; what comes from the web is pinned instead

@@ -14,7 +14,6 @@ class TrainRecipe(Recipe):
     stage: ClassVar[str] = "train"
     folder_pattern: ClassVar[str] = "results/{version}"
     writes: ClassVar[tuple[str, ...]] = ("checkpoints/", "train_log.csv", "config.yaml")
-    record: ClassVar[str] = "made/train.json"
     asides: ClassVar[frozenset[str]] = frozenset({"dataset", "base_name", "keep_runs"})
 
     train: Train  # every null replaced by what it means

@@ -1,9 +1,8 @@
 """Text embeddings: kept in memory, kept on disk between runs, or made at each draw; the same bits each way."""
 
 import os
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -11,12 +10,10 @@ from pathlib import Path
 import torch
 
 from sdlora import choices, records, tensors
-from sdlora.flow import hashing
+from sdlora.flow import hashing, store
 from sdlora.flow.code import CODE_MEMORY, Code
 from sdlora.models import Conditioning, ModelFamily
 
-#: An embedding that no training asked for in so many days is deleted.
-KEPT_DAYS = 30
 #: Texts in, one row of conditioning a text out.
 ConditioningOf = Callable[[Sequence[str]], Conditioning]
 
@@ -68,7 +65,7 @@ def on_disk(model: ModelFamily, texts: Sequence[str], identity: str, folder: Pat
         model: Encodes what is new.
         texts: Everything that will be asked for.
         identity: Which weights the text encoders have.
-        folder: `<key>.safetensors` each; may be deleted at any time, and is where nobody asked for it in `KEPT_DAYS`.
+        folder: `<key>.safetensors` each; may be deleted at any time, and is by `store.drop_unused`.
 
     Returns:
         What `cached` returns.
@@ -82,17 +79,9 @@ def on_disk(model: ModelFamily, texts: Sequence[str], identity: str, folder: Pat
             new += 1
         os.utime(path)
         rows[text] = {name: value.to(model.device) for name, value in tensors.read(path).items()}
-    _drop_unused(folder)
+    store.drop_unused(folder)
     print(f"train: {new} captions encoded, {len(rows) - new} already in the cache", flush=True)
     return _lookup(rows)
-
-
-def _drop_unused(folder: Path) -> None:
-    oldest = time.time() - KEPT_DAYS * 24 * 60 * 60
-    for path in folder.glob("*.safetensors"):
-        with suppress(FileNotFoundError):  # another training may have been faster
-            if path.stat().st_mtime < oldest:
-                path.unlink()
 
 
 def text_key(model: ModelFamily, text: str, identity: str) -> str:

@@ -113,7 +113,7 @@ $("viewer").addEventListener("keydown", (event) => {
   if (!shown?.where || event.target.closest("select, img-comparison-slider")) return;
   const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], steps = versionOf[shown.where.version].steps;
   const next = step && steps[steps.indexOf(shown.where.step) + step];
-  if (next === undefined || next === 0 && !step) return;
+  if (next === undefined) return;
   const where = { ...shown.where, step: next }, sample = sampleOf(versionOf[where.version], next, where.reference);
   if (sample) view(where, sample[0], "");
 });
