@@ -88,6 +88,16 @@ def test_checkpoint_steps_include_the_last() -> None:
     assert train.checkpoint_steps[-2:] == (750, 765)
 
 
+@pytest.mark.parametrize("step", [750, 1500])
+def test_a_chosen_step_is_a_checkpoint(tmp_path: Path, step: int) -> None:
+    text = (ROOT / "params.yaml").read_text("utf-8").replace("  v9:\n", f"  v9:\n    chosen: {step}\n")
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ParamsError, match=rf"versions.v9: chosen is {step}, but the checkpoints are 100, 200, .*, 14"):
+        load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text(text.replace(f"chosen: {step}", "chosen: 700"), encoding="utf-8")
+    assert load(tmp_path / "params.yaml").versions["v9"].chosen == 700
+
+
 MISTAKES = [
     ("rank: 64, learning_rate: 1.5e-4", "rnak: 64, learning_rate: 1.5e-4", ("versions.v8.train.rnak", "rank")),
     ("rank: 64, learning_rate: 1.5e-4", "rank: 64, learning_rate: -1", ("versions.v8.train.learning_rate", "-1")),

@@ -109,7 +109,7 @@ def _resolve(raw: Mapping[str, Any], version: Any) -> Any:
 
 
 def _unknown_stage_keys(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    stages = {name for name in Version.model_fields if name not in ("base", "dataset", "preset")}
+    stages = {name for name in Version.model_fields if name not in ("base", "dataset", "preset", "chosen")}
     defaults = raw.get("defaults") or {}
     if not isinstance(defaults, dict):
         yield ("defaults",), f"{defaults!r} is not allowed: input should be a section for each stage"

@@ -230,6 +230,9 @@ class Version(Section):
     dataset: str = Field(description="entry of datasets")
     preset: str | None = Field(None, description="entry of presets to start from, over the defaults; null = none")
     remark: str = Field("", max_length=500, description="what you found, shown in the table of versions")
+    chosen: int | None = Field(
+        None, ge=1, description="the checkpoint that you choose over the rule's: everything follows it; null = the rule"
+    )
     fit: Fit = Fit()
     caption: Caption = Caption()
     flip: Flip = Flip()
@@ -251,6 +254,13 @@ class Version(Section):
                 raise ValueError(
                     f"evaluate.metrics has {name}, which needs two held-out pictures; raise sample.max_references to 2"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _chosen_is_a_checkpoint(self) -> Self:
+        steps = self.train.checkpoint_steps
+        if self.chosen is not None and self.chosen not in steps:
+            raise ValueError(f"chosen is {self.chosen}, but the checkpoints are {', '.join(map(str, steps))}")
         return self
 
     @model_validator(mode="after")

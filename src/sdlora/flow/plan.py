@@ -149,7 +149,7 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
     metrics = tuple(choices.METRICS[metric] for metric in version.evaluate.metrics)
     evaluate = EvaluateRecipe(
         **of_version, **seen.maker(EvaluateRecipe, metrics), inputs=(sample.made, before["pad", "fit"].made),
-        evaluate=version.evaluate, references=references,
+        evaluate=version.evaluate, chosen=version.chosen, references=references,
     )  # fmt: skip
     yield evaluate
     yield ReportRecipe(

@@ -14,7 +14,7 @@ from sdlora.flow import freshness
 from sdlora.flow.identity import told
 from sdlora.images.pictures import read_rgb
 from sdlora.stages.evaluate.statistics import LEVEL, holm
-from sdlora.stages.evaluate.tables import ONE_TRAINING, reported
+from sdlora.stages.evaluate.tables import ONE_TRAINING, is_tested, reported
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.report.recipe import Summary
 
@@ -106,9 +106,9 @@ def _version(name: str, settings: Summary, result: Path, thumbnails: Thumbnails)
 
 
 def figures_of(best: Mapping[str, Any]) -> Figures:
-    """What is shown of a `best.json`: the test's figures; without a test they prove nothing, and have no p-value."""
+    """What is shown of a `best.json`: the test's figures. Where it is not independent they have no p-value."""
     found = reported(best)["figures"]
-    return {metric: {**figures, "p": figures["p"] if best["test"] else None} for metric, figures in found.items()}
+    return {metric: {**figures, "p": figures["p"] if is_tested(best) else None} for metric, figures in found.items()}
 
 
 def correct(versions: Sequence[Figures]) -> None:

@@ -19,12 +19,14 @@ const metricsOf = (version) => Object.keys(version.metrics);
 const allMetrics = [...new Set(data.versions.flatMap(metricsOf))].sort((a, b) => (b === data.chosen_by) - (a === data.chosen_by));
 
 /* What was chosen, and why */
+const ruleStep = (version) => (version.best.overruled ?? version.best).best_step; // a person may have chosen another
+const chosenOf = (version) => [...new Set([version.best.best_step, ruleStep(version)])].map((step) => ({ step, by: !version.best.overruled ? "" : step === ruleStep(version) ? "the rule" : "a person" }));
 function verdicts() {
   const box = $("verdicts");
   if (data.versions.length > 1) box.className = "cards";
   box.append(...data.versions.map((version) => element("div", { class: "verdict" },
     data.versions.length > 1 ? element("strong", {}, element("a", { href: `${data.root}/${version.name}/report/index.html` }, version.name)) : null,
-    element("p", {}, `${version.best.why}.`), element("p", { class: "rule" }, `Chosen by: ${version.best.rule}.`),
+    element("p", {}, `${version.best.why}.`), element("p", { class: "rule" }, version.best.overruled ? `Chosen by a person. The rule, ${version.best.rule}, would take step ${ruleStep(version)}: ${version.best.overruled.why}.` : `Chosen by: ${version.best.rule}${version.best.chosen ? ", and by a person" : ""}.`),
     ...version.best.warnings.map((warning) => element("p", { class: "warning" }, `${warning}.`)),
     version.accepted.length ? element("details", {}, element("summary", {}, "Accepted after an update of code or packages"), element("ul", {}, ...version.accepted.map((line) => element("li", {}, line)))) : null)));
 }
@@ -34,9 +36,10 @@ const several = data.versions.length > 1;
 const seeds = [...new Set(data.versions.flatMap((version) => Object.values(version.samples).flatMap((step) => Object.values(step).flatMap(Object.keys))))];
 function columnsShown() {
   const chosen = $("columns").value;
-  if (chosen === "*") return [{ version: data.versions[0], step: 0, head: "no LoRA" }, ...data.versions.map((version) => ({ version, step: version.best.best_step, head: `${version.name}, step ${version.best.best_step}` }))];
+  if (chosen === "*") return [{ version: data.versions[0], step: 0, head: "no LoRA" }, ...data.versions.flatMap((version) => chosenOf(version).map(({ step, by }) => ({ version, step, head: `${version.name}, step ${step}${by && `, by ${by}`}` })))];
   const version = versionOf[chosen];
-  return version.steps.map((step) => ({ version, step, head: step ? `step ${step}` : "no LoRA", chosen: step === version.best.best_step }));
+  const by = Object.fromEntries(chosenOf(version).map((choice) => [choice.step, choice.by && `, by ${choice.by}`]));
+  return version.steps.map((step) => ({ version, step, head: step ? `step ${step}${by[step] ?? ""}` : "no LoRA", chosen: step === version.best.best_step }));
 }
 const sampleOf = (version, step, reference) => {
   const found = version.samples[step]?.[reference];
@@ -156,8 +159,8 @@ function tables() {
   const heads = ["version", ...settings, "chosen step", "tested on", "better than step 0", ...allMetrics.flatMap((metric) => [metric, "against step 0"])];
   const rows = data.versions.map((version) => element("tr", {},
     element("td", {}, several ? element("a", { href: `${data.root}/${version.name}/report/index.html` }, version.name) : version.name),
-    ...settings.map((key) => element("td", {}, String(version.settings[key] ?? ""))), element("td", {}, String(version.best.best_step)),
-    element("td", {}, version.best.test ? `${version.best.test.references.length} references` : "no test"), element("td", {}, version.best.resolved ? "yes" : "unresolved"),
+    ...settings.map((key) => element("td", {}, String(version.settings[key] ?? ""))), element("td", { "data-sort": version.best.best_step }, version.best.overruled ? `${version.best.best_step} (rule: ${ruleStep(version)})` : String(version.best.best_step)),
+    element("td", {}, version.best.overruled ? "chosen by a person" : version.best.test ? `${version.best.test.references.length} references` : "no test"), element("td", {}, version.best.resolved ? "yes" : "unresolved"),
     ...allMetrics.flatMap((metric) => {
       const figure = version.figures[metric];
       return figure ? [element("td", {}, number(figure.best)), element("td", { "data-sort": figure.delta, class: figure.p !== null && figure.p <= data.level && "sure" }, `${signed(figure.delta)} [${number(figure.ci_low)}, ${number(figure.ci_high)}]`)] : [element("td"), element("td")];
