@@ -13,6 +13,7 @@ from sdlora import records
 from sdlora.flow import freshness
 from sdlora.flow.identity import told
 from sdlora.images.pictures import read_rgb
+from sdlora.stages.adopt.recipe import FACTS
 from sdlora.stages.evaluate.statistics import LEVEL, holm
 from sdlora.stages.evaluate.tables import ONE_TRAINING, is_tested, reported
 from sdlora.stages.fit.fit import PICTURES
@@ -98,11 +99,18 @@ def _version(name: str, settings: Summary, result: Path, thumbnails: Thumbnails)
         "best": best,
         "figures": figures_of(best),
         "accepted": accepted_of(result),
+        "foreign": _foreign(result / "checkpoints" / FACTS),
         "steps": sorted(map(int, samples)),
         "samples": samples,
         "metrics": _metrics(result / "metrics.csv"),
         "log": _log(result / "train_log.csv"),
     }
+
+
+def _foreign(facts: Path) -> list[str]:
+    """Where the LoRA of a version that was not trained comes from, a line each."""
+    rows = records.read_json(facts) if facts.is_file() else []
+    return [f"{row['name']} at {row['weight']:g}, sha256 {row['sha256'][:12]}" for row in rows]
 
 
 def figures_of(best: Mapping[str, Any]) -> Figures:
