@@ -10,6 +10,7 @@ client below. Nothing else differs: the same Snakefile, the same scripts, a proc
 import json
 import os
 import runpy
+import select
 import signal
 import socket
 import subprocess
@@ -17,7 +18,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 # What scripts import late, or through a menu.
 PRELOADED = (
@@ -30,6 +33,7 @@ PRELOADED = (
     "sdlora.stages.encode.encode", "sdlora.stages.fit.fit", "sdlora.stages.flip.flip", "sdlora.memory.preflight",
     "sdlora.stages.train.optimizers", "sdlora.stages.train.lr_schedules", "sdlora.stages.train.noise",
     "sdlora.stages.train.losses", "sdlora.models.sd", "sdlora.models.sdxl", "sdlora.models.sd3",
+    "tools.tiny_base.make",
 )  # fmt: skip
 CLIENT = f"""#!{sys.executable} -ISE
 import array, json, os, socket, sys
@@ -38,7 +42,9 @@ link.connect(%r)
 words = json.dumps([os.getcwd(), sys.argv[1:]]).encode()
 socket.send_fds(link, [len(words).to_bytes(4, "big")], [0, 1, 2])
 link.sendall(words)
-sys.exit(int(link.recv(16) or b"1"))
+answer = link.makefile()
+answer.readline()
+sys.exit(int(answer.readline() or 1))
 """
 
 
@@ -53,7 +59,12 @@ def serving(project: Path, scratch: Path) -> Iterator[Path]:
     address, client = scratch / "s", scratch / "python"
     client.write_text(CLIENT % str(address))
     client.chmod(0o755)
-    environment = {**os.environ, "PYTHONPATH": str(project / "src"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{project / 'src'}{os.pathsep}{project}",
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+    }
     server = subprocess.Popen([sys.executable, __file__, str(address)], cwd=project, env=environment)
     try:
         limit = time.monotonic() + 120
@@ -65,6 +76,39 @@ def serving(project: Path, scratch: Path) -> Iterator[Path]:
     finally:
         server.terminate()
         server.wait()
+
+
+@dataclass(frozen=True)
+class Job:
+    """A script that runs in a fork of the server and that can be killed."""
+
+    pid: int
+    answer: IO[str]
+
+    @classmethod
+    def start(cls, python: Path, script: Path, *words: str, folder: Path, log: Path) -> "Job":
+        """Run `script` with `words` in `folder`; what it says is appended to `log`."""
+        link = socket.socket(socket.AF_UNIX)
+        link.connect(str(python.with_name("s")))
+        argv = json.dumps([str(folder), [str(script), *words]]).encode()
+        with Path(os.devnull).open() as nothing, log.open("ab") as said:
+            socket.send_fds(link, [len(argv).to_bytes(4, "big")], [nothing.fileno(), said.fileno(), said.fileno()])
+        link.sendall(argv)
+        answer = link.makefile()
+        return cls(int(answer.readline()), answer)
+
+    def kill(self) -> None:
+        """`kill -9`; unlike a client's, it reaches the script itself."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self) -> int:
+        """Its exit code, 128 + n where signal n ended it."""
+        return int(self.answer.readline())
+
+    def ended(self) -> bool:
+        """Whether it has come to an end."""
+        return bool(select.select([self.answer], [], [], 0)[0])
 
 
 def snakemake_with(python: Path) -> tuple[str, ...]:
@@ -106,8 +150,9 @@ def _answer(link: socket.socket) -> None:
     child = os.fork()
     if child == 0:
         _run(*json.loads(words), descriptors)
+    link.sendall(f"{child}\n".encode())
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    link.sendall(str(code if code >= 0 else 128 - code).encode())
+    link.sendall(f"{code if code >= 0 else 128 - code}\n".encode())
     os._exit(0)
 
 

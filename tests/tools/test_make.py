@@ -2,9 +2,9 @@
 
 import hashlib
 import json
-import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 from itertools import pairwise
@@ -17,6 +17,7 @@ from diffusers import StableDiffusionPipeline
 from helpers import ROOT, wait_for
 from PIL import Image
 from safetensors.torch import load_file
+from stage_server import Job
 from tools.tiny_base import blip, loop, make, text, vae, world
 from tools.tiny_base.recipe import BaseRecipe
 from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTokenizer
@@ -24,38 +25,31 @@ from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTokeni
 from sdlora import records
 from sdlora.flow.hashing import sha256_of
 
-SHARE = 0.0005
-KILLED_SHARE = 0.0001  # four starts and a run beside it, so it is shorter
+SHARE = 0.0002
 STATES = ("vae", "diffusion", "decoder", "blip")  # in the order they are trained
 
 
-def start(folder: Path, share: float) -> subprocess.Popen[bytes]:
-    """`python -m tools.tiny_base.make` with a share of the pictures and steps, its lines in `folder`/log."""
+def start(python: Path, folder: Path) -> Job:
+    """`tools/tiny_base/make.py` with a share of the pictures and steps, its lines in `folder`/log."""
     folder.mkdir(exist_ok=True)
-    words = [sys.executable, "-u", "-m", "tools.tiny_base.make", "--share", str(share), "--threads", "1"]
-    with (folder / "log").open("ab") as log:
-        return subprocess.Popen(
-            [*words, "--device", "cpu", "--work", str(folder / "work"), "--out", str(folder / "models")],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=log,
-            stderr=log,
-        )
+    words = ["--share", str(SHARE), "--threads", "1", "--device", "cpu"]
+    places = ["--work", str(folder / "work"), "--out", str(folder / "models")]
+    return Job.start(python, ROOT / "tools/tiny_base/make.py", *words, *places, folder=ROOT, log=folder / "log")
 
 
-def kill_after(path: Path, folder: Path) -> None:
+def kill_after(path: Path, python: Path, folder: Path) -> None:
     """Start, and `kill -9` as soon as `path` is there and its part still trains."""
-    process = start(folder, KILLED_SHARE)
-    wait_for(lambda: path.exists() or process.poll() is not None, 300)
-    process.kill()
-    assert process.wait() == -9, (folder / "log").read_text("utf-8")[-3000:]
+    job = start(python, folder)
+    wait_for(lambda: path.exists() or job.ended(), 300)
+    job.kill()
+    assert job.wait() == 128 + signal.SIGKILL, (folder / "log").read_text("utf-8")[-3000:]
 
 
 @pytest.fixture(scope="module")
-def rehearsal(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rehearsal(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A rehearsal that nobody disturbs."""
     folder = tmp_path_factory.mktemp("rehearsal")
-    assert start(folder, SHARE).wait(timeout=600) == 0, (folder / "log").read_text("utf-8")[-3000:]
+    assert start(served, folder).wait() == 0, (folder / "log").read_text("utf-8")[-3000:]
     return folder
 
 
@@ -91,18 +85,16 @@ def test_a_rehearsal_trains_its_share(rehearsal: Path) -> None:
 
 
 @pytest.mark.workflow
-def test_kill_9_and_again_gives_the_same_bytes(tmp_path: Path) -> None:
-    killed, undisturbed = tmp_path / "killed", tmp_path / "undisturbed"
+def test_kill_9_and_again_gives_the_same_bytes(served: Path, rehearsal: Path, tmp_path: Path) -> None:
     for name in STATES:
-        kill_after(killed / "work" / f"{name}.state.pt", killed)
-    assert start(killed, KILLED_SHARE).wait(timeout=600) == 0
-    log = (killed / "log").read_text("utf-8")
+        kill_after(tmp_path / "work" / f"{name}.state.pt", served, tmp_path)
+    assert start(served, tmp_path).wait() == 0
+    log = (tmp_path / "log").read_text("utf-8")
     for name in STATES:
         assert f"{name}: resuming from step" in log
-    assert start(undisturbed, KILLED_SHARE).wait(timeout=600) == 0
-    assert "resuming" not in (undisturbed / "log").read_text("utf-8")
-    assert len(weights(undisturbed)) > 8
-    assert weights(killed) == weights(undisturbed)
+    assert "resuming" not in (rehearsal / "log").read_text("utf-8")
+    assert len(weights(rehearsal)) > 8
+    assert weights(tmp_path) == weights(rehearsal)
 
 
 @pytest.mark.workflow
@@ -190,7 +182,7 @@ def test_rates_do_not_depend_on_the_length_until_they_fall() -> None:
 
 @pytest.mark.workflow
 def test_a_part_killed_while_it_is_saved_is_not_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    recipe, saving = BaseRecipe().shortened(KILLED_SHARE), vae.train
+    recipe, saving = BaseRecipe().shortened(SHARE), vae.train
 
     def killed(*inputs: Any, **options: Any) -> None:
         out = next(one for one in inputs if isinstance(one, Path) and one.name.startswith("vae"))

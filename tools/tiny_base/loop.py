@@ -116,13 +116,14 @@ def train(
         steps: Optimizer steps in all.
         peak_learning_rate: AdamW's rate between warm-up and fall.
         ema_decay: Highest decay of the average.
-        save_every: Steps between saved states.
+        save_every: Steps between saved states; at least two are saved, however few steps there are.
         folder: Where the state is kept; a run that was stopped goes on from there.
         on_save: Called with the step after each saved state, `module` holding averaged weights.
 
     Returns:
         `module`.
     """
+    save_every = min(save_every, max(1, steps // 2))
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=peak_learning_rate, weight_decay=1e-2)
     ema = [p.detach().clone() for p in parameters]

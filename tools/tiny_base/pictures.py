@@ -55,8 +55,9 @@ def make(folder: Path, name: str, count: int, seed: int, size_px: int, workers: 
     with Pool(workers) as pool, pixels.open("ab") as pixel_file, said.open("a", encoding="utf-8") as said_file:
         draw = partial(_draw, seed=seed, size_px=size_px)
         while len(known) < count:
-            rows = [row for row in pool.map(draw, range(first, first + AT_ONCE)) if row][: count - len(known)]
-            first += AT_ONCE
+            following = first + min(AT_ONCE, max(8, count - len(known)))
+            rows = [row for row in pool.map(draw, range(first, following)) if row][: count - len(known)]
+            first = following
             pixel_file.write(b"".join(raw for _, _, raw in rows))
             _to_disk(pixel_file)  # before the captions, which say how much is whole
             known += [(index, caption) for index, caption, _ in rows]

@@ -47,5 +47,4 @@ class BaseRecipe:
             values[key] = max(4, round(values[key] * share))
         for key in ("vae_batch", "decoder_batch", "blip_batch", "unet_batch"):
             values[key] //= 4
-        values["save_every"] = min(self.save_every, min(values[key] for key in steps) // 2)
         return BaseRecipe(**values)
