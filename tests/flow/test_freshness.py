@@ -49,6 +49,17 @@ def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
     return [a, b]
 
 
+def test_a_folder_in_which_a_job_had_nothing_to_write_is_fresh(chain: list[Recipe]) -> None:
+    first = chain[0]
+    for file in ("1", "2"):
+        (first.outputs[1] / file).unlink()
+    freshness.write_made(first, [first.outputs[0]])
+    assert freshness.settle([first]) == [first]
+    (first.outputs[1] / freshness.FOLDER_MARK).unlink()
+    first.outputs[1].rmdir()
+    assert freshness.settle([first]) == []
+
+
 class Grown(First):
     """The first stage with settings that came later."""
 

@@ -154,9 +154,13 @@ def _is_fresh(job: Recipe, fresh: dict[Path, Recipe], hashes: FileHashes) -> boo
 
 
 def _has_outputs(job: Recipe, made: Made) -> bool:
-    """Whether a record names every output, or something in it where it is a folder."""
+    """Whether a record names every output, or something in it where it is a folder that is not empty."""
     named = {*made.outputs, *(str(folder) for name in made.outputs for folder in Path(name).parents)}
-    return all(str(path) in named and path.exists() for path in job.outputs)
+    return all(path.exists() and (str(path) in named or _is_empty(path)) for path in job.outputs)
+
+
+def _is_empty(path: Path) -> bool:
+    return path.is_dir() and all(inside.name == FOLDER_MARK for inside in path.iterdir())
 
 
 def inputs_of(job: Recipe) -> dict[str, str]:
