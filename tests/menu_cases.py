@@ -40,8 +40,17 @@ SPECIAL: dict[tuple[str, str], list[Settings]] = {
     ("train", "steps"): [{"steps": 2}],
     ("train", "checkpoint_every"): [{"checkpoint_every": 1}],
     ("sample", "weights"): [{"weights": "raw"}, {"weights": "ema", "train.ema": {"decay": 0.9}}],
+    ("sample", "karras"): [{"karras": True, "scheduler": name} for name in ("euler", "dpmpp_2m", "unipc")],
+    ("sample", "eta"): [{"eta": 0.5, "scheduler": "ddim"}],
+    ("sample", "solver_order"): [{"solver_order": 3, "scheduler": "unipc"}],
+    ("sample", "clip_skip"): [{"clip_skip": 2}],
+    ("sample", "second_prompt"): [{"second_prompt": "a face"}],
+    ("sample", "second_negative_prompt"): [{"second_negative_prompt": "blurry"}],
     ("sample", "negative_prompt"): [{"negative_prompt": "blurry"}],
-    ("sample", "hires"): [{"hires": {"factor": 1.25, "denoising_strength": 0.5}}],
+    ("sample", "hires"): [
+        {"hires": {"factor": 1.25, "denoising_strength": 0.5}},
+        {"hires": {"factor": 1.5, "denoising_strength": 0.6, "steps": "all", "upscale": "latent"}},
+    ],
     ("sample", "seeds"): [{"seeds": [1, 2]}],
     ("sample", "inference_steps"): [{"inference_steps": 3}],
     ("sample", "max_references"): [{"max_references": 1}],
@@ -78,9 +87,14 @@ def needs_a_gpu(case: Case) -> bool:
 OF_FLOW_MATCHING = {"train.timestep_sampling": None, "train.timestep_shift": None, "sample.scheduler": "flow_euler"}
 
 
-def needs_flow_matching(case: Case) -> bool:
+#: What only a base with a second text encoder has; the same tests take it through.
+OF_TWO_ENCODERS = dict.fromkeys(("sample.second_prompt", "sample.second_negative_prompt"))
+OF_ANOTHER_BASE = OF_FLOW_MATCHING | OF_TWO_ENCODERS
+
+
+def needs_another_base(case: Case) -> bool:
     """Whether one of the case's values means nothing for the embedded base."""
-    return any(name in OF_FLOW_MATCHING and OF_FLOW_MATCHING[name] in (None, value) for name, value in case.settings)
+    return any(name in OF_ANOTHER_BASE and OF_ANOTHER_BASE[name] in (None, value) for name, value in case.settings)
 
 
 def cases() -> list[Case]:

@@ -50,7 +50,9 @@ NOISES = {
 SCHEDULERS = {
     "ddim": "diffusers:DDIMScheduler",
     "euler": "diffusers:EulerDiscreteScheduler",
+    "euler_a": "diffusers:EulerAncestralDiscreteScheduler",
     "dpmpp_2m": "diffusers:DPMSolverMultistepScheduler",
+    "unipc": "diffusers:UniPCMultistepScheduler",
     "pndm": "diffusers:PNDMScheduler",
     "flow_euler": "diffusers:FlowMatchEulerDiscreteScheduler",
 }

@@ -8,7 +8,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from helpers import ROOT, SMALL, Project, make_project
-from menu_cases import ON_A_GPU, cases, needs_a_gpu, needs_flow_matching, nested, packed
+from menu_cases import ON_A_GPU, cases, needs_a_gpu, needs_another_base, nested, packed
 from PIL import Image
 from ruamel.yaml import YAML
 
@@ -21,7 +21,7 @@ START = {
     "evaluate.bootstrap_samples": 100, "evaluate.metrics": ["psnr_db"],
     "evaluate.choose_by": "psnr_db",
 }  # fmt: skip
-ON_A_CPU = [case for case in cases() if not needs_a_gpu(case) and not needs_flow_matching(case)]
+ON_A_CPU = [case for case in cases() if not needs_a_gpu(case) and not needs_another_base(case)]
 VERSIONS, REFUSED = packed(START, ON_A_CPU)
 PRESETS = YAML(typ="safe").load((ROOT / "params.yaml").read_text("utf-8"))["presets"]
 NAMED = {

@@ -149,6 +149,18 @@ class Hires(Section):
 
     factor: float = Field(1.5, gt=1, le=4, description="enlargement of each side")
     denoising_strength: float = Field(0.35, gt=0, lt=1, description="share of the schedule that is run again")
+    steps: Literal["share", "all"] = Field(
+        "share",
+        description="share: inference_steps x denoising_strength are run (diffusers); all: inference_steps, over the "
+        "same share of the noise (A1111)",
+    )
+    upscale: Literal["lanczos", "latent"] = Field(
+        "lanczos", description="what is enlarged: the picture (Lanczos), or its latents (bilinear; wants 0.5 and more)"
+    )
+
+
+#: Options of some samplers: option -> the samplers that have it.
+SAMPLER_OPTIONS = {"karras": ("euler", "dpmpp_2m", "unipc"), "eta": ("ddim",), "solver_order": ("unipc",)}
 
 
 class Sample(Section):
@@ -159,7 +171,15 @@ class Sample(Section):
     guidance_scale: float = Field(7.0, ge=1, le=50, description="classifier-free guidance (CFG)")
     inference_steps: int = Field(30, ge=1, le=1000, description="denoising steps")
     scheduler: str = Field("ddim", description="entry of choices.SCHEDULERS")
+    karras: bool = Field(False, description="euler, dpmpp_2m, unipc: Karras' noise levels (2206.00364, eq. 5)")
+    eta: float = Field(0.0, ge=0, le=1, description="ddim: noise added at each step (2010.02502, eq. 16)")
+    solver_order: int | None = Field(None, ge=1, le=3, description="unipc: its order (2302.04867); null = 2")
+    clip_skip: int | None = Field(
+        None, ge=1, le=12, description="text encoder's layer that is read, 1 = the last; null = the family's own"
+    )
     negative_prompt: str = Field("", description="what the picture should not be")
+    second_prompt: str | None = Field(None, description="what a second text encoder is told (sdxl); null = the same")
+    second_negative_prompt: str | None = Field(None, description="and what it should not be; null = the same")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((42,), min_length=1, description="one picture each")
     hires: Hires | None = Field(None, description="null = off")
     max_references: int = Field(10, ge=1, le=1000, description="references drawn and measured, first by id")
@@ -171,8 +191,18 @@ class Sample(Section):
         return on_menu(value, choices.SCHEDULERS)
 
     @model_validator(mode="after")
+    def _sampler_has_its_options(self) -> Self:
+        for option, samplers in SAMPLER_OPTIONS.items():
+            if getattr(self, option) and self.scheduler not in samplers:
+                raise ValueError(
+                    f"{option} has no effect with scheduler: {self.scheduler}; it is for {', '.join(samplers)}"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _hires_has_a_step(self) -> Self:
-        if self.hires is not None and int(self.inference_steps * self.hires.denoising_strength) < 1:
+        share = self.hires.denoising_strength if self.hires and self.hires.steps == "share" else 1
+        if self.hires is not None and int(self.inference_steps * share) < 1:
             raise ValueError(
                 f"hires.denoising_strength is {self.hires.denoising_strength:g} of {self.inference_steps} "
                 f"inference_steps, which is no whole step; raise one of them"

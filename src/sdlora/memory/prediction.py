@@ -22,6 +22,7 @@ from sdlora.lora import types
 from sdlora.memory.meter import Meter, become_fake, optimizer_cost, size_of
 from sdlora.models import Conditioning, ModelFamily
 from sdlora.models.family import DTYPES, quieten
+from sdlora.stages.sample.drawing import check_drawing
 from sdlora.stages.train.dataset import Example
 
 
@@ -254,7 +255,7 @@ def draw_phase(version: Version, base: Base, device: torch.device) -> Phase:
     side = version.fit.size_px or base.size_px
     shapes = _Shapes(base, device)
     model, weights = shapes.model, shapes.weights()
-    model.sampler(version.sample.scheduler)
+    check_drawing(version.sample, type(model))
     if version.sample.hires is not None:
         multiple = model.resolution_multiple
         side = round(side * version.sample.hires.factor / multiple) * multiple

@@ -1,7 +1,8 @@
 """What the stage `sample` is asked to do."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sdlora.config.params import Base, Sample
 from sdlora.flow.recipe import Recipe
@@ -14,6 +15,16 @@ class SampleRecipe(Recipe):
     folder_pattern: ClassVar[str] = "results/{version}"
     writes: ClassVar[tuple[str, ...]] = ("samples/",)
     asides: ClassVar[frozenset[str]] = frozenset({"references"})
+    later: ClassVar[Mapping[str, Any]] = {
+        "sample.karras": False,
+        "sample.eta": 0.0,
+        "sample.solver_order": None,
+        "sample.clip_skip": None,
+        "sample.second_prompt": None,
+        "sample.second_negative_prompt": None,
+        "sample.hires.steps": "share",
+        "sample.hires.upscale": "lanczos",
+    }
 
     sample: Sample
     base: Base

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sdlora import determinism, records
+from sdlora import choices, determinism, records
 from sdlora.config.params import Base, Sample
 from sdlora.flow import hashing, store
 from sdlora.images.pictures import png_bytes
@@ -18,6 +18,7 @@ from sdlora.lora.pivotal import attach_embeddings, detach_embeddings, with_token
 from sdlora.models import ModelFamily, load_model
 from sdlora.progress import Progress
 from sdlora.randomness import generator
+from sdlora.stages.sample.drawing import check_drawing, enlarged, hires_steps, sampler_of, told
 from sdlora.stages.sample.recipe import SampleRecipe
 
 KEPT_SETS = 600  # sets of pictures in the store, one a checkpoint and setting
@@ -46,9 +47,9 @@ class Painter:
         self._trigger: str | None = None  # whose learnt embeddings are attached
 
     def _load(self) -> ModelFamily:
+        check_drawing(self._settings, choices.pick(choices.FAMILIES, self._base.family))
         model = load_model(self._base)
-        scheduler = model.sampler(self._settings.scheduler)
-        model.pipeline.scheduler = scheduler.from_config(model.pipeline.scheduler.config)
+        model.pipeline.scheduler = sampler_of(self._settings, model)
         if self._settings.hires is not None:
             self._img2img = model.img2img_pipeline()
         return model
@@ -73,30 +74,32 @@ class Painter:
     def draw(self, prompts: Sequence[Prompt]) -> list[Image.Image]:
         """One picture a prompt, all at once; the noise of each is a function of its (seed, reference) alone.
 
-        With hires fix the pictures are enlarged (Lanczos) and denoised again: diffusers' image to image
-        runs int(inference_steps x denoising_strength) steps.
+        With hires fix the pictures are enlarged and denoised again, image to image.
         """
         if self._adapter is None:
             raise RuntimeError("call use() first")
         settings, trigger = self._settings, self._trigger
         texts = [prompt.text if trigger is None else with_token(prompt.text, trigger) for prompt in prompts]
-        shared = self._adapter.prompting(texts, settings.guidance_scale, settings.negative_prompt)
-        shared |= {"num_inference_steps": settings.inference_steps}
-        images: list[Image.Image] = self._adapter.pipeline(
+        shared, hires = told(settings, self._adapter, texts), settings.hires
+        drawn = self._adapter.pipeline(
             **shared,
+            num_inference_steps=settings.inference_steps,
             height=self._size_px,
             width=self._size_px,
+            output_type="latent" if hires is not None and hires.upscale == "latent" else "pil",
             generator=[generator("sample", prompt.seed, prompt.reference) for prompt in prompts],
         ).images
-        if settings.hires is not None:
+        if hires is not None:
             multiple = self._adapter.resolution_multiple
-            side = round(self._size_px * settings.hires.factor / multiple) * multiple
-            images = self._img2img(
+            side = round(self._size_px * hires.factor / multiple) * multiple
+            drawn = self._img2img(
                 **shared,
-                image=[image.resize((side, side), Image.Resampling.LANCZOS) for image in images],
-                strength=settings.hires.denoising_strength,
+                num_inference_steps=hires_steps(settings, hires),
+                image=enlarged(drawn, hires, (side, side), self._adapter),
+                strength=hires.denoising_strength,
                 generator=[generator("hires", prompt.seed, prompt.reference) for prompt in prompts],
             ).images
+        images: list[Image.Image] = drawn
         return images
 
 

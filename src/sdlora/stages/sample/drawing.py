@@ -1,0 +1,111 @@
+"""How a picture is drawn: the sampler and its options, clip skip, second prompts, hires fix.
+
+What a family or a sampler does not have is refused; nothing is left out in silence.
+"""
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sdlora.config.params import Hires, Sample
+from sdlora.errors import ParamsError
+from sdlora.models import ModelFamily
+
+Size = tuple[int, int]  # width and height, px
+
+
+def check_drawing(settings: Sample, family: type[ModelFamily]) -> None:
+    """Refuse what the family's pipelines do not take.
+
+    Raises:
+        ParamsError: Names the option and what has it.
+    """
+    family.sampler(settings.scheduler)
+    taken = inspect.signature(family.text2img.__call__).parameters
+    if settings.clip_skip is not None and ("clip_skip" not in taken or family.kohya is None):
+        raise ParamsError(f"sample.clip_skip is {settings.clip_skip}, which {family.__name__} does not have")
+    for option, name in (("second_prompt", "prompt_2"), ("second_negative_prompt", "negative_prompt_2")):
+        if getattr(settings, option) is not None and name not in taken:
+            raise ParamsError(
+                f"sample.{option} is for families with a second text encoder, such as sdxl; {family.__name__} has one"
+            )
+
+
+def sampler_of(settings: Sample, model: ModelFamily) -> Any:
+    """The scheduler of diffusers that steps, with the base's own noise levels and the version's options."""
+    options: dict[str, Any] = {"use_karras_sigmas": True} if settings.karras else {}
+    if settings.solver_order is not None:
+        options["solver_order"] = settings.solver_order
+    return model.sampler(settings.scheduler).from_config(model.pipeline.scheduler.config, **options)
+
+
+def told(settings: Sample, model: ModelFamily, texts: Sequence[str]) -> dict[str, Any]:
+    """What both pipelines are told about prompts.
+
+    `clip_skip` counts as A1111 and kohya do: 1 is the text encoder's last layer, 2 the one before. diffusers counts
+    from the layer that the family reads, which is the last of SD's and the last but one of SDXL's.
+
+    Raises:
+        ParamsError: If the text encoder has fewer layers, or the family tells its pipeline embeddings of its own.
+    """
+    found = model.prompting(texts, settings.guidance_scale, settings.negative_prompt)
+    count = len(texts)
+    more: dict[str, Any] = {}
+    for option, name in (("second_prompt", "prompt_2"), ("second_negative_prompt", "negative_prompt_2")):
+        if getattr(settings, option) is not None:
+            more[name] = [getattr(settings, option)] * count
+    if settings.eta:
+        more["eta"] = settings.eta
+    if settings.clip_skip is not None:
+        encoders: list[Any] = [*model.text_encoders().values()]
+        layers = min(encoder.config.num_hidden_layers for encoder in encoders)
+        if settings.clip_skip > layers:
+            raise ParamsError(f"sample.clip_skip is {settings.clip_skip}, but a text encoder has {layers} layers")
+        for encoder in encoders:  # transformers 5 flattened it, diffusers 0.42 asks for its norm
+            if not hasattr(encoder, "text_model"):
+                encoder.__dict__["text_model"] = encoder
+        own = model.kohya.clip_skip if model.kohya else 1
+        more["clip_skip"] = None if settings.clip_skip == own else settings.clip_skip - own
+    if more.keys() - {"eta"} and "prompt" not in found:
+        raise ParamsError(
+            f"family {model.base.family} tells its pipeline embeddings of its own, so sample.clip_skip, second_prompt "
+            f"and second_negative_prompt would have no effect"
+        )
+    return {**found, **more}
+
+
+def hires_steps(settings: Sample, hires: Hires) -> int:
+    """The steps diffusers is told in image to image, of which it runs int(steps x strength).
+
+    diffusers' meaning (`share`): a share of `inference_steps` is run. A1111's (`all`): all of them are, over the same
+    share of the noise; `sd_samplers_common.setup_img2img_steps` (1.10.1) divides by the strength likewise.
+    """
+    if hires.steps == "share":
+        return settings.inference_steps
+    steps = math.ceil(settings.inference_steps / hires.denoising_strength)
+    while int(steps * hires.denoising_strength) < settings.inference_steps:  # rounding
+        steps += 1
+    return steps
+
+
+def enlarged(drawn: Any, hires: Hires, size: Size, model: ModelFamily) -> Any:
+    """What image to image starts from: pictures (Lanczos), or latents (bilinear, A1111's `Latent`).
+
+    Args:
+        drawn: Pictures, or latents (B, C, h, w) where the upscaling is `latent`.
+        hires: Its settings.
+        size: The size wanted.
+        model: Whose latents they are.
+    """
+    if hires.upscale == "lanczos":
+        images: Sequence[Image.Image] = drawn
+        return [image.resize(size, Image.Resampling.LANCZOS) for image in images]
+    latents: Tensor = drawn
+    cell = model.pipeline.vae_scale_factor
+    shape = (size[1] // cell, size[0] // cell)
+    return torch.nn.functional.interpolate(latents.float(), shape, mode="bilinear").to(latents.dtype)

@@ -1,0 +1,117 @@
+"""The drawing menu: what each option changes, by plain diffusers, and what is refused."""
+
+from typing import Any
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from helpers import TINY
+from PIL import Image
+from pydantic import ValidationError
+
+from sdlora.config.params import Base, Hires, Sample
+from sdlora.errors import ParamsError
+from sdlora.models import load_model
+from sdlora.randomness import generator
+from sdlora.stages.sample.drawing import told
+from sdlora.stages.sample.sample import Painter, Prompt
+
+PROMPT = Prompt("001", "captain, red background", 42)
+#: Settings, and what plain diffusers is told for them.
+SAMPLERS: list[tuple[dict[str, Any], str, dict[str, Any], dict[str, Any]]] = [
+    ({"scheduler": "ddim"}, "DDIMScheduler", {}, {}),
+    ({"scheduler": "ddim", "eta": 0.8}, "DDIMScheduler", {}, {"eta": 0.8}),
+    ({"scheduler": "euler"}, "EulerDiscreteScheduler", {}, {}),
+    ({"scheduler": "euler_a"}, "EulerAncestralDiscreteScheduler", {}, {}),
+    ({"scheduler": "dpmpp_2m"}, "DPMSolverMultistepScheduler", {}, {}),
+    ({"scheduler": "dpmpp_2m", "karras": True}, "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, {}),
+    ({"scheduler": "unipc"}, "UniPCMultistepScheduler", {}, {}),
+    ({"scheduler": "unipc", "solver_order": 1}, "UniPCMultistepScheduler", {"solver_order": 1}, {}),
+    ({"clip_skip": 2}, "DDIMScheduler", {}, {"clip_skip": 1}),
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def drawn(base: Base = TINY, **options: Any) -> Image.Image:
+    painter = Painter(base, Sample(**{"inference_steps": 3, **options}), 64)
+    painter.use(None)
+    return painter.draw([PROMPT])[0]
+
+
+@pytest.mark.slow
+def test_every_sampler_is_diffusers_own_and_unlike_the_others() -> None:
+    pipeline = load_model(TINY, "cpu").pipeline
+    pipeline.text_encoder.__dict__["text_model"] = pipeline.text_encoder
+    config, seen = pipeline.scheduler.config, set()
+    for settings, name, options, more in SAMPLERS:
+        pipeline.scheduler = getattr(diffusers, name).from_config(config, **options)
+        noise = generator("sample", PROMPT.seed, PROMPT.reference)
+        (theirs,) = pipeline(
+            PROMPT.text, negative_prompt="", guidance_scale=7.0, num_inference_steps=3, height=64, width=64,
+            generator=[noise], **more,
+        ).images  # fmt: skip
+        ours = drawn(**settings)
+        assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1, settings
+        seen.add(ours.tobytes())
+    assert len(seen) == len(SAMPLERS), "every option changes the picture"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"karras": True}, "karras has no effect with scheduler: ddim; it is for euler, dpmpp_2m, unipc"),
+        ({"karras": True, "scheduler": "euler_a"}, "karras has no effect with scheduler: euler_a"),
+        ({"eta": 0.5, "scheduler": "euler"}, "eta has no effect with scheduler: euler; it is for ddim"),
+        ({"solver_order": 2, "scheduler": "dpmpp_2m"}, "solver_order has no effect with scheduler: dpmpp_2m"),
+        ({"scheduler": "dpm"}, "'dpm' is not on the menu"),
+    ],
+)
+def test_an_option_that_a_sampler_does_not_have_is_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValidationError, match=said):
+        Sample(**options)
+
+
+def test_hires_runs_a_share_of_the_steps_or_all_of_them_on_pictures_or_latents() -> None:
+    seen, calls = set(), []
+    for steps, upscale, expected in (("share", "lanczos", 3 + 1), ("all", "latent", 3 + 3), ("share", "latent", 3 + 1)):
+        hires = Hires(factor=1.5, denoising_strength=0.6, steps=steps, upscale=upscale)
+        painter = Painter(TINY, Sample(inference_steps=3, hires=hires), 64)
+        painter.use(None)
+        denoiser = painter._adapter.denoiser  # type: ignore[union-attr]
+        calls.clear()
+        denoiser.register_forward_pre_hook(lambda *_: calls.append(1))
+        (image,) = painter.draw([PROMPT])
+        assert len(calls) == expected and image.size == (96, 96)
+        seen.add(image.tobytes())
+    assert len(seen) == 3
+
+
+def test_sdxl_counts_its_layers_as_a1111_does_and_has_second_prompts(small_sdxl: Base) -> None:
+    model = load_model(small_sdxl, "cpu")
+    assert told(Sample(clip_skip=2), model, ["a"])["clip_skip"] is None, "SDXL's own"
+    assert told(Sample(clip_skip=1), model, ["a"])["clip_skip"] == -1
+    pictures = [
+        drawn(small_sdxl, inference_steps=2, scheduler="euler", **options).tobytes()
+        for options in ({}, {"second_prompt": "a hat"}, {"second_negative_prompt": "a hat"}, {"clip_skip": 1})
+    ]
+    assert len(set(pictures)) == 4
+
+
+def test_what_a_family_does_not_have_is_refused(small_sd3: Base) -> None:
+    with pytest.raises(ParamsError, match=r"sample\.second_prompt is for families with a second text encoder"):
+        drawn(second_prompt="a hat")
+    with pytest.raises(ParamsError, match="clip_skip is 5, but a text encoder has 4 layers"):
+        drawn(clip_skip=5)
+    with pytest.raises(ParamsError, match="clip_skip is 2, which StableDiffusion3 does not have"):
+        drawn(small_sd3, scheduler="flow_euler", clip_skip=2)
+
+
+@pytest.mark.usefixtures("clip_skip_on_the_menu")
+def test_a_family_that_tells_embeddings_cannot_skip() -> None:
+    with pytest.raises(ParamsError, match="tells its pipeline embeddings of its own"):
+        drawn(TINY.model_copy(update={"family": "clip-skip"}), clip_skip=1)
