@@ -103,11 +103,13 @@ def test_a_vote_is_counted_and_can_be_saved(index: Page) -> None:
         "[...document.querySelectorAll('#tally tbody td:nth-child(3)')].every((cell) => cell.innerText === '2')"
     )
     saved = index.run("fetch(document.querySelector('#tally a').href).then((answer) => answer.text())")
-    assert len(saved.splitlines()) == 2 and '"reference"' in saved
+    assert len(saved.splitlines()) == 2 and '"winner"' in saved
 
 
 @pytest.fixture(scope="module")
-def by_hand(built_once: Project, served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, str]]:
+def by_hand(
+    built_once: Project, served: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Page, str, Project]]:
     """The project after a person's decisions in params.yaml."""
     folder = tmp_path_factory.mktemp("by-hand") / "project"
     shutil.copytree(built_once.folder, folder)
@@ -133,12 +135,12 @@ def by_hand(built_once: Project, served: Path, tmp_path_factory: pytest.TempPath
     assert project.read("results/stranger/stranger.safetensors") == stranger.read_bytes()
     assert not project.plan("all")
     with page_of(folder / "results") as (page, address):
-        yield page, address
+        yield page, address, project
 
 
 @pytest.mark.parametrize("width", [390, 1400])
-def test_a_persons_choice_is_shown_beside_the_rules(by_hand: tuple[Page, str], width: int) -> None:
-    page, address = by_hand
+def test_a_persons_choice_is_shown_beside_the_rules(by_hand: tuple[Page, str, Project], width: int) -> None:
+    page, address, _ = by_hand
     page.open(f"{address}/report/index.html", width)
     assert "Chosen by a person. The rule, earliest of 2 checkpoints" in text(page, ".verdict:nth-child(2)")
     heads = "[...document.querySelectorAll('#grid thead th')].map((head) => head.innerText)"
@@ -147,8 +149,8 @@ def test_a_persons_choice_is_shown_beside_the_rules(by_hand: tuple[Page, str], w
     assert page.run("document.documentElement.scrollWidth") <= width
 
 
-def test_a_lora_from_elsewhere_is_a_row_like_any_other(by_hand: tuple[Page, str]) -> None:
-    page, address = by_hand
+def test_a_lora_from_elsewhere_is_a_row_like_any_other(by_hand: tuple[Page, str, Project]) -> None:
+    page, address, _ = by_hand
     page.open(f"{address}/report/index.html", 1400)
     names = "[...document.querySelectorAll('#versions tbody tr td:first-child')].map((cell) => cell.innerText)"
     assert page.run(names) == ["a", "b", "both", "stranger"]
@@ -158,6 +160,29 @@ def test_a_lora_from_elsewhere_is_a_row_like_any_other(by_hand: tuple[Page, str]
     assert heads[-2:] == ["both, as it came", "stranger, as it came"]
     page.open(f"{address}/stranger/report/index.html", 390)
     assert page.run("document.documentElement.scrollWidth") <= 390
+
+
+def test_saved_votes_are_counted_beside_the_metrics(by_hand: tuple[Page, str, Project]) -> None:
+    page, address, project = by_hand
+    page.open(f"{address}/report/index.html", 1400)
+    page.run("document.querySelector('#vote-a').value = 'a/2'; document.querySelector('#vote-b').value = 'stranger/1'")
+    page.run("document.querySelector('#vote-b').dispatchEvent(new Event('change'))")
+    page.click("#ballot button")
+    page.until("document.querySelectorAll('#tally tbody tr').length === 2")
+    saved = page.run("fetch(document.querySelector('#tally a').href).then((answer) => answer.text())")
+    (project.folder / "votes.jsonl").write_text(saved, encoding="utf-8")
+    assert project.plan_list("all") == ["report"] * 4 + ["report_all"]
+    project.snakemake("results/report/index.html", "results/a/report/index.html")
+    (row,) = records.read_jsonl(project.folder / "votes.jsonl")
+    won = row["winner"].partition("/")[0]
+    table = {row["version"]: row for row in records.read_csv(project.folder / "results/report/versions.csv")}
+    assert [table[name]["votes_won"] for name in ("a", "stranger")] == (["1", "0"] if won == "a" else ["0", "1"])
+    assert table["a"]["votes"] == "1" and table["b"]["votes"] == ""
+    for place in ("report", "a/report"):
+        page.open(f"{address}/{place}/index.html", 390)
+        assert "of 1 (at least 0." in text(page, "#versions")
+        assert count(page, "#tally tbody tr") == (2 if place == "report" else 1), "and votes go on from there"
+        assert page.run("document.documentElement.scrollWidth") <= 390
 
 
 @pytest.mark.parametrize("width", [390, 1400])

@@ -3,12 +3,15 @@
 from pathlib import Path
 
 from sdlora.flow import command
+from sdlora.flow.inputs import VOTES
 from sdlora.stages.report.page import write_version
 from sdlora.stages.report.recipe import ReportRecipe
+from sdlora.stages.report.votes import read_votes
 
 
 def work(recipe: ReportRecipe) -> list[Path]:
-    return write_version(recipe.version, recipe.settings, recipe.folder, recipe.references, recipe.dataset)
+    votes = read_votes(VOTES)
+    return write_version(recipe.version, recipe.settings, recipe.folder, recipe.references, recipe.dataset, votes)
 
 
 command.run(ReportRecipe, work)

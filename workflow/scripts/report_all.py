@@ -3,13 +3,16 @@
 from pathlib import Path
 
 from sdlora.flow import command
+from sdlora.flow.inputs import VOTES
 from sdlora.stages.report.page import write_index
 from sdlora.stages.report.recipe import ReportAllRecipe
+from sdlora.stages.report.votes import read_votes
 
 
 def work(recipe: ReportAllRecipe) -> list[Path]:
     results = recipe.folder.parent
-    return write_index(recipe.versions, results, recipe.folder, recipe.references, recipe.datasets)
+    votes = read_votes(VOTES)
+    return write_index(recipe.versions, results, recipe.folder, recipe.references, recipe.datasets, votes)
 
 
 command.run(ReportAllRecipe, work)

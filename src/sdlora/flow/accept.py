@@ -16,7 +16,7 @@ from sdlora import records
 from sdlora.config.load import load
 from sdlora.config.params import Params
 from sdlora.errors import DataError, ParamsError, suggest
-from sdlora.flow import freshness, lock, plan, store
+from sdlora.flow import freshness, inputs, lock, plan, store
 from sdlora.flow.freshness import Made
 from sdlora.flow.hashing import FileHashes
 from sdlora.flow.identity import UPDATED, Identity, differing, identity_of, is_update, run_key, told
@@ -166,13 +166,16 @@ def _adopt(run: Path | None, job: Recipe) -> None:
 def write_pages(params: Params, versions: Sequence[str]) -> None:
     """Write the pages of the versions that are finished anew: they say what was accepted."""
     from sdlora.stages.report.page import write_version  # imports NumPy
+    from sdlora.stages.report.votes import read_votes
 
+    votes = read_votes(inputs.VOTES)
     jobs = plan.jobs(params)
     for job in jobs:
         if not isinstance(job, ReportRecipe) or job.version not in versions:
             continue
         if all(path.exists() for path in _before({job.made}, jobs) - {job.made}):
-            freshness.write_made(job, write_version(job.version, job.settings, job.folder, job.references, job.dataset))
+            files = write_version(job.version, job.settings, job.folder, job.references, job.dataset, votes)
+            freshness.write_made(job, files)
 
 
 def run(versions: Sequence[str], sure: bool) -> None:

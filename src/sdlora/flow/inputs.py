@@ -11,6 +11,7 @@ from sdlora.flow.hashing import FileHashes
 from sdlora.stages.scrape import pin
 from sdlora.stages.scrape.source import PICTURE_SUFFIXES
 
+VOTES = Path("votes.jsonl")  # as a page saves them
 MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
@@ -56,6 +57,11 @@ def lora_identity(file: str | None, hashes: FileHashes) -> str | None:
     """Content of a LoRA from elsewhere; None where it is not there."""
     path = None if file is None else Path(file)
     return None if path is None or not path.exists() else hashing.identity_of_folder(path, MODEL_SUFFIXES, hashes)
+
+
+def votes_identity(hashes: FileHashes) -> str | None:
+    """Content of what people voted, where they have."""
+    return hashes.of(VOTES) if VOTES.is_file() else None
 
 
 def check_place(project: Path) -> None:

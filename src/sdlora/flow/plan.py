@@ -150,7 +150,7 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
     yield ReportRecipe(
         **of_version, **seen.maker(ReportRecipe, ()), inputs=(evaluate.made, lora.made),
         version=name, settings=summary(version), references=references,
-        dataset=before[version.fit.method, "flip"].folder,
+        dataset=before[version.fit.method, "flip"].folder, votes=inputs.votes_identity(seen.hashes),
     )  # fmt: skip
 
 
@@ -269,6 +269,7 @@ def _report_all(params: Params, seen: Seen) -> ReportAllRecipe:
         wildcards={}, **seen.maker(ReportAllRecipe, ()), inputs=measured, versions=settings,
         references={name: set_folder(of, fit_name(params, name, "pad")) for name, of in names.items()},
         datasets={name: set_folder(of, fit_name(params, name)) for name, of in names.items()},
+        votes=inputs.votes_identity(seen.hashes),
     )  # fmt: skip
 
 

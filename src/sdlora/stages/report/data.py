@@ -11,6 +11,7 @@ from PIL import Image
 
 from sdlora import records
 from sdlora.flow import freshness
+from sdlora.flow.hashing import sha256_of
 from sdlora.flow.identity import told
 from sdlora.images.pictures import read_rgb
 from sdlora.stages.adopt.recipe import FACTS
@@ -18,6 +19,7 @@ from sdlora.stages.evaluate.statistics import LEVEL, holm
 from sdlora.stages.evaluate.tables import ONE_TRAINING, is_tested, reported
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.report.recipe import Summary
+from sdlora.stages.report.votes import DIGITS, Vote, tally
 
 THUMBNAIL_PX = 128  # longer side; the picture itself is linked
 QUALITY = 88  # of WebP
@@ -55,6 +57,7 @@ def page_data(
     results: Path,
     references: Mapping[str, Path],
     datasets: Mapping[str, Path],
+    votes: Sequence[Vote],
     root: str,
 ) -> dict[str, Any]:
     """Everything a page over some versions shows.
@@ -64,11 +67,13 @@ def page_data(
         results: The folder with a folder for each.
         references: The fitted set that holds each version's references.
         datasets: The fitted set that each learnt from.
+        votes: What people voted.
         root: The way from the page to `results/`.
     """
     thumbnails = Thumbnails()
     shown = [_version(name, settings, results / name, thumbnails) for name, settings in versions.items()]
     correct([version["figures"] for version in shown])
+    _count(votes, shown)
     sets = {str(folder): _references(folder, thumbnails) for folder in dict.fromkeys(references.values())}
     for version in shown:
         version["references"] = str(references[version["name"]])
@@ -82,6 +87,7 @@ def page_data(
         "level": LEVEL,
         "note": ONE_TRAINING if len(shown) > 1 else "",
         "chosen_by": next((v["best"]["choose_by"] for v in shown), None),
+        "votes": [vote.row() for vote in votes],
         "thumbnails": thumbnails.found,
     }
 
@@ -92,7 +98,7 @@ def _version(name: str, settings: Summary, result: Path, thumbnails: Thumbnails)
     for row in records.read_jsonl(result / "samples" / "index.jsonl"):
         file = f"samples/{row['file']}"
         cell = samples.setdefault(str(row["step"]), {}).setdefault(row["reference"], {})
-        cell[str(row["seed"])] = [thumbnails.key(result / file), file]
+        cell[str(row["seed"])] = [thumbnails.key(result / file), file, sha256_of(result / file)[:DIGITS]]
     return {
         "name": name,
         "settings": settings,
@@ -101,10 +107,25 @@ def _version(name: str, settings: Summary, result: Path, thumbnails: Thumbnails)
         "accepted": accepted_of(result),
         "foreign": _foreign(result / "checkpoints" / FACTS),
         "steps": sorted(map(int, samples)),
+        "votes": {},
         "samples": samples,
         "metrics": _metrics(result / "metrics.csv"),
         "log": _log(result / "train_log.csv"),
     }
+
+
+def _count(votes: Sequence[Vote], versions: Sequence[dict[str, Any]]) -> None:
+    """Give each version the votes on its checkpoints, by step."""
+    pictures = {
+        (f"{version['name']}/{step}", reference, seed): cell[2]
+        for version in versions
+        for step, drawn in version["samples"].items()
+        for reference, seeds in drawn.items()
+        for seed, cell in seeds.items()
+    }
+    for side, found in tally(votes, pictures).items():
+        name, _, step = side.rpartition("/")
+        next(version for version in versions if version["name"] == name)["votes"][step] = found
 
 
 def _foreign(facts: Path) -> list[str]:

@@ -16,6 +16,7 @@ from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.report.data import page_data
 from sdlora.stages.report.recipe import Summary
 from sdlora.stages.report.sheet import contact_sheet
+from sdlora.stages.report.votes import Vote
 
 PAGES = Environment(loader=PackageLoader("sdlora.stages.report", "templates"), autoescape=True, trim_blocks=True)
 FOLDER = Path(__file__).parent
@@ -38,7 +39,9 @@ def _page(title: str, data: dict[str, Any]) -> str:
     )
 
 
-def write_version(name: str, settings: Summary, result: Path, references: Path, dataset: Path) -> list[Path]:
+def write_version(
+    name: str, settings: Summary, result: Path, references: Path, dataset: Path, votes: Sequence[Vote] = ()
+) -> list[Path]:
     """Write a version's page, `sheet.png` and the chosen step's file as `<version>.safetensors`.
 
     The page shows why this checkpoint, every sample, the curves, the numbers and the dataset.
@@ -49,12 +52,13 @@ def write_version(name: str, settings: Summary, result: Path, references: Path, 
         result: `results/<version>`.
         references: The fitted set that holds the references.
         dataset: The fitted set that was learnt from.
+        votes: What people voted.
 
     Returns:
         The files written.
     """
     out = result / "report"
-    data = page_data({name: settings}, result.parent, {name: references}, {name: dataset}, root="../..")
+    data = page_data({name: settings}, result.parent, {name: references}, {name: dataset}, votes, root="../..")
     records.write_text(out / "index.html", _page(name, data))
     index = records.read_jsonl(result / "samples" / "index.jsonl")
     pictures = {(row["step"], row["reference"]): row for row in reversed(index)}
@@ -100,6 +104,7 @@ def write_index(
     out: Path,
     references: Mapping[str, Path],
     datasets: Mapping[str, Path],
+    votes: Sequence[Vote] = (),
 ) -> list[Path]:
     """Write the page over all versions, and its table: settings, best step, figures.
 
@@ -109,8 +114,9 @@ def write_index(
         out: Where to.
         references: The fitted set that holds each version's references.
         datasets: The fitted set that each learnt from.
+        votes: What people voted.
     """
-    data = page_data(versions, results, references, datasets, root="..")
+    data = page_data(versions, results, references, datasets, votes, root="..")
     records.write_text(out / "index.html", _page("Versions", data))
     _write_table(data["versions"], out / "versions.csv")
     return [out / "index.html", out / "versions.csv"]
@@ -123,12 +129,15 @@ FIGURES = ("best", "delta", "ci_low", "ci_high", "p")
 def _write_table(versions: Sequence[Mapping[str, Any]], path: Path) -> None:
     """One row a version; a metric that a version does not measure is empty, and so is a p-value without a test."""
     metrics = list(dict.fromkeys(metric for version in versions for metric in version["metrics"]))
-    named = ("version", *versions[0]["settings"], "best_step", "rule_step", "references", "tested_on", "resolved")
+    named = ("version", *versions[0]["settings"], "best_step", "rule_step", "references", "tested_on", "resolved",
+             "votes_won", "votes", "votes_at_least")  # fmt: skip
     rows = []
     for version in versions:
         best, figures = version["best"], version["figures"]
         tested_on = len(best["test"]["references"]) if is_tested(best) else 0
-        steps = (best["best_step"], rule_step(best), len(best["references"]), tested_on, best["resolved"])
+        ballot = version["votes"].get(str(best["best_step"]), {})
+        steps = (best["best_step"], rule_step(best), len(best["references"]), tested_on, best["resolved"],
+                 ballot.get("won"), ballot.get("of"), ballot.get("at_least"))  # fmt: skip
         measured = [figures.get(metric, {}).get(figure) for metric in metrics for figure in FIGURES]
         rows.append([version["name"], *version["settings"].values(), *steps, *measured])
     records.write_csv(path, [*named, *[f"{metric}_{figure}" for metric in metrics for figure in FIGURES]], rows)

@@ -1,5 +1,6 @@
 """What the stage `report` is asked to do: a version's page, and the page over all."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,11 +17,13 @@ class ReportRecipe(Recipe):
     writes: ClassVar[tuple[str, ...]] = ("report/index.html", "report/sheet.png", "{version}.safetensors")
     shown: ClassVar[dict[str, str]] = {"report/sheet.png": "sheet.rst"}
     asides: ClassVar[frozenset[str]] = frozenset({"references", "dataset"})
+    later: ClassVar[Mapping[str, Any]] = {"votes": None}
 
     version: str
     settings: Summary
     references: Path  # the fitted set that holds them
     dataset: Path  # the fitted set that was learnt from
+    votes: str | None  # what people voted: the hash of votes.jsonl
 
 
 class ReportAllRecipe(Recipe):
@@ -32,7 +35,9 @@ class ReportAllRecipe(Recipe):
     writes: ClassVar[tuple[str, ...]] = ("index.html", "versions.csv")
     shown: ClassVar[dict[str, str]] = {"index.html": "index.rst"}
     asides: ClassVar[frozenset[str]] = frozenset({"references", "datasets"})
+    later: ClassVar[Mapping[str, Any]] = {"votes": None}
 
     versions: dict[str, Summary]
     references: dict[str, Path]  # the fitted set that holds each version's
     datasets: dict[str, Path]  # the fitted set that each learnt from
+    votes: str | None  # what people voted: the hash of votes.jsonl

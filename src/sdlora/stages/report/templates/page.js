@@ -46,6 +46,7 @@ const sampleOf = (version, step, reference) => {
   const found = version.samples[step]?.[reference];
   return found && (found[$("seed").value] ?? Object.values(found)[0]);
 };
+const seedOf = (version, step, reference) => ($("seed").value in version.samples[step][reference] ? $("seed").value : Object.keys(version.samples[step][reference])[0]);
 function figureOf(version, step, reference) {
   const metric = $("figure").value, row = version.metrics[metric]?.[step], place = version.best.references.indexOf(reference);
   return row && place >= 0 ? number(row.values[place], 2) : "";
@@ -157,11 +158,13 @@ function curveControls() {
 /* Numbers */
 function tables() {
   const settings = Object.keys(data.versions[0].settings);
-  const heads = ["version", ...settings, "chosen step", "tested on", "better than step 0", ...allMetrics.flatMap((metric) => [metric, "against step 0"])];
+  const voted = data.versions.some((version) => Object.keys(version.votes).length);
+  const votesOf = (version, step) => { const found = version.votes[step]; return element("td", { "data-sort": found ? found.at_least : -1 }, found ? `${found.won} of ${found.of} (at least ${number(found.at_least, 2)})` : ""); };
+  const heads = ["version", ...settings, "chosen step", "tested on", "better than step 0", ...(voted ? ["votes won"] : []), ...allMetrics.flatMap((metric) => [metric, "against step 0"])];
   const rows = data.versions.map((version) => element("tr", {},
     element("td", {}, several ? element("a", { href: `${data.root}/${version.name}/report/index.html` }, version.name) : version.name),
     ...settings.map((key) => element("td", {}, String(version.settings[key] ?? ""))), element("td", { "data-sort": version.best.best_step }, version.best.overruled ? `${version.best.best_step} (rule: ${ruleStep(version)})` : version.foreign.length ? "" : String(version.best.best_step)),
-    element("td", {}, version.best.overruled ? "chosen by a person" : version.best.test ? `${version.best.test.references.length} references` : "no test"), element("td", {}, version.best.resolved ? "yes" : "unresolved"),
+    element("td", {}, version.best.overruled ? "chosen by a person" : version.best.test ? `${version.best.test.references.length} references` : "no test"), element("td", {}, version.best.resolved ? "yes" : "unresolved"), ...(voted ? [votesOf(version, version.best.best_step)] : []),
     ...allMetrics.flatMap((metric) => {
       const figure = version.figures[metric];
       return figure ? [element("td", {}, number(figure.best)), element("td", { "data-sort": figure.delta, class: figure.p !== null && figure.p <= data.level && "sure" }, `${signed(figure.delta)} [${number(figure.ci_low)}, ${number(figure.ci_high)}]`)] : [element("td"), element("td")];
@@ -170,9 +173,9 @@ function tables() {
   new Tablesort($("versions"));
   $("note").textContent = data.note ? `Of versions, ${data.note}.` : "";
   const lines = data.versions.flatMap((version) => version.steps.map((step) => element("tr", { class: step === version.best.best_step && "chosen" },
-    element("td", {}, version.name), element("td", {}, String(step)),
+    element("td", {}, version.name), element("td", {}, String(step)), ...(voted ? [votesOf(version, step)] : []),
     ...allMetrics.map((metric) => { const row = version.metrics[metric]?.[step]; return element("td", {}, row ? `${number(row.mean)} [${number(row.ci_low)}, ${number(row.ci_high)}]` : ""); }))));
-  $("checkpoints").replaceChildren(element("thead", {}, element("tr", {}, ...["version", "step", ...allMetrics].map((head) => element("th", {}, head)))), element("tbody", {}, ...lines));
+  $("checkpoints").replaceChildren(element("thead", {}, element("tr", {}, ...["version", "step", ...(voted ? ["votes won"] : []), ...allMetrics].map((head) => element("th", {}, head)))), element("tbody", {}, ...lines));
 }
 
 /* Dataset */
@@ -191,7 +194,7 @@ function drawDataset() {
 
 /* Blind vote */
 const candidates = data.versions.flatMap((version) => version.steps.filter((step) => step || version === data.versions[0]).map((step) => [`${version.name}/${step}`, several ? `${version.name}, ${stepOf(version, step)}` : stepOf(version, step)]));
-const votes = [];
+const votes = [...data.votes]; // what votes.jsonl has, and what is voted here
 let pair = null;
 const split = (name) => [versionOf[name.slice(0, name.lastIndexOf("/"))], Number(name.slice(name.lastIndexOf("/") + 1))];
 /** Lower end of Wilson's 95 % interval of a share (Wilson 1927). */
@@ -205,10 +208,10 @@ function drawBallot() {
   const references = data.references[one[0].references];
   const ids = Object.keys(references).filter((id) => sampleOf(...one, id) && sampleOf(...other, id));
   if (names[0] === names[1] || !ids.length) { pair = null; $("ballot").replaceChildren("Take two different checkpoints of one dataset."); return; }
-  const counts = Object.fromEntries(ids.map((id) => [id, votes.filter((vote) => vote.reference === id && names.includes(vote.for) && names.includes(vote.against)).length]));
+  const counts = Object.fromEntries(ids.map((id) => [id, votes.filter((vote) => vote.reference === id && names.includes(vote.winner) && names.includes(vote.loser)).length]));
   const least = Math.min(...Object.values(counts)), open = ids.filter((id) => counts[id] === least);
   const reference = open[Math.floor(Math.random() * open.length)], order = Math.random() < 0.5 ? [0, 1] : [1, 0];
-  pair = { reference, names: order.map((place) => names[place]) };
+  pair = { reference, seed: seedOf(...one, reference), names: order.map((place) => names[place]) };
   const figures = order.map((place, side) => {
     const button = element("button", { type: "button" }, side ? "This one (2)" : "This one (1)");
     button.addEventListener("click", () => vote(side));
@@ -217,16 +220,22 @@ function drawBallot() {
   $("ballot").replaceChildren(figures[0], element("figure", {}, element("img", { src: data.thumbnails[references[reference].picture], alt: "reference" }), "reference"), figures[1]);
 }
 function vote(side) {
-  votes.push({ reference: pair.reference, for: pair.names[side], against: pair.names[1 - side] });
+  const sides = [pair.names[side], pair.names[1 - side]];
+  votes.push({ reference: pair.reference, seed: pair.seed, winner: sides[0], loser: sides[1], pictures: sides.map((name) => sampleOf(...split(name), pair.reference)[2]) });
   drawTally();
   drawBallot();
 }
+/** A vote counts for a side whose picture is still the one that was seen. */
+const counted = (vote, name, side) => { const [version, step] = split(name); return name === [vote.winner, vote.loser][side] && version?.samples[step]?.[vote.reference]?.[vote.seed]?.[2] === vote.pictures[side]; };
 function drawTally() {
-  const names = [...new Set(votes.flatMap((vote) => [vote.for, vote.against]))];
-  const rows = names.map((name) => { const wins = votes.filter((vote) => vote.for === name).length, count = votes.filter((vote) => vote.for === name || vote.against === name).length; return { name, wins, count, bound: wilson(wins, count) }; }).sort((a, b) => b.bound - a.bound);
+  if (!votes.length) return;
+  const names = [...new Set(votes.flatMap((vote) => [vote.winner, vote.loser]))];
+  const rows = names.map((name) => { const wins = votes.filter((vote) => counted(vote, name, 0)).length, count = wins + votes.filter((vote) => counted(vote, name, 1)).length; return { name, wins, count, bound: wilson(wins, count) }; }).filter((row) => row.count).sort((a, b) => b.bound - a.bound);
   const save = element("a", { download: "votes.jsonl", href: URL.createObjectURL(new Blob(votes.map((row) => JSON.stringify(row) + "\n"), { type: "application/jsonl" })) }, "Save votes.jsonl");
   $("tally").replaceChildren(element("table", {}, element("thead", {}, element("tr", {}, ...["checkpoint", "won", "of", "at least"].map((head) => element("th", {}, head)))),
-    element("tbody", {}, ...rows.map((row) => element("tr", {}, ...[row.name, row.wins, row.count, number(row.bound, 2)].map((text) => element("td", {}, String(text))))))), element("p", {}, save));
+    element("tbody", {}, ...rows.map((row) => element("tr", {}, ...[row.name, row.wins, row.count, number(row.bound, 2)].map((text) => element("td", {}, String(text))))))),
+  element("p", { class: "hint" }, "At least: the lower end of Wilson's 95 % interval of the share won, so that two of two rank below eighteen of twenty."),
+  element("p", {}, save, ` (${votes.length} votes, ${votes.length - data.votes.length} of them new). Put it beside params.yaml: the table of versions counts it when the page is made again.`));
 }
 $("vote").addEventListener("keydown", (event) => { if (pair && ["1", "2"].includes(event.key) && event.target.tagName !== "SELECT") vote(Number(event.key) - 1); });
 
@@ -246,7 +255,7 @@ const first = data.versions[0];
 $("vote-a").value = `${first.name}/0`;
 $("vote-b").value = `${first.name}/${first.best.best_step}`;
 for (const form of document.querySelectorAll("form.controls")) form.addEventListener("submit", (event) => event.preventDefault());
-drawGrid(); curveControls(); tables(); drawDataset(); drawBallot(); drawCurves();
+drawGrid(); curveControls(); tables(); drawDataset(); drawBallot(); drawTally(); drawCurves();
 let width = innerWidth;
 addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; drawCurves(); } });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCurves);
