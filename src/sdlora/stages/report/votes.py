@@ -49,15 +49,15 @@ def read_votes(path: Path) -> list[Vote]:
 
 
 def _vote(row: Any) -> Vote:
-    texts = [row[key] for key in ("reference", "seed", "winner", "loser")]
+    reference, seed, winner, loser = (row[key] for key in ("reference", "seed", "winner", "loser"))
     pictures = row["pictures"]
-    if not all(isinstance(text, str) for text in (*texts, *pictures)) or len(pictures) != 2:
+    if not all(isinstance(text, str) for text in (reference, seed, winner, loser, *pictures)) or len(pictures) != 2:
         raise ValueError("its values are texts, and pictures are two")
-    for side in (row["winner"], row["loser"]):
+    for side in (winner, loser):
         version, _, step = side.rpartition("/")
         if not version or not step.isdecimal():
             raise ValueError(f"{side!r} is no version and step such as v8/300")
-    return Vote(*texts, pictures=(pictures[0], pictures[1]))
+    return Vote(reference, seed, winner, loser, (pictures[0], pictures[1]))
 
 
 def tally(votes: Iterable[Vote], pictures: Mapping[tuple[str, str, str], str]) -> dict[str, Ballot]:

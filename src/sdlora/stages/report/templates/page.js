@@ -227,15 +227,16 @@ function vote(side) {
 }
 /** A vote counts for a side whose picture is still the one that was seen. */
 const counted = (vote, name, side) => { const [version, step] = split(name); return name === [vote.winner, vote.loser][side] && version?.samples[step]?.[vote.reference]?.[vote.seed]?.[2] === vote.pictures[side]; };
+const nameOf = (name) => { const [version, step] = split(name); return `${several ? `${version.name}, ` : ""}${stepOf(version, step)}`; };
 function drawTally() {
   if (!votes.length) return;
   const names = [...new Set(votes.flatMap((vote) => [vote.winner, vote.loser]))];
   const rows = names.map((name) => { const wins = votes.filter((vote) => counted(vote, name, 0)).length, count = wins + votes.filter((vote) => counted(vote, name, 1)).length; return { name, wins, count, bound: wilson(wins, count) }; }).filter((row) => row.count).sort((a, b) => b.bound - a.bound);
   const save = element("a", { download: "votes.jsonl", href: URL.createObjectURL(new Blob(votes.map((row) => JSON.stringify(row) + "\n"), { type: "application/jsonl" })) }, "Save votes.jsonl");
   $("tally").replaceChildren(element("table", {}, element("thead", {}, element("tr", {}, ...["checkpoint", "won", "of", "at least"].map((head) => element("th", {}, head)))),
-    element("tbody", {}, ...rows.map((row) => element("tr", {}, ...[row.name, row.wins, row.count, number(row.bound, 2)].map((text) => element("td", {}, String(text))))))),
+    element("tbody", {}, ...rows.map((row) => element("tr", {}, ...[nameOf(row.name), row.wins, row.count, number(row.bound, 2)].map((text) => element("td", {}, String(text))))))),
   element("p", { class: "hint" }, "At least: the lower end of Wilson's 95 % interval of the share won, so that two of two rank below eighteen of twenty."),
-  element("p", {}, save, ` (${votes.length} votes, ${votes.length - data.votes.length} of them new). Put it beside params.yaml: the table of versions counts it when the page is made again.`));
+  element("p", {}, save, ` (${votes.length} ${votes.length === 1 ? "vote" : "votes"}, ${votes.length - data.votes.length} of them new). Put it beside params.yaml: the table of versions counts it when the page is made again.`));
 }
 $("vote").addEventListener("keydown", (event) => { if (pair && ["1", "2"].includes(event.key) && event.target.tagName !== "SELECT") vote(Number(event.key) - 1); });
 
