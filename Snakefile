@@ -15,6 +15,7 @@ from sdlora.config.load import load
 from sdlora.config.params import RESULTS_OF_ALL
 from sdlora.errors import SdloraError
 from sdlora.flow import command, freshness, inputs, lock, plan
+from sdlora.stages.adopt.recipe import AdoptRecipe
 from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
 from sdlora.stages.evaluate.recipe import EvaluateRecipe
@@ -64,6 +65,7 @@ include: "workflow/rules/flip.smk"
 include: "workflow/rules/encode.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/export.smk"
+include: "workflow/rules/adopt.smk"
 include: "workflow/rules/sample.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"

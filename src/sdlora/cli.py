@@ -81,6 +81,8 @@ def _preflight(args: argparse.Namespace) -> None:
     params = load(Path("params.yaml"))
     if args.version not in params.versions:
         raise ParamsError(f"there is no version {args.version!r}{suggest(args.version, params.versions)}")
+    if params.versions[args.version].lora is not None:
+        raise ParamsError(f"version {args.version} names a LoRA from elsewhere: there is no training to predict")
     from sdlora.memory import preflight  # imports torch
 
     preflight.show(params, args.version, args.device)

@@ -88,6 +88,39 @@ def test_checkpoint_steps_include_the_last() -> None:
     assert train.checkpoint_steps[-2:] == (750, 765)
 
 
+@pytest.mark.parametrize("step", [750, 1500])
+def test_a_chosen_step_is_a_checkpoint(tmp_path: Path, step: int) -> None:
+    text = (ROOT / "params.yaml").read_text("utf-8").replace("  v9:\n", f"  v9:\n    chosen: {step}\n")
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ParamsError, match=rf"versions.v9: chosen is {step}, but the checkpoints are 100, 200, .*, 14"):
+        load(tmp_path / "params.yaml")
+    (tmp_path / "params.yaml").write_text(text.replace(f"chosen: {step}", "chosen: 700"), encoding="utf-8")
+    assert load(tmp_path / "params.yaml").versions["v9"].chosen == 700
+
+
+@pytest.mark.parametrize(
+    ("version", "said"),
+    [
+        ("{lora: x.safetensors, train: {rank: 4}}", "versions.mine.train: has no effect beside lora"),
+        ("{lora: x.safetensors, chosen: 1}", "versions.mine.chosen: has no effect beside lora"),
+        ("{lora: x.safetensors, sample: {weights: ema}}", "versions.mine: sample.weights is ema, but"),
+        ("{lora: [{version: v88}]}", "lora[0].version is 'v88', which is not trained here; did you mean v8"),
+        ("{lora: [{version: v8, step: 750}]}", "lora[0].step is 750, but the checkpoints of v8 are 100, 200"),
+        ("{lora: [{weight: 0.5}]}", "versions.mine.lora.0: a LoRA is named by its file or by its version"),
+        ("{lora: [{file: x, step: 5}]}", "step is 5, but a file has no steps"),
+        ("{lora: [{flie: x}]}", "versions.mine.lora.0.flie: unknown key; did you mean file?"),
+        ("{lora: 3}", "versions.mine.lora: 3 is not allowed"),
+        ("{lora: []}", "versions.mine.lora"),
+    ],
+)
+def test_what_a_lora_from_elsewhere_may_say(tmp_path: Path, version: str, said: str) -> None:
+    text = (ROOT / "params.yaml").read_text("utf-8").replace("\nversions:\n", f"\nversions:\n  mine: {version}\n")
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ParamsError) as caught:
+        load(tmp_path / "params.yaml")
+    assert said in str(caught.value)
+
+
 MISTAKES = [
     ("rank: 64, learning_rate: 1.5e-4", "rnak: 64, learning_rate: 1.5e-4", ("versions.v8.train.rnak", "rank")),
     ("rank: 64, learning_rate: 1.5e-4", "rank: 64, learning_rate: -1", ("versions.v8.train.learning_rate", "-1")),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from pydantic import Field
 
 from sdlora import records
 from sdlora.errors import DataError
@@ -46,6 +47,21 @@ def chain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Recipe]:
         (job.outputs[1] / freshness.FOLDER_MARK).touch()  # as Snakemake does when the job has ended
         freshness.write_made(job, files)
     return [a, b]
+
+
+class Grown(First):
+    """The first stage with settings that came later."""
+
+    later: ClassVar[dict[str, object]] = {"extra": None, "section.option": 1}
+    extra: int | None = None
+    section: dict[str, int] = Field({})
+
+
+def test_a_setting_that_came_later_makes_nothing_stale_at_its_default() -> None:
+    before = {**First(wildcards={}).identity(), "section": {}}
+    assert Grown(wildcards={}).identity() == Grown(wildcards={}, section={"option": 1}).identity() == before
+    assert Grown(wildcards={}, extra=3).identity() == {**before, "extra": 3}
+    assert Grown(wildcards={}, section={"option": 2}).identity() == {**before, "section": {"option": 2}}
 
 
 def timed(job: Recipe) -> list[Path]:

@@ -1,10 +1,14 @@
 """The pages in the real Chromium: every control, by mouse and by keyboard, and no request that leaves the machine."""
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from browser import Page, page_of
 from helpers import Project
+
+from sdlora import records
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +104,60 @@ def test_a_vote_is_counted_and_can_be_saved(index: Page) -> None:
     )
     saved = index.run("fetch(document.querySelector('#tally a').href).then((answer) => answer.text())")
     assert len(saved.splitlines()) == 2 and '"reference"' in saved
+
+
+@pytest.fixture(scope="module")
+def by_hand(built_once: Project, served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, str]]:
+    """The project after a person's decisions in params.yaml."""
+    folder = tmp_path_factory.mktemp("by-hand") / "project"
+    shutil.copytree(built_once.folder, folder)
+    project, best = Project(folder, served), records.read_json(folder / "results/b/best.json")
+    other = 6 - best["best_step"]
+    stranger = next((folder / "results/b/export/step-000004").glob("*a1111.safetensors"))
+    shutil.copy(stranger, folder / "data/stranger.safetensors")
+    project.edit("params.yaml", "run: [a, b]", "run: [a, b, stranger, both]")
+    project.edit(
+        "params.yaml",
+        "train: {rank: 4}",
+        f"""chosen: {other}
+    train: {{rank: 4}}
+  stranger: {{lora: data/stranger.safetensors}}
+  both: {{lora: [{{version: a, weight: 0.5}}, {{file: data/stranger.safetensors}}]}}""",
+    )
+    project.snakemake("all")
+    exported = next((folder / f"results/b/export/step-00000{other}").glob("*a1111.safetensors"))
+    file = "results/b/b.safetensors"
+    assert project.read(file) == exported.read_bytes() != built_once.read(file)
+    found = {name: records.read_csv(folder / f"results/{name}/metrics.csv") for name in ("b", "stranger")}
+    assert [row["mean"] for row in found["b"] if row["step"] != "2"] == [row["mean"] for row in found["stranger"]]
+    assert project.read("results/stranger/stranger.safetensors") == stranger.read_bytes()
+    assert not project.plan("all")
+    with page_of(folder / "results") as (page, address):
+        yield page, address
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_a_persons_choice_is_shown_beside_the_rules(by_hand: tuple[Page, str], width: int) -> None:
+    page, address = by_hand
+    page.open(f"{address}/report/index.html", width)
+    assert "Chosen by a person. The rule, earliest of 2 checkpoints" in text(page, ".verdict:nth-child(2)")
+    heads = "[...document.querySelectorAll('#grid thead th')].map((head) => head.innerText)"
+    assert [head.rpartition(", ")[2] for head in page.run(heads)[4:6]] == ["by a person", "by the rule"]
+    assert "(rule: " in text(page, "#versions tbody tr:nth-child(2)")
+    assert page.run("document.documentElement.scrollWidth") <= width
+
+
+def test_a_lora_from_elsewhere_is_a_row_like_any_other(by_hand: tuple[Page, str]) -> None:
+    page, address = by_hand
+    page.open(f"{address}/report/index.html", 1400)
+    names = "[...document.querySelectorAll('#versions tbody tr td:first-child')].map((cell) => cell.innerText)"
+    assert page.run(names) == ["a", "b", "both", "stranger"]
+    assert "From elsewhere: data/stranger.safetensors at 1, sha256" in text(page, ".verdict:nth-child(4)")
+    assert "From elsewhere: a, step-00000" in text(page, ".verdict:nth-child(3)")
+    heads = page.run("[...document.querySelectorAll('#grid thead th')].map((head) => head.innerText)")
+    assert heads[-2:] == ["both, as it came", "stranger, as it came"]
+    page.open(f"{address}/stranger/report/index.html", 390)
+    assert page.run("document.documentElement.scrollWidth") <= 390
 
 
 @pytest.mark.parametrize("width", [390, 1400])

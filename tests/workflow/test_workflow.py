@@ -84,6 +84,7 @@ def test_only_the_newest_runs_are_kept(built: Project) -> None:
         ("src/sdlora/stages/evaluate/ssim.py", "Structural", "A comment: structural", set()),
         ("workflow/scripts/flip.py", "recipe.folder", "Path(recipe.folder)", {"flip", "encode", *DOWNSTREAM}),
         ("params.yaml", "inference_steps: 3", "inference_steps: 4", DOWNSTREAM - {"train", "export"}),
+        ("params.yaml", "train: {rank: 4}", "chosen: 2\n    train: {rank: 4}", {"evaluate", "report", "report_all"}),
         ("src/sdlora/lora/card.py", "A LoRA for", "This is a LoRA for", {"export", "report"}),
         ("params.yaml", "trigger: captain", "trigger: skipper", {"caption", "flip", "encode", *DOWNSTREAM}),
     ],

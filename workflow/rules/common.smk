@@ -3,6 +3,15 @@
 # what its recipe's class writes.
 JOB_OF = {job.made: job for job in JOBS}
 
+# Versions that are trained, and those that name a LoRA from elsewhere; `(?!)` is no version at all.
+TRAINED = (
+    "|".join(re.escape(name) for name, version in PARAMS.versions.items() if version.lora is None) or "(?!)"
+)
+ADOPTED = (
+    "|".join(re.escape(name) for name, version in PARAMS.versions.items() if version.lora is not None)
+    or "(?!)"
+)
+
 
 def job_of(kind, wildcards):
     """The job of a stage that some wildcards mean."""
@@ -17,6 +26,12 @@ def recipe_of(kind):
 def records_before(kind):
     """Input function: the records that a stage's job needs."""
     return lambda wildcards: [str(path) for path in job_of(kind, wildcards).inputs]
+
+
+def files_for_tools(wildcards):
+    """Input function: the record of the version's files for other tools."""
+    adopted = PARAMS.versions[wildcards.version].lora is not None
+    return str(job_of(AdoptRecipe if adopted else ExportRecipe, wildcards).made)
 
 
 def outputs(kind):

@@ -2,7 +2,7 @@ rule evaluate:
     input:
         recipe=recipe_of(EvaluateRecipe),
         records=records_before(EvaluateRecipe),
-        files=ancient(ExportRecipe.made_pattern()),  # who asks for metrics.csv wants the files, too
+        files=ancient(files_for_tools),  # who asks for metrics.csv wants the files, too
     output:
         *outputs(EvaluateRecipe),
     log:

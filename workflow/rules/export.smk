@@ -6,6 +6,8 @@ rule export:
         *outputs(ExportRecipe),
     log:
         "logs/{version}/export.log",
+    wildcard_constraints:
+        version=TRAINED,
     resources:
         mem_mb=8000,
         runtime=30,

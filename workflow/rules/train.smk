@@ -6,6 +6,8 @@ rule train:
         *outputs(TrainRecipe),
     log:
         "logs/{version}/train.log",
+    wildcard_constraints:
+        version=TRAINED,
     threads: PARAMS.threads
     resources:
         gpu=1,

@@ -8,7 +8,7 @@ from sdlora.stages.evaluate.run import evaluate_version
 
 
 def work(recipe: EvaluateRecipe) -> list[Path]:
-    return evaluate_version(recipe.evaluate, recipe.folder / "samples", recipe.references, recipe.folder)
+    return evaluate_version(recipe.evaluate, recipe.folder / "samples", recipe.references, recipe.folder, recipe.chosen)
 
 
 command.run(EvaluateRecipe, work)

@@ -22,7 +22,7 @@ def load(path: Path) -> Params:
         raise ParamsError(f"{path}: there is no such file in {Path.cwd()}")
     tree = _read(path)
     raw = _plain(tree)
-    problems = list(_unknown_stage_keys(raw))
+    problems = [*_unknown_stage_keys(raw), *_useless_keys(raw)]
     values = {key: value for key, value in raw.items() if key != "defaults"}
     if isinstance(values.get("versions"), dict):
         values["versions"] = {name: _resolve(raw, version) for name, version in values["versions"].items()}
@@ -109,7 +109,7 @@ def _resolve(raw: Mapping[str, Any], version: Any) -> Any:
 
 
 def _unknown_stage_keys(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    stages = {name for name in Version.model_fields if name not in ("base", "dataset", "preset")}
+    stages = {name for name in Version.model_fields if name not in ("base", "dataset", "preset", "chosen", "lora")}
     defaults = raw.get("defaults") or {}
     if not isinstance(defaults, dict):
         yield ("defaults",), f"{defaults!r} is not allowed: input should be a section for each stage"
@@ -117,6 +117,16 @@ def _unknown_stage_keys(raw: Mapping[str, Any]) -> Iterator[Problem]:
     for key in defaults:
         if key not in stages:
             yield ("defaults", key), f"unknown key{suggest(key, stages)}"
+
+
+def _useless_keys(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    """What a version states although it names a LoRA: nothing is trained, so it would have no effect."""
+    versions = raw.get("versions")
+    for name, version in versions.items() if isinstance(versions, dict) else ():
+        if isinstance(version, dict) and version.get("lora") is not None:
+            for key in ("train", "encode", "flip", "export", "chosen"):
+                if key in version:
+                    yield ("versions", name, key), "has no effect beside lora, with which nothing is trained"
 
 
 def _unknown_names(params: Params, raw: Mapping[str, Any]) -> Iterator[Problem]:

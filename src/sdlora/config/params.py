@@ -223,6 +223,23 @@ class Export(Section):
     )
 
 
+class Lora(Section):
+    """A LoRA that is not trained for the version: a file, or a checkpoint of another version."""
+
+    file: str | None = Field(None, min_length=1, description="a .safetensors file, or the folder of one")
+    version: str | None = Field(None, description="a version that is trained here, in the place of a file")
+    step: int | None = Field(None, ge=1, description="its checkpoint; null = the chosen one")
+    weight: float = Field(1.0, ge=-4, le=4, description="its strength beside the others; sample.lora_scale is all's")
+
+    @model_validator(mode="after")
+    def _says_which(self) -> Self:
+        if (self.file is None) == (self.version is None):
+            raise ValueError("a LoRA is named by its file or by its version: set one of them")
+        if self.step is not None and self.version is None:
+            raise ValueError(f"step is {self.step}, but a file has no steps: it goes with version")
+        return self
+
+
 class Version(Section):
     """One LoRA's settings: what `defaults` says, and what the version states itself."""
 
@@ -230,6 +247,15 @@ class Version(Section):
     dataset: str = Field(description="entry of datasets")
     preset: str | None = Field(None, description="entry of presets to start from, over the defaults; null = none")
     remark: str = Field("", max_length=500, description="what you found, shown in the table of versions")
+    chosen: int | None = Field(
+        None, ge=1, description="the checkpoint that you choose over the rule's: everything follows it; null = the rule"
+    )
+    lora: tuple[Lora, ...] | None = Field(
+        None,
+        min_length=1,
+        description="a file or folder from elsewhere, or several LoRAs: measured like any version, and nothing is "
+        "trained; null = train",
+    )
     fit: Fit = Fit()
     caption: Caption = Caption()
     flip: Flip = Flip()
@@ -254,7 +280,21 @@ class Version(Section):
         return self
 
     @model_validator(mode="after")
+    def _chosen_is_a_checkpoint(self) -> Self:
+        steps = self.train.checkpoint_steps if self.lora is None else (1,)
+        if self.chosen is not None and self.chosen not in steps:
+            raise ValueError(f"chosen is {self.chosen}, but the checkpoints are {', '.join(map(str, steps))}")
+        return self
+
+    @field_validator("lora", mode="before")
+    @classmethod
+    def _one_file(cls, value: object) -> object:
+        return ({"file": value},) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
     def _average_exists(self) -> Self:
+        if self.lora is not None and self.sample.weights == "ema":
+            raise ValueError("sample.weights is ema, but nothing is trained here: a LoRA's file has no average")
         if self.sample.weights == "ema" and self.train.ema is None:
             raise ValueError("sample.weights is ema, but train.ema is null: there is no average to draw with")
         return self
@@ -290,7 +330,7 @@ class Params(Section):
     def _datasets_have_what_versions_ask_for(self) -> Self:
         for name, version in self.versions.items():
             dataset = self.datasets.get(version.dataset)
-            if dataset is None:  # told by settings.load, with the nearest name
+            if dataset is None or version.lora is not None:  # told by settings.load, with the nearest name
                 continue
             if version.train.mask == "user" and dataset.masks is None:
                 raise ValueError(
@@ -305,10 +345,28 @@ class Params(Section):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _mixed_versions_are_trained(self) -> Self:
+        trained = {name: version for name, version in self.versions.items() if version.lora is None}
+        for name, version in self.versions.items():
+            for number, one in enumerate(version.lora or ()):
+                where = f"versions.{name}.lora[{number}]"
+                if one.version is not None and one.version not in trained:
+                    raise ValueError(
+                        f"{where}.version is {one.version!r}, which is not trained here{suggest(one.version, trained)}"
+                    )
+                steps = trained[one.version].train.checkpoint_steps if one.version else ()
+                if one.step is not None and one.step not in steps:
+                    raise ValueError(
+                        f"{where}.step is {one.step}, but the checkpoints of {one.version} are "
+                        f"{', '.join(map(str, steps))}"
+                    )
+        return self
+
 
 #: Every section by the key it stands under, for error messages and docs/params.md.
 SECTIONS: dict[str, type[Section]] = {
-    "bases": Base, "datasets": Dataset, "versions": Version, "fit": Fit, "caption": Caption, "flip": Flip,
+    "bases": Base, "datasets": Dataset, "versions": Version, "lora": Lora, "fit": Fit, "caption": Caption, "flip": Flip,
     "encode": Encode, "train": Train, "sample": Sample, "evaluate": Evaluate, "export": Export, "hires": Hires,
     "lr_stages": LrStage, "ema": Ema, "text_encoder": TextEncoder, "pivotal": Pivotal, "prior": Prior, "scrape": Scrape,
     "folder": FolderSource, "bing": BingSource, "selenium": SeleniumSource, "hub": HubSource,

@@ -21,6 +21,7 @@ from sdlora.flow.freshness import Made
 from sdlora.flow.hashing import FileHashes
 from sdlora.flow.identity import UPDATED, Identity, differing, identity_of, is_update, run_key, told
 from sdlora.flow.recipe import Recipe, Values
+from sdlora.stages.adopt.recipe import AdoptRecipe
 from sdlora.stages.evaluate.recipe import EvaluateRecipe
 from sdlora.stages.export.recipe import ExportRecipe
 from sdlora.stages.report.recipe import ReportRecipe
@@ -56,8 +57,8 @@ def changes(params: Params, versions: Sequence[str]) -> list[Change]:
             raise ParamsError(f"there is no version {name!r}{suggest(name, params.versions)}")
     jobs = plan.jobs(params)
     hashes = FileHashes()
-    last = (EvaluateRecipe, ExportRecipe)
-    wanted = _before({Path(kind.made_pattern().format(version=name)) for name in versions for kind in last}, jobs)
+    last = (EvaluateRecipe, ExportRecipe, AdoptRecipe)
+    wanted = _before({job.made for job in jobs if isinstance(job, last) and job.name in versions}, jobs)
     found = [change for job in jobs if job.made in wanted for change in _change(job, hashes)]
     hashes.save()
     return found

@@ -52,6 +52,12 @@ def mask_identity(dataset: Dataset, hashes: FileHashes) -> str | None:
     return hashing.identity_of_folder(Path(str(dataset.masks)), PICTURE_SUFFIXES, hashes)
 
 
+def lora_identity(file: str | None, hashes: FileHashes) -> str | None:
+    """Content of a LoRA from elsewhere; None where it is not there."""
+    path = None if file is None else Path(file)
+    return None if path is None or not path.exists() else hashing.identity_of_folder(path, MODEL_SUFFIXES, hashes)
+
+
 def check_place(project: Path) -> None:
     """Everything lies relative to the Snakefile: scripts, embedded models and pictures, `params.yaml`.
 
@@ -71,11 +77,12 @@ def _pull(path: str) -> str:
 
 
 def check(params: Params) -> None:
-    """Fail before any work when a version of `run` has no pictures to start from.
+    """Fail before any work when a version of `run` has no pictures to start from, or no LoRA that it names.
 
     Raises:
-        DataError: If a folder source is missing or holds no picture.
+        DataError: If a folder source is missing or holds no picture, or a LoRA is missing.
     """
+    _check_loras(params)
     for name in dict.fromkeys(params.versions[name].dataset for name in params.run):
         masks = params.datasets[name].masks
         if masks not in (None, ALPHA) and not Path(str(masks)).is_dir():
@@ -90,3 +97,10 @@ def check(params: Params) -> None:
                 raise DataError(f"{where}: there is no folder {source.path!r}{_pull(source.path)}")
             if all(one.is_hidden for one in folders.walk(Path(source.path))):
                 raise DataError(f"{where}: the folder {source.path!r} holds no picture: there is no file in it")
+
+
+def _check_loras(params: Params) -> None:
+    for name in params.run:
+        for one in params.versions[name].lora or ():
+            if one.file is not None and not Path(one.file).exists():
+                raise DataError(f"versions.{name}.lora: there is no file or folder {one.file!r}{_pull(one.file)}")

@@ -14,6 +14,7 @@ from sdlora.flow import inputs
 from sdlora.flow.code import CODE_MEMORY, Code
 from sdlora.flow.hashing import FileHashes
 from sdlora.flow.recipe import Recipe
+from sdlora.stages.adopt.recipe import Adopted, AdoptRecipe
 from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
 from sdlora.stages.evaluate.recipe import EvaluateRecipe
@@ -119,27 +120,21 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
         for recipe in _dataset_jobs(params, name, method, seen):
             before[method, recipe.stage] = recipe
             yield recipe
-    own = version.fit.method
+    train: Recipe
+    lora: Recipe
+    if version.lora is None:
+        train, lora = _training(params, name, before, seen)
+        yield train
+        yield lora
+    else:
+        for one in version.lora:
+            if one.version is not None:
+                yield from _jobs_of_version(params, one.version, seen)
+        train = lora = _adopting(params, name, seen)
+        yield lora
     of_version: dict[str, Any] = {"wildcards": {"version": name}}
     model = {"base_identity": inputs.base_identity(base, seen.hashes), "threads": params.threads}
     family = choices.FAMILIES[base.family]
-    cached = version.train.cache_latents == "disk"
-    resolved = _resolved(version.train, base)
-    train = TrainRecipe(
-        **of_version, **model, **seen.maker(TrainRecipe, (family, *_train_entries(version.train))),
-        inputs=tuple(before[own, stage].made for stage in (("flip", "encode") if cached else ("flip",))),
-        base=_weights(base, base.learning_rate_scale), train=resolved,
-        flip=version.flip.model_copy(update={"kohya": "none"}), checkpoint_steps=tuple(version.train.checkpoint_steps),
-        trigger=dataset.trigger, encode=None if cached else version.encode,
-        dataset=before[own, "flip"].folder, base_name=version.base, keep_runs=params.keep_runs,
-    )  # fmt: skip
-    yield train
-    export = ExportRecipe(
-        **of_version, **seen.maker(ExportRecipe, (family,)), inputs=(train.made,),
-        version=name, train=resolved, base=_weights(base, base.learning_rate_scale),
-        base_identity=model["base_identity"], export=version.export,
-    )  # fmt: skip
-    yield export
     sample = SampleRecipe(
         **of_version, **model, **seen.maker(SampleRecipe, (family, choices.SCHEDULERS[version.sample.scheduler])),
         inputs=(train.made, before["pad", "caption"].made), base=_weights(base), sample=version.sample,
@@ -149,12 +144,66 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
     metrics = tuple(choices.METRICS[metric] for metric in version.evaluate.metrics)
     evaluate = EvaluateRecipe(
         **of_version, **seen.maker(EvaluateRecipe, metrics), inputs=(sample.made, before["pad", "fit"].made),
-        evaluate=version.evaluate, references=references,
+        evaluate=version.evaluate, chosen=version.chosen, references=references,
     )  # fmt: skip
     yield evaluate
     yield ReportRecipe(
-        **of_version, **seen.maker(ReportRecipe, ()), inputs=(evaluate.made, export.made),
-        version=name, settings=summary(version), references=references, dataset=train.dataset,
+        **of_version, **seen.maker(ReportRecipe, ()), inputs=(evaluate.made, lora.made),
+        version=name, settings=summary(version), references=references,
+        dataset=before[version.fit.method, "flip"].folder,
+    )  # fmt: skip
+
+
+def _training(
+    params: Params, name: str, before: dict[tuple[str, str], Recipe], seen: Seen
+) -> tuple[TrainRecipe, ExportRecipe]:
+    """train and export of a version."""
+    version = params.versions[name]
+    base, dataset = params.bases[version.base], params.datasets[version.dataset]
+    own = version.fit.method
+    of_version: dict[str, Any] = {"wildcards": {"version": name}}
+    base_identity = inputs.base_identity(base, seen.hashes)
+    family = choices.FAMILIES[base.family]
+    cached = version.train.cache_latents == "disk"
+    resolved = _resolved(version.train, base)
+    train = TrainRecipe(
+        **of_version, **seen.maker(TrainRecipe, (family, *_train_entries(version.train))),
+        inputs=tuple(before[own, stage].made for stage in (("flip", "encode") if cached else ("flip",))),
+        base=_weights(base, base.learning_rate_scale), base_identity=base_identity, threads=params.threads,
+        train=resolved, flip=version.flip.model_copy(update={"kohya": "none"}),
+        checkpoint_steps=tuple(version.train.checkpoint_steps),
+        trigger=dataset.trigger, encode=None if cached else version.encode,
+        dataset=before[own, "flip"].folder, base_name=version.base, keep_runs=params.keep_runs,
+    )  # fmt: skip
+    export = ExportRecipe(
+        **of_version, **seen.maker(ExportRecipe, (family,)), inputs=(train.made,),
+        version=name, train=resolved, base=_weights(base, base.learning_rate_scale),
+        base_identity=base_identity, export=version.export,
+    )  # fmt: skip
+    return train, export
+
+
+def _adopting(params: Params, name: str, seen: Seen) -> AdoptRecipe:
+    """In the place of train and export, where a version names a LoRA."""
+    version = params.versions[name]
+    base = params.bases[version.base]
+    loras, records = [], []
+    for one in version.lora or ():
+        average = False
+        if one.version is not None:
+            needed: list[type[Recipe]] = [TrainRecipe] if one.step else [TrainRecipe, EvaluateRecipe]
+            records += [Path(kind.made_pattern().format(version=one.version)) for kind in needed]
+            average = params.versions[one.version].sample.weights == "ema"
+        loras.append(
+            Adopted(
+                file=one.file, file_identity=inputs.lora_identity(one.file, seen.hashes), version=one.version,
+                step=one.step, average=average, weight=one.weight,
+            )
+        )  # fmt: skip
+    return AdoptRecipe(
+        wildcards={"version": name}, **seen.maker(AdoptRecipe, (choices.FAMILIES[base.family],)),
+        inputs=tuple(dict.fromkeys(records)), version=name, loras=tuple(loras), base=_weights(base),
+        base_identity=inputs.base_identity(base, seen.hashes),
     )  # fmt: skip
 
 
@@ -250,17 +299,20 @@ def _train_entries(train: Train) -> list[str]:
 
 def summary(version: Version) -> dict[str, Any]:
     """The settings a reader compares versions by."""
-    train, sample = version.train, version.sample
-    return {
-        "base": version.base,
-        "dataset": version.dataset,
-        "fit": version.fit.method,
+    train = version.train
+    trained = {
         "rank": train.rank,
         "alpha": train.scaling_alpha,
         "learning_rate": train.learning_rate,
         "steps": train.steps,
         "optimizer": train.optimizer,
-        "hires": bool(sample.hires),
+    }
+    return {
+        "base": version.base,
+        "dataset": version.dataset,
+        "fit": version.fit.method,
+        **(trained if version.lora is None else dict.fromkeys(trained)),
+        "hires": bool(version.sample.hires),
         "remark": version.remark,
     }
 

@@ -5,7 +5,8 @@ names those that only say where things are. `plan` builds recipes, the rules tak
 reads its own back once.
 """
 
-from functools import cached_property
+from collections.abc import Mapping
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -35,6 +36,9 @@ class Recipe(BaseModel):
     record: ClassVar[str] = ""
     #: Fields that change no file.
     asides: ClassVar[frozenset[str]] = frozenset()
+    #: Settings that came later, dotted, and the value at which they ask for what was made before they came: at that
+    #: value they are no part of the identity, so that what is there stays fresh.
+    later: ClassVar[Mapping[str, Any]] = {}
 
     wildcards: dict[str, str]  # which job of the stage this is
     inputs: tuple[Path, ...] = ()  # records of the jobs before it
@@ -90,7 +94,13 @@ class Recipe(BaseModel):
     def identity(self) -> Values:
         """All that the job's files depend on, but its inputs: equal identities make equal files of equal inputs."""
         unseen = {"wildcards", "inputs", *self.asides}
-        return {"stage": self.stage, **self.model_dump(mode="json", exclude=unseen)}
+        values = {"stage": self.stage, **self.model_dump(mode="json", exclude=unseen)}
+        for name, as_before in self.later.items():
+            *sections, key = name.split(".")
+            place = reduce(lambda above, section: above[section] or {}, sections, values)
+            if key in place and place[key] == as_before:
+                del place[key]
+        return values
 
     def digest(self) -> str:
         """sha256 of the identity."""

@@ -13,7 +13,7 @@ from sdlora.stages.evaluate.choose import best_step, explain, split
 from sdlora.stages.evaluate.compare import compare
 from sdlora.stages.evaluate.metric import Metric
 from sdlora.stages.evaluate.statistics import mean_interval
-from sdlora.stages.evaluate.tables import Values, metrics_columns, metrics_rows
+from sdlora.stages.evaluate.tables import Values, is_tested, metrics_columns, metrics_rows, rule_step
 
 PSNR: Metric = choices.pick(choices.METRICS, "psnr_db")
 EFFNET: Metric = choices.pick(choices.METRICS, "effnet_lite0_distance")
@@ -197,3 +197,19 @@ def test_what_cannot_be_compared_is_told(tmp_path: Path) -> None:
 def test_equal_values_say_equal_things() -> None:
     values = simulated(np.random.default_rng(9), 10)
     assert explained(values) == explained(values)
+
+
+def test_a_person_overrules_the_rule_and_both_are_told() -> None:
+    values = plain(_0=[8.0] * 10, _100=[9.0 + n / 50 for n in range(10)], _200=[8.5 + n / 50 for n in range(10)])
+    names, metrics = [f"r{number}" for number in range(10)], {"psnr_db": PSNR}
+    by_rule = explain(values, names, metrics, BY_PSNR)
+    assert by_rule["best_step"] == 100 and by_rule["resolved"] and by_rule["overruled"] is None
+    by_hand = explain(values, names, metrics, BY_PSNR, chosen=200)
+    assert by_hand["best_step"] == 200 and not by_hand["resolved"]
+    assert by_hand["overruled"] == {key: by_rule[key] for key in ("best_step", "why", "resolved")}
+    assert str(by_hand["why"]).startswith("step 200") and "a person chose it" in str(by_hand["why"])
+    assert (rule_step(by_hand), is_tested(by_hand), is_tested(by_rule)) == (100, False, True)
+    both = explain(values, names, metrics, BY_PSNR, chosen=100)
+    assert both["resolved"] and both["overruled"] is None, "the rule says the same, without looking"
+    with pytest.raises(DataError, match="chosen is 150, but the checkpoints are 100, 200"):
+        explain(values, names, metrics, BY_PSNR, chosen=150)

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 
 from sdlora.config.params import Evaluate
+from sdlora.errors import DataError
 from sdlora.stages.evaluate.metric import Metric
 from sdlora.stages.evaluate.statistics import LEAST_REFERENCES, earliest_within_one_error, smallest_detectable
 from sdlora.stages.evaluate.tables import Values, difference, reported
 
 NO_TEST = (
-    f"there is no independent test, which takes {LEAST_REFERENCES} references to choose by and {LEAST_REFERENCES} "
-    f"others, so it is not called better"
+    f"there is no independent test, which takes {LEAST_REFERENCES} references for the rule to choose by and "
+    f"{LEAST_REFERENCES} others, so it is not called better"
 )
+BY_A_PERSON = "a person chose it, who may have seen the test's pictures, so it is not called better"
 
 
 def split(count: int, validation: float) -> tuple[list[int], list[int]]:
@@ -43,26 +45,49 @@ def best_step(values: Values, metric: Metric, columns: Sequence[int]) -> int:
 
 
 def explain(
-    values: Values, references: Sequence[str], metrics: Mapping[str, Metric], settings: Evaluate
+    values: Values,
+    references: Sequence[str],
+    metrics: Mapping[str, Metric],
+    settings: Evaluate,
+    chosen: int | None = None,
 ) -> dict[str, Any]:
     """What `best.json` holds.
+
+    A person's choice takes the rule's place. Whoever looks at pictures looks at the test's, too: where the two differ
+    the test is no independent one, and nothing is called better.
 
     Args:
         values: One value a reference.
         references: Their ids, in the same order.
         metrics: What was measured, by name.
         settings: The metric that chooses, the share of the references, resamples.
+        chosen: The step that a person chose; None leaves it to the rule.
 
     Returns:
-        `best_step`, its `rule`, and `why` in words; `validation` and `test` (None where there is none), each with its
+        `best_step`, the `rule`, and `why` in words; `overruled`: what the rule chose and said, where a person chose
+        otherwise; `validation` and `test` (None where there is none), each with its
         `references` and a metric's `figures`; `resolved`: whether it beats step 0 for sure; `smallest_detectable`:
         the true difference in `choose_by` that would have been found in 80 % of cases; `warnings`.
+
+    Raises:
+        DataError: If the person's step is no checkpoint; names those that are.
     """
     metric = metrics[settings.choose_by]
     validation, test = split(len(references), settings.validation)
-    step = best_step(values, metric, validation)
+    steps = sorted({step for _, step in values if step})
+    if chosen is not None and chosen not in steps:
+        raise DataError(f"chosen is {chosen}, but the checkpoints are {', '.join(map(str, steps))}")
+    by_rule = best_step(values, metric, validation)
+    if chosen not in (None, by_rule):
+        rules = explain(values, references, metrics, settings)
+        overruled = {key: rules[key] for key in ("best_step", "why", "resolved")}
+    else:
+        overruled = None
+    step = chosen or by_rule
     found: dict[str, Any] = {
         "best_step": step,
+        "chosen": chosen,
+        "overruled": overruled,
         "choose_by": metric.name,
         "higher_is_better": {name: entry.higher_is_better for name, entry in metrics.items()},
         "references": [*references],
@@ -70,11 +95,10 @@ def explain(
         "test": _figures(values, step, references, test, settings) if test else None,
         "warnings": _warnings(values, step, metrics, settings.bootstrap_samples),
     }
-    steps = len({s for _, s in values if s})
     extreme = "highest" if metric.higher_is_better else "lowest"
     part = f"{len(validation)} validation references" if test else f"all {len(references)} references"
     found["rule"] = (
-        f"earliest of {steps} checkpoints within one standard error of the {extreme} mean {metric.name} on {part}"
+        f"earliest of {len(steps)} checkpoints within one standard error of the {extreme} mean {metric.name} on {part}"
     )
     deltas = [values[metric.name, step][column] - values[metric.name, 0][column] for column in test or validation]
     smallest = smallest_detectable(deltas)
@@ -117,6 +141,8 @@ def _verdict(found: Mapping[str, Any], metric: Metric) -> tuple[bool, str]:
     unseen = f"a true difference below {found['smallest_detectable']} would mostly have been missed"
     if not found["test"]:
         return False, f"{told}; {NO_TEST}"
+    if found["overruled"]:
+        return False, f"{told}; {BY_A_PERSON}"
     if sign * found["validation"]["figures"][metric.name]["delta"] <= 0:
         return False, f"unresolved: no checkpoint beats step 0 on the validation references; {told}; {unseen}"
     if low > 0:

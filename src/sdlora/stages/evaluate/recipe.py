@@ -1,7 +1,8 @@
 """What the stage `evaluate` is asked to do."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sdlora.config.params import Evaluate
 from sdlora.flow.recipe import Recipe
@@ -15,6 +16,8 @@ class EvaluateRecipe(Recipe):
     writes: ClassVar[tuple[str, ...]] = ("metrics.csv", "metrics.json", "best.json", "curves/", "tables/")
     shown: ClassVar[dict[str, str]] = {"metrics.csv": "metrics.rst"}
     asides: ClassVar[frozenset[str]] = frozenset({"references"})
+    later: ClassVar[Mapping[str, Any]] = {"chosen": None}
 
     evaluate: Evaluate
+    chosen: int | None  # the step that a person chose over the rule's
     references: Path  # the fitted set that holds them

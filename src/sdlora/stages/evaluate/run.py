@@ -73,7 +73,9 @@ def _training(references: Path) -> list[Pixels]:
     return [np.asarray(read_rgb(references / row["file"])) for row in rows]
 
 
-def evaluate_version(settings: Evaluate, samples: Path, references: Path, out: Path) -> list[Path]:
+def evaluate_version(
+    settings: Evaluate, samples: Path, references: Path, out: Path, chosen: int | None = None
+) -> list[Path]:
     """Write `metrics.csv`, `best.json`, for DVC `metrics.json` and `curves/`, and the report's own `tables/`.
 
     Args:
@@ -81,16 +83,20 @@ def evaluate_version(settings: Evaluate, samples: Path, references: Path, out: P
         samples: Folder with `index.jsonl`.
         references: The fitted set that holds the references, padded.
         out: `results/<version>`.
+        chosen: The step that a person chose over the rule's; None leaves it to the rule.
 
     Returns:
         The files written.
+
+    Raises:
+        DataError: If a metric cannot be had, or the person's step is no checkpoint.
     """
     metrics: dict[str, Metric] = {name: choices.pick(choices.METRICS, name) for name in settings.metrics}
     columns, values = measure(samples, references, metrics)
     records.write_csv(
         out / "metrics.csv", metrics_columns(len(columns)), metrics_rows(values, settings.bootstrap_samples)
     )
-    best = explain(values, columns, metrics, settings)
+    best = explain(values, columns, metrics, settings, chosen)
     records.write_json(out / "best.json", best)
     records.write_json(out / "metrics.json", {"best_step": best["best_step"], **reported(best)["figures"]})
     curves = write_curves(values, settings.bootstrap_samples, out / "curves")

@@ -38,6 +38,16 @@ def difference(after: Sequence[float], before: Sequence[float], samples: int) ->
     }
 
 
+def is_tested(best: Mapping[str, Any]) -> bool:
+    """Whether a `best.json`'s step was chosen without the references that its figures are of."""
+    return bool(best["test"]) and not best.get("overruled")
+
+
+def rule_step(best: Mapping[str, Any]) -> int:
+    """What the rule of a `best.json` chose, also where a person overruled it."""
+    return int((best.get("overruled") or best)["best_step"])
+
+
 def reported(best: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part of a `best.json` whose figures are shown: the test, or where there is none, what was chosen by."""
     found: Mapping[str, Any] = best["test"] or best["validation"]

@@ -13,8 +13,9 @@ from sdlora import records
 from sdlora.flow import freshness
 from sdlora.flow.identity import told
 from sdlora.images.pictures import read_rgb
+from sdlora.stages.adopt.recipe import FACTS
 from sdlora.stages.evaluate.statistics import LEVEL, holm
-from sdlora.stages.evaluate.tables import ONE_TRAINING, reported
+from sdlora.stages.evaluate.tables import ONE_TRAINING, is_tested, reported
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.report.recipe import Summary
 
@@ -98,6 +99,7 @@ def _version(name: str, settings: Summary, result: Path, thumbnails: Thumbnails)
         "best": best,
         "figures": figures_of(best),
         "accepted": accepted_of(result),
+        "foreign": _foreign(result / "checkpoints" / FACTS),
         "steps": sorted(map(int, samples)),
         "samples": samples,
         "metrics": _metrics(result / "metrics.csv"),
@@ -105,10 +107,16 @@ def _version(name: str, settings: Summary, result: Path, thumbnails: Thumbnails)
     }
 
 
+def _foreign(facts: Path) -> list[str]:
+    """Where the LoRA of a version that was not trained comes from, a line each."""
+    rows = records.read_json(facts) if facts.is_file() else []
+    return [f"{row['name']} at {row['weight']:g}, sha256 {row['sha256'][:12]}" for row in rows]
+
+
 def figures_of(best: Mapping[str, Any]) -> Figures:
-    """What is shown of a `best.json`: the test's figures; without a test they prove nothing, and have no p-value."""
+    """What is shown of a `best.json`: the test's figures. Where it is not independent they have no p-value."""
     found = reported(best)["figures"]
-    return {metric: {**figures, "p": figures["p"] if best["test"] else None} for metric, figures in found.items()}
+    return {metric: {**figures, "p": figures["p"] if is_tested(best) else None} for metric, figures in found.items()}
 
 
 def correct(versions: Sequence[Figures]) -> None:

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from sdlora import records
 from sdlora.images.pictures import png_bytes, read_rgb
 from sdlora.lora.names import FILE_NAME, FOR_A1111
+from sdlora.stages.evaluate.tables import is_tested, rule_step
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.report.data import page_data
 from sdlora.stages.report.recipe import Summary
@@ -122,13 +123,12 @@ FIGURES = ("best", "delta", "ci_low", "ci_high", "p")
 def _write_table(versions: Sequence[Mapping[str, Any]], path: Path) -> None:
     """One row a version; a metric that a version does not measure is empty, and so is a p-value without a test."""
     metrics = list(dict.fromkeys(metric for version in versions for metric in version["metrics"]))
-    named = ("version", *versions[0]["settings"], "best_step", "references", "tested_on", "resolved")
+    named = ("version", *versions[0]["settings"], "best_step", "rule_step", "references", "tested_on", "resolved")
     rows = []
     for version in versions:
         best, figures = version["best"], version["figures"]
-        tested_on = len(best["test"]["references"]) if best["test"] else 0
-        rows.append(
-            [version["name"], *version["settings"].values(), best["best_step"], len(best["references"]), tested_on,
-             best["resolved"], *[figures.get(metric, {}).get(figure) for metric in metrics for figure in FIGURES]]
-        )  # fmt: skip
+        tested_on = len(best["test"]["references"]) if is_tested(best) else 0
+        steps = (best["best_step"], rule_step(best), len(best["references"]), tested_on, best["resolved"])
+        measured = [figures.get(metric, {}).get(figure) for metric in metrics for figure in FIGURES]
+        rows.append([version["name"], *version["settings"].values(), *steps, *measured])
     records.write_csv(path, [*named, *[f"{metric}_{figure}" for metric in metrics for figure in FIGURES]], rows)

@@ -19,12 +19,15 @@ const metricsOf = (version) => Object.keys(version.metrics);
 const allMetrics = [...new Set(data.versions.flatMap(metricsOf))].sort((a, b) => (b === data.chosen_by) - (a === data.chosen_by));
 
 /* What was chosen, and why */
+const ruleStep = (version) => (version.best.overruled ?? version.best).best_step; // a person may have chosen another
+const stepOf = (version, step) => (!step ? "no LoRA" : version.foreign.length ? "as it came" : `step ${step}`);
+const chosenOf = (version) => [...new Set([version.best.best_step, ruleStep(version)])].map((step) => ({ step, by: !version.best.overruled ? "" : step === ruleStep(version) ? "the rule" : "a person" }));
 function verdicts() {
   const box = $("verdicts");
   if (data.versions.length > 1) box.className = "cards";
   box.append(...data.versions.map((version) => element("div", { class: "verdict" },
     data.versions.length > 1 ? element("strong", {}, element("a", { href: `${data.root}/${version.name}/report/index.html` }, version.name)) : null,
-    element("p", {}, `${version.best.why}.`), element("p", { class: "rule" }, `Chosen by: ${version.best.rule}.`),
+    element("p", {}, version.foreign.length ? `${version.best.why}.`.replace("step 1:", "as it came:") : `${version.best.why}.`), element("p", { class: "rule" }, version.best.overruled ? `Chosen by a person. The rule, ${version.best.rule}, says: ${version.best.overruled.why}.` : version.foreign.length ? `From elsewhere: ${version.foreign.join("; ")}.` : `Chosen by: ${version.best.rule}${version.best.chosen ? ", and by a person" : ""}.`),
     ...version.best.warnings.map((warning) => element("p", { class: "warning" }, `${warning}.`)),
     version.accepted.length ? element("details", {}, element("summary", {}, "Accepted after an update of code or packages"), element("ul", {}, ...version.accepted.map((line) => element("li", {}, line)))) : null)));
 }
@@ -34,9 +37,10 @@ const several = data.versions.length > 1;
 const seeds = [...new Set(data.versions.flatMap((version) => Object.values(version.samples).flatMap((step) => Object.values(step).flatMap(Object.keys))))];
 function columnsShown() {
   const chosen = $("columns").value;
-  if (chosen === "*") return [{ version: data.versions[0], step: 0, head: "no LoRA" }, ...data.versions.map((version) => ({ version, step: version.best.best_step, head: `${version.name}, step ${version.best.best_step}` }))];
+  if (chosen === "*") return [{ version: data.versions[0], step: 0, head: "no LoRA" }, ...data.versions.flatMap((version) => chosenOf(version).map(({ step, by }) => ({ version, step, head: `${version.name}, ${stepOf(version, step)}${by && `, by ${by}`}` })))];
   const version = versionOf[chosen];
-  return version.steps.map((step) => ({ version, step, head: step ? `step ${step}` : "no LoRA", chosen: step === version.best.best_step }));
+  const by = Object.fromEntries(chosenOf(version).map((choice) => [choice.step, choice.by && `, by ${choice.by}`]));
+  return version.steps.map((step) => ({ version, step, head: stepOf(version, step) + (by[step] ?? ""), chosen: step === version.best.best_step }));
 }
 const sampleOf = (version, step, reference) => {
   const found = version.samples[step]?.[reference];
@@ -76,7 +80,7 @@ $("grid").addEventListener("keydown", (event) => {
 let shown = null;
 const pathOf = (where) => `${data.root}/${where.version}/${sampleOf(versionOf[where.version], where.step, where.reference)[1]}`;
 function picture(where, key) {
-  const made = element("img", { src: where ? pathOf(where) : data.thumbnails[key], alt: where ? `${where.version}, step ${where.step}` : "reference" });
+  const made = element("img", { src: where ? pathOf(where) : data.thumbnails[key], alt: where ? `${where.version}, ${stepOf(versionOf[where.version], where.step)}` : "reference" });
   made.addEventListener("error", () => { made.src = data.thumbnails[key]; }, { once: true }); // the page alone was moved
   return made;
 }
@@ -85,10 +89,10 @@ function view(where, key, label) {
   const options = [["", "nothing"]];
   if (where) {
     options.push(["reference", "the reference"]);
-    for (const version of data.versions) for (const step of version.steps) if (version.references === versionOf[where.version].references && version.samples[step]?.[where.reference] && (several || step !== where.step)) options.push([`${version.name}/${step}`, several ? `${version.name}, step ${step}` : step ? `step ${step}` : "no LoRA"]);
+    for (const version of data.versions) for (const step of version.steps) if (version.references === versionOf[where.version].references && version.samples[step]?.[where.reference] && (several || step !== where.step)) options.push([`${version.name}/${step}`, several ? `${version.name}, ${stepOf(version, step)}` : stepOf(version, step)]);
   }
   fill($("beside"), options);
-  $("viewer-title").textContent = where ? `${where.version}, ${where.step ? `step ${where.step}` : "no LoRA"}` : label;
+  $("viewer-title").textContent = where ? `${where.version}, ${stepOf(versionOf[where.version], where.step)}` : label;
   $("viewer-prompt").textContent = where ? data.references[versionOf[where.version].references][where.reference].prompt : "";
   $("viewer-file").hidden = !where;
   if (where) $("viewer-file").href = pathOf(where);
@@ -156,8 +160,8 @@ function tables() {
   const heads = ["version", ...settings, "chosen step", "tested on", "better than step 0", ...allMetrics.flatMap((metric) => [metric, "against step 0"])];
   const rows = data.versions.map((version) => element("tr", {},
     element("td", {}, several ? element("a", { href: `${data.root}/${version.name}/report/index.html` }, version.name) : version.name),
-    ...settings.map((key) => element("td", {}, String(version.settings[key] ?? ""))), element("td", {}, String(version.best.best_step)),
-    element("td", {}, version.best.test ? `${version.best.test.references.length} references` : "no test"), element("td", {}, version.best.resolved ? "yes" : "unresolved"),
+    ...settings.map((key) => element("td", {}, String(version.settings[key] ?? ""))), element("td", { "data-sort": version.best.best_step }, version.best.overruled ? `${version.best.best_step} (rule: ${ruleStep(version)})` : version.foreign.length ? "" : String(version.best.best_step)),
+    element("td", {}, version.best.overruled ? "chosen by a person" : version.best.test ? `${version.best.test.references.length} references` : "no test"), element("td", {}, version.best.resolved ? "yes" : "unresolved"),
     ...allMetrics.flatMap((metric) => {
       const figure = version.figures[metric];
       return figure ? [element("td", {}, number(figure.best)), element("td", { "data-sort": figure.delta, class: figure.p !== null && figure.p <= data.level && "sure" }, `${signed(figure.delta)} [${number(figure.ci_low)}, ${number(figure.ci_high)}]`)] : [element("td"), element("td")];
@@ -186,7 +190,7 @@ function drawDataset() {
 }
 
 /* Blind vote */
-const candidates = data.versions.flatMap((version) => version.steps.filter((step) => step || version === data.versions[0]).map((step) => [`${version.name}/${step}`, several ? `${version.name}, ${step ? `step ${step}` : "no LoRA"}` : step ? `step ${step}` : "no LoRA"]));
+const candidates = data.versions.flatMap((version) => version.steps.filter((step) => step || version === data.versions[0]).map((step) => [`${version.name}/${step}`, several ? `${version.name}, ${stepOf(version, step)}` : stepOf(version, step)]));
 const votes = [];
 let pair = null;
 const split = (name) => [versionOf[name.slice(0, name.lastIndexOf("/"))], Number(name.slice(name.lastIndexOf("/") + 1))];
