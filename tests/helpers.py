@@ -9,11 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
-from stage_server import snakemake_with
 
 from sdlora.config.params import Base
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
+# read when torch is imported: the tests' workers share the cores, and threads that wait for each other spin
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parents[1]
 TINY = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
 COPIED = ("Snakefile", "dvc.yaml", "workflow", "profiles", "src", "models", ".gitignore", ".dvcignore")
@@ -55,19 +56,25 @@ class Project:
     """
 
     def __init__(self, folder: Path, python: Path | None = None) -> None:
-        self.folder, self._python = folder, python
+        self.folder, self.python = folder, python
 
     def command(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            words, cwd=self.folder, env=environment(), text=True, capture_output=True, check=False, timeout=600
+            words, cwd=self.folder, env=self._environment(), text=True, capture_output=True, check=False, timeout=600
         )
         assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
         return done
 
     def snakemake(self, *words: str, check: bool = True) -> str:
-        begin = ("snakemake",) if self._python is None else snakemake_with(self._python)
-        done = self.command(*begin, "--cores", "1", *words, check=check)
+        done = self.command("snakemake", "--cores", "1", *words, check=check)
         return done.stdout + done.stderr
+
+    def _environment(self) -> dict[str, str]:
+        """With the `snakemake` that starts jobs with this project's Python, also where DVC calls it."""
+        found = environment()
+        if self.python is not None:
+            found["PATH"] = f"{self.python.parent / 'bin'}{os.pathsep}{found['PATH']}"
+        return found
 
     def plan(self, *targets: str) -> set[str]:
         """The jobs that `snakemake -n` wants, as rule names (`all` left out)."""

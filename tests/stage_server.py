@@ -3,7 +3,7 @@
     with serving(project.folder, scratch) as python:   # a command that behaves like `python script args`
         ...
 
-Snakemake starts the scripts with `sys.executable`; `snakemake_with(python)` is a command line in which that is the
+Snakemake starts the scripts with `sys.executable`; `python.parent / "bin"` holds a `snakemake` in which that is the
 client below. Nothing else differs: the same Snakefile, the same scripts, a process of its own for each job.
 """
 
@@ -46,6 +46,12 @@ answer = link.makefile()
 answer.readline()
 sys.exit(int(answer.readline() or 1))
 """
+SNAKEMAKE = f"""#!{sys.executable}
+import sys
+sys.executable = %r
+from snakemake.cli import main
+main()
+"""
 
 
 @contextmanager
@@ -58,7 +64,11 @@ def serving(project: Path, scratch: Path) -> Iterator[Path]:
     """
     address, client = scratch / "s", scratch / "python"
     client.write_text(CLIENT % str(address))
+    snakemake = scratch / "bin/snakemake"
+    snakemake.parent.mkdir()
+    snakemake.write_text(SNAKEMAKE % str(client))
     client.chmod(0o755)
+    snakemake.chmod(0o755)
     environment = {
         **os.environ,
         "PYTHONPATH": f"{project / 'src'}{os.pathsep}{project}",
@@ -109,12 +119,6 @@ class Job:
     def ended(self) -> bool:
         """Whether it has come to an end."""
         return bool(select.select([self.answer], [], [], 0)[0])
-
-
-def snakemake_with(python: Path) -> tuple[str, ...]:
-    """The beginning of a Snakemake command whose jobs run through the client."""
-    start = f"import sys; sys.executable = {str(python)!r}; from snakemake.cli import main; main()"
-    return (sys.executable, "-c", start)
 
 
 def _serve(address: str) -> None:

@@ -11,7 +11,7 @@ from helpers import ROOT, Project, make_project
 from menu_cases import cases, needs_another_base
 from safetensors import safe_open
 from shapes import save_small_sd3
-from stage_server import serving, snakemake_with
+from stage_server import serving
 
 from sdlora import records
 from sdlora.lora.names import FILE_NAME
@@ -73,10 +73,8 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     with serving(project.folder, tmp_path_factory.mktemp("s")) as python:
         goals = [f"results/{name}/report/index.html" for name in (*MADE, *REFUSED)]
         goals += [f"results/{name}/README.md" for name in MADE]
-        done = project.command(
-            *snakemake_with(python), "--cores", "1", "--resources", "gpu=1", "--keep-going", *goals, check=False
-        )
-    (project.folder / "output.txt").write_text(done.stdout + done.stderr, encoding="utf-8")
+        said = Project(project.folder, python).snakemake("--resources", "gpu=1", "--keep-going", *goals, check=False)
+    (project.folder / "output.txt").write_text(said, encoding="utf-8")
     yield project
 
 

@@ -190,7 +190,7 @@ def start(project: Project, *words: str) -> subprocess.Popen[bytes]:
 
 
 def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project) -> None:
-    built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 120, checkpoint_every: 10}")
+    built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 60, checkpoint_every: 10}")
     straight = Project(built.folder.parent / "straight")  # its jobs import the edited code themselves
     shutil.copytree(built.folder, straight.folder)
     store = built.folder / ".sdlora/store/train"
@@ -206,7 +206,7 @@ def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project)
     accepted = built.command("sdlora", "accept", "b", "--yes").stdout
     assert "train b (a training that was stopped): code was" in accepted
     text = Project(built.folder).snakemake("results/b/train_log.csv")  # in processes that import the edited code
-    assert f"resuming from step {saved} of 120" in text
+    assert f"resuming from step {saved} of 60" in text
     straight.edit(*LOSS)
     straight.snakemake("results/b/train_log.csv")
     for name in ("results/b/made/train.json", "results/b/train_log.csv"):
@@ -268,7 +268,7 @@ def commit(project: Project, message: str) -> None:
 def clone(project: Project, name: str) -> Project:
     folder = project.folder.parent / name
     project.command("git", "clone", "-q", str(project.folder), str(folder))
-    copy = Project(folder)
+    copy = Project(folder, project.python)
     copy.command("dvc", "pull", "-q")
     return copy
 

@@ -142,11 +142,12 @@ def predict(settings: Train, base: Base, demand: Demand, device: torch.device) -
     texts = Phase("captions", {**weights, "activations": one, "captions": captions})
     packed = torch.bfloat16 if settings.precision(base.dtype) == "bf16" else torch.float32
     train = {**kept, "packed": model.speed.kept_bytes(model.denoiser, packed)}
-    train |= {**_of_parameters(parameters, settings), "captions": captions}
+    state, passing = _optimizer(parameters, settings)
+    size = size_of(parameters.values())
+    train |= {"lora": size, "optimizer": state, "ema": 0 if settings.ema is None else size, "captions": captions}
     if device.type == "cpu":  # on a GPU the cache stays in RAM
         train["latents"] = demand.cached
     activations, gradients = _step_peak(shapes, settings, demand, bool(trained))
-    _, passing = _optimizer(parameters, settings)
     train["activations and gradients"] = max(activations, gradients + passing)
     return [load, texts, Phase("train", train)]
 
@@ -188,12 +189,6 @@ def _optimizer(parameters: Mapping[str, nn.Parameter], settings: Train) -> tuple
         [p.shape for name, p in parameters.items() if not at_zero[name]],
         [p.shape for name, p in parameters.items() if at_zero[name]],
     )
-
-
-def _of_parameters(parameters: Mapping[str, nn.Parameter], settings: Train) -> dict[str, int]:
-    size = size_of(parameters.values())
-    state, _ = _optimizer(parameters, settings)
-    return {"lora": size, "optimizer": state, "ema": 0 if settings.ema is None else size}
 
 
 def _blank_tokens(model: ModelFamily, count: int) -> dict[str, Tensor]:
