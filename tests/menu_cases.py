@@ -54,10 +54,8 @@ SPECIAL: dict[tuple[str, str], list[Settings]] = {
     ("sample", "seeds"): [{"seeds": [1, 2]}],
     ("sample", "inference_steps"): [{"inference_steps": 3}],
     ("sample", "max_references"): [{"max_references": 1}],
-    ("evaluate", "metrics"): [{"metrics": [name], "choose_by": name, **MEASURABLE} for name in choices.METRICS],
-    ("evaluate", "choose_by"): [
-        {"metrics": [*choices.METRICS], "choose_by": name, **MEASURABLE} for name in choices.METRICS
-    ],
+    ("evaluate", "metrics"): [{"metrics": [*choices.METRICS], "choose_by": ["psnr_db", "ssim"], **MEASURABLE}],
+    ("evaluate", "choose_by"): [{"metrics": [name], "choose_by": name, **MEASURABLE} for name in choices.METRICS],
     ("evaluate", "bootstrap_samples"): [{"bootstrap_samples": 100}],
 }  # fmt: skip
 

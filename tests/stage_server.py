@@ -33,7 +33,6 @@ PRELOADED = (
     "sdlora.stages.encode.encode", "sdlora.stages.fit.fit", "sdlora.stages.flip.flip", "sdlora.memory.preflight",
     "sdlora.stages.train.optimizers", "sdlora.stages.train.lr_schedules", "sdlora.stages.train.noise",
     "sdlora.stages.train.losses", "sdlora.models.sd", "sdlora.models.sdxl", "sdlora.models.sd3",
-    "tools.tiny_base.make",
 )  # fmt: skip
 CLIENT = f"""#!{sys.executable} -ISE
 import array, json, os, socket, sys
@@ -124,7 +123,7 @@ class Job:
 def _serve(address: str) -> None:
     import importlib
 
-    for name in PRELOADED:
+    for name in (*PRELOADED, *(["tools.tiny_base.make"] if Path("tools").is_dir() else [])):  # copies have no tools
         importlib.import_module(name)
     from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline  # noqa: F401
     from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer  # noqa: F401

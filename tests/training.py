@@ -19,7 +19,9 @@ from sdlora.config.params import Base, Export, Flip
 from sdlora.config.train import Train
 from sdlora.flow.hashing import sha256_of
 from sdlora.lora.attach import attach_lora, detach_lora
+from sdlora.lora.foreign import Foreign
 from sdlora.lora.metadata import About
+from sdlora.models import ModelFamily
 from sdlora.stages.export.export import export_version
 from sdlora.stages.export.recipe import ExportRecipe
 from sdlora.stages.train.dataset import Example
@@ -174,3 +176,15 @@ def measured(base: Base, latent: tuple[int, int, int], **train: object) -> dict[
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def random_lora(model: ModelFamily, ends: tuple[str, ...], rank: int = 4, seed: int = 0) -> Foreign:
+    """A LoRA on all layers whose names end so, strong enough to be seen."""
+    source, found = torch.Generator().manual_seed(seed), {}
+    for part, network in {model.denoiser_name: model.denoiser, **model.lora_text_encoders()}.items():
+        for name, layer in network.named_modules():
+            if name.endswith(ends):
+                out, *into = layer.weight.shape
+                up = torch.randn(out, rank, *[1] * (len(into) - 1), generator=source)
+                found[part, name] = (torch.randn(rank, *into, generator=source) / 8, up / 8)
+    return Foreign("diffusers", found)

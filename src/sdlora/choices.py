@@ -62,6 +62,9 @@ METRICS = {
     "ms_ssim": "sdlora.stages.evaluate.ms_ssim:MS_SSIM",
     "effnet_lite0_distance": "sdlora.stages.evaluate.effnet:EFFNET_LITE0_DISTANCE",
     "effnet_lite0_diversity": "sdlora.stages.evaluate.diversity:EFFNET_LITE0_DIVERSITY",
+    "effnet_lite0_drift": "sdlora.stages.evaluate.drift:EFFNET_LITE0_DRIFT",
+    "validation_loss": "sdlora.stages.evaluate.validation_loss:VALIDATION_LOSS",
+    "prompt_recall": "sdlora.stages.evaluate.prompt_recall:PROMPT_RECALL",
     "memorisation_ratio": "sdlora.stages.evaluate.memorisation:MEMORISATION_RATIO",
 }
 SOURCES = {

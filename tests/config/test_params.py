@@ -142,6 +142,8 @@ MISTAKES = [
         ("versions.v9.preset", "did you mean balanced"),
     ),
     ("lr_cycles: 1 ", "lr_cycles: 0 ", ("defaults.train.lr_cycles", "0")),
+    ("choose_by: effnet_lite0_distance", "choose_by: [ssim, psnr]", ("choose_by is 'psnr'; did you mean psnr_db?",)),
+    ("choose_by: effnet_lite0_distance", "choose_by: [ssim, ssim]", ("choose_by names 'ssim'", "twice")),
 ]
 
 

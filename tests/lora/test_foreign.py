@@ -9,7 +9,7 @@ import torch
 from helpers import TINY
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from training import drawn_with, predicted
+from training import drawn_with, predicted, random_lora
 
 from sdlora.config.params import Base
 from sdlora.errors import DataError
@@ -26,18 +26,6 @@ ALPHA, RANK = 2.0, 4
 @pytest.fixture(scope="module")
 def tiny() -> ModelFamily:
     return StableDiffusion.outline(TINY, torch.device("cpu"))
-
-
-def random(model: ModelFamily, ends: tuple[str, ...], rank: int = RANK, seed: int = 0) -> Foreign:
-    """A LoRA on all layers whose names end so, strong enough to be seen."""
-    source, found = torch.Generator().manual_seed(seed), {}
-    for part, network in {model.denoiser_name: model.denoiser, **model.lora_text_encoders()}.items():
-        for name, layer in network.named_modules():
-            if name.endswith(ends):
-                out, *into = layer.weight.shape
-                up = torch.randn(out, rank, *[1] * (len(into) - 1), generator=source)
-                found[part, name] = (torch.randn(rank, *into, generator=source) / 8, up / 8)
-    return Foreign("diffusers", found)
 
 
 def kohya(lora: Foreign, model: ModelFamily) -> dict[str, Tensor]:
@@ -67,14 +55,14 @@ def same(one: Foreign, other: Foreign) -> bool:
 
 @pytest.mark.parametrize("ends", [("to_q", "to_out.0"), ("conv1", "proj_in", "q_proj", "fc1")])
 def test_kohyas_form_is_read_with_its_alpha(tmp_path: Path, tiny: ModelFamily, ends: tuple[str, ...]) -> None:
-    lora = random(tiny, ends)
+    lora = random_lora(tiny, ends)
     found = read_foreign(written(tmp_path / "a.safetensors", kohya(lora, tiny)), tiny)
     assert same(found, lora) and found.form == "kohya"
 
 
 def test_sdxls_two_spellings(tmp_path: Path, small_sdxl: Base) -> None:
     model = StableDiffusionXL.outline(small_sdxl, torch.device("cpu"))
-    lora = random(model, ("to_q", "v_proj"))
+    lora = random_lora(model, ("to_q", "v_proj"))
     assert {part for part, _ in lora.layers} == {"unet", "text_encoder", "text_encoder_2"}
     assert same(read_foreign(written(tmp_path / "a.safetensors", kohya(lora, model)), model), lora)
     denoiser = {place: matrices for place, matrices in lora.layers.items() if place[0] == "unet"}
@@ -88,7 +76,7 @@ def test_sdxls_two_spellings(tmp_path: Path, small_sdxl: Base) -> None:
 
 
 def test_diffusers_and_pefts_forms(tmp_path: Path, tiny: ModelFamily) -> None:
-    lora = random(tiny, ("to_q", "to_v"))
+    lora = random_lora(tiny, ("to_q", "to_v"))
     own = write_layers(tmp_path / "own" / "pytorch_lora_weights.safetensors", lora.layers, tiny)
     assert same(read_foreign(own, tiny), lora)
     plain = load_file(own)
@@ -106,7 +94,7 @@ def test_several_draw_as_set_adapters_does(tmp_path: Path, tiny: ModelFamily) ->
     """Of different ranks, on layers that they share and on others."""
     torch.set_num_threads(1)
     pipeline = load_model(TINY, "cpu").pipeline
-    loras = [random(tiny, ("to_q", "to_k"), 4, seed=1), random(tiny, ("to_k", "to_v"), 2, seed=2)]
+    loras = [random_lora(tiny, ("to_q", "to_k"), 4, seed=1), random_lora(tiny, ("to_k", "to_v"), 2, seed=2)]
     for number, lora in enumerate(loras):
         file = write_layers(tmp_path / f"{number}.safetensors", lora.layers, tiny)
         pipeline.load_lora_weights(tmp_path, weight_name=file.name, adapter_name=str(number))
@@ -127,7 +115,7 @@ def refused(path: Path, tensors: dict[str, Tensor], model: ModelFamily) -> str:
 
 def test_what_lies_on_no_layer_is_named(tmp_path: Path, tiny: ModelFamily, small_sdxl: Base) -> None:
     path = tmp_path / "a.safetensors"
-    own = kohya(random(tiny, ("to_q",)), tiny)
+    own = kohya(random_lora(tiny, ("to_q",)), tiny)
     strange = {**own, "lora_unet_no_such_layer.lora_up.weight": torch.zeros(2, 2)}
     said = refused(path, strange, tiny)
     assert f"1 of {len(strange)} tensors lie on no layer" in said and "lora_unet_no_such_layer.lora_up.weight" in said

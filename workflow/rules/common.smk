@@ -34,6 +34,12 @@ def files_for_tools(wildcards):
     return str(job_of(AdoptRecipe if adopted else ExportRecipe, wildcards).made)
 
 
+def asks_networks(wildcards):
+    """Whether a metric of the version asks the base or the captioner."""
+    job = job_of(EvaluateRecipe, wildcards)
+    return job.learning is not None or job.describing is not None
+
+
 def outputs(kind):
     """What a stage writes, its record last; what Snakemake's report shows has its text."""
     texts = {f"{kind.folder_pattern}/{path}": text for path, text in kind.shown.items()}

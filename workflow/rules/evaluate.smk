@@ -7,8 +7,10 @@ rule evaluate:
         *outputs(EvaluateRecipe),
     log:
         "logs/{version}/evaluate.log",
+    threads: PARAMS.threads
     resources:
-        mem_mb=2000,
+        gpu=lambda wildcards: int(asks_networks(wildcards)),
+        mem_mb=lambda wildcards: 16000 if asks_networks(wildcards) else 2000,
         runtime=60,
     params:
         python=sys.executable,

@@ -8,7 +8,8 @@ from sdlora.stages.evaluate.run import evaluate_version
 
 
 def work(recipe: EvaluateRecipe) -> list[Path]:
-    return evaluate_version(recipe.evaluate, recipe.folder / "samples", recipe.references, recipe.folder, recipe.chosen)
+    out = recipe.folder
+    return evaluate_version(recipe.evaluate, out / "samples", recipe.references, out, recipe.chosen, recipe)
 
 
 command.run(EvaluateRecipe, work)

@@ -6,7 +6,7 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
 from sdlora import choices
 from sdlora.config.sections import Name, Section, Unit, on_menu
@@ -216,7 +216,11 @@ class Evaluate(Section):
     metrics: tuple[str, ...] = Field(
         ("psnr_db", "ssim", "effnet_lite0_distance"), min_length=1, description="entries of choices.METRICS"
     )
-    choose_by: str = Field("effnet_lite0_distance", description="the metric whose mean chooses the best step")
+    choose_by: tuple[str, ...] = Field(
+        ("effnet_lite0_distance",),
+        min_length=1,
+        description="the metric whose mean chooses the best step, or several, whose mean rank does",
+    )
     validation: float = Field(
         0.5,
         gt=0,
@@ -231,10 +235,24 @@ class Evaluate(Section):
     def _known_metrics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         return tuple(on_menu(name, choices.METRICS) for name in value)
 
+    @field_validator("choose_by", mode="before")
+    @classmethod
+    def _one_metric(cls, value: object) -> object:
+        if isinstance(value, list):  # a recipe's JSON
+            return tuple(value)
+        return (value,) if isinstance(value, str) else value
+
+    @field_serializer("choose_by")
+    def _one_as_it_is_written(self, value: tuple[str, ...]) -> str | tuple[str, ...]:
+        return value[0] if len(value) == 1 else value
+
     @model_validator(mode="after")
     def _chosen_is_measured(self) -> Self:
-        if self.choose_by not in self.metrics:
-            raise ValueError(f"choose_by is {self.choose_by!r}{suggest(self.choose_by, self.metrics)}")
+        for name in self.choose_by:
+            if name not in self.metrics:
+                raise ValueError(f"choose_by is {name!r}{suggest(name, self.metrics)}")
+        if len(set(self.choose_by)) < len(self.choose_by):
+            raise ValueError(f"choose_by names {self.choose_by[-1]!r} or another metric twice")
         return self
 
 

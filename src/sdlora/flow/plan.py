@@ -17,7 +17,7 @@ from sdlora.flow.recipe import Recipe
 from sdlora.stages.adopt.recipe import Adopted, AdoptRecipe
 from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
-from sdlora.stages.evaluate.recipe import EvaluateRecipe
+from sdlora.stages.evaluate.recipe import Describing, EvaluateRecipe, Learning
 from sdlora.stages.export.recipe import ExportRecipe
 from sdlora.stages.fit.recipe import FitRecipe
 from sdlora.stages.flip.recipe import FlipRecipe
@@ -135,16 +135,25 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
     of_version: dict[str, Any] = {"wildcards": {"version": name}}
     model = {"base_identity": inputs.base_identity(base, seen.hashes), "threads": params.threads}
     family = choices.FAMILIES[base.family]
+    needs: set[str] = set().union(*(choices.pick(choices.METRICS, name).needs for name in version.evaluate.metrics))
     sample = SampleRecipe(
         **of_version, **model, **seen.maker(SampleRecipe, (family, choices.SCHEDULERS[version.sample.scheduler])),
         inputs=(train.made, before["pad", "caption"].made), base=_weights(base), sample=version.sample,
         size_px=version.fit.size_px or base.size_px, references=references,
+        trigger=dataset.trigger if "untriggered" in needs else None,
     )  # fmt: skip
     yield sample
     metrics = tuple(choices.METRICS[metric] for metric in version.evaluate.metrics)
+    asked = (*metrics, *([family] if "learner" in needs else []))
     evaluate = EvaluateRecipe(
-        **of_version, **seen.maker(EvaluateRecipe, metrics), inputs=(sample.made, before["pad", "fit"].made),
+        **of_version, **seen.maker(EvaluateRecipe, asked), inputs=(sample.made, before["pad", "fit"].made),
         evaluate=version.evaluate, chosen=version.chosen, references=references,
+        learning=Learning(
+            base=_weights(base), **model, lora_scale=version.sample.lora_scale, average=version.sample.weights == "ema"
+        ) if "learner" in needs else None,
+        describing=Describing(
+            **_captioner(base, seen), caption=version.caption, trigger=dataset.trigger, threads=params.threads
+        ) if "describe" in needs else None,
     )  # fmt: skip
     yield evaluate
     yield ReportRecipe(
@@ -240,9 +249,7 @@ def _dataset_jobs(params: Params, name: str, method: str, seen: Seen) -> Iterato
     yield fit
     caption = CaptionRecipe(
         wildcards=of_set, **seen.maker(CaptionRecipe, ()), inputs=(fit.made,),
-        caption=version.caption, captioner=base.captioner,
-        captioner_identity=inputs.identity_of(base.captioner, base.captioner_revision, seen.hashes),
-        captioner_revision=base.captioner_revision, trigger=dataset.trigger, threads=params.threads,
+        caption=version.caption, **_captioner(base, seen), trigger=dataset.trigger, threads=params.threads,
         override=dataset.captions_override, overrides=inputs.override_identity(dataset, seen.hashes),
     )  # fmt: skip
     yield caption
@@ -271,6 +278,15 @@ def _report_all(params: Params, seen: Seen) -> ReportAllRecipe:
         datasets={name: set_folder(of, fit_name(params, name)) for name, of in names.items()},
         votes=inputs.votes_identity(seen.hashes),
     )  # fmt: skip
+
+
+def _captioner(base: Base, seen: Seen) -> dict[str, Any]:
+    """Which captioner a base names."""
+    return {
+        "captioner": base.captioner,
+        "captioner_identity": inputs.identity_of(base.captioner, base.captioner_revision, seen.hashes),
+        "captioner_revision": base.captioner_revision,
+    }
 
 
 def _weights(base: Base, learning_rate_scale: float = 1.0) -> Base:

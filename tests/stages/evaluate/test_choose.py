@@ -11,6 +11,7 @@ from sdlora.config.params import Evaluate
 from sdlora.errors import DataError
 from sdlora.stages.evaluate.choose import best_step, explain, split
 from sdlora.stages.evaluate.compare import compare
+from sdlora.stages.evaluate.mean_rank import MEAN_RANK, mean_ranks
 from sdlora.stages.evaluate.metric import Metric
 from sdlora.stages.evaluate.statistics import mean_interval
 from sdlora.stages.evaluate.tables import Values, is_tested, metrics_columns, metrics_rows, rule_step
@@ -37,7 +38,7 @@ def correlated_gains(random: np.random.Generator, references: int) -> Values:
 
 
 def explained(values: Values, settings: Evaluate = BY_PSNR) -> dict[str, object]:
-    names = [f"r{number:02}" for number in range(len(values[settings.choose_by, 0]))]
+    names = [f"r{number:02}" for number in range(len(values[settings.choose_by[0], 0]))]
     return explain(values, names, {name: METRICS[name] for name in settings.metrics}, settings)
 
 
@@ -197,6 +198,33 @@ def test_what_cannot_be_compared_is_told(tmp_path: Path) -> None:
 def test_equal_values_say_equal_things() -> None:
     values = simulated(np.random.default_rng(9), 10)
     assert explained(values) == explained(values)
+
+
+def test_several_metrics_choose_by_their_mean_rank() -> None:
+    """Step 100 is best by PSNR, step 300 by the distance; step 200 is second by both."""
+    spread = [n / 100 for n in range(10)]
+    values: Values = {
+        (name, step): [mean + part for part in spread]
+        for name, means in {
+            "psnr_db": {0: 5.0, 100: 9.0, 200: 8.9, 300: 6.0},
+            "effnet_lite0_distance": {0: 0.9, 100: 0.8, 200: 0.31, 300: 0.3},
+        }.items()
+        for step, mean in means.items()
+    }
+    settings = Evaluate(metrics=(*METRICS,), choose_by=(*METRICS,))
+    ranks = mean_ranks(values, METRICS, settings.choose_by)
+    assert {step: set(found) for (_, step), found in ranks.items()} == {0: {4.0}, 100: {2.0}, 200: {2.0}, 300: {2.0}}
+    values["effnet_lite0_distance", 100] = values["effnet_lite0_distance", 0]
+    values |= mean_ranks(values, METRICS, settings.choose_by)
+    assert set(values["mean_rank", 0]) == {3.75} and set(values["mean_rank", 100]) == {2.25}, "ties share their ranks"
+    best = explain(values, [f"r{n}" for n in range(10)], {"mean_rank": MEAN_RANK, **METRICS}, settings)
+    assert best["best_step"] == 200 and best["choose_by"] == "mean_rank" and best["resolved"]
+    assert best["rule"].endswith("(over psnr_db, effnet_lite0_distance)")
+    assert {"mean_rank", *METRICS} == best["test"]["figures"].keys()
+    assert Evaluate().model_dump()["choose_by"] == "effnet_lite0_distance", "as before"
+    assert settings.model_dump()["choose_by"] == ("psnr_db", "effnet_lite0_distance")
+    assert Evaluate.model_validate_json(settings.model_dump_json()) == settings
+    assert Evaluate.model_validate_json(BY_PSNR.model_dump_json()) == BY_PSNR
 
 
 def test_a_person_overrules_the_rule_and_both_are_told() -> None:

@@ -4,13 +4,14 @@ References are in order of their content's hash. The first share of them chooses
 (test): the checkpoint that happens to suit the references it was chosen by is not called better for that.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sdlora.config.params import Evaluate
 from sdlora.errors import DataError
+from sdlora.stages.evaluate.mean_rank import MEAN_RANK
 from sdlora.stages.evaluate.metric import Metric
 from sdlora.stages.evaluate.statistics import LEAST_REFERENCES, earliest_within_one_error, smallest_detectable
 from sdlora.stages.evaluate.tables import Values, difference, reported
@@ -72,7 +73,7 @@ def explain(
     Raises:
         DataError: If the person's step is no checkpoint; names those that are.
     """
-    metric = metrics[settings.choose_by]
+    metric = metrics[settings.choose_by[0] if len(settings.choose_by) == 1 else MEAN_RANK.name]
     validation, test = split(len(references), settings.validation)
     steps = sorted({step for _, step in values if step})
     if chosen is not None and chosen not in steps:
@@ -91,14 +92,15 @@ def explain(
         "choose_by": metric.name,
         "higher_is_better": {name: entry.higher_is_better for name, entry in metrics.items()},
         "references": [*references],
-        "validation": _figures(values, step, references, validation, settings),
-        "test": _figures(values, step, references, test, settings) if test else None,
+        "validation": _figures(values, step, references, validation, metrics, settings.bootstrap_samples),
+        "test": _figures(values, step, references, test, metrics, settings.bootstrap_samples) if test else None,
         "warnings": _warnings(values, step, metrics, settings.bootstrap_samples),
     }
     extreme = "highest" if metric.higher_is_better else "lowest"
     part = f"{len(validation)} validation references" if test else f"all {len(references)} references"
     found["rule"] = (
         f"earliest of {len(steps)} checkpoints within one standard error of the {extreme} mean {metric.name} on {part}"
+        + (f" (over {', '.join(settings.choose_by)})" if len(settings.choose_by) > 1 else "")
     )
     deltas = [values[metric.name, step][column] - values[metric.name, 0][column] for column in test or validation]
     smallest = smallest_detectable(deltas)
@@ -108,16 +110,21 @@ def explain(
 
 
 def _figures(
-    values: Values, step: int, references: Sequence[str], columns: Sequence[int], settings: Evaluate
+    values: Values,
+    step: int,
+    references: Sequence[str],
+    columns: Sequence[int],
+    metrics: Iterable[str],
+    bootstrap_samples: int,
 ) -> dict[str, Any]:
     """Means of step 0 and of the chosen step on some of the references, and their paired difference."""
     figures = {}
-    for name in settings.metrics:
+    for name in metrics:
         before, after = ([values[name, s][column] for column in columns] for s in (0, step))
         figures[name] = {
             "step_0": round(float(np.mean(before)), 4),
             "best": round(float(np.mean(after)), 4),
-            **difference(after, before, settings.bootstrap_samples),
+            **difference(after, before, bootstrap_samples),
         }
     return {"references": [references[column] for column in columns], "figures": figures}
 

@@ -1,7 +1,8 @@
 """What an entry of `choices.METRICS` is."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,9 +10,12 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 Floats = NDArray[np.float64]
 PAIR = frozenset({"references"})
-#: What a metric may ask for: each sample's reference, its prompt, the pictures that were learnt from (a keyword of
-#: `measure`), several sampling seeds a prompt.
-NEEDS = frozenset({"references", "prompts", "training", "seeds"})
+#: What a metric may ask for: each sample's reference, its prompt, several sampling seeds a prompt; and as keywords of
+#: `measure` the pictures that were learnt from, the base with the step's LoRA, the prompts' pictures without the
+#: trigger, the captioner and the trigger.
+KEYWORDS = frozenset({"training", "learner", "untriggered", "describe", "trigger"})
+NEEDS = frozenset({"references", "prompts", "seeds"}) | KEYWORDS
+Given = Callable[[int, Sequence[Mapping[str, Any]]], dict[str, Any]]  # (step, rows of samples/index.jsonl) -> keywords
 
 
 @dataclass(frozen=True)
@@ -21,10 +25,11 @@ class Metric:
     Attributes:
         name: As in the menu; the unit is part of it.
         higher_is_better: Which way is up.
-        measure: (samples, references, prompts) -> one value each; `training` by keyword where it is needed.
+        measure: (samples, references, prompts) -> one value each; what else it needs by keyword.
         needs: Of `NEEDS`.
         alarm: Called with the chosen step's and step 0's values, one a reference, and the bootstrap's resamples; a
             sentence that warns the reader, or None.
+        prepare: Called once with the job's recipe; gives the keywords of each step.
     """
 
     name: str
@@ -32,6 +37,7 @@ class Metric:
     measure: Callable[..., Floats]
     needs: frozenset[str] = PAIR
     alarm: Callable[[Sequence[float], Sequence[float], int], str | None] | None = None
+    prepare: Callable[[Any], Given] | None = None
 
     @property
     def of_a_pair(self) -> bool:
@@ -43,7 +49,7 @@ class Metric:
         samples: Sequence[Pixels],
         references: Sequence[Pixels],
         prompts: Sequence[str],
-        training: Sequence[Pixels] | None = None,
+        **given: Any,
     ) -> Floats:
         """Measure samples of one checkpoint.
 
@@ -51,7 +57,7 @@ class Metric:
             samples: (H, W, 3) uint8 each.
             references: What each sample is measured against, of its size.
             prompts: What each was drawn by.
-            training: The pictures that were learnt from, for a metric that needs them.
+            given: Of `KEYWORDS`, more than it needs or not.
 
         Returns:
             (n,) values.
@@ -63,8 +69,8 @@ class Metric:
             raise ValueError(f"{len(samples)} samples, {len(references)} references and {len(prompts)} prompts")
         for sample, reference in zip(samples, references, strict=True):
             check_pair(sample, reference)
-        given = {"training": training} if "training" in self.needs else {}
-        return np.asarray(self.measure(samples, references, prompts, **given), dtype=np.float64)
+        keywords = {name: value for name, value in given.items() if name in self.needs}
+        return np.asarray(self.measure(samples, references, prompts, **keywords), dtype=np.float64)
 
 
 def check_pair(image: Pixels, reference: Pixels) -> None:

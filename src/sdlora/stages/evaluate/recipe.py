@@ -4,8 +4,36 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sdlora.config.params import Evaluate
+from pydantic import BaseModel, ConfigDict
+
+from sdlora.config.params import Base, Caption, Evaluate
 from sdlora.flow.recipe import Recipe
+from sdlora.lora.names import AVERAGE, FILE_NAME
+
+
+class Learning(BaseModel):
+    """What a metric needs that asks the base with a checkpoint's LoRA."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: Base
+    base_identity: str  # which weights that is
+    lora_scale: float
+    average: bool  # whether the version draws with its average
+    threads: int
+
+
+class Describing(BaseModel):
+    """What a metric needs that describes samples."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    caption: Caption
+    captioner: str
+    captioner_identity: str
+    captioner_revision: str | None
+    trigger: str
+    threads: int
 
 
 class EvaluateRecipe(Recipe):
@@ -16,8 +44,15 @@ class EvaluateRecipe(Recipe):
     writes: ClassVar[tuple[str, ...]] = ("metrics.csv", "metrics.json", "best.json", "curves/", "tables/")
     shown: ClassVar[dict[str, str]] = {"metrics.csv": "metrics.rst"}
     asides: ClassVar[frozenset[str]] = frozenset({"references"})
-    later: ClassVar[Mapping[str, Any]] = {"chosen": None}
+    later: ClassVar[Mapping[str, Any]] = {"chosen": None, "learning": None, "describing": None}
 
     evaluate: Evaluate
     chosen: int | None  # the step that a person chose over the rule's
     references: Path  # the fitted set that holds them
+    learning: Learning | None  # of metrics that need it
+    describing: Describing | None
+
+    def lora_of(self, step: int) -> Path | None:
+        """A checkpoint's file; step 0 has none."""
+        place = Path(AVERAGE) / FILE_NAME if self.learning and self.learning.average else Path(FILE_NAME)
+        return self.folder / "checkpoints" / f"step-{step:06d}" / place if step else None

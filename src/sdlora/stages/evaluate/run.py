@@ -11,7 +11,9 @@ from sdlora.config.params import Evaluate
 from sdlora.errors import DataError
 from sdlora.images.pictures import read_rgb
 from sdlora.stages.evaluate.choose import explain
+from sdlora.stages.evaluate.mean_rank import MEAN_RANK, mean_ranks
 from sdlora.stages.evaluate.metric import Metric, Pixels
+from sdlora.stages.evaluate.recipe import EvaluateRecipe
 from sdlora.stages.evaluate.report_tables import COMPARED, write_tables
 from sdlora.stages.evaluate.tables import Values, metrics_columns, metrics_rows, reported
 from sdlora.stages.fit.fit import PICTURES
@@ -30,13 +32,16 @@ def at_size_of(picture: Image.Image, reference: Image.Image) -> Pixels:
     return np.asarray(picture)
 
 
-def measure(samples: Path, references: Path, metrics: Mapping[str, Metric]) -> tuple[list[str], Values]:
+def measure(
+    samples: Path, references: Path, metrics: Mapping[str, Metric], recipe: EvaluateRecipe | None = None
+) -> tuple[list[str], Values]:
     """All metrics of all samples.
 
     Args:
         samples: Folder with `index.jsonl`.
         references: The fitted set that holds the references, and what was learnt from.
         metrics: What is measured, by name.
+        recipe: For metrics that prepare something of their own.
 
     Returns:
         The references' ids in column order, and values averaged over seeds.
@@ -49,15 +54,18 @@ def measure(samples: Path, references: Path, metrics: Mapping[str, Metric]) -> t
         raise DataError(f"{samples}: no samples, because the dataset has no references; set datasets.<name>.held_out")
     columns = sorted({row["reference"] for row in index})
     truths = {name: read_rgb(references / PICTURES / f"{name}.png") for name in columns}
-    training = _training(references) if any("training" in metric.needs for metric in metrics.values()) else None
+    wants_training = any("training" in metric.needs for metric in metrics.values())
+    always = {"training": _training(references)} if wants_training else {}
+    prepared = {name: metric.prepare(recipe) for name, metric in metrics.items() if metric.prepare}
     values: Values = {}
     for step in sorted({row["step"] for row in index}):
         rows = [row for row in index if row["step"] == step]
         pictures = [at_size_of(read_rgb(samples / row["file"]), truths[row["reference"]]) for row in rows]
         truth = [np.asarray(truths[row["reference"]]) for row in rows]
         for name, metric in metrics.items():
+            given = always | (prepared[name](step, rows) if name in prepared else {})
             try:
-                found = metric(pictures, truth, [row["prompt"] for row in rows], training)
+                found = metric(pictures, truth, [row["prompt"] for row in rows], **given)
             except ValueError as error:
                 raise DataError(f"{samples}: {error}") from None
             values[name, step] = [
@@ -74,7 +82,12 @@ def _training(references: Path) -> list[Pixels]:
 
 
 def evaluate_version(
-    settings: Evaluate, samples: Path, references: Path, out: Path, chosen: int | None = None
+    settings: Evaluate,
+    samples: Path,
+    references: Path,
+    out: Path,
+    chosen: int | None = None,
+    recipe: EvaluateRecipe | None = None,
 ) -> list[Path]:
     """Write `metrics.csv`, `best.json`, for DVC `metrics.json` and `curves/`, and the report's own `tables/`.
 
@@ -84,6 +97,7 @@ def evaluate_version(
         references: The fitted set that holds the references, padded.
         out: `results/<version>`.
         chosen: The step that a person chose over the rule's; None leaves it to the rule.
+        recipe: For metrics that look at more than pictures.
 
     Returns:
         The files written.
@@ -92,7 +106,10 @@ def evaluate_version(
         DataError: If a metric cannot be had, or the person's step is no checkpoint.
     """
     metrics: dict[str, Metric] = {name: choices.pick(choices.METRICS, name) for name in settings.metrics}
-    columns, values = measure(samples, references, metrics)
+    columns, values = measure(samples, references, metrics, recipe)
+    if len(settings.choose_by) > 1:
+        values |= mean_ranks(values, metrics, settings.choose_by)
+        metrics = {MEAN_RANK.name: MEAN_RANK, **metrics}
     records.write_csv(
         out / "metrics.csv", metrics_columns(len(columns)), metrics_rows(values, settings.bootstrap_samples)
     )

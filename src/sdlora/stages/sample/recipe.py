@@ -7,6 +7,8 @@ from typing import Any, ClassVar
 from sdlora.config.params import Base, Sample
 from sdlora.flow.recipe import Recipe
 
+UNTRIGGERED = "untriggered.jsonl"  # rows of the prompts without the trigger, as in `index.jsonl`
+
 
 class SampleRecipe(Recipe):
     """Draw every reference's prompt at every checkpoint."""
@@ -24,6 +26,7 @@ class SampleRecipe(Recipe):
         "sample.second_negative_prompt": None,
         "sample.hires.steps": "share",
         "sample.hires.upscale": "lanczos",
+        "trigger": None,
     }
 
     sample: Sample
@@ -32,3 +35,4 @@ class SampleRecipe(Recipe):
     size_px: int
     threads: int
     references: Path  # the fitted set whose references are drawn
+    trigger: str | None  # where the prompts are drawn without it, too

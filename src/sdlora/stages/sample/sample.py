@@ -1,5 +1,6 @@
 """Draw every reference's prompt at every checkpoint; step 0 is the base without a LoRA."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from sdlora.models import ModelFamily, load_model
 from sdlora.progress import Progress
 from sdlora.randomness import generator
 from sdlora.stages.sample.drawing import check_drawing, enlarged, hires_steps, sampler_of, told
-from sdlora.stages.sample.recipe import SampleRecipe
+from sdlora.stages.sample.recipe import UNTRIGGERED, SampleRecipe
 
 KEPT_SETS = 600  # sets of pictures in the store, one a checkpoint and setting
 
@@ -35,6 +36,11 @@ class Prompt:
     @property
     def file_name(self) -> str:
         return f"{self.reference}-seed{self.seed}.png"
+
+    def without(self, trigger: str) -> "Prompt":
+        """The same without the trigger, which comes first in each caption."""
+        rest = re.sub(rf"^{re.escape(trigger)}\b[\s,]*", "", self.text, flags=re.IGNORECASE)
+        return Prompt(self.reference, rest, self.seed)
 
 
 class Painter:
@@ -120,42 +126,50 @@ def sample_version(recipe: SampleRecipe) -> list[Path]:
             the pictures are written to its `samples/`: `step-000000/…`, `index.jsonl`.
 
     Returns:
-        The files written.
+        The files written; with a trigger in the recipe also `untriggered.jsonl` and the same prompts without it.
     """
     torch.set_num_threads(recipe.threads)
     determinism.choose(deterministic=True)
     settings, out = recipe.sample, recipe.folder / "samples"
     prompts, size = prompts_of(recipe.references / "captions.jsonl", settings), settings.batch_size
-    batches = [prompts[first : first + size] for first in range(0, len(prompts), size)]
     loras: dict[int, Path | None] = {0: None}
     place = Path(AVERAGE) / FILE_NAME if settings.weights == "ema" else Path(FILE_NAME)
     loras |= {
         int(p.name.removeprefix("step-")): p / place for p in sorted((recipe.folder / "checkpoints").glob("step-*"))
     }
     painter = Painter(recipe.base, settings, recipe.size_px)
-    progress = Progress("sample", len(loras) * len(prompts))
-    rows: list[records.Row] = []
+    sets = {"index.jsonl": prompts}
+    if recipe.trigger is not None:
+        sets[UNTRIGGERED] = [prompt.without(recipe.trigger) for prompt in prompts]
+    progress = Progress("sample", len(loras) * len(prompts) * len(sets))
+    rows: dict[str, list[records.Row]] = {name: [] for name in sets}
     files: list[Path] = []
     for step, lora in loras.items():
-        kept = store.entry("sample", _key(recipe, lora, prompts))
-        with store.sole_use(kept, wait=True):
-            _draw_missing(painter, lora, batches, kept, progress)
-            for prompt in prompts:
-                target = out / f"step-{step:06d}" / prompt.file_name
-                records.write_bytes(target, (kept / prompt.file_name).read_bytes())
-                files.append(target)
-                file = target.relative_to(out).as_posix()
-                row = {"step": step, "reference": prompt.reference, "seed": prompt.seed, "file": file}
-                rows.append({**row, "prompt": prompt.text})
-    for stale in set(out.glob("step-*/*.png")) - set(files):
+        for name, wanted in sets.items():
+            below = Path(f"step-{step:06d}") / ("" if name == "index.jsonl" else name.removesuffix(".jsonl"))
+            batches = [wanted[first : first + size] for first in range(0, len(wanted), size)]
+            kept = store.entry("sample", _key(recipe, lora, wanted))
+            with store.sole_use(kept, wait=True):
+                _draw_missing(painter, lora, batches, kept, progress)
+                for prompt in wanted:
+                    target = out / below / prompt.file_name
+                    records.write_bytes(target, (kept / prompt.file_name).read_bytes())
+                    files.append(target)
+                    file = target.relative_to(out).as_posix()
+                    row = {"step": step, "reference": prompt.reference, "seed": prompt.seed, "file": file}
+                    rows[name].append({**row, "prompt": prompt.text})
+    for stale in set(out.rglob("step-*/**/*.png")) - set(files):
         stale.unlink()
+    (out / UNTRIGGERED).unlink(missing_ok=True)
     store.keep_newest("sample", KEPT_SETS)
-    records.write_jsonl(out / "index.jsonl", rows)
-    return [out / "index.jsonl", *files]
+    for name, found in rows.items():
+        records.write_jsonl(out / name, found)
+    return [*(out / name for name in rows), *files]
 
 
 def _key(recipe: SampleRecipe, lora: Path | None, prompts: Sequence[Prompt]) -> str:
     settings = recipe.identity()
+    settings.pop("trigger", None)  # it stands in the prompts
     if lora is None:  # the strength of a LoRA says nothing about the base alone
         unused = ("lora_scale", "weights")
         settings["sample"] = {key: value for key, value in settings["sample"].items() if key not in unused}
