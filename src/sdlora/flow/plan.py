@@ -226,6 +226,16 @@ def may_scrape(params: Params, recipe: ScrapeRecipe, forced: bool) -> None:
     pin.may_run(recipe, params.scraping, forced)
 
 
+def _captioner(version: Version, base: Base, seen: Seen) -> dict[str, str | None]:
+    """Which weights describe pictures; none where nothing is said of them."""
+    if version.caption.by == "none":
+        return {"captioner": "-", "captioner_revision": None, "captioner_identity": "the trigger alone"}
+    identity = inputs.identity_of(base.captioner, base.captioner_revision, seen.hashes)
+    return {
+        "captioner": base.captioner, "captioner_revision": base.captioner_revision, "captioner_identity": identity,
+    }  # fmt: skip
+
+
 def _dataset_jobs(params: Params, name: str, method: str, seen: Seen) -> Iterator[Recipe]:
     """fit, caption, flip and encode of a version's dataset, for one method of fitting."""
     version = params.versions[name]
@@ -239,10 +249,8 @@ def _dataset_jobs(params: Params, name: str, method: str, seen: Seen) -> Iterato
     )  # fmt: skip
     yield fit
     caption = CaptionRecipe(
-        wildcards=of_set, **seen.maker(CaptionRecipe, ()), inputs=(fit.made,),
-        caption=version.caption, captioner=base.captioner,
-        captioner_identity=inputs.identity_of(base.captioner, base.captioner_revision, seen.hashes),
-        captioner_revision=base.captioner_revision, trigger=dataset.trigger, threads=params.threads,
+        wildcards=of_set, **seen.maker(CaptionRecipe, (choices.CAPTIONERS[version.caption.by],)), inputs=(fit.made,),
+        caption=version.caption, **_captioner(version, base, seen), trigger=dataset.trigger, threads=params.threads,
         override=dataset.captions_override, overrides=inputs.override_identity(dataset, seen.hashes),
     )  # fmt: skip
     yield caption
