@@ -113,7 +113,7 @@ def test_the_trigger_alone_needs_no_model(folder: Path) -> None:
     assert {(row["caption"], row["origin"]) for row in rows} == {("captain", "the trigger alone")}
     with pytest.raises(ValidationError, match="num_beams is 4, but by is none"):
         Caption(by="none", num_beams=4)
-    with pytest.raises(ValidationError, match="'blop' is not on the menu.*did you mean blip"):
+    with pytest.raises(ValidationError, match=r"'blop' is not on the menu.*did you mean blip"):
         Caption(by="blop")
 
 
