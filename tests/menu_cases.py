@@ -15,7 +15,11 @@ from sdlora.config.train import DEPENDENT, MENUS
 
 Settings = dict[str, Any]
 #: Menus of fields that are typed as text.
-TEXT_MENUS = {**{("train", name): menu for name, menu in MENUS.items()}, ("sample", "scheduler"): choices.SCHEDULERS}
+TEXT_MENUS = {
+    **{("train", name): menu for name, menu in MENUS.items()},
+    ("sample", "scheduler"): choices.SCHEDULERS,
+    ("caption", "by"): choices.CAPTIONERS,
+}
 #: What some metrics need.
 MEASURABLE: Settings = {"sample.seeds": [1, 2], "sample.max_references": 2}
 #: Fields whose values the types do not tell: what else is set with them.

@@ -73,6 +73,10 @@ SOURCES = {
     "selenium": "sdlora.stages.scrape.selenium:find",
     "hub": "sdlora.stages.scrape.hub:find",
 }
+CAPTIONERS = {
+    "blip": "sdlora.stages.caption.blip:Blip",
+    "none": "sdlora.stages.caption.nothing:Nothing",
+}
 ENGINES = {
     "bing": "sdlora.stages.scrape.engines.bing:Bing",
 }

@@ -121,6 +121,22 @@ def test_what_a_lora_from_elsewhere_may_say(tmp_path: Path, version: str, said: 
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("[ssim, psnr]", "defaults.evaluate: choose_by is 'psnr'; did you mean psnr_db?"),
+        ("[ssim, ssim]", "choose_by names 'ssim' or another metric twice"),
+        ("[]", "defaults.evaluate.choose_by"),
+    ],
+)
+def test_several_metrics_choose_if_they_are_measured(tmp_path: Path, value: str, said: str) -> None:
+    text = (ROOT / "params.yaml").read_text("utf-8").replace("choose_by: effnet_lite0_distance", f"choose_by: {value}")
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ParamsError) as caught:
+        load(tmp_path / "params.yaml")
+    assert said in str(caught.value)
+
+
 MISTAKES = [
     ("rank: 64, learning_rate: 1.5e-4", "rnak: 64, learning_rate: 1.5e-4", ("versions.v8.train.rnak", "rank")),
     ("rank: 64, learning_rate: 1.5e-4", "rank: 64, learning_rate: -1", ("versions.v8.train.learning_rate", "-1")),
@@ -142,8 +158,6 @@ MISTAKES = [
         ("versions.v9.preset", "did you mean balanced"),
     ),
     ("lr_cycles: 1 ", "lr_cycles: 0 ", ("defaults.train.lr_cycles", "0")),
-    ("choose_by: effnet_lite0_distance", "choose_by: [ssim, psnr]", ("choose_by is 'psnr'; did you mean psnr_db?",)),
-    ("choose_by: effnet_lite0_distance", "choose_by: [ssim, ssim]", ("choose_by names 'ssim'", "twice")),
 ]
 
 

@@ -23,13 +23,13 @@ USE = """
 import sys, torch
 from PIL import Image
 from sdlora.models import load_model
-from sdlora.stages.caption.caption import Captioner
+from sdlora.stages.caption.blip import Blip
 from sdlora.errors import SdloraError
 from sdlora.config.params import Base, Caption
 model, revision, blip, blip_revision = (word or None for word in sys.argv[1:])
 torch.set_num_threads(1)
 def describe():
-    return Captioner(blip, blip_revision, Caption(), 1).caption(Image.new("RGB", (64, 64), "red"))
+    return Blip(blip, blip_revision, Caption(), 1).caption(Image.new("RGB", (64, 64), "red"))
 def predict():
     family = load_model(Base(model=model, revision=revision, family="sd", size_px=64, captioner="-"), "cpu")
     noisy = torch.linspace(-1, 1, 1024).view(1, 4, 16, 16)

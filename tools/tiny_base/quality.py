@@ -14,7 +14,7 @@ from sdlora import records
 from sdlora.config.params import Base, Caption, Hires, Sample
 from sdlora.models.family import quieten
 from sdlora.progress import Progress
-from sdlora.stages.caption.caption import Captioner
+from sdlora.stages.caption.blip import Blip
 from sdlora.stages.evaluate.psnr import psnr_db
 from sdlora.stages.evaluate.ssim import ssim
 from sdlora.stages.report.sheet import contact_sheet
@@ -95,7 +95,7 @@ def drawings(models: Path, truths: Sequence[Picture], hires: Hires | None = None
     return Drawings(drawn, pictures.pixels_of(list(truths), drawn[0].width), captions)
 
 
-def portraits_f1(blip: Captioner, character: Character, size_px: int) -> float:
+def portraits_f1(blip: Blip, character: Character, size_px: int) -> float:
     """Attribute F1 on what a LoRA of a character learns from, the patch or the hat aside."""
     learnt = portraits(character, TRAIN, 0)
     said = [blip.caption(Image.fromarray(portrait(one, character.aspect, size_px))) for one in learnt]
@@ -103,7 +103,7 @@ def portraits_f1(blip: Captioner, character: Character, size_px: int) -> float:
     return measures.attribute_f1(said, [one.caption for one in learnt], aside)
 
 
-def blip_quality(blip: Captioner, found: Drawings) -> dict[str, object]:
+def blip_quality(blip: Blip, found: Drawings) -> dict[str, object]:
     """What BLIP says of true pictures, of drawings, and of the characters' training pictures."""
     said = [blip.caption(Image.fromarray(truth)) for truth in found.truths]
     of_drawn = [blip.caption(picture) for picture in found.drawn]
@@ -130,7 +130,7 @@ def measure(models: Path, count: int, sheet: Path) -> dict[str, object]:
     truths = list(pictures.kept_back(recipe.seed, count))
     small = list(pictures.kept_back(recipe.seed, max(2, count // 2), is_small))
     autoencoder = AutoencoderKL.from_pretrained(models / "tiny-sd" / "vae")
-    blip = Captioner(str(models / "tiny-blip"), None, Caption(max_new_tokens=60), torch.get_num_threads())
+    blip = Blip(str(models / "tiny-blip"), None, Caption(max_new_tokens=60), torch.get_num_threads())
     plain = drawings(models, truths)
     write_sheet(plain, sheet)
     return {

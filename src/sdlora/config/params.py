@@ -119,10 +119,23 @@ class Fit(Section):
 
 
 class Caption(Section):
-    """How BLIP describes a picture."""
+    """How a picture is described."""
 
+    by: str = Field("blip", description="what describes it: blip (the base's captioner), or none: the trigger alone")
     max_new_tokens: int = Field(60, ge=1, le=75, description="longest caption, tokens")
     num_beams: int = Field(1, ge=1, le=16, description="beams of the search; 1 = greedy")
+
+    @field_validator("by")
+    @classmethod
+    def _known_captioner(cls, value: str) -> str:
+        return on_menu(value, choices.CAPTIONERS)
+
+    @model_validator(mode="after")
+    def _has_words(self) -> Self:
+        for key in ("max_new_tokens", "num_beams"):
+            if self.by == "none" and (value := getattr(self, key)) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} is {value}, but by is none: nothing is said of a picture")
+        return self
 
 
 class Flip(Section):
@@ -321,6 +334,8 @@ class Version(Section):
                 raise ValueError(
                     f"evaluate.metrics has {name}, which compares seeds, but sample.seeds has one: add one"
                 )
+            if "describe" in needs and self.caption.by == "none":
+                raise ValueError(f"evaluate.metrics has {name}, which describes samples, but caption.by is none")
             if "training" in needs and self.sample.max_references < 2:
                 raise ValueError(
                     f"evaluate.metrics has {name}, which needs two held-out pictures; raise sample.max_references to 2"

@@ -145,6 +145,7 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
     yield sample
     metrics = tuple(choices.METRICS[metric] for metric in version.evaluate.metrics)
     asked = (*metrics, *([family] if "learner" in needs else []))
+    asked += (choices.CAPTIONERS[version.caption.by],) if "describe" in needs else ()
     evaluate = EvaluateRecipe(
         **of_version, **seen.maker(EvaluateRecipe, asked), inputs=(sample.made, before["pad", "fit"].made),
         evaluate=version.evaluate, chosen=version.chosen, references=references,
@@ -152,7 +153,7 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
             base=_weights(base), **model, lora_scale=version.sample.lora_scale, average=version.sample.weights == "ema"
         ) if "learner" in needs else None,
         describing=Describing(
-            **_captioner(base, seen), caption=version.caption, trigger=dataset.trigger, threads=params.threads
+            **_captioner(version, base, seen), caption=version.caption, trigger=dataset.trigger, threads=params.threads
         ) if "describe" in needs else None,
     )  # fmt: skip
     yield evaluate
@@ -235,6 +236,16 @@ def may_scrape(params: Params, recipe: ScrapeRecipe, forced: bool) -> None:
     pin.may_run(recipe, params.scraping, forced)
 
 
+def _captioner(version: Version, base: Base, seen: Seen) -> dict[str, str | None]:
+    """Which weights describe pictures; none where nothing is said of them."""
+    if version.caption.by == "none":
+        return {"captioner": "-", "captioner_revision": None, "captioner_identity": "the trigger alone"}
+    identity = inputs.identity_of(base.captioner, base.captioner_revision, seen.hashes)
+    return {
+        "captioner": base.captioner, "captioner_revision": base.captioner_revision, "captioner_identity": identity,
+    }  # fmt: skip
+
+
 def _dataset_jobs(params: Params, name: str, method: str, seen: Seen) -> Iterator[Recipe]:
     """fit, caption, flip and encode of a version's dataset, for one method of fitting."""
     version = params.versions[name]
@@ -248,8 +259,8 @@ def _dataset_jobs(params: Params, name: str, method: str, seen: Seen) -> Iterato
     )  # fmt: skip
     yield fit
     caption = CaptionRecipe(
-        wildcards=of_set, **seen.maker(CaptionRecipe, ()), inputs=(fit.made,),
-        caption=version.caption, **_captioner(base, seen), trigger=dataset.trigger, threads=params.threads,
+        wildcards=of_set, **seen.maker(CaptionRecipe, (choices.CAPTIONERS[version.caption.by],)), inputs=(fit.made,),
+        caption=version.caption, **_captioner(version, base, seen), trigger=dataset.trigger, threads=params.threads,
         override=dataset.captions_override, overrides=inputs.override_identity(dataset, seen.hashes),
     )  # fmt: skip
     yield caption
@@ -278,15 +289,6 @@ def _report_all(params: Params, seen: Seen) -> ReportAllRecipe:
         datasets={name: set_folder(of, fit_name(params, name)) for name, of in names.items()},
         votes=inputs.votes_identity(seen.hashes),
     )  # fmt: skip
-
-
-def _captioner(base: Base, seen: Seen) -> dict[str, Any]:
-    """Which captioner a base names."""
-    return {
-        "captioner": base.captioner,
-        "captioner_identity": inputs.identity_of(base.captioner, base.captioner_revision, seen.hashes),
-        "captioner_revision": base.captioner_revision,
-    }
 
 
 def _weights(base: Base, learning_rate_scale: float = 1.0) -> Base:

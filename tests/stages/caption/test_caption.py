@@ -5,12 +5,21 @@ from pathlib import Path
 import pytest
 from helpers import ROOT
 from PIL import Image
+from pydantic import ValidationError
 
 from sdlora import records
 from sdlora.config.params import Caption
 from sdlora.errors import DataError, MissingError
 from sdlora.images.pictures import png_bytes, read_rgb
-from sdlora.stages.caption.caption import Captioner, caption_dataset, read_overrides, tidy, warnings, with_trigger
+from sdlora.stages.caption.blip import Blip, tidy
+from sdlora.stages.caption.caption import (
+    Captioner,
+    caption_dataset,
+    captioner_of,
+    read_overrides,
+    warnings,
+    with_trigger,
+)
 from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.flip.flip import flip_dataset, swap_left_right
 
@@ -38,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-class Counting(Captioner):
+class Counting(Blip):
     """The real captioner, counting the pictures it is shown."""
 
     seen = 0
@@ -92,6 +101,20 @@ def test_a_users_caption_wins(folder: Path, tmp_path: Path) -> None:
     records.write_jsonl(override, [{"file": "1.png", "caption": "at the helm"}, {"id": "p2", "caption": "asleep"}])
     texts = caption(folder, captioner(), str(override))
     assert (texts["p1"], texts["p2"]) == ("captain, at the helm", "captain, asleep")
+
+
+def test_the_trigger_alone_needs_no_model(folder: Path) -> None:
+    recipe = CaptionRecipe(
+        wildcards={}, caption=Caption(by="none"), captioner="nobody/has-this", captioner_identity="the trigger alone",
+        captioner_revision=None, trigger="captain", threads=1, override=None, overrides=None,
+    )  # fmt: skip
+    caption_dataset(recipe, captioner_of(recipe), folder, folder.parent / "store")
+    rows = records.read_jsonl(folder / "captions.jsonl")
+    assert {(row["caption"], row["origin"]) for row in rows} == {("captain", "the trigger alone")}
+    with pytest.raises(ValidationError, match="num_beams is 4, but by is none"):
+        Caption(by="none", num_beams=4)
+    with pytest.raises(ValidationError, match=r"'blop' is not on the menu.*did you mean blip"):
+        Caption(by="blop")
 
 
 def captions(learnt: list[str], asked: list[str]) -> list[dict[str, str]]:
@@ -163,7 +186,7 @@ def test_trigger_comes_first_and_once() -> None:
 
 
 def test_missing_captioner_says_how_to_get_it() -> None:
-    blip = Captioner("Salesforce/blip-image-captioning-base", None, SETTINGS, threads=2)
+    blip = Blip("Salesforce/blip-image-captioning-base", None, SETTINGS, threads=2)
     with pytest.raises(MissingError, match="hf download Salesforce/blip-image-captioning-base"):
         blip.caption(Image.new("RGB", (64, 64)))
 

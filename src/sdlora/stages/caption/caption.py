@@ -1,16 +1,15 @@
-"""Caption pictures with BLIP; the trigger comes first, so that 77 tokens never cut it off."""
+"""Caption pictures; the trigger comes first, so that 77 tokens never cut it off."""
 
 import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 from PIL import Image
 
-from sdlora import records
-from sdlora.config.params import Caption
-from sdlora.errors import DataError, MissingError, download_command, suggest
+from sdlora import choices, records
+from sdlora.errors import DataError, suggest
 from sdlora.flow import hashing
 from sdlora.flow.recipe import Values
 from sdlora.images.pictures import read_rgb
@@ -27,53 +26,18 @@ def with_trigger(trigger: str, caption: str) -> str:
     return f"{trigger}, {caption}" if caption else trigger
 
 
-class Captioner:
-    """A BLIP model, loaded when the first picture needs it."""
-
-    def __init__(self, model: str, revision: str | None, settings: Caption, threads: int) -> None:
-        self._model, self._revision, self._settings, self._threads = model, revision, settings, threads
-        self._loaded: Any = None
-
-    def _load(self) -> Any:
-        import torch
-        from transformers import BlipForConditionalGeneration, BlipProcessor
-        from transformers.utils import logging
-
-        torch.set_num_threads(self._threads)
-        logging.disable_progress_bar()
-        try:
-            options = {} if self._revision is None else {"revision": self._revision}
-            processor = BlipProcessor.from_pretrained(self._model, **options)
-            model = BlipForConditionalGeneration.from_pretrained(self._model, **options)
-        except OSError as error:
-            raise MissingError(
-                f"the captioner {self._model!r} is neither a folder nor reachable on the hub; on a machine with "
-                f"network: `{download_command(self._model, self._revision)}` ({str(error).splitlines()[0]})"
-            ) from None
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        return processor, model.float().eval().to(device)
+class Captioner(Protocol):
+    """An entry of `choices.CAPTIONERS`, made of the weights' name, their revision, the settings and the threads."""
 
     def caption(self, picture: Image.Image) -> str:
-        """One picture's caption.
-
-        Pictures are described one by one: in a batch, the last digits of a picture's features, and with
-        them its words, could depend on its neighbours, so adding a picture could change another's caption.
-        """
-        import torch
-
-        self._loaded = self._loaded or self._load()
-        processor, model = self._loaded
-        inputs = processor(images=[picture], return_tensors="pt").to(model.device)
-        with torch.inference_mode():
-            tokens = model.generate(
-                **inputs, max_new_tokens=self._settings.max_new_tokens, num_beams=self._settings.num_beams
-            )
-        return tidy(processor.batch_decode(tokens, skip_special_tokens=True)[0])
+        """One picture's caption, without the trigger; may be empty."""
 
 
-def tidy(text: str) -> str:
-    """BLIP's words without the tokenizer's spaces before punctuation."""
-    return " ".join(text.split()).replace(" ,", ",").replace(" - ", "-").strip(" ,")
+def captioner_of(recipe: CaptionRecipe) -> Captioner:
+    """The one that the settings choose."""
+    kind = choices.pick(choices.CAPTIONERS, recipe.caption.by)
+    made: Captioner = kind(recipe.captioner, recipe.captioner_revision, recipe.caption, recipe.threads)
+    return made
 
 
 def read_overrides(path: str | None, rows: Sequence[records.Row]) -> dict[str, str]:
@@ -131,7 +95,7 @@ def caption_dataset(recipe: CaptionRecipe, captioner: Captioner, folder: Path, s
 
     Args:
         recipe: Settings, trigger (placed first), a user's overrides, identity of captioner and code.
-        captioner: The model.
+        captioner: What describes a picture.
         folder: Fitted pictures with `fit.jsonl`.
         store: Where captions are remembered by content.
 
@@ -198,5 +162,5 @@ def _words(rows: Sequence[records.Row], trigger: str) -> set[str]:
 
 
 def _key(picture: Path, asked: Values) -> str:
-    """A caption's key: the picture and everything that BLIP's answer depends on."""
+    """A caption's key: the picture and everything that the captioner's answer depends on."""
     return hashing.sha256_text(hashing.sha256_of(picture) + records.canonical_json(asked))

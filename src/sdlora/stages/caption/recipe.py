@@ -1,6 +1,7 @@
 """What the stage `caption` is asked to do."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from sdlora.config.params import Caption
 from sdlora.flow.recipe import Recipe
@@ -12,9 +13,10 @@ class CaptionRecipe(Recipe):
     stage: ClassVar[str] = "caption"
     folder_pattern: ClassVar[str] = "data/sets/{dataset}/{fit}"
     writes: ClassVar[tuple[str, ...]] = ("captions.jsonl",)
+    later: ClassVar[Mapping[str, Any]] = {"caption.by": "blip"}
 
     caption: Caption
-    captioner: str  # hub id or folder of BLIP
+    captioner: str  # hub id or folder of its weights
     captioner_identity: str  # which weights that are
     captioner_revision: str | None
     trigger: str  # first in each caption

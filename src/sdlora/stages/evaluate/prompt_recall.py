@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from sdlora import choices
 from sdlora.stages.evaluate.metric import Floats, Metric, Pixels
 from sdlora.stages.evaluate.recipe import EvaluateRecipe
 
@@ -65,12 +66,11 @@ def prepare(recipe: EvaluateRecipe) -> Callable[[int, Sequence[Mapping[str, Any]
     """The dataset's captioner, loaded once; equal pictures are described once."""
     from PIL import Image
 
-    from sdlora.stages.caption.caption import Captioner
-
     asked = recipe.describing
     if asked is None:
         raise ValueError("prompt_recall needs the captioner of the base")
-    captioner = Captioner(asked.captioner, asked.captioner_revision, asked.caption, asked.threads)
+    kind = choices.pick(choices.CAPTIONERS, asked.caption.by)
+    captioner = kind(asked.captioner, asked.captioner_revision, asked.caption, asked.threads)
     known: dict[bytes, str] = {}
 
     def describe(picture: Pixels) -> str:

@@ -1,0 +1,16 @@
+"""No captions: every picture is called by the trigger alone, as some train a character from a few pictures."""
+
+from typing import Any
+
+from PIL import Image
+
+
+class Nothing:
+    """Says nothing of a picture; no model is loaded."""
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def caption(self, picture: Image.Image) -> str:
+        """Nothing."""
+        return ""
