@@ -35,7 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     accept.add_argument("versions", nargs="+", metavar="VERSION")
     accept.add_argument("--yes", action="store_true", help="do not ask")
     command("check", _check, "say what is wrong in params.yaml, if anything is")
-    compare = command("compare", _compare, "two measured versions at their best checkpoints, picture by picture")
+    compare = command("compare", _compare, "two versions at their chosen steps, or one and `base`, picture by picture")
     compare.add_argument("one", metavar="VERSION")
     compare.add_argument("other", metavar="VERSION")
     command("docs", _docs, "print docs/params.md, every setting, as it is made from the schema")
@@ -59,16 +59,30 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from sdlora.stages.evaluate.compare import compare
+    from sdlora.flow import plan
+    from sdlora.stages.evaluate.compare import BASE, compare
+    from sdlora.stages.report.page import write_comparison
 
-    versions = load(Path("params.yaml")).versions
-    for name in (args.one, args.other):
-        if name not in versions:
-            raise ParamsError(f"params.yaml has no version {name!r}{suggest(name, versions)}")
+    params = load(Path("params.yaml"))
+    names = [name for name in dict.fromkeys((args.one, args.other)) if name != BASE]
+    for name in names:
+        if name not in params.versions:
+            raise ParamsError(f"params.yaml has no version {name!r}{suggest(name, [*params.versions, BASE])}")
+    if not names:
+        raise ParamsError(f"{BASE} is compared with itself; name a version beside it")
     results = Path("results")
     out = results / "compare" / f"{args.one}-vs-{args.other}.csv"
-    compare(results / args.one, results / args.other, versions[args.one].evaluate.bootstrap_samples, out)
+    compare(results / args.one, results / args.other, params.versions[names[0]].evaluate.bootstrap_samples, out)
+    datasets = {name: params.versions[name].dataset for name in names}
+    page = write_comparison(
+        out,
+        {name: plan.summary(params.versions[name]) for name in names},
+        results,
+        {name: plan.set_folder(of, plan.fit_name(params, name, "pad")) for name, of in datasets.items()},
+        {name: plan.set_folder(of, plan.fit_name(params, name)) for name, of in datasets.items()},
+    )
     print(out.read_text("utf-8"), end="")
+    print(f"page: {page}", file=sys.stderr)
 
 
 def _docs(args: argparse.Namespace) -> None:

@@ -82,6 +82,15 @@ def test_tables_sort_and_curves_can_be_left_out(index: Page) -> None:
     index.until(f"{series} === 2")
 
 
+def test_the_reports_tables_are_on_the_page(index: Page) -> None:
+    index.click("#as-reported summary")
+    heads = "[...document.querySelectorAll('#as-reported th')].slice(0, 4).map((head) => head.innerText)"
+    assert index.run(heads) == ["step", "image1", "image2", "mean"]
+    titles = index.run("[...document.querySelectorAll('#as-reported h3')].map((head) => head.innerText)")
+    assert titles == [f"{name}: {metric}" for name in "ab" for metric in ("effnet_lite0_distance", "psnr_db", "ssim")]
+    assert index.run("document.querySelector('#as-reported td').innerText") == "a0"
+
+
 def test_the_dataset_is_searched_and_pictures_say_where_they_come_from(index: Page) -> None:
     assert count(index, "#gallery figure") == 4
     assert "caption by BLIP" in text(index, "#gallery figcaption") and "padding" in text(index, "#gallery figcaption")
@@ -160,6 +169,23 @@ def test_a_lora_from_elsewhere_is_a_row_like_any_other(by_hand: tuple[Page, str,
     assert heads[-2:] == ["both, as it came", "stranger, as it came"]
     page.open(f"{address}/stranger/report/index.html", 390)
     assert page.run("document.documentElement.scrollWidth") <= 390
+
+
+@pytest.mark.parametrize(("names", "columns"), [("a-vs-b", 5), ("stranger-vs-base", 3)])
+def test_two_versions_or_one_and_the_base_are_compared(
+    by_hand: tuple[Page, str, Project], names: str, columns: int
+) -> None:
+    page, address, project = by_hand
+    project.snakemake(f"results/compare/{names}.html")
+    one, other = names.split("-vs-")
+    rows = records.read_csv(project.folder / f"results/compare/{names}.csv")
+    assert {(row["one"], row["other"]) for row in rows} == {(one, other)}
+    page.open(f"{address}/compare/{names}.html", 390)
+    assert count(page, "#comparison tbody tr") == len(rows) == 3
+    assert count(page, "#grid thead th") == 1 + columns
+    assert page.run("[...document.querySelectorAll('#grid img')].every((one) => one.naturalWidth > 0)")
+    assert page.run("document.documentElement.scrollWidth") <= 390
+    assert "no independent test" in text(page, "#comparison-note") or "a person chose" in text(page, "#comparison-note")
 
 
 def test_saved_votes_are_counted_beside_the_metrics(by_hand: tuple[Page, str, Project]) -> None:

@@ -34,6 +34,12 @@ def files_for_tools(wildcards):
     return str(job_of(AdoptRecipe if adopted else ExportRecipe, wildcards).made)
 
 
+def compared(wildcards):
+    """Input function: the records of the versions that are compared; the base is step 0 of the other one."""
+    names = dict.fromkeys(name for name in (wildcards.one, wildcards.other) if name in PARAMS.versions)
+    return [EvaluateRecipe.made_pattern().format(version=name) for name in names]
+
+
 def asks_networks(wildcards):
     """Whether a metric of the version asks the base or the captioner."""
     job = job_of(EvaluateRecipe, wildcards)

@@ -1,19 +1,16 @@
-# snakemake --cores 1 results/compare/v4-vs-v4-padded.csv
+# snakemake --cores 1 results/compare/v4-vs-v4-padded.html, or results/compare/v8-vs-base.csv
 rule compare:
     input:
-        one="results/{one}/metrics.csv",
-        other="results/{other}/metrics.csv",
-        script="workflow/scripts/compare.py",
+        compared,
     output:
-        "results/compare/{one}-vs-{other}.csv",
+        table="results/compare/{one}-vs-{other}.csv",
+        page="results/compare/{one}-vs-{other}.html",
     log:
         "logs/compare/{one}-vs-{other}.log",
     wildcard_constraints:
-        one="|".join(map(re.escape, PARAMS.versions)),
-        other="|".join(map(re.escape, PARAMS.versions)),
+        one="|".join(map(re.escape, [*PARAMS.versions, "base"])),
+        other="|".join(map(re.escape, [*PARAMS.versions, "base"])),
     params:
-        samples=lambda wildcards: PARAMS.versions[wildcards.one].evaluate.bootstrap_samples,
         python=sys.executable,
     shell:
-        "{params.python:q} {input.script} results/{wildcards.one} results/{wildcards.other}"
-        " --bootstrap-samples {params.samples} --out {output} 2>&1 | tee {log}"
+        "{params.python:q} workflow/scripts/compare.py {wildcards.one} {wildcards.other} 2>&1 | tee {log}"

@@ -174,6 +174,18 @@ def test_comparing_two_versions_pairs_their_test_pictures(tmp_path: Path) -> Non
     assert swapped["psnr_db"]["better"] == "v4-padded" and swapped["psnr_db"]["delta"] == "-0.5"
 
 
+def test_a_version_is_compared_with_its_base(tmp_path: Path) -> None:
+    one = measured(tmp_path / "v8", [8.0, 8.1, 8.2, 8.3, 8.4] * 2, [0.5] * 10, NAMES)
+    for names, delta in (("v8", "base"), -7.2), (("base", "v8"), 7.2):
+        compare(*(tmp_path / name for name in names), 1000, tmp_path / "table.csv")
+        rows = {row["metric"]: row for row in records.read_csv(tmp_path / "table.csv")}
+        assert float(rows["psnr_db"]["delta"]) == pytest.approx(delta)
+        assert {row["better"] for row in rows.values()} == {"v8"}
+        assert rows["psnr_db"]["note"].startswith("one training:")
+    with pytest.raises(DataError, match="v8 is compared with itself"):
+        compare(one, one, 1000, tmp_path / "table.csv")
+
+
 def test_a_lower_distance_is_better(tmp_path: Path) -> None:
     one = measured(tmp_path / "one", [8.0] * 10, [0.50, 0.61, 0.52, 0.55, 0.57] * 2, NAMES)
     other = measured(tmp_path / "other", [8.0] * 10, [0.40, 0.50, 0.43, 0.44, 0.47] * 2, NAMES)

@@ -111,6 +111,7 @@ def _version(name: str, settings: Summary, result: Path, thumbnails: Thumbnails)
         "samples": samples,
         "metrics": _metrics(result / "metrics.csv"),
         "log": _log(result / "train_log.csv"),
+        "tables": {path.stem: records.read_csv(path) for path in sorted((result / "tables").glob("*.csv"))},
     }
 
 

@@ -122,6 +122,41 @@ def write_index(
     return [out / "index.html", out / "versions.csv"]
 
 
+def write_comparison(
+    table: Path,
+    versions: Mapping[str, Summary],
+    results: Path,
+    references: Mapping[str, Path],
+    datasets: Mapping[str, Path],
+) -> Path:
+    """Write the page beside a comparison's table: both at their chosen steps beside the base, and every number.
+
+    Args:
+        table: What `evaluate.compare` wrote.
+        versions: One or two, and what each is compared by.
+        results: The folder with a folder for each.
+        references: The fitted set that holds each version's references.
+        datasets: The fitted set that each learnt from.
+    """
+    data = page_data(versions, results, references, datasets, (), root="..")
+    for version in data["versions"]:
+        kept = {0, version["best"]["best_step"], rule_step(version["best"])}
+        version["samples"] = {step: cells for step, cells in version["samples"].items() if int(step) in kept}
+    shown = {cell[0] for version in data["versions"] for cells in _cells(version["samples"]) for cell in cells}
+    shown |= {row["picture"] for rows in data["references"].values() for row in rows.values()}
+    shown |= {row["picture"] for found in data["datasets"].values() for row in found["pictures"]}
+    data["thumbnails"] = {key: value for key, value in data["thumbnails"].items() if key in shown}
+    data["compared"] = records.read_csv(table)
+    page = table.with_suffix(".html")
+    records.write_text(page, _page(table.stem.replace("-vs-", " against "), data))
+    return page
+
+
+def _cells(samples: Mapping[str, Mapping[str, Mapping[str, list[str]]]]) -> list[list[list[str]]]:
+    """The pictures of each step and reference, whatever their seeds."""
+    return [[*seeds.values()] for references in samples.values() for seeds in references.values()]
+
+
 # Of each metric: at the best step; against step 0, with its interval and p-value, corrected over versions.
 FIGURES = ("best", "delta", "ci_low", "ci_high", "p")
 

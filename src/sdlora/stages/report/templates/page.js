@@ -20,6 +20,7 @@ const allMetrics = [...new Set(data.versions.flatMap(metricsOf))].sort((a, b) =>
 
 /* What was chosen, and why */
 const ruleStep = (version) => (version.best.overruled ?? version.best).best_step; // a person may have chosen another
+const drawnSteps = (version) => version.steps.filter((step) => version.samples[step]); // a comparison shows only those that were chosen
 const stepOf = (version, step) => (!step ? "no LoRA" : version.foreign.length ? "as it came" : `step ${step}`);
 const chosenOf = (version) => [...new Set([version.best.best_step, ruleStep(version)])].map((step) => ({ step, by: !version.best.overruled ? "" : step === ruleStep(version) ? "the rule" : "a person" }));
 function verdicts() {
@@ -40,7 +41,7 @@ function columnsShown() {
   if (chosen === "*") return [{ version: data.versions[0], step: 0, head: "no LoRA" }, ...data.versions.flatMap((version) => chosenOf(version).map(({ step, by }) => ({ version, step, head: `${version.name}, ${stepOf(version, step)}${by && `, by ${by}`}` })))];
   const version = versionOf[chosen];
   const by = Object.fromEntries(chosenOf(version).map((choice) => [choice.step, choice.by && `, by ${choice.by}`]));
-  return version.steps.map((step) => ({ version, step, head: stepOf(version, step) + (by[step] ?? ""), chosen: step === version.best.best_step }));
+  return drawnSteps(version).map((step) => ({ version, step, head: stepOf(version, step) + (by[step] ?? ""), chosen: step === version.best.best_step }));
 }
 const sampleOf = (version, step, reference) => {
   const found = version.samples[step]?.[reference];
@@ -116,7 +117,7 @@ function drawViewer() {
 }
 $("viewer").addEventListener("keydown", (event) => {
   if (!shown?.where || event.target.closest("select, img-comparison-slider")) return;
-  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], steps = versionOf[shown.where.version].steps;
+  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], steps = drawnSteps(versionOf[shown.where.version]);
   const next = step && steps[steps.indexOf(shown.where.step) + step];
   if (next === undefined) return;
   const where = { ...shown.where, step: next }, sample = sampleOf(versionOf[where.version], next, where.reference);
@@ -178,6 +179,26 @@ function tables() {
   $("checkpoints").replaceChildren(element("thead", {}, element("tr", {}, ...["version", "step", ...(voted ? ["votes won"] : []), ...allMetrics].map((head) => element("th", {}, head)))), element("tbody", {}, ...lines));
 }
 
+function asReported() {
+  const found = data.versions.flatMap((version) => Object.entries(version.tables).map(([metric, rows]) => ({ title: several ? `${version.name}: ${metric}` : metric, rows }))).filter(({ rows }) => rows.length);
+  $("as-reported").hidden = !found.length;
+  document.querySelector("#as-reported .tables").replaceChildren(...found.map(({ title, rows }) => element("div", { class: "scroll" }, element("h3", {}, title), element("table", {},
+    element("thead", {}, element("tr", {}, ...Object.keys(rows[0]).map((head) => element("th", {}, head)))), element("tbody", {}, ...rows.map((row) => element("tr", {}, ...Object.values(row).map((text) => element("td", {}, text)))))))));
+}
+
+/* Two versions, or one and the base */
+function comparison() {
+  const rows = data.compared;
+  if (!rows?.length) return;
+  $("compared").hidden = $("compared-link").hidden = false;
+  const side = (name, step) => (name in versionOf ? `${name}, ${stepOf(versionOf[name], Number(step))}` : "no LoRA");
+  const heads = ["metric", side(rows[0].one, rows[0].step_one), side(rows[0].other, rows[0].step_other), "difference", "p", "better"];
+  $("comparison").replaceChildren(element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", {}, head)))), element("tbody", {}, ...rows.map((row) => element("tr", {},
+    element("td", {}, row.metric, data.lower_is_better.includes(row.metric) ? element("span", { title: "lower is better" }, " ↓") : ""), element("td", {}, number(row.mean_one)), element("td", {}, number(row.mean_other)),
+    element("td", { class: row.better !== "neither for sure" && "sure" }, `${signed(Number(row.delta))} [${number(row.ci_low)}, ${number(row.ci_high)}]`), element("td", {}, number(row.p)), element("td", {}, row.better)))));
+  $("comparison-note").textContent = `${rows[0].note[0].toUpperCase()}${rows[0].note.slice(1)}.`;
+}
+
 /* Dataset */
 function drawDataset() {
   const set = data.datasets[$("set").value], word = $("find").value.trim().toLowerCase();
@@ -193,7 +214,7 @@ function drawDataset() {
 }
 
 /* Blind vote */
-const candidates = data.versions.flatMap((version) => version.steps.filter((step) => step || version === data.versions[0]).map((step) => [`${version.name}/${step}`, several ? `${version.name}, ${stepOf(version, step)}` : stepOf(version, step)]));
+const candidates = data.versions.flatMap((version) => drawnSteps(version).filter((step) => step || version === data.versions[0]).map((step) => [`${version.name}/${step}`, several ? `${version.name}, ${stepOf(version, step)}` : stepOf(version, step)]));
 const votes = [...data.votes]; // what votes.jsonl has, and what is voted here
 let pair = null;
 const split = (name) => [versionOf[name.slice(0, name.lastIndexOf("/"))], Number(name.slice(name.lastIndexOf("/") + 1))];
@@ -256,7 +277,7 @@ const first = data.versions[0];
 $("vote-a").value = `${first.name}/0`;
 $("vote-b").value = `${first.name}/${first.best.best_step}`;
 for (const form of document.querySelectorAll("form.controls")) form.addEventListener("submit", (event) => event.preventDefault());
-drawGrid(); curveControls(); tables(); drawDataset(); drawBallot(); drawTally(); drawCurves();
+drawGrid(); curveControls(); tables(); asReported(); comparison(); drawDataset(); drawBallot(); drawTally(); drawCurves();
 let width = innerWidth;
 addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; drawCurves(); } });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCurves);
