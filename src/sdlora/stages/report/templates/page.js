@@ -136,6 +136,7 @@ function drawCurves() {
     ["learning_rate", (version) => version.log.step.map((step, place) => [step, version.log.learning_rate[place]])]];
   $("plots").replaceChildren();
   for (const [title, points] of plots) {
+    if (!versions.some((version) => points(version).length)) continue; // a LoRA from elsewhere has no log
     const box = element("div", { class: "plot" }, element("h3", {}, title + (data.lower_is_better.includes(title) ? " (lower is better)" : "")));
     $("plots").append(box);
     const lines = versions.map((version) => new Map(points(version)));
