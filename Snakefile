@@ -84,7 +84,7 @@ rule all:
     default_target: True
     input:
         "results/report/index.html",
-        expand("results/{version}/report/index.html", version=PARAMS.run),
+        expand("results/{version}/report/index.html", version=PARAMS.made),
 
 
 rule datasets:

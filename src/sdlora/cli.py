@@ -72,7 +72,9 @@ def _compare(args: argparse.Namespace) -> None:
         raise ParamsError(f"{BASE} is compared with itself; name a version beside it")
     results = Path("results")
     out = results / "compare" / f"{args.one}-vs-{args.other}.csv"
-    compare(results / args.one, results / args.other, params.versions[names[0]].evaluate.bootstrap_samples, out)
+    trainings = {name: [results / training for training in params.trainings(name)] for name in names}
+    samples = params.versions[names[0]].evaluate.bootstrap_samples
+    compare(results / args.one, results / args.other, samples, out, trainings)
     datasets = {name: params.versions[name].dataset for name in names}
     page = write_comparison(
         out,

@@ -88,6 +88,23 @@ def test_checkpoint_steps_include_the_last() -> None:
     assert train.checkpoint_steps[-2:] == (750, 765)
 
 
+def test_several_seeds_are_versions_of_their_own(tmp_path: Path, shipped: params.Params) -> None:
+    text = (ROOT / "params.yaml").read_text("utf-8").replace("rank: 64, learning_rate: 1e-4", "seeds: 3, rank: 64")
+    text = text.replace("  v9:\n", "  v9:\n    chosen: 700\n    remark: good\n")
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    found = load(tmp_path / "params.yaml")
+    names = ["v9", "v9-seed43", "v9-seed44"]
+    assert found.trainings("v9") == names and found.trainings("v8") == ["v8"]
+    assert [found.versions[name].train.seed for name in names] == [42, 43, 44]
+    assert [found.versions[name].chosen for name in names] == [700, None, None]
+    assert found.versions["v9-seed44"].train.rank == 64 and found.versions["v9-seed44"].remark == ""
+    assert found.made == [*found.run[:9], "v9-seed43", "v9-seed44", *found.run[9:]]
+    assert found.versions.keys() - shipped.versions.keys() == {*names[1:]}
+    (tmp_path / "params.yaml").write_text(text + "  v9-seed44: {}\n", encoding="utf-8")
+    with pytest.raises(ParamsError, match=r"versions.v9-seed44: is the name of a further training of v9 \(train"):
+        load(tmp_path / "params.yaml")
+
+
 @pytest.mark.parametrize("step", [750, 1500])
 def test_a_chosen_step_is_a_checkpoint(tmp_path: Path, step: int) -> None:
     text = (ROOT / "params.yaml").read_text("utf-8").replace("  v9:\n", f"  v9:\n    chosen: {step}\n")

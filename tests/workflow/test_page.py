@@ -127,6 +127,7 @@ def by_hand(
     stranger = next((folder / "results/b/export/step-000004").glob("*a1111.safetensors"))
     shutil.copy(stranger, folder / "data/stranger.safetensors")
     project.edit("params.yaml", "run: [a, b]", "run: [a, b, stranger, both]")
+    project.edit("params.yaml", "train: {rank: 2}", "train: {rank: 2, seeds: 2}")
     project.edit(
         "params.yaml",
         "train: {rank: 4}",
@@ -135,7 +136,8 @@ def by_hand(
   stranger: {{lora: data/stranger.safetensors}}
   both: {{lora: [{{version: a, weight: 0.5}}, {{file: data/stranger.safetensors}}]}}""",
     )
-    project.snakemake("all")
+    said = project.snakemake("all")
+    assert said.count("rule train:") == 1, "the first training is there"
     exported = next((folder / f"results/b/export/step-00000{other}").glob("*a1111.safetensors"))
     file = "results/b/b.safetensors"
     assert project.read(file) == exported.read_bytes() != built_once.read(file)
@@ -151,10 +153,10 @@ def by_hand(
 def test_a_persons_choice_is_shown_beside_the_rules(by_hand: tuple[Page, str, Project], width: int) -> None:
     page, address, _ = by_hand
     page.open(f"{address}/report/index.html", width)
-    assert "Chosen by a person. The rule, earliest of 2 checkpoints" in text(page, ".verdict:nth-child(2)")
+    assert "Chosen by a person. The rule, earliest of 2 checkpoints" in text(page, ".verdict:nth-child(3)")
     heads = "[...document.querySelectorAll('#grid thead th')].map((head) => head.innerText)"
-    assert [head.rpartition(", ")[2] for head in page.run(heads)[4:6]] == ["by a person", "by the rule"]
-    assert "(rule: " in text(page, "#versions tbody tr:nth-child(2)")
+    assert [head.rpartition(", ")[2] for head in page.run(heads)[5:7]] == ["by a person", "by the rule"]
+    assert "(rule: " in text(page, "#versions tbody tr:nth-child(3)")
     assert page.run("document.documentElement.scrollWidth") <= width
 
 
@@ -162,9 +164,9 @@ def test_a_lora_from_elsewhere_is_a_row_like_any_other(by_hand: tuple[Page, str,
     page, address, _ = by_hand
     page.open(f"{address}/report/index.html", 1400)
     names = "[...document.querySelectorAll('#versions tbody tr td:first-child')].map((cell) => cell.innerText)"
-    assert page.run(names) == ["a", "b", "both", "stranger"]
-    assert "From elsewhere: data/stranger.safetensors at 1, sha256" in text(page, ".verdict:nth-child(4)")
-    assert "From elsewhere: a, step-00000" in text(page, ".verdict:nth-child(3)")
+    assert page.run(names) == ["a", "a-seed43", "b", "both", "stranger"]
+    assert "From elsewhere: data/stranger.safetensors at 1, sha256" in text(page, ".verdict:nth-child(5)")
+    assert "From elsewhere: a, step-00000" in text(page, ".verdict:nth-child(4)")
     heads = page.run("[...document.querySelectorAll('#grid thead th')].map((head) => head.innerText)")
     assert heads[-2:] == ["both, as it came", "stranger, as it came"]
     page.open(f"{address}/stranger/report/index.html", 390)
@@ -188,6 +190,14 @@ def test_two_versions_or_one_and_the_base_are_compared(
     assert "no independent test" in text(page, "#comparison-note") or "a person chose" in text(page, "#comparison-note")
 
 
+def test_several_trainings_stand_beside_each_other_and_as_one(by_hand: tuple[Page, str, Project]) -> None:
+    page, address, _ = by_hand
+    page.open(f"{address}/report/index.html", 390)
+    row = text(page, "#over-trainings tbody tr")
+    assert row.startswith("a\t2\t") and "(between 0." in row and count(page, "#over-trainings tbody tr") == 1
+    assert page.run("document.documentElement.scrollWidth") <= 390
+
+
 def test_saved_votes_are_counted_beside_the_metrics(by_hand: tuple[Page, str, Project]) -> None:
     page, address, project = by_hand
     page.open(f"{address}/report/index.html", 1400)
@@ -197,7 +207,7 @@ def test_saved_votes_are_counted_beside_the_metrics(by_hand: tuple[Page, str, Pr
     page.until("document.querySelectorAll('#tally tbody tr').length === 2")
     saved = page.run("fetch(document.querySelector('#tally a').href).then((answer) => answer.text())")
     (project.folder / "votes.jsonl").write_text(saved, encoding="utf-8")
-    assert project.plan_list("all") == ["report"] * 4 + ["report_all"]
+    assert project.plan_list("all") == ["report"] * 5 + ["report_all"]
     project.snakemake("results/report/index.html", "results/a/report/index.html")
     (row,) = records.read_jsonl(project.folder / "votes.jsonl")
     won = row["winner"].partition("/")[0]

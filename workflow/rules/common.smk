@@ -36,7 +36,9 @@ def files_for_tools(wildcards):
 
 def compared(wildcards):
     """Input function: the records of the versions that are compared; the base is step 0 of the other one."""
-    names = dict.fromkeys(name for name in (wildcards.one, wildcards.other) if name in PARAMS.versions)
+    sides = [PARAMS.trainings(name) for name in (wildcards.one, wildcards.other) if name in PARAMS.versions]
+    several = all(len(trainings) > 1 for trainings in sides)
+    names = dict.fromkeys(name for trainings in sides for name in (trainings if several else trainings[:1]))
     return [EvaluateRecipe.made_pattern().format(version=name) for name in names]
 
 

@@ -12,7 +12,8 @@ from sdlora.stages.report.votes import read_votes
 def work(recipe: ReportAllRecipe) -> list[Path]:
     results = recipe.folder.parent
     votes = read_votes(VOTES)
-    return write_index(recipe.versions, results, recipe.folder, recipe.references, recipe.datasets, votes)
+    sets = (recipe.references, recipe.datasets)
+    return write_index(recipe.versions, results, recipe.folder, *sets, votes, recipe.trainings)
 
 
 command.run(ReportAllRecipe, work)

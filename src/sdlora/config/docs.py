@@ -67,6 +67,7 @@ ORIGINS: dict[str, tuple[str, str]] = {
     "mixed_precision": ("", "1710.03740"),
     "deterministic": ("", "PyTorch, reproducibility notes"),
     "seed": ("", "randomness is a function of (seed, step, picture)"),
+    "seeds": ("trainings", "what may be said of settings, not of one LoRA"),
 }
 INTRO = """# Every setting
 

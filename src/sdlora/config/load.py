@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from sdlora.config.params import SECTIONS, Params, Version
+from sdlora.config.params import MOST_SEEDS, SECTIONS, Params, Version, training_names
+from sdlora.config.train import Train
 from sdlora.errors import ParamsError, suggest
 
 
@@ -26,6 +27,9 @@ def load(path: Path) -> Params:
     values = {key: value for key, value in raw.items() if key != "defaults"}
     if isinstance(values.get("versions"), dict):
         values["versions"] = {name: _resolve(raw, version) for name, version in values["versions"].items()}
+        further, taken = _further_trainings(values["versions"])
+        values["versions"] |= further
+        problems += taken
     if isinstance(values.get("presets"), dict):
         values["presets"] = {name: _resolve(raw, preset) for name, preset in values["presets"].items()}
     try:
@@ -117,6 +121,25 @@ def _unknown_stage_keys(raw: Mapping[str, Any]) -> Iterator[Problem]:
     for key in defaults:
         if key not in stages:
             yield ("defaults", key), f"unknown key{suggest(key, stages)}"
+
+
+def _further_trainings(versions: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
+    """A version for each training beyond the first; what a person says of the first holds for it alone."""
+    found: dict[str, Any] = {}
+    problems: list[Problem] = []
+    for name, version in versions.items():
+        train = version.get("train") if isinstance(version, dict) and version.get("lora") is None else None
+        if not isinstance(train, dict):
+            continue
+        seed, seeds = (train.get(key, Train.model_fields[key].default) for key in ("seed", "seeds"))
+        if not (type(seed) is int and type(seeds) is int and seeds <= MOST_SEEDS):  # told by the schema
+            continue
+        for further in training_names(name, seed, seeds)[1:]:
+            if further in versions:
+                problems.append((("versions", further), f"is the name of a further training of {name} (train.seeds)"))
+            own = {key: value for key, value in version.items() if key not in ("chosen", "remark")}
+            found[further] = {**own, "train": {**train, "seed": int(further.rpartition("seed")[2]), "seeds": 1}}
+    return found, problems
 
 
 def _useless_keys(raw: Mapping[str, Any]) -> Iterator[Problem]:

@@ -23,6 +23,14 @@ RESULTS_OF_ALL = {
 Repeats = Annotated[int, Field(ge=1, le=1000)]
 
 
+MOST_SEEDS = 20
+
+
+def training_names(name: str, seed: int, seeds: int) -> list[str]:
+    """The versions that `train.seeds` makes of one, itself first."""
+    return [name, *(f"{name}-seed{seed + further}" for further in range(1, seeds))]
+
+
 class Base(Section):
     """A base model: a hub id, a local diffusers folder or one `.safetensors` checkpoint."""
 
@@ -379,6 +387,16 @@ class Params(Section):
     datasets: dict[Name, Dataset] = Field(min_length=1)
     presets: dict[Name, Version] = Field({}, description="named blocks of settings a version can start from")
     versions: dict[Name, Version] = Field(min_length=1)
+
+    def trainings(self, name: str) -> list[str]:
+        """A version and those of its further trainings."""
+        version = self.versions[name]
+        return training_names(name, version.train.seed, version.train.seeds if version.lora is None else 1)
+
+    @property
+    def made(self) -> list[str]:
+        """What `run` makes: its versions and their further trainings."""
+        return list(dict.fromkeys(training for name in self.run for training in self.trainings(name)))
 
     @model_validator(mode="after")
     def _names_exist(self) -> Self:

@@ -157,6 +157,12 @@ class Train(Section):
         True, description="only algorithms that give the same bytes each time; false, GPU only: the fastest"
     )
     seed: int = Field(42, ge=0, description="seed of initialisation, order, noise, timesteps and flips")
+    seeds: int = Field(
+        1,
+        ge=1,
+        le=20,
+        description="trainings, with seed, seed + 1, ...: each further one is a version <name>-seed<n> of its own",
+    )
 
     @field_validator("optimizer", "lr_schedule", "lora_type", "targets", "loss", "weighting")
     @classmethod

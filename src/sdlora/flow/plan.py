@@ -280,14 +280,15 @@ def _dataset_jobs(params: Params, name: str, method: str, seen: Seen) -> Iterato
 
 def _report_all(params: Params, seen: Seen) -> ReportAllRecipe:
     """The page over all versions of `run`."""
-    measured = tuple(Path(EvaluateRecipe.made_pattern().format(version=name)) for name in params.run)
-    settings = {name: summary(params.versions[name]) for name in params.run}
-    names = {name: params.versions[name].dataset for name in params.run}
+    measured = tuple(Path(EvaluateRecipe.made_pattern().format(version=name)) for name in params.made)
+    settings = {name: summary(params.versions[name]) for name in params.made}
+    names = {name: params.versions[name].dataset for name in params.made}
     return ReportAllRecipe(
         wildcards={}, **seen.maker(ReportAllRecipe, ()), inputs=measured, versions=settings,
         references={name: set_folder(of, fit_name(params, name, "pad")) for name, of in names.items()},
         datasets={name: set_folder(of, fit_name(params, name)) for name, of in names.items()},
         votes=inputs.votes_identity(seen.hashes),
+        trainings={name: tuple(params.trainings(name)) for name in params.run if len(params.trainings(name)) > 1},
     )  # fmt: skip
 
 
@@ -300,7 +301,7 @@ def _weights(base: Base, learning_rate_scale: float = 1.0) -> Base:
 def _resolved(train: Train, base: Base) -> Train:
     """A training section with every null replaced by what it means."""
     precision = train.precision(base.dtype)
-    meant = {"alpha": train.scaling_alpha, "mixed_precision": precision, "cache_text": train.text_cache}
+    meant = {"alpha": train.scaling_alpha, "mixed_precision": precision, "cache_text": train.text_cache, "seeds": 1}
     return train.model_copy(update=meant)
 
 

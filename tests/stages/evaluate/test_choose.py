@@ -10,7 +10,7 @@ from sdlora import choices, records
 from sdlora.config.params import Evaluate
 from sdlora.errors import DataError
 from sdlora.stages.evaluate.choose import best_step, explain, split
-from sdlora.stages.evaluate.compare import compare
+from sdlora.stages.evaluate.compare import compare, over_trainings
 from sdlora.stages.evaluate.mean_rank import MEAN_RANK, mean_ranks
 from sdlora.stages.evaluate.metric import Metric
 from sdlora.stages.evaluate.statistics import mean_interval
@@ -184,6 +184,30 @@ def test_a_version_is_compared_with_its_base(tmp_path: Path) -> None:
         assert rows["psnr_db"]["note"].startswith("one training:")
     with pytest.raises(DataError, match="v8 is compared with itself"):
         compare(one, one, 1000, tmp_path / "table.csv")
+
+
+def test_several_trainings_are_compared_with_their_luck(tmp_path: Path) -> None:
+    """Every training of `two` beats every one of `one` by far; of `luck` one training alone does."""
+    spread = [0.0, 0.3, 0.1, 0.2, 0.4] * 2
+    folders: dict[str, list[Path]] = {}
+    for name, gains in (("one", (0.0, 0.1, 0.2)), ("two", (5.0, 5.1, 5.2)), ("luck", (5.0, 0.1, 0.2))):
+        folders[name] = [
+            measured(tmp_path / f"{name}{n or ''}", [8 + gain + part for part in spread], [0.5] * 10, NAMES)
+            for n, gain in enumerate(gains)
+        ]
+    rows = {}
+    for other in ("two", "luck"):
+        compare(tmp_path / "one", tmp_path / other, 1000, tmp_path / "table.csv", folders)
+        rows[other] = records.read_csv(tmp_path / "table.csv")[1]
+        assert rows[other]["metric"] == "psnr_db" and rows[other]["step_other"] == "100 100 100"
+        assert rows[other]["note"].startswith("several trainings each")
+    assert rows["two"]["better"] == "two" and rows["luck"]["better"] == "neither for sure"
+    compare(tmp_path / "one", tmp_path / "luck", 1000, tmp_path / "table.csv")
+    assert records.read_csv(tmp_path / "table.csv")[1]["better"] == "luck", "what one training each says"
+    compare(tmp_path / "one", tmp_path / "base", 1000, tmp_path / "table.csv", folders)
+    assert records.read_csv(tmp_path / "table.csv")[1]["better"] == "one"
+    figures = over_trainings(folders["luck"], 1000)["psnr_db"]
+    assert figures["between"] == pytest.approx(2.8, abs=0.1) and float(str(figures["ci_low"])) < 7 + 5 / 3
 
 
 def test_a_lower_distance_is_better(tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """What is promised of intervals and choices, counted in simulated runs in which the truth is known."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from sdlora.stages.evaluate.statistics import (
     Interval,
+    crossed_interval,
     earliest_within_one_error,
     holm,
     mean_interval,
@@ -98,3 +101,34 @@ def test_a_planted_best_is_found() -> None:
             values[8] += 1.0
             found.append(earliest_within_one_error(dict(enumerate(values))) == 8)
         assert np.mean(found) >= 0.9
+
+
+def crossed(random: np.random.Generator, luck: float, trainings: int, references: int, count: int) -> list[Any]:
+    """Tables of versions that are worth the same: references' own values, a training's luck, and the rest."""
+    return [
+        0.7 * random.normal(size=references)
+        + luck * random.normal(size=(trainings, 1))
+        + 0.5 * random.normal(size=(trainings, references))
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("references", [5, 10])
+@pytest.mark.parametrize("luck", [0.0, 0.5, 1.5])
+def test_three_trainings_cover_the_luck_of_the_training(luck: float, references: int) -> None:
+    """Of one version against the base, and of two that are worth the same: hardly ever is one called better."""
+    random = np.random.default_rng(int(10 * luck) + references)
+    for signs in ((1,), (-1, 1)):
+        found = [crossed_interval(crossed(random, luck, 3, references, len(signs)), signs) for _ in range(600)]
+        covered = [interval.low <= 0 <= interval.high for interval in found]
+        assert 0.90 <= np.mean(covered) <= 0.985
+        assert np.mean([interval.p <= 0.05 for interval in found]) == pytest.approx(1 - np.mean(covered))
+    if luck > 1:  # one training each, tested over references alone, is fooled
+        pairs = [crossed(random, luck, 1, references, 2) for _ in range(300)]
+        fooled = [mean_interval((b - a)[0].tolist(), 100).p <= 0.05 for a, b in pairs]
+        assert np.mean(fooled) > 0.3
+
+
+def test_a_table_of_equal_values_is_its_own_interval() -> None:
+    found = crossed_interval([np.full((3, 5), 2.0)], (1,))
+    assert (found.mean, found.low, found.high, found.p) == (2.0, 2.0, 2.0, 0.0)

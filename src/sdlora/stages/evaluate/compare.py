@@ -1,80 +1,157 @@
 """Two versions at their chosen checkpoints, picture by picture; or a version and the base without its LoRA."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from sdlora import records
 from sdlora.errors import DataError
 from sdlora.stages.evaluate.choose import BY_A_PERSON, NO_TEST
 from sdlora.stages.evaluate.mean_rank import NAME as MEAN_RANK
-from sdlora.stages.evaluate.statistics import LEVEL, holm
-from sdlora.stages.evaluate.tables import ONE_TRAINING, difference, is_tested, reported
+from sdlora.stages.evaluate.statistics import LEVEL, Floats, crossed_interval, holm
+from sdlora.stages.evaluate.tables import ONE_TRAINING, difference, is_tested, reported, told
 
 BASE = "base"  # in the place of a version: the other one at step 0
 COLUMNS = ("metric", "one", "step_one", "mean_one", "other", "step_other", "mean_other", "delta", "ci_low", "ci_high",
            "p", "better", "note")  # fmt: skip
+SEVERAL = "several trainings each: the interval holds the luck of the training"
 ONE_LORA = "one training: another of the same settings may differ"
 
 
 @dataclass(frozen=True)
-class _Measured:
-    """A version at its chosen step, on the references that are reported."""
+class Measured:
+    """A version's trainings, each at its chosen step, on the references that are reported."""
 
-    step: int
+    steps: list[int]
     references: list[str]
     doubt: str  # why nothing may be called better; empty where it may
     higher_is_better: dict[str, bool]
-    values: dict[str, list[float]]
+    values: dict[str, Floats]  # metric -> (trainings, references)
 
 
-def _measured(result: Path, step: int | None = None) -> _Measured:
+def measured(results: Sequence[Path], step: int | None = None) -> Measured:
+    """What evaluating each training has found, at its chosen step or at a given one.
+
+    Raises:
+        DataError: If one is not measured, or not on the references of the others.
+    """
+    found = [_one(result, step) for result in results]
+    first = found[0]
+    for result, one in zip(results, found, strict=True):
+        if one.references != first.references:
+            raise DataError(f"{result.name} was measured on other references than {results[0].name}")
+    doubt = next((one.doubt for one in found if one.doubt), "")
+    shared = [metric for metric in first.values if all(metric in one.values for one in found)]
+    values = {metric: np.concatenate([one.values[metric] for one in found]) for metric in shared}
+    return Measured([one.steps[0] for one in found], first.references, doubt, first.higher_is_better, values)
+
+
+def _one(result: Path, step: int | None) -> Measured:
     if not (result / "best.json").exists():
         raise DataError(f"{result.name} is not measured yet: say `snakemake {result}/metrics.csv`")
     best: dict[str, Any] = records.read_json(result / "best.json")
     shown, wanted = reported(best)["references"], best["best_step"] if step is None else step
     columns = [f"image{number}" for number, name in enumerate(best["references"], 1) if name in shown]
     rows = [row for row in records.read_csv(result / "metrics.csv") if int(row["step"]) == wanted]
-    values = {row["metric"]: [float(row[column]) for column in columns] for row in rows}
+    values = {
+        row["metric"]: np.array([[float(row[column]) for column in columns]])
+        for row in rows
+        if row["metric"] != MEAN_RANK
+    }
     doubt = "" if is_tested(best) else BY_A_PERSON if best["test"] else NO_TEST
-    return _Measured(wanted, shown, doubt, best["higher_is_better"], values)
+    return Measured([wanted], shown, doubt, best["higher_is_better"], values)
 
 
-def compare(one: Path, other: Path, bootstrap_samples: int, out: Path) -> list[Path]:
+def against(first: Measured, second: Measured, metric: str, bootstrap_samples: int) -> dict[str, float]:
+    """The second less the first, with its interval: over trainings and references where there are several trainings."""
+    tables = [first.values[metric], second.values[metric]]
+    if max(map(len, tables)) == 1 or len(first.references) < 2:
+        return difference(tables[1].mean(axis=0).tolist(), tables[0].mean(axis=0).tolist(), bootstrap_samples)
+    return told(crossed_interval(tables, (-1, 1)))
+
+
+def compare(
+    one: Path,
+    other: Path,
+    bootstrap_samples: int,
+    out: Path,
+    trainings: Mapping[str, Sequence[Path]] | None = None,
+) -> list[Path]:
     """Write one row a metric: both means, and the paired difference (other - one) with its 95 % interval.
 
     Measured on the test references, by which neither was chosen; without them, or where a person chose one of the two
     over the rule, no version is called better. `p` is corrected over the metrics (Holm). Mean ranks are left out: they
-    are ranks among a version's own checkpoints.
+    are ranks among a version's own checkpoints. Where both versions were trained several times, the luck of a training
+    is in the interval; otherwise the first training of each is compared, and the note says so.
 
     Args:
         one: `results/<version>`, or `results/base` for the other one's base.
         other: The version it is compared with, measured on the same references; or the base.
         bootstrap_samples: Resamples of the interval.
         out: The CSV file to write.
+        trainings: The folders of all trainings of a version, its own first, by its name.
 
     Raises:
         DataError: If one is not measured, or the two were measured on different references.
     """
     if one.name == other.name:
         raise DataError(f"{one.name} is compared with itself; name another version, or {BASE}")
-    first = _measured(other, 0) if one.name == BASE else _measured(one)
-    second = _measured(one, 0) if other.name == BASE else _measured(other)
+    folders = {side.name: [*(trainings or {}).get(side.name, [side])] for side in (one, other) if side.name != BASE}
+    several = all(len(found) > 1 for found in folders.values())
+    if not several:
+        folders = {name: found[:1] for name, found in folders.items()}
+    first, second = _side(one.name, other.name, folders), _side(other.name, one.name, folders)
     if first.references != second.references:
         raise DataError(f"{one.name} and {other.name} were measured on different references; they cannot be compared")
     doubt = first.doubt or second.doubt
-    shared = [metric for metric in first.values if metric in second.values and metric != MEAN_RANK]
-    found = [difference(second.values[metric], first.values[metric], bootstrap_samples) for metric in shared]
+    note = doubt or (SEVERAL if several else ONE_LORA if BASE in (one.name, other.name) else ONE_TRAINING)
+    shared = [metric for metric in first.values if metric in second.values]
+    found = [against(first, second, metric, bootstrap_samples) for metric in shared]
     rows = []
     for metric, figures, p in zip(shared, found, holm([figures["p"] for figures in found]), strict=True):
-        means = [sum(part.values[metric]) / len(part.references) for part in (first, second)]
         better = "neither for sure"
         if not doubt and p <= LEVEL:
             better = other.name if (figures["delta"] > 0) == first.higher_is_better[metric] else one.name
         rows.append(
-            [metric, one.name, first.step, f"{means[0]:.4f}", other.name, second.step, f"{means[1]:.4f}",
-             figures["delta"], figures["ci_low"], figures["ci_high"], f"{p:.4f}", better,
-             doubt or (ONE_LORA if BASE in (one.name, other.name) else ONE_TRAINING)]
+            [metric, one.name, _steps(first), f"{first.values[metric].mean():.4f}", other.name, _steps(second),
+             f"{second.values[metric].mean():.4f}", figures["delta"], figures["ci_low"], figures["ci_high"], f"{p:.4f}",
+             better, note]
         )  # fmt: skip
     records.write_csv(out, COLUMNS, rows)
     return [out]
+
+
+def _side(name: str, beside: str, folders: Mapping[str, Sequence[Path]]) -> Measured:
+    """A version's trainings; of the base one alone: whatever was trained, its pictures are the same."""
+    if name != BASE:
+        return measured(folders[name])
+    base = measured(folders[beside], 0)
+    return replace(base, steps=base.steps[:1], values={name: table[:1] for name, table in base.values.items()})
+
+
+def _steps(side: Measured) -> str:
+    return " ".join(map(str, side.steps))
+
+
+def over_trainings(results: Sequence[Path], bootstrap_samples: int) -> dict[str, dict[str, float | None]]:
+    """Of each metric what several trainings of the same settings gain over the base.
+
+    Args:
+        results: The folder of each training.
+        bootstrap_samples: Resamples of an interval, where there is one training.
+
+    Returns:
+        `mean` over the trainings at their chosen steps; `between`: the standard deviation of the trainings' means;
+        `delta` to step 0 with its interval; `p`, None where the references are no independent test.
+    """
+    trained, base = measured(results), _side(BASE, results[0].name, {results[0].name: results})
+    found: dict[str, dict[str, float | None]] = {}
+    for metric, table in trained.values.items():
+        figures = against(base, trained, metric, bootstrap_samples)
+        spread = float(table.mean(axis=1).std(ddof=1)) if len(table) > 1 else 0.0
+        own = {"mean": round(float(table.mean()), 4), "between": round(spread, 4)}
+        found[metric] = {**own, **figures, "p": None if trained.doubt else figures["p"]}
+    return found

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sdlora.stages.evaluate.statistics import mean_interval
+from sdlora.stages.evaluate.statistics import Interval, mean_interval
 
 Values = dict[tuple[str, int], list[float]]  # (metric, step) -> one value a reference
 ONE_TRAINING = "one training each: differences between versions include the luck of the training"
@@ -29,7 +29,11 @@ def metrics_columns(count: int) -> list[str]:
 
 def difference(after: Sequence[float], before: Sequence[float], samples: int) -> dict[str, float]:
     """Paired difference of two steps over the same references, with its interval and p-value."""
-    found = mean_interval((np.asarray(after) - np.asarray(before)).tolist(), samples)
+    return told(mean_interval((np.asarray(after) - np.asarray(before)).tolist(), samples))
+
+
+def told(found: Interval) -> dict[str, float]:
+    """An interval of a difference, as tables and `best.json` have it."""
     return {
         "delta": round(found.mean, 4),
         "ci_low": round(found.low, 4),

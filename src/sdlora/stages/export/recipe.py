@@ -1,6 +1,7 @@
 """What the stage `export` is asked to do."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from sdlora.config.params import Base, Export
 from sdlora.config.train import Train
@@ -13,6 +14,7 @@ class ExportRecipe(Recipe):
     stage: ClassVar[str] = "export"
     folder_pattern: ClassVar[str] = "results/{version}"
     writes: ClassVar[tuple[str, ...]] = ("export/", "README.md")
+    later: ClassVar[Mapping[str, Any]] = {"train.seeds": 1}
 
     version: str  # in the files' names
     train: Train

@@ -15,6 +15,7 @@ from sdlora.flow.hashing import sha256_of
 from sdlora.flow.identity import told
 from sdlora.images.pictures import read_rgb
 from sdlora.stages.adopt.recipe import FACTS
+from sdlora.stages.evaluate.compare import over_trainings
 from sdlora.stages.evaluate.statistics import LEVEL, holm
 from sdlora.stages.evaluate.tables import ONE_TRAINING, is_tested, reported
 from sdlora.stages.fit.fit import PICTURES
@@ -23,6 +24,7 @@ from sdlora.stages.report.votes import DIGITS, Vote, tally
 
 THUMBNAIL_PX = 128  # longer side; the picture itself is linked
 QUALITY = 88  # of WebP
+RESAMPLES = 2000  # of an interval over a single training
 POINTS = 240  # of a curve: steps are averaged in so many stretches
 
 Figures = dict[str, dict[str, float | None]]  # metric -> figure -> value
@@ -59,6 +61,7 @@ def page_data(
     datasets: Mapping[str, Path],
     votes: Sequence[Vote],
     root: str,
+    trainings: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Everything a page over some versions shows.
 
@@ -69,6 +72,7 @@ def page_data(
         datasets: The fitted set that each learnt from.
         votes: What people voted.
         root: The way from the page to `results/`.
+        trainings: The versions that are further trainings of another, by that, which is the first of them.
     """
     thumbnails = Thumbnails()
     shown = [_version(name, settings, results / name, thumbnails) for name, settings in versions.items()]
@@ -87,6 +91,10 @@ def page_data(
         "level": LEVEL,
         "note": ONE_TRAINING if len(shown) > 1 else "",
         "chosen_by": next((v["best"]["choose_by"] for v in shown), None),
+        "trainings": {
+            name: {"names": [*names], "figures": over_trainings([results / one for one in names], RESAMPLES)}
+            for name, names in (trainings or {}).items()
+        },
         "votes": [vote.row() for vote in votes],
         "thumbnails": thumbnails.found,
     }

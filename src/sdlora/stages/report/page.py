@@ -105,6 +105,7 @@ def write_index(
     references: Mapping[str, Path],
     datasets: Mapping[str, Path],
     votes: Sequence[Vote] = (),
+    trainings: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Path]:
     """Write the page over all versions, and its table: settings, best step, figures.
 
@@ -115,8 +116,9 @@ def write_index(
         references: The fitted set that holds each version's references.
         datasets: The fitted set that each learnt from.
         votes: What people voted.
+        trainings: Of versions that are trained several times theirs, by version.
     """
-    data = page_data(versions, results, references, datasets, votes, root="..")
+    data = page_data(versions, results, references, datasets, votes, root="..", trainings=trainings)
     records.write_text(out / "index.html", _page("Versions", data))
     _write_table(data["versions"], out / "versions.csv")
     return [out / "index.html", out / "versions.csv"]

@@ -35,9 +35,10 @@ class ReportAllRecipe(Recipe):
     writes: ClassVar[tuple[str, ...]] = ("index.html", "versions.csv")
     shown: ClassVar[dict[str, str]] = {"index.html": "index.rst"}
     asides: ClassVar[frozenset[str]] = frozenset({"references", "datasets"})
-    later: ClassVar[Mapping[str, Any]] = {"votes": None}
+    later: ClassVar[Mapping[str, Any]] = {"votes": None, "trainings": {}}
 
     versions: dict[str, Summary]
     references: dict[str, Path]  # the fitted set that holds each version's
     datasets: dict[str, Path]  # the fitted set that each learnt from
     votes: str | None  # what people voted: the hash of votes.jsonl
+    trainings: dict[str, tuple[str, ...]]  # of versions that are trained several times: theirs, by version

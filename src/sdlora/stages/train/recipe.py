@@ -1,7 +1,8 @@
 """What the stage `train` is asked to do."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from sdlora.config.params import Base, Encode, Flip
 from sdlora.config.train import Train
@@ -15,6 +16,7 @@ class TrainRecipe(Recipe):
     folder_pattern: ClassVar[str] = "results/{version}"
     writes: ClassVar[tuple[str, ...]] = ("checkpoints/", "train_log.csv", "config.yaml")
     asides: ClassVar[frozenset[str]] = frozenset({"dataset", "base_name", "keep_runs"})
+    later: ClassVar[Mapping[str, Any]] = {"train.seeds": 1}
 
     train: Train  # every null replaced by what it means
     checkpoint_steps: tuple[int, ...]

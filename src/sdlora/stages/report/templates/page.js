@@ -180,6 +180,15 @@ function tables() {
   $("checkpoints").replaceChildren(element("thead", {}, element("tr", {}, ...["version", "step", ...(voted ? ["votes won"] : []), ...allMetrics].map((head) => element("th", {}, head)))), element("tbody", {}, ...lines));
 }
 
+function overTrainings() {
+  const found = Object.entries(data.trainings);
+  if (!found.length) return;
+  $("over-trainings").hidden = false;
+  const metrics = allMetrics.filter((metric) => found.some(([, { figures }]) => figures[metric]));
+  const cells = (figure) => (figure ? [element("td", {}, `${number(figure.mean)} (between ${number(figure.between)})`), element("td", { class: figure.p !== null && figure.p <= data.level && "sure" }, `${signed(figure.delta)} [${number(figure.ci_low)}, ${number(figure.ci_high)}]`)] : [element("td"), element("td")]);
+  $("over-trainings").querySelector("table").replaceChildren(element("thead", {}, element("tr", {}, ...["version", "trainings", ...metrics.flatMap((metric) => [metric, "against step 0"])].map((head) => element("th", {}, head)))),
+    element("tbody", {}, ...found.map(([name, { names, figures }]) => element("tr", {}, element("td", {}, name), element("td", {}, String(names.length)), ...metrics.flatMap((metric) => cells(figures[metric]))))));
+}
 function asReported() {
   const found = data.versions.flatMap((version) => Object.entries(version.tables).map(([metric, rows]) => ({ title: several ? `${version.name}: ${metric}` : metric, rows }))).filter(({ rows }) => rows.length);
   $("as-reported").hidden = !found.length;
@@ -278,7 +287,7 @@ const first = data.versions[0];
 $("vote-a").value = `${first.name}/0`;
 $("vote-b").value = `${first.name}/${first.best.best_step}`;
 for (const form of document.querySelectorAll("form.controls")) form.addEventListener("submit", (event) => event.preventDefault());
-drawGrid(); curveControls(); tables(); asReported(); comparison(); drawDataset(); drawBallot(); drawTally(); drawCurves();
+drawGrid(); curveControls(); tables(); overTrainings(); asReported(); comparison(); drawDataset(); drawBallot(); drawTally(); drawCurves();
 let width = innerWidth;
 addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; drawCurves(); } });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCurves);
