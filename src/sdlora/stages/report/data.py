@@ -91,10 +91,7 @@ def page_data(
         "level": LEVEL,
         "note": ONE_TRAINING if len(shown) > 1 else "",
         "chosen_by": next((v["best"]["choose_by"] for v in shown), None),
-        "trainings": {
-            name: {"names": [*names], "figures": over_trainings([results / one for one in names], RESAMPLES)}
-            for name, names in (trainings or {}).items()
-        },
+        "trainings": _over_trainings(trainings or {}, results),
         "votes": [vote.row() for vote in votes],
         "thumbnails": thumbnails.found,
     }
@@ -121,6 +118,13 @@ def _version(name: str, settings: Summary, result: Path, thumbnails: Thumbnails)
         "log": _log(result / "train_log.csv"),
         "tables": {path.stem: records.read_csv(path) for path in sorted((result / "tables").glob("*.csv"))},
     }
+
+
+def _over_trainings(trainings: Mapping[str, Sequence[str]], results: Path) -> dict[str, dict[str, Any]]:
+    """What versions that were trained several times gain, their p-values corrected over these versions."""
+    found = {name: over_trainings([results / one for one in names], RESAMPLES) for name, names in trainings.items()}
+    correct([*found.values()])
+    return {name: {"names": [*trainings[name]], "figures": figures} for name, figures in found.items()}
 
 
 def _count(votes: Sequence[Vote], versions: Sequence[dict[str, Any]]) -> None:
