@@ -69,8 +69,8 @@ def crossed_interval(tables: Sequence[Floats], signs: Sequence[int]) -> Interval
     Of each table (trainings x references) the share of a training's luck in the variance is estimated, as in a two-way
     random-effects model (Searle, Casella and McCulloch 1992, section 4.3), and added to that of the references, on
     which the tables are paired; Student's t with Satterthwaite's (1946) degrees of freedom. With three trainings
-    this covers 92 to 97 % in simulation, with two no less than 85 %; resampling trainings, then references, as little as
-    75 % and 57 %, where 95 % is promised.
+    this covers 92 to 97 % in simulation, with two no less than 85 %; resampling trainings, then references, as little
+    as 75 % and 57 %, where 95 % is promised.
 
     Args:
         tables: (S, R) each, over the same R references, at least two; a table of one training has no luck to estimate.
