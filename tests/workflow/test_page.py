@@ -40,7 +40,7 @@ def test_the_grid_shows_versions_and_on_demand_checkpoints(index: Page) -> None:
     index.press("ArrowDown")
     index.until("document.querySelectorAll('#grid thead th.chosen').length === 1")
     assert index.run(heads)[1:] == ["reference", "no LoRA", "step 2", "step 4"]
-    assert index.run("[...document.querySelectorAll('#grid img')].every((one) => one.naturalWidth > 0)")
+    index.until("[...document.querySelectorAll('#grid img')].every((one) => one.naturalWidth > 0)")
 
 
 def test_a_picture_opens_beside_another_and_steps_by_key(index: Page) -> None:
@@ -185,7 +185,7 @@ def test_two_versions_or_one_and_the_base_are_compared(
     page.open(f"{address}/compare/{names}.html", 390)
     assert count(page, "#comparison tbody tr") == len(rows) == 3
     assert count(page, "#grid thead th") == 1 + columns
-    assert page.run("[...document.querySelectorAll('#grid img')].every((one) => one.naturalWidth > 0)")
+    page.until("[...document.querySelectorAll('#grid img')].every((one) => one.naturalWidth > 0)")
     assert page.run("document.documentElement.scrollWidth") <= 390
     assert "no independent test" in text(page, "#comparison-note") or "a person chose" in text(page, "#comparison-note")
 
