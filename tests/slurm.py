@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
-# linuxproc and task/none need no cgroups; accounting is off, as on many small clusters; a job that was put back into the
-# queue starts again as soon as its old credential has expired
+# linuxproc and task/none need no cgroups; accounting is off, as on many small clusters; a job that was put back into
+# the queue starts again as soon as its old credential has expired
 CONFIG = """
 ClusterName=one
 SlurmctldHost={host}(127.0.0.1)
