@@ -4,6 +4,7 @@
 # make check  formatting, types, lint, dry run
 # make docs   write docs/params.md from the schema
 # make browser  Debian's Chromium: for the selenium source, and for make test
+# make slurm    Debian's Slurm: for make test
 # make bench  time training: benchmarks/results/train.csv and docs/benchmarks.md (options: BENCH="--steps 3")
 # make base   train the embedded base anew (hours on a CPU; WORK=folder: where states are kept, to go on from)
 PYTHON ?= python3
@@ -12,7 +13,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 SHELL := /bin/bash
 .DEFAULT_GOAL := run
-.PHONY: run test test-unit check format docs browser base bench clean
+.PHONY: run test test-unit check format docs browser slurm base bench clean
 
 # Packages are taken as they were locked, by hash; two have no wheel and are built, with a locked builder.
 FROM_SOURCE := antlr4-python3-runtime,connection_pool
@@ -36,7 +37,7 @@ run: $(INSTALLED)
 	echo "page:   results/v8/report/index.html" && \
 	$(BIN)/python -c 'import json; print("best:  ", json.load(open("results/v8/best.json"))["why"])'
 
-test: $(INSTALLED) check browser
+test: $(INSTALLED) check browser slurm
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 test-unit: $(INSTALLED)
@@ -52,6 +53,16 @@ browser: $(INSTALLED)
 	  $(BIN)/python -c "$$found"; \
 	else \
 	  echo "Chromium is needed; say: sudo apt-get install chromium"; exit 1; \
+	fi
+
+# Daemons of a cluster of one node, which tests start and stop; where they cannot be had those tests say so.
+slurm:
+	@PATH="$$PATH:/usr/sbin"; command -v sbatch >/dev/null && command -v munged >/dev/null && exit 0; \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	  apt-get update -qq && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge; \
+	else \
+	  echo "no Slurm here, and its tests need root: they are left out"; \
 	fi
 
 check: $(INSTALLED)

@@ -1,0 +1,74 @@
+"""The DAG on a real Slurm of one node: same bytes as here, and a job that is put back into the queue goes on."""
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import slurm
+from helpers import Project, environment, wait_for
+
+from sdlora import records
+
+pytestmark = pytest.mark.skipif(
+    bool(slurm.missing()), reason=f"of Slurm's daemons there is no {', '.join(slurm.missing())}: `make slurm` as root"
+)
+ON_SLURM = (
+    "snakemake", "--workflow-profile", "profiles/slurm", "--seconds-between-status-checks", "1",
+    "--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    with slurm.cluster(tmp_path_factory.mktemp("c")) as environment:
+        yield environment
+
+
+@pytest.fixture
+def on_slurm(cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The commands of this test find the cluster."""
+    for name in ("PATH", "SLURM_CONF"):
+        monkeypatch.setenv(name, cluster[name])
+    return cluster
+
+
+def test_three_jobs_make_the_same_bytes(fresh: Project, built_once: Project, on_slurm: dict[str, str]) -> None:
+    said = fresh.command(*ON_SLURM, "results/a/metrics.csv", "results/a/report/index.html").stderr
+    assert len(re.findall("has been submitted with SLURM jobid", said)) == 3, said[-3000:]
+    for stage in ("train", "export", "sample", "evaluate", "report"):
+        ours, theirs = (
+            records.read_json(project.folder / f"results/a/made/{stage}.json")["outputs"]
+            for project in (fresh, built_once)
+        )
+        assert ours == theirs, stage
+    assert "Nothing to be done" in fresh.snakemake("-n", "results/a/metrics.csv")
+
+
+def test_a_training_put_back_into_the_queue_goes_on(built: Project, on_slurm: dict[str, str]) -> None:
+    built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 60, checkpoint_every: 10}")
+    straight = Project(built.folder.parent / "straight", built.python)
+    shutil.copytree(built.folder, straight.folder)
+    straight.snakemake("results/b/train_log.csv")
+    store = built.folder / ".sdlora/store/train"
+    before = set(store.iterdir())
+    head = subprocess.Popen([*ON_SLURM, "results/b/train_log.csv"], cwd=built.folder, env=environment())
+    try:
+        wait_for(lambda: list(_states(store, before, 20)))
+        job = subprocess.run(["squeue", "-h", "-o", "%i"], env=on_slurm, capture_output=True, text=True, check=True)
+        subprocess.run(["scontrol", "requeue", job.stdout.strip()], env=on_slurm, check=True)
+        assert head.wait(300) == 0
+    finally:
+        head.kill()
+    resumed = re.search(r"resuming from step (\d+) of 60", built.read("logs/b/train.log").decode())
+    assert resumed is not None and int(resumed[1]) >= 20
+    for name in ("results/b/made/train.json", "results/b/train_log.csv"):
+        assert built.read(name) == straight.read(name)
+
+
+def _states(store: Path, before: set[Path], step: int) -> Iterator[Path]:
+    """A training's saved state."""
+    for new in set(store.iterdir()) - before:
+        yield from new.glob(f"state/step-{step:06d}/state.json")
