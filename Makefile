@@ -7,24 +7,34 @@
 # make slurm    Debian's Slurm: for make test
 # make bench  time training: benchmarks/results/train.csv and docs/benchmarks.md (options: BENCH="--steps 3")
 # make base   train the embedded base anew (hours on a CPU; WORK=folder: where states are kept, to go on from)
+# make PYTHON=python3.12   with another Python: 3.11 to 3.13
+# make TORCH_LOCK=requirements-cuda.lock   the package index's torch, with CUDA on Linux, by hash
+# make TORCH_INDEX=https://download.pytorch.org/whl/cu126   torch from another index: for an older driver or card
+# make lock   both lock files anew; needs uv
 PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+TORCH_LOCK ?=
+UV ?= uv
 WORK ?= models/.work
 BIN := .venv/bin
 INSTALLED := .venv/installed
 SHELL := /bin/bash
 .DEFAULT_GOAL := run
-.PHONY: run test test-unit check format docs browser slurm base bench clean
+.PHONY: run test test-unit check format docs browser slurm base bench lock clean
 
 # Packages are taken as they were locked, by hash; two have no wheel and are built, with a locked builder.
 FROM_SOURCE := antlr4-python3-runtime,connection_pool
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation
+BY_HASH := --require-hashes --no-deps --only-binary :all:
+COMPILE := pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
 
 $(INSTALLED): requirements.lock requirements-build.lock pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info[:2] == (3, 11) else "Python 3.11 is needed, this is %s; say make PYTHON=python3.11" % sys.version.split()[0])'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11, 3.12 or 3.13 is needed, this is %s; say make PYTHON=python3.12" % sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
-	$(PIP) torch==2.13.0
-	$(PIP) --require-hashes --no-deps --only-binary :all: -r requirements-build.lock
-	$(PIP) --require-hashes --no-deps --only-binary :all: --no-binary $(FROM_SOURCE) -r requirements.lock
+	$(PIP) $(if $(TORCH_LOCK),$(BY_HASH) -r $(TORCH_LOCK),$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH))
+	$(PIP) $(BY_HASH) -r requirements-build.lock
+	$(PIP) $(BY_HASH) --no-binary $(FROM_SOURCE) -r requirements.lock
 	$(PIP) --no-deps -e .
 	$(BIN)/pip check
 	@touch $@
@@ -95,3 +105,7 @@ base: $(INSTALLED)
 
 clean:
 	rm -rf .venv .snakemake logs
+
+lock:
+	$(UV) $(COMPILE) --all-extras --no-emit-package torch pyproject.toml -o requirements.lock
+	echo 'torch==2.13.0' | $(UV) --no-config $(COMPILE) -c requirements.lock - -o requirements-cuda.lock
