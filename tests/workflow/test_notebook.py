@@ -1,0 +1,57 @@
+"""The notebook for Colab, run as it is on the embedded base; its settings and where it installs are the test's."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from helpers import ROOT, make_project
+from nbclient import NotebookClient
+from nbformat import NotebookNode
+
+NOTEBOOK = ROOT / "notebooks/colab.ipynb"
+
+
+def executed(folder: Path, kept: Path, served: Path, monkeypatch: pytest.MonkeyPatch) -> NotebookNode:
+    """Run all cells in a clone that is installed."""
+    project = make_project(folder, python=served)
+    (folder / ".venv").mkdir()
+    (folder / ".venv/installed").touch()
+    for name, value in project._environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
+    monkeypatch.setenv("IPYTHONDIR", str(folder / ".ipython"))
+    book = nbformat.read(NOTEBOOK, as_version=4)
+    first = next(cell for cell in book.cells if cell.id == "settings")
+    chosen = {
+        "BASE": "tiny", "VERSION": "a", "HELD_OUT": 2, "PICTURES": str(folder / "data/embedded/small/train"),
+        "PROJECT": str(folder), "KEPT": str(kept),
+    }  # fmt: skip
+    assert all(f"\n{name} = " in f"\n{first.source}" for name in chosen)
+    first.source += "".join(f"\n{name} = {value!r}" for name, value in chosen.items())
+    done: NotebookNode = NotebookClient(book, timeout=600, kernel_name="python3", resources={}).execute(cwd=str(folder))
+    return done
+
+
+def said_by(book: NotebookNode, cell: str) -> str:
+    (found,) = (one for one in book.cells if one.id == cell)
+    return "".join(output.get("text", "") or output["data"].get("text/html", "") for output in found.outputs)
+
+
+def test_the_notebook_trains_shows_its_page_and_goes_on_after_a_disconnect(
+    tmp_path: Path, served: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "drive"
+    book = executed(tmp_path / "first", kept, served, monkeypatch)
+    assert "torch" in said_by(book, "install") and "4 pictures" in said_by(book, "pictures")
+    assert "iframe srcdoc=" in said_by(book, "page") and "&lt;html" in said_by(book, "page")
+    lora = Path(said_by(book, "download").strip())
+    assert lora.is_relative_to(kept / "results/a/export") and lora.stat().st_size > 1000
+    again = executed(tmp_path / "second", kept, served, monkeypatch)
+    assert "Nothing to be done" in said_by(again, "train")
+    assert Path(said_by(again, "download").strip()) == lora
+
+
+def test_it_is_kept_without_outputs_and_holds_for_other_versions() -> None:
+    book = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(book)
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in book.cells)
