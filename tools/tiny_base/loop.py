@@ -125,7 +125,7 @@ def train(
     """
     save_every = min(save_every, max(1, steps // 2))
     parameters = [p for p in module.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, lr=peak_learning_rate, weight_decay=1e-2)
+    optimizer = torch.optim.AdamW(parameters, lr=peak_learning_rate, weight_decay=1e-2, fused=True)
     ema = [p.detach().clone() for p in parameters]
     state_path = folder / f"{name}.state.pt"
     start = _resume(state_path, parameters, ema, optimizer)
@@ -185,12 +185,20 @@ class _Learner:
         found = list(self.pool.map(lambda part: self._gradients(step, part), self.parts))
         for parameter, *gradients in zip(self.parameters, *(each for _, each in found), strict=True):
             known = [one for one in gradients if one is not None]  # none: the loss does not see this parameter
-            parameter.grad = torch.stack(known).mean(0) if len(known) > 1 else next(iter(known), None)
+            parameter.grad = _mean(known) if known else None
         return torch.stack([loss for loss, _ in found]).mean()
 
     def _gradients(self, step: int, part: Part) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         loss = self.loss_of(step, part)
         return loss.detach(), torch.autograd.grad(loss, self.parameters, allow_unused=True)
+
+
+def _mean(gradients: list[Tensor]) -> Tensor:
+    """The mean of gradients of one parameter, in the memory of the first."""
+    total = gradients[0]
+    for other in gradients[1:]:
+        total.add_(other)
+    return total.div_(len(gradients)) if len(gradients) > 1 else total
 
 
 @torch.no_grad()

@@ -12,11 +12,11 @@ class BaseRecipe:
     pictures: int = 100_000
     larger_px: int = 96  # what hires fix draws at; every fourth batch is of these
     larger_pictures: int = 20_000
-    vae_steps: int = 8_000
+    vae_steps: int = 5_000
     vae_batch: int = 8  # small batches learn more from a picture as long as a step's noise is not what limits them
     vae_learning_rate: float = 1e-3
     vae_ema_decay: float = 0.998
-    decoder_steps: int = 10_000  # the decoder alone, after the encoder is frozen
+    decoder_steps: int = 6_000  # the decoder alone, after the encoder is frozen
     decoder_batch: int = 16
     decoder_learning_rate: float = 5e-4
     blip_steps: int = 9_000
