@@ -10,7 +10,7 @@ min_version("9.0")
 SOURCE = str(Path(workflow.basedir) / "src")
 sys.path.insert(0, SOURCE)
 
-from sdlora import errors
+from sdlora import errors, gpu
 from sdlora.config.load import load
 from sdlora.config.params import RESULTS_OF_ALL
 from sdlora.errors import SdloraError
@@ -44,8 +44,12 @@ try:
     PARAMS = load(Path("params.yaml"))
     inputs.check(PARAMS)
     JOBS = plan.jobs(PARAMS)
+    # where a job runs on another machine, or is one that runs now, the main process has looked, or the job itself will
+    TRAINED_OR_ELSEWHERE = {job.made for job in JOBS}
     if workflow.is_main_process and lock.acquire(sys.argv[1:]):
-        freshness.settle(JOBS)
+        fresh = {job.made for job in freshness.settle(JOBS)}
+        if command.runs_here(sys.argv[1:]):
+            TRAINED_OR_ELSEWHERE = fresh
 except SdloraError as error:
     raise WorkflowError(str(error))
 

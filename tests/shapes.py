@@ -10,6 +10,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
@@ -36,8 +37,27 @@ def small_vae(**settings: object) -> AutoencoderKL:
     )  # fmt: skip
 
 
-def save_small_sdxl(folder: Path) -> Base:
-    """Write SDXL's pipeline with two different small text encoders."""
+def save_small_sd(folder: Path) -> Base:
+    """Write SD 1.5's pipeline with a small text encoder: a third of the operations of the embedded base."""
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(ROOT / "models/tiny-sd/tokenizer")
+    text = CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        projection_dim=32, eos_token_id=tokenizer.eos_token_id,
+    )  # fmt: skip
+    unet = UNet2DConditionModel(
+        sample_size=16, block_out_channels=(32, 64), layers_per_block=1, attention_head_dim=4, cross_attention_dim=32,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+    )  # fmt: skip
+    StableDiffusionPipeline(
+        vae=small_vae(), text_encoder=CLIPTextModel(text), tokenizer=tokenizer, unet=unet,
+        scheduler=EulerDiscreteScheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    ).save_pretrained(folder)  # fmt: skip
+    return Base(model=str(folder), family="sd", size_px=64, captioner="-")
+
+
+def save_small_sdxl(folder: Path, depth: int = 2) -> Base:
+    """Write SDXL's pipeline with two different small text encoders, and `depth` transformer blocks a layer."""
     torch.manual_seed(0)
     tokenizer = CLIPTokenizer.from_pretrained(ROOT / "models/tiny-sd/tokenizer")
 
@@ -51,7 +71,8 @@ def save_small_sdxl(folder: Path) -> Base:
         sample_size=16, block_out_channels=(32, 64), layers_per_block=1, attention_head_dim=(2, 4),
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
         use_linear_projection=True, addition_embed_type="text_time", addition_time_embed_dim=8,
-        transformer_layers_per_block=(1, 2), projection_class_embeddings_input_dim=8 * 6 + 48, cross_attention_dim=80,
+        transformer_layers_per_block=(1, depth), projection_class_embeddings_input_dim=8 * 6 + 48,
+        cross_attention_dim=80,
     )  # fmt: skip
     StableDiffusionXLPipeline(
         vae=small_vae(force_upcast=True), text_encoder=CLIPTextModel(text(32)),

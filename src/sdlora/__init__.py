@@ -3,6 +3,9 @@
 import logging
 import sys
 
+if sys.platform == "win32":
+    sys.exit("error: sdlora runs on Linux and macOS (it needs fcntl and tee); on Windows, use WSL 2")
+
 # bitsandbytes, imported by peft, fetches a compiled kernel from a hub and loads it where the package `kernels` is
 # installed: code that no lock names. We train no 4-bit weights, so for it that package is not there.
 sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]

@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("one", metavar="VERSION")
     compare.add_argument("other", metavar="VERSION")
     command("docs", _docs, "print docs/params.md, every setting, as it is made from the schema")
-    command("doctor", _doctor, "say what is installed: Python, torch and its device, the browser, DVC, disk")
+    command("doctor", _doctor, "say what is installed, and what the GPU can do: Python, torch, the browser, DVC, disk")
     preflight = command("preflight", _preflight, "predict the memory of a version's training, phase by phase")
     preflight.add_argument("version", metavar="VERSION")
     preflight.add_argument("--device", choices=("cpu", "cuda"), help="where it would train (default: as it will)")
@@ -128,10 +128,23 @@ def facts() -> Iterator[tuple[str, str]]:
         except metadata.PackageNotFoundError:
             yield name, "not installed"
     yield "device", _device()
+    yield "card", _card()
     for name in ("git", "chromium", "chromedriver"):
         yield name, shutil.which(name) or "not found"
     free = shutil.disk_usage(".").free / 2**30
     yield "disk", f"{free:.1f} GiB are free here"
+
+
+def _card() -> str:
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed"
+    import torch
+
+    from sdlora import gpu
+
+    if platform.system() == "Darwin":
+        return "a Mac's GPU is not used: bases train in fp32 or bf16 on the CPU"
+    return gpu.advice(gpu.found(), torch.version.cuda, gpu.driver_version())
 
 
 def _device() -> str:

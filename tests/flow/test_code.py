@@ -66,7 +66,7 @@ NEW_FUNCTION = "\n\ndef unheard_of(x: int) -> int:\n    return x + 1\n"
         ("models/sd3.py", "hidden_states[-2]", "hidden_states[-1]", set()),  # another family
         ("models/objective.py", "return noise - latents", "return latents - noise", set()),  # another objective
         ("config/train.py", "le=1024", "le=2048", set()),
-        ("memory/prediction.py", "size, 3, *(side", "size, 4, *(side", set()),
+        ("memory/prediction.py", "count, 3, *(side", "count, 4, *(side", set()),
         ("lora/attach.py", "set_scale(NAME, scale)", "set_scale(NAME, 1.0)", {"sample"}),
         ("choices.py", "sdlora.stages.evaluate.ssim:SSIM", "sdlora.stages.evaluate.psnr:PSNR_DB", set()),
         ("stages/report/templates/page.html", "<h1>", "<h1 class='x'>", {"report"}),

@@ -10,17 +10,19 @@ from diffusers import StableDiffusionPipeline
 from helpers import TINY
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from training import context_of, drawn_with, predicted, run_of, trained
+from torch.utils._python_dispatch import TorchDispatchMode
+from training import context_of, drawn_with, examples, predicted, run_of, settings, trained
 
 from sdlora import choices
+from sdlora.config.params import Flip
 from sdlora.config.train import Ema, Pivotal, Prior, TextEncoder, Train
 from sdlora.lora import pivotal, types
 from sdlora.lora.attach import attach_lora, detach_lora
 from sdlora.lora.names import AVERAGE, EMBEDDINGS, FILE_NAME
 from sdlora.stages.train.batch import draw_batch
 from sdlora.stages.train.checkpoint import State
-from sdlora.stages.train.loop import Run, loss_of, optimizer_step, train_loop
-from sdlora.stages.train.run import write_checkpoint
+from sdlora.stages.train.loop import Run, backward, loss_of, optimizer_step, train_loop
+from sdlora.stages.train.run import prepare, write_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -292,3 +294,49 @@ def test_prior_preservation_adds_the_class(tmp_path: Path, monkeypatch: pytest.M
     assert float(total) == pytest.approx(float(expected), rel=0.2)
     kept = sorted((tmp_path / ".sdlora/store/prior").rglob("*.safetensors"))
     assert len(kept) == 2
+
+
+class Casts(TorchDispatchMode):
+    """Counts changes of type."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += operation is torch.ops.aten._to_copy.default
+        return operation(*args, **(kwargs or {}))
+
+
+def layers(run: Run) -> list[LoraLayer]:
+    return [module for module in run.model.denoiser.modules() if isinstance(module, LoraLayer)]
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_inputs_are_not_cast_forth_and_back_and_no_bit_changes(dtype: str) -> None:
+    base = TINY.model_copy(update={"dtype": dtype})
+    run = prepare(settings(mixed_precision="bf16"), Flip(), base, examples(), trigger="captain")
+    source = torch.Generator().manual_seed(1)
+    found, casts = [], []
+    with torch.no_grad():
+        for parameter in run.parameters:
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=source))
+    backward(run, draw_batch(run, 0, 0))  # what a CPU keeps of the weights is made
+    run.optimizer.zero_grad()
+    for enabled in (False, True):
+        assert any(layer.cast_input_dtype_enabled for layer in layers(run)) == enabled
+        with Casts() as mode:
+            loss = backward(run, draw_batch(run, 0, 0))
+        found.append([loss, *(p.grad for p in run.parameters)])
+        casts.append(mode.count)
+        run.optimizer.zero_grad()
+        for layer in layers(run):
+            layer.cast_input_dtype_enabled = True
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
+    assert casts[0] < 0.6 * casts[1] if dtype == "bf16" else casts[0] <= casts[1]
+
+
+@pytest.mark.parametrize("changes", [{"mixed_precision": "no"}, {"dropout": 0.1}, {"lora_type": "dora"}])
+def test_what_computes_between_the_casts_keeps_them(changes: dict[str, object]) -> None:
+    run = prepare(settings(**{"mixed_precision": "bf16", **changes}), Flip(), TINY, examples(), trigger="captain")
+    assert all(layer.cast_input_dtype_enabled for layer in layers(run))

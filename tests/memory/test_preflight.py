@@ -13,14 +13,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training import examples, measured, settings
 
 from sdlora import choices
+from sdlora.config.load import load
 from sdlora.config.params import Base, Flip
 from sdlora.errors import MissingError, ResourceError
 from sdlora.lora import types
 from sdlora.memory import meter as memory
 from sdlora.memory import preflight
-from sdlora.memory.prediction import demand_of
+from sdlora.memory.prediction import demand_of, encode_phase
 from sdlora.models import load_model
-from sdlora.stages.train.loop import optimizer_step, train_loop
+from sdlora.stages.train.batch import draw_batch
+from sdlora.stages.train.loop import backward, loss_of, optimizer_step, train_loop
 from sdlora.stages.train.run import prepare
 
 CPU = torch.device("cpu")
@@ -101,7 +103,11 @@ def test_weights_are_counted_by_type() -> None:
     model = load_model(TINY, "cpu")
     real = {name: sum(p.numel() * 4 for p in getattr(model.pipeline, name).parameters())
             for name in ("unet", "vae", "text_encoder")}  # fmt: skip
-    assert phase("load").parts == real
+    unet = real.pop("unet")  # comes when the others are gone
+    assert phase("load").parts == real and phase("train").parts["unet"] == unet
+    drawing = {"prior": {"prompt": "a head"}}
+    assert phase("load", **drawing).parts == {**real, "unet": unet}
+    assert phase("prior", **drawing).parts.items() >= {**real, "unet": unet}.items()
     half = preflight.predict(
         settings(), TINY.model_copy(update={"dtype": "bf16"}), demand_of(examples(), settings(), TINY), CPU
     )[0]
@@ -200,7 +206,7 @@ def test_a_version_shows_its_table() -> None:
     lines = done.stdout.splitlines()
     assert lines[0] == "| MiB | encode | load | captions | train | draw |"
     totals = [float(cell) for cell in next(line for line in lines if "total" in line).split("|")[2:-1]]
-    assert all(50 < total < 500 for total in totals)
+    assert all(10 < total < 500 for total in totals)
     wrong = subprocess.run(
         [sys.executable, "-c", SDLORA, "preflight", "v88"],
         cwd=ROOT, env={**environment(), "PYTHONPATH": str(ROOT / "src")}, text=True, capture_output=True, check=False,
@@ -265,6 +271,56 @@ def test_fp16_needs_a_gpu() -> None:
         pytest.skip("this machine has a GPU")
     with pytest.raises(MissingError, match="fp16 needs a GPU"):
         prepare(settings(mixed_precision="fp16"), Flip(), TINY, examples(1))
+
+
+def test_prior_pictures_take_no_second_set_of_activations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each term has its own backward pass; the gradients are those of one over both."""
+    monkeypatch.chdir(tmp_path)
+    peaks = []
+    for prior in (None, {"prompt": "a head", "pictures": 1}):
+        run = prepare(settings(prior=prior, optimizer="adafactor"), Flip(), TINY, examples())
+        optimizer_step(run, 0)
+        unet = run.model.denoiser
+        with memory.Meter([*unet.parameters(), *unet.buffers()]) as meter:
+            optimizer_step(run, 1)
+        peaks.append(meter.peak)
+    assert peaks[1] < 1.1 * peaks[0]
+    predicted = phase("train", prior={"prompt": "a head"}).parts["activations and gradients"]
+    assert predicted == pytest.approx(peaks[1], rel=0.05)
+    assert run.prior is not None and run.settings.prior is not None
+    found = []
+    for parted in (True, False):
+        if parted:
+            backward(run, draw_batch(run, 2, 0))
+            backward(run.prior, draw_batch(run.prior, 2, 0), run.settings.prior.weight)
+        else:
+            terms = [loss_of(one, draw_batch(one, 2, 0)) for one in (run, run.prior)]
+            torch.autograd.backward(terms[0] + run.settings.prior.weight * terms[1])
+        found.append([p.grad.clone() for p in run.parameters if p.grad is not None])
+        run.optimizer.zero_grad()
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_gpu_that_is_not_here_is_predicted_or_said_to_be_missing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A torch without CUDA cannot take a backward pass on fake CUDA tensors."""
+    monkeypatch.chdir(ROOT)
+    if torch.version.cuda is None:
+        with pytest.raises(ResourceError, match=r"v8: its memory cannot be predicted .*; there is no GPU here"):
+            preflight.show(load(ROOT / "params.yaml"), "v8", "cuda")
+        return
+    preflight.show(load(ROOT / "params.yaml"), "v8", "cuda")
+    said = capsys.readouterr().out
+    assert said.startswith("| MiB | encode | load |") and "there is no GPU here to compare with" in said
+
+
+def test_to_encode_takes_the_vae_alone() -> None:
+    params = load(ROOT / "params.yaml")
+    found = encode_phase(params.versions["v8"], TINY, CPU)
+    assert found.parts["vae"] == phase("load").parts["vae"]
+    assert found.parts.keys() == {"vae", "activations"}
 
 
 def test_families_page_shows_the_toy_family() -> None:

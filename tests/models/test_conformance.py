@@ -88,6 +88,29 @@ def test_the_suite_has_a_base_of_every_family() -> None:
     assert SMALL_BASES.keys() >= choices.FAMILIES.keys()
 
 
+def test_the_vae_alone_encodes_the_same_bytes(base: Base, model: ModelFamily, tmp_path: Path) -> None:
+    captain(1, (64, 64)).save(tmp_path / "a.png")
+    alone = load_model(base, "cpu", ("vae",))
+    assert alone.parts() == [alone.pipeline.vae]
+    whole, same = (posterior_of(one, tmp_path / "a.png") for one in (model, alone))
+    assert all(torch.equal(*pair) for pair in zip(whole, same, strict=True))
+
+
+def test_text_encoders_alone_say_the_same_and_the_denoiser_comes_later(base: Base, model: ModelFamily) -> None:
+    parted = load_model(base, "cpu", ("vae", "text_encoders"))
+    assert getattr(parted.pipeline, parted.denoiser_name) is None
+    assert parted.resolution_multiple == model.resolution_multiple and parted.naming() == model.naming()
+    told, same = (one.encode_prompts(TEXTS[:1]) for one in (model, parted))
+    assert all(torch.equal(told[name], same[name]) for name in told)
+    parted.keep_only()
+    parted.load("denoiser")
+    assert parted.parts() == [parted.denoiser] and not any(p.requires_grad for p in parted.denoiser.parameters())
+    noisy, _ = pair(model)
+    with torch.no_grad():
+        ours, theirs = (one.predict(noisy, torch.tensor([5]), told) for one in (parted, model))
+    assert torch.equal(ours, theirs)
+
+
 def test_forward_is_the_pipelines(model: ModelFamily) -> None:
     """What the denoiser answers while diffusers draws without guidance is what `predict` says of the same latents."""
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -229,4 +252,6 @@ def test_memory_is_predicted(base: Base, model: ModelFamily) -> None:
     load, *_, step = preflight.predict(train, base, preflight.demand_of(shots, train, base), CPU)
     assert step.parts["activations and gradients"] == pytest.approx(meter.peak, rel=0.15)
     networks = {name: part for name, part in model.pipeline.components.items() if isinstance(part, torch.nn.Module)}
-    assert load.parts == {name: sum(p.nbytes for p in part.parameters()) for name, part in networks.items()}
+    real = {name: sum(p.nbytes for p in part.parameters()) for name, part in networks.items()}
+    denoiser = real.pop(model.denoiser_name)  # comes when the others are gone
+    assert load.parts == real and step.parts[model.denoiser_name] == denoiser

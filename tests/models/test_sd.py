@@ -13,7 +13,7 @@ from training import examples, measured, settings
 from sdlora import choices
 from sdlora.config.params import Flip
 from sdlora.memory import preflight
-from sdlora.models import architectures, load_model
+from sdlora.models import ModelFamily, architectures, load_model
 from sdlora.stages.train.loop import train_loop
 from sdlora.stages.train.run import prepare
 
@@ -87,6 +87,42 @@ def test_bf16_weights_train_an_fp32_lora(precision: str) -> None:
     losses = [row[1] for row in train_loop(run, None, lambda state: None)]
     assert all(0 < loss < 10 for loss in losses)
     assert not all(torch.equal(one, other) for one, other in zip(before, run.parameters, strict=True))
+
+
+def test_fp16_weights_are_read_from_fp16_files_where_there_are_some(tmp_path: Path) -> None:
+    """Half the download; a folder with other files alone is read all the same."""
+    both = tmp_path / "both"
+    model = load_model(TINY, "cpu")
+    model.pipeline.save_pretrained(both)
+    with torch.no_grad():
+        for parameter in model.pipeline.vae.parameters():
+            parameter.zero_()
+    model.pipeline.to(torch.float16).save_pretrained(both, variant="fp16")
+
+    def largest(folder: Path | str, dtype: torch.dtype) -> float:
+        model.base, model.dtype = TINY.model_copy(update={"model": str(folder)}), dtype
+        vae = model._load(("vae",)).vae
+        assert vae.dtype == dtype
+        return max(float(p.detach().abs().max()) for p in vae.parameters())
+
+    assert largest(both, torch.float16) == 0
+    assert largest(both, torch.float32) == largest(TINY.model, torch.float32) > 0
+    assert largest(both, torch.bfloat16) > 0
+    assert largest(TINY.model, torch.float16) > 0
+
+
+def test_captions_are_encoded_before_the_denoiser_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = []
+    load = choices.pick(choices.FAMILIES, "sd").load
+
+    def looked(model: ModelFamily, *kinds: str) -> None:
+        there.append((kinds, [name for name, part in model.pipeline.components.items() if part in model.parts()]))
+        load(model, *kinds)
+
+    monkeypatch.setattr(ModelFamily, "load", looked)
+    prepare(settings(), Flip(), TINY, examples())
+    prepare(settings(cache_text="none"), Flip(), TINY, examples())
+    assert there == [(("denoiser",), []), (("denoiser",), ["text_encoder"])]
 
 
 @pytest.mark.gpu

@@ -153,6 +153,20 @@ def test_prompts_are_encoded_as_the_pipeline_does(small_sdxl: Base) -> None:
     assert torch.equal(ours["pooled"], pooled)
 
 
+def test_sizes_are_told_to_the_pixel_in_bf16(small_sdxl: Base) -> None:
+    """bf16 has no 1365: the sinusoid is taken of fp32, and cast afterwards, as diffusers does."""
+    model = load_model(small_sdxl.model_copy(update={"dtype": "bf16"}), "cpu")
+    told = []
+    hook = model.denoiser.add_time_proj.register_forward_pre_hook(lambda module, inputs: told.append(inputs[0]))
+    sizes = torch.tensor([[1365, 901, 0, 35, 64, 64]], dtype=torch.float32)
+    with torch.no_grad():
+        noisy = torch.zeros(1, 4, 16, 16, dtype=torch.bfloat16)
+        output = model.predict(noisy, torch.tensor([5]), {**model.encode_prompts(["a"]), "sizes": sizes})
+    hook.remove()
+    assert told[0].tolist() == sizes[0].tolist()
+    assert output.dtype == torch.bfloat16
+
+
 def test_gradients_reach_both_text_encoders(small_sdxl: Base) -> None:
     model = load_model(small_sdxl, "cpu")
     for encoder in model.text_encoders().values():
@@ -186,7 +200,11 @@ def test_a_vae_that_overflows_in_fp16_encodes_in_fp32(small_sdxl: Base, tmp_path
     picture = torch.rand(1, 3, 64, 64) * 2 - 1
     in_fp32 = model.encode_images(picture)[0]
     vae = model.pipeline.vae.to(torch.float16)
+    ran = []
+    hook = vae.encoder.register_forward_hook(lambda module, inputs, output: ran.append(output.dtype))
     found = model.encode_images(picture)[0]
-    assert vae.dtype == (torch.float16 if safe else torch.float32)
+    hook.remove()
+    assert ran == [torch.float16 if safe else torch.float32]
+    assert vae.dtype == torch.float16, "diffusers decodes fp16 latents with it"
     assert found.dtype == torch.float32
     assert torch.allclose(found, in_fp32, atol=1e-2)

@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import ROOT, SMALL, Project, make_project
 
 from sdlora import records
+from sdlora.config.load import load
 from sdlora.config.params import Fit
 from sdlora.errors import DataError
-from sdlora.flow import command
+from sdlora.flow import command, freshness, plan
 from sdlora.stages.fit.recipe import FitRecipe
 
 
@@ -46,6 +48,45 @@ def test_mistakes_are_told_before_any_work(
     text = project.snakemake("-n", target, check=not message)
     assert message in text and "Traceback" not in text
     assert message or "This was a dry-run" in text
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ("size_px: 64,", "size_px: 64, dtype: fp16,", "version a: mixed_precision fp16 needs a GPU; on a CPU"),
+        ("rank: 2", "rank: 2, mixed_precision: fp16", "version a: mixed_precision fp16 needs a GPU; on a CPU"),
+        ("rank: 2", "rank: 2, deterministic: false", "version a: deterministic: false needs a GPU; on a CPU"),
+    ],
+)
+def test_what_this_machine_cannot_train_is_told_before_any_work(
+    project: Project, before: str, after: str, said: str
+) -> None:
+    edited(project, before, after)
+    text = project.snakemake("--cores", "1", "results/a/metrics.csv", check=False)
+    assert f"error: {said}" in text and "Traceback" not in text
+    assert not (project.folder / "data/sets").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
+def test_only_what_must_be_trained_here_is_refused(project: Project) -> None:
+    edited(project, "rank: 2", "rank: 2, mixed_precision: fp16")
+    assert project.plan("data/sets/small/pad-edge-64/captions.jsonl") == {"scrape", "fit", "caption"}
+    assert "train" in project.plan("results/b/metrics.csv"), "another version may run"
+    elsewhere = project.snakemake("-n", "--executor", "cluster-generic", "results/a/metrics.csv", check=False)
+    assert "needs a GPU" not in elsewhere, "nothing is known of other machines"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
+def test_what_a_gpu_trained_elsewhere_is_taken_as_it_is(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    built.edit("params.yaml", "rank: 2", "rank: 2, mixed_precision: fp16")
+    assert "fp16 needs a GPU" in built.snakemake("-n", "results/a/train_log.csv", check=False)
+    monkeypatch.chdir(built.folder)
+    (train,) = (job for job in plan.jobs(load(Path("params.yaml"))) if (job.stage, job.name) == ("train", "a"))
+    made = freshness.read_made(train.made)
+    assert made is not None
+    freshness.write_made(train, map(Path, made.outputs))
+    assert "Nothing to be done" in built.snakemake("-n", "results/a/train_log.csv")
 
 
 def test_settings_on_the_command_line_are_refused(project: Project) -> None:

@@ -75,6 +75,21 @@ def with_references(wildcards):
     return str(job_of(SampleRecipe, wildcards).path)
 
 
+def trainable(wildcards):
+    """Input function: the recipe of training, once it is clear that this machine can do it.
+
+    Pictures would otherwise be fitted, captioned and encoded for nothing. What is trained already needs no GPU, and of
+    other machines nothing is known here.
+    """
+    job = job_of(TrainRecipe, wildcards)
+    if job.made not in TRAINED_OR_ELSEWHERE and gpu.concerns(job.train, job.base):
+        try:
+            gpu.check(job.train, job.base, gpu.found())
+        except SdloraError as error:
+            sys.exit(f"error: version {wildcards.version}: {error}")
+    return str(job.path)
+
+
 def no_such_version(wildcards):
     """Input function of whatever is asked of a version that params.yaml does not have."""
     sys.exit(

@@ -1,6 +1,6 @@
 rule train:
     input:
-        recipe=recipe_of(TrainRecipe),
+        recipe=trainable,
         records=records_before(TrainRecipe),
     output:
         *outputs(TrainRecipe),

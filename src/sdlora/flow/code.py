@@ -29,8 +29,9 @@ FORMAT = 1  # of what is remembered
 _NOT_CODE = {
     "choices", "errors", "config.params", "config.sections", "config.sources", "config.train", "config.load",
     "flow.plan", "flow.inputs", "flow.hashing", "flow.freshness", "flow.command", "flow.code", "flow.mtimes",
+    "flow.cards",
     # these refuse a training but never change what it writes
-    "memory.preflight", "memory.prediction", "memory.meter",
+    "gpu", "memory.preflight", "memory.prediction", "memory.meter",
 }  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from sdlora.errors import DataError, SdloraError
-from sdlora.flow import freshness
+from sdlora.flow import cards, freshness
 from sdlora.flow.code import CODE_MEMORY, PACKAGE, Code
 from sdlora.flow.recipe import Recipe
 
@@ -37,6 +37,8 @@ def run(kind: type[Asked], work: Callable[..., Iterable[Path]], **arguments: typ
     try:
         recipe = _read(kind, args.recipe)
         check_code(recipe, Path(sys.argv[0]))
+        if kind.on_card:
+            cards.take_one()
         outputs = list(work(recipe, **options))
         freshness.write_made(recipe, outputs)
     except SdloraError as error:
@@ -78,6 +80,14 @@ def check_options(words: Sequence[str]) -> None:
             "fresh, not a file's time. To keep results after an update of sdlora or of a package, say "
             "`sdlora accept VERSION`"
         )
+
+
+def runs_here(words: Sequence[str]) -> bool:
+    """Whether Snakemake, called with `words`, starts its jobs on this machine; no executor's name means so."""
+    from snakemake.cli import get_argument_parser
+
+    args, _ = get_argument_parser().parse_known_args([*words])
+    return args.executor in (None, "local", "dryrun")
 
 
 def check_code(recipe: Recipe, script: Path) -> None:

@@ -184,6 +184,7 @@ def _training(
         checkpoint_steps=tuple(version.train.checkpoint_steps),
         trigger=dataset.trigger, encode=None if cached else version.encode,
         dataset=before[own, "flip"].folder, base_name=version.base, keep_runs=params.keep_runs,
+        sample=version.sample, size_px=version.fit.size_px or base.size_px,
     )  # fmt: skip
     export = ExportRecipe(
         **of_version, **seen.maker(ExportRecipe, (family,)), inputs=(train.made,),

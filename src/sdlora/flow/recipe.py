@@ -36,6 +36,8 @@ class Recipe(BaseModel):
     record: ClassVar[str] = ""
     #: Fields that change no file.
     asides: ClassVar[frozenset[str]] = frozenset()
+    #: Whether its job computes on a GPU, where there is one, and so needs a card of its own.
+    on_card: ClassVar[bool] = False
     #: Settings that came later, dotted, and the value at which they ask for what was made before they came: at that
     #: value they are no part of the identity, so that what is there stays fresh.
     later: ClassVar[Mapping[str, Any]] = {}

@@ -58,7 +58,7 @@ def spoken(trigger: str) -> Callable[[str], str]:
 def _encoders(pipeline: Any) -> Iterator[tuple[str, Any, Any]]:
     for part, (tokenizer, name) in PARTS.items():
         if getattr(pipeline, part, None) is not None:
-            yield name, getattr(pipeline, tokenizer), getattr(pipeline, part)
+            yield name, getattr(pipeline, tokenizer, None), getattr(pipeline, part)
 
 
 def add(pipeline: Any, settings: Pivotal, trigger: str) -> list[nn.Parameter]:
@@ -87,6 +87,14 @@ def add(pipeline: Any, settings: Pivotal, trigger: str) -> list[nn.Parameter]:
         encoder.set_input_embeddings(rows.to(table.device))
         learnt.append(rows.vectors)
     return learnt
+
+
+def outline(pipeline: Any, settings: Pivotal) -> None:
+    """The embeddings to learn as shapes alone, on the meta device: for the prediction of memory."""
+    for _, _, encoder in _encoders(pipeline):
+        table = encoder.get_input_embeddings()
+        start = torch.empty(settings.vectors, table.weight.shape[1], device="meta")
+        encoder.set_input_embeddings(LearntRows(table, [*range(settings.vectors)], start))
 
 
 def _load(pipeline: Any, tokenizer: Any, encoder: Any, trigger: str, vectors: Tensor) -> None:

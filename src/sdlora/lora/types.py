@@ -97,7 +97,21 @@ def add_lora(model: ModelFamily, settings: Train) -> None:
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+    if _autocast_casts(model, settings):
+        for module in model.denoiser.modules():
+            if isinstance(module, LoraLayer):
+                module.cast_input_dtype_enabled = False
     model.speed.lora_added(model.denoiser)
+
+
+def _autocast_casts(model: ModelFamily, settings: Train) -> bool:
+    """Whether autocast puts a layer's input into its own type anyway.
+
+    peft first makes it fp32, as its weights are: half of a step's casts, and not one bit of its result. Dropout and
+    DoRA compute between the two casts.
+    """
+    plain = settings.lora_type == "lora" and not settings.dropout
+    return plain and settings.precision(model.base.dtype) != "no"
 
 
 def parameter_groups(model: ModelFamily, settings: Train, scale: float) -> list[dict[str, Any]]:

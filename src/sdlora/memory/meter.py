@@ -6,7 +6,8 @@ costs nothing, and makes and drops the very tensors that the real one makes and 
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,26 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._seen[key] = weakref.ref(storage, gone)
         self.live += size
         self.peak = max(self.peak, self.live)
+
+
+@contextmanager
+def as_if_there_were_a_card(device: torch.device) -> Iterator[None]:
+    """Let autocast work on fake CUDA tensors: it asks for a card that shapes do not need."""
+    if device.type != "cuda" or torch.cuda.is_available():
+        yield
+        return
+    places: list[tuple[Any, str, Any]] = [
+        (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
+        (torch.cuda, "is_bf16_supported", lambda including_emulation=True: True),
+    ]
+    kept = [getattr(module, name) for module, name, _ in places]
+    for module, name, answer in places:
+        setattr(module, name, answer)
+    try:
+        yield
+    finally:
+        for (module, name, _), before in zip(places, kept, strict=True):
+            setattr(module, name, before)
 
 
 def become_fake(network: nn.Module, mode: FakeTensorMode, device: torch.device) -> None:

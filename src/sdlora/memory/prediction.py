@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sdlora import choices
-from sdlora.config.params import Base, Version
+from sdlora import choices, gpu
+from sdlora.config.params import Base, Encode, Sample, Version
 from sdlora.config.train import Train
 from sdlora.errors import SdloraError
-from sdlora.lora import types
-from sdlora.memory.meter import Meter, become_fake, optimizer_cost, size_of
+from sdlora.lora import pivotal, types
+from sdlora.memory.meter import Meter, as_if_there_were_a_card, become_fake, optimizer_cost, size_of
 from sdlora.models import Conditioning, ModelFamily
-from sdlora.models.family import DTYPES, quieten
+from sdlora.models.family import DTYPES, first_loaded, quieten, trained_base
 from sdlora.stages.sample.drawing import check_drawing
 from sdlora.stages.train.dataset import Example
 
@@ -39,6 +39,8 @@ class Demand:
     captions: int = 0  # distinct captions whose conditioning is kept in memory
     images: bool = False  # whether the VAE stays and encodes in every step
     texts: bool = False  # whether the text encoders stay and encode in every step
+    encodes: bool = False  # whether the VAE encodes every picture before the first step
+    vae: str = "fp32"  # the type in which it encodes, on a GPU
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Phase:
         return sum(self.parts.values())
 
 
-def demand_of(examples: Sequence[Example], settings: Train, base: Base) -> Demand:
+def demand_of(examples: Sequence[Example], settings: Train, base: Base, encode: Encode | None = None) -> Demand:
     """What a run's pictures and captions take, by the caches that its settings choose."""
     captions = len({text for example in examples for text in example.text})
     live = settings.text_cache == "none"
@@ -65,21 +67,29 @@ def demand_of(examples: Sequence[Example], settings: Train, base: Base) -> Deman
         model = choices.pick(choices.FAMILIES, base.family).outline(base, torch.device("cpu"))
         shapes = [latent_shape(model, *place.size) for example in examples for place in example.geometry]
         cached = 0 if settings.cache_latents == "none" else sum(2 * 4 * math.prod(shape) for shape in shapes)
+    if settings.prior is not None:
+        model = choices.pick(choices.FAMILIES, base.family).outline(base, torch.device("cpu"))
+        shapes.append(latent_shape(model, base.size_px, base.size_px))
+        captions += 1
     channels, height, width = max(shapes, key=lambda shape: shape[-1] * shape[-2])
     images = not tensors and settings.cache_latents == "none"
-    return Demand((channels, height, width), cached, 0 if live else captions, images, live)
+    return Demand(
+        (channels, height, width), cached, 0 if live else captions, images, live,
+        encodes=not tensors and not images, vae=(encode or Encode()).dtype,
+    )  # fmt: skip
 
 
 class _Shapes:
     """A base whose networks are fake tensors: everything runs on it, nothing is computed."""
 
     def __init__(self, base: Base, device: torch.device) -> None:
+        if device.type == "cuda":  # without a number, a build of torch without CUDA would ask for the current card
+            device = torch.device("cuda", device.index or 0)
         self.device, self.mode = device, FakeTensorMode()
         family: type[ModelFamily] = choices.pick(choices.FAMILIES, base.family)
         self.model = family.outline(base, device)
         for part in self.model.parts():
-            for tensor in part.parameters():
-                tensor.data = tensor.data.to(self.model.dtype)
+            put_into(part, self.model.dtype)
 
     def weights(self) -> dict[str, int]:
         """Bytes of each network's frozen weights."""
@@ -99,7 +109,10 @@ class _Shapes:
         """
         weights = [p for part in self.model.parts() for p in (*part.parameters(), *part.buffers())]
         try:
-            with self.mode, Meter(weights) as meter, torch.set_grad_enabled(gradients):
+            with (
+                as_if_there_were_a_card(self.device), self.mode, Meter(weights) as meter,
+                torch.set_grad_enabled(gradients),
+            ):  # fmt: skip
                 result = work()
         except SdloraError:
             raise
@@ -107,6 +120,12 @@ class _Shapes:
             said = (str(error).splitlines() or [""])[0]
             raise Unpredictable(f"its memory cannot be predicted ({type(error).__name__}: {said})") from error
         return meter.peak, result
+
+
+def put_into(network: nn.Module, dtype: torch.dtype) -> None:
+    """Give a network's parameters, which have no numbers yet, a type."""
+    for tensor in network.parameters():
+        tensor.data = tensor.data.to(dtype)
 
 
 def predict(settings: Train, base: Base, demand: Demand, device: torch.device) -> list[Phase]:
@@ -119,17 +138,23 @@ def predict(settings: Train, base: Base, demand: Demand, device: torch.device) -
         device: Where the networks are.
 
     Returns:
-        Phases in the order they happen: load, captions, train.
+        Phases in the order they happen: prior (if any), load, latents (if the run encodes them), captions, train.
 
     Raises:
         Unpredictable: If a step asks for numbers that nobody has before training.
-        DataError, ParamsError: If the base cannot have such a training.
+        DataError, ParamsError: If the base, or the device, cannot have such a training.
     """
     quieten()
+    if device.type == "cuda":
+        gpu.check_scaler(settings, base)
+    base = trained_base(base, settings, device)
     shapes = _Shapes(base, device)
     model = shapes.model
     model.check(settings)
     model.check_size(*demand.latent[1:])
+    before = _before(base, settings, demand, device)
+    if (demand.images or demand.encodes) and device.type == "cuda":  # another VAE than the base's
+        put_into(model.pipeline.vae, DTYPES[demand.vae])
     weights = shapes.weights()
     parameters = _add_lora(model, settings)
     shapes.materialize()
@@ -138,18 +163,42 @@ def predict(settings: Train, base: Base, demand: Demand, device: torch.device) -
     kept = _weights_kept(model, weights, live, demand)
     one, row = shapes.peak(lambda: model.encode_tokens(_blank_tokens(model, 1)))
     captions = 0 if trained else demand.captions * size_of(row.values())
-    load = Phase("load", weights)
-    texts = Phase("captions", {**weights, "activations": one, "captions": captions})
+    first = {name: size for name, size in weights.items() if name in model.names_of(first_loaded(base, settings))}
+    before.append(Phase("load", first))
+    if demand.encodes:
+        peak, _ = shapes.peak(lambda: _encode(model, 1, demand.latent))
+        before.append(Phase("latents", {**first, "activations": peak, **_in_ram(demand, device)}))
+    texts = Phase("captions", {**first, "activations": one, "captions": captions, **_in_ram(demand, device)})
     packed = torch.bfloat16 if settings.precision(base.dtype) == "bf16" else torch.float32
     train = {**kept, "packed": model.speed.kept_bytes(model.denoiser, packed)}
     state, passing = _optimizer(parameters, settings)
     size = size_of(parameters.values())
     train |= {"lora": size, "optimizer": state, "ema": 0 if settings.ema is None else size, "captions": captions}
-    if device.type == "cpu":  # on a GPU the cache stays in RAM
-        train["latents"] = demand.cached
+    train |= _in_ram(demand, device)
     activations, gradients = _step_peak(shapes, settings, demand, bool(trained))
     train["activations and gradients"] = max(activations, gradients + passing)
-    return [load, texts, Phase("train", train)]
+    return [*before, texts, Phase("train", train)]
+
+
+def _before(base: Base, settings: Train, demand: Demand, device: torch.device) -> list[Phase]:
+    """The drawing of prior pictures, where there are any: by the whole base, one at a time."""
+    if settings.prior is None:
+        return []
+    shapes = _Shapes(base, device)
+    weights = shapes.weights()
+    shapes.materialize()
+    peak = _draw_peak(shapes, 1, base.size_px)
+    return [Phase("prior", {**weights, "activations": peak})]
+
+
+def _in_ram(demand: Demand, device: torch.device) -> dict[str, int]:
+    """Cached latents, which stay in RAM where a GPU trains."""
+    return {"latents": demand.cached} if device.type == "cpu" else {}
+
+
+def _encode(model: ModelFamily, count: int, latent: tuple[int, int, int]) -> None:
+    factor = model.pipeline.vae_scale_factor
+    model.encode_images(torch.zeros(count, 3, *(side * factor for side in latent[1:])))
 
 
 def _name_of(model: ModelFamily, part: nn.Module) -> str:
@@ -164,6 +213,8 @@ def _add_lora(model: ModelFamily, settings: Train) -> dict[str, nn.Parameter]:
     """The run's own LoRA on networks without weights: its size does not depend on how it is initialised."""
     with torch.device("meta"):
         types.add_lora(model, settings.model_copy(update={"init": "gaussian"}))
+        if settings.pivotal is not None:
+            pivotal.outline(model.pipeline, settings.pivotal)
     model.denoiser.train()
     if settings.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -214,15 +265,15 @@ def _step_peak(shapes: _Shapes, settings: Train, demand: Demand, encode_texts: b
         conditioning = conditioning_of()
         latents = torch.zeros(size, *demand.latent, device=shapes.device)
         if demand.images:
-            factor = model.pipeline.vae_scale_factor
-            model.encode_images(torch.zeros(size, 3, *(side * factor for side in demand.latent[1:])))
+            _encode(model, 1, demand.latent)  # one by one
         noise, timesteps = torch.zeros_like(latents), torch.zeros(size, dtype=torch.long, device=shapes.device)
         with _autocast(shapes.device, kind):
             predicted = model.predict((latents + noise).to(model.dtype), timesteps, conditioning)
         torch.autograd.backward(nn.functional.mse_loss(predicted.float(), noise))
 
     def step() -> int:
-        for _ in range(min(settings.accumulation, 2)):  # the second finds the first one's gradients
+        passes = settings.accumulation * (1 if settings.prior is None else 2)
+        for _ in range(min(passes, 2)):  # the second finds the first one's gradients
             micro_step()
         return size_of(p.grad for part in model.parts() for p in part.parameters() if p.grad is not None)
 
@@ -235,26 +286,38 @@ def _autocast(device: torch.device, kind: str) -> AbstractContextManager[Any]:
 
 
 def encode_phase(version: Version, base: Base, device: torch.device) -> Phase:
-    """Memory of the stage `encode`: the whole base and one picture in its VAE."""
+    """Memory of the stage `encode`: the VAE and one picture in it."""
     side = version.fit.size_px or base.size_px
     shapes = _Shapes(base.model_copy(update={"dtype": version.encode.dtype}), device)
-    weights = shapes.weights()
+    vae = shapes.weights()["vae"]
     shapes.materialize()
     peak, _ = shapes.peak(lambda: shapes.model.encode_images(torch.zeros(1, 3, side, side)))
-    return Phase("encode", {**weights, "activations": peak})
+    return Phase("encode", {"vae": vae, "activations": peak})
 
 
-def draw_phase(version: Version, base: Base, device: torch.device) -> Phase:
-    """Memory of the stage `sample`: denoising twice a picture (guidance), then decoding, hires fix included."""
-    pictures = version.sample.batch_size
-    side = version.fit.size_px or base.size_px
+def draw_phase(sample: Sample, side: int, base: Base, device: torch.device) -> Phase:
+    """Memory of the stage `sample`: denoising twice a picture (guidance), then decoding, hires fix included.
+
+    Args:
+        sample: Its settings.
+        side: Of a picture, px.
+        base: Only its configs are read.
+        device: Where it is drawn.
+    """
     shapes = _Shapes(base, device)
     model, weights = shapes.model, shapes.weights()
-    check_drawing(version.sample, type(model))
-    if version.sample.hires is not None:
+    check_drawing(sample, type(model))
+    if sample.hires is not None:
         multiple = model.resolution_multiple
-        side = round(side * version.sample.hires.factor / multiple) * multiple
+        side = round(side * sample.hires.factor / multiple) * multiple
     shapes.materialize()
+    peak = _draw_peak(shapes, sample.batch_size, side)
+    return Phase("draw", {**weights, "packed": model.speed.kept_bytes(model.denoiser), "activations": peak})
+
+
+def _draw_peak(shapes: _Shapes, pictures: int, side: int) -> int:
+    """Bytes beside the weights that drawing square pictures needs, all at once."""
+    model, device = shapes.model, shapes.device
     latent = latent_shape(model, side, side)
 
     def denoise() -> None:
@@ -264,10 +327,10 @@ def draw_phase(version: Version, base: Base, device: torch.device) -> Phase:
 
     def decode() -> None:
         vae = model.pipeline.vae
-        vae.decode(torch.zeros(pictures, *latent, dtype=vae.dtype, device=device))
+        with model.vae_in_safe_type():
+            vae.decode(torch.zeros(pictures, *latent, dtype=vae.dtype, device=device))
 
-    peak = max(shapes.peak(work)[0] for work in (denoise, decode))
-    return Phase("draw", {**weights, "packed": model.speed.kept_bytes(model.denoiser), "activations": peak})
+    return max(shapes.peak(work)[0] for work in (denoise, decode))
 
 
 def latent_shape(model: ModelFamily, width_px: int, height_px: int) -> tuple[int, int, int]:
@@ -281,4 +344,10 @@ def demand_of_version(version: Version, base: Base) -> Demand:
     model = choices.pick(choices.FAMILIES, base.family).outline(base, torch.device("cpu"))
     side = version.fit.size_px or base.size_px
     live = version.train.text_cache == "none"
-    return Demand(latent_shape(model, side, side), images=version.train.cache_latents == "none", texts=live)
+    caches = version.train.cache_latents
+    if version.train.prior is not None:
+        side = max(side, base.size_px)
+    return Demand(
+        latent_shape(model, side, side), images=caches == "none", texts=live, encodes=caches == "ram",
+        vae=version.encode.dtype,
+    )  # fmt: skip

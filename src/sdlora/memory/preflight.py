@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from sdlora.config.params import Base, Params
+from sdlora import gpu
+from sdlora.config.params import Base, Params, Sample
 from sdlora.config.train import Train
 from sdlora.errors import ResourceError
 from sdlora.memory.meter import free_bytes
@@ -25,7 +26,8 @@ from sdlora.memory.prediction import (
 from sdlora.models.family import default_device, quieten
 
 __all__ = ["Demand", "Phase", "check", "demand_of", "predict", "table"]
-MIB = 2**20
+MIB, GIB = 2**20, 2**30
+LESS_TO_DRAW = "Less is taken by a smaller sample.batch_size or fit.size_px, or no sample.hires"
 NEARLY_FULL = 0.85  # of what is free: allocators and libraries need some of the rest
 Changes = dict[tuple[str, str], Any]  # (section, key) -> value
 
@@ -37,6 +39,7 @@ def check(
     free: int | None = None,
     device: str | None = None,
     phases: list[Phase] | None = None,
+    drawing: tuple[Sample, int] | None = None,
 ) -> None:
     """Refuse a run that would not fit, before anything is loaded; one whose need nobody can tell may start.
 
@@ -47,6 +50,8 @@ def check(
         free: Bytes to fit into; None = what the training device has free now.
         device: Where it trains; None = CUDA where there is one.
         phases: The prediction, if it is known already.
+        drawing: What will be drawn with the LoRA, on a GPU, and its side in px: training would be for nothing
+            if that did not fit.
 
     Raises:
         ResourceError: With the prediction, what is free, and the changes that would make it fit.
@@ -55,28 +60,88 @@ def check(
     available = free_bytes(where) if free is None else free
     try:
         phases = phases or predict(settings, base, demand, where)
+        if drawing is not None and where.type == "cuda":
+            phases = [*phases, draw_phase(*drawing, base, where)]
     except Unpredictable as reason:
         print(f"preflight: {reason}; {_gib(available)} are free, and the training starts unchecked", flush=True)
         return
     worst = max(phases, key=lambda phase: phase.total)
+    needed = _needed(worst.total, where)
     place = "GPU memory" if where.type == "cuda" else "RAM"
-    said = f"{_gib(worst.total)} of {place} at the worst moment ({worst.name}), {_gib(available)} are free"
-    if worst.total <= available:
-        nearly = worst.total > NEARLY_FULL * available
+    said = f"{_gib(needed)} of {place} at the worst moment ({worst.name}), {_gib(available)} are free"
+    if needed <= available:
+        nearly = needed > NEARLY_FULL * available
         print(f"preflight: {said}{'; that is close: other programs should be closed' if nearly else ''}", flush=True)
         return
-    parts = ", ".join(f"{name} {_gib(size)}" for name, size in _largest(worst))
-    ways = [f"  {way}: {_gib(total)}" for way, total in _ways_to_fit(settings, base, demand, where, available)]
-    advice = "\n".join(["any of these would fit:", *ways]) if ways else "no setting makes it fit: use a smaller base"
-    raise ResourceError(f"the training needs {said}.\nIt is made of {parts}.\nOf what can be changed, {advice}")
+    parts = _parts(worst)
+    if worst.name == "draw":
+        raise ResourceError(f"drawing with the trained LoRA needs {said}.\n{parts}\n{LESS_TO_DRAW}")
+    advice = _advice(settings, base, demand, where, available, needed)
+    raise ResourceError(f"the training needs {said}.\n{parts}\nOf what can be changed, {advice}")
+
+
+def check_drawing(sample: Sample, side: int, base: Base, device: str | None = None, free: int | None = None) -> None:
+    """Refuse pictures that would not fit on a GPU, before anything is loaded.
+
+    Args:
+        sample: How they are drawn.
+        side: Theirs, px.
+        base: What draws them.
+        device: Where; None = CUDA where there is one.
+        free: Bytes to fit into; None = what the device has free now.
+
+    Raises:
+        ResourceError: With the prediction, what is free, and what would take less.
+    """
+    where = torch.device(device or default_device())
+    if where.type == "cpu":
+        return
+    available = free_bytes(where) if free is None else free
+    try:
+        phase = draw_phase(sample, side, base, where)
+    except Unpredictable as reason:
+        print(f"preflight: {reason}; {_gib(available)} are free, and drawing starts unchecked", flush=True)
+        return
+    needed = _needed(phase.total, where)
+    if needed > available:
+        raise ResourceError(
+            f"drawing needs {_gib(needed)} of GPU memory, {_gib(available)} are free.\n{_parts(phase)}\n{LESS_TO_DRAW}"
+        )
+
+
+def _needed(total: int, device: torch.device) -> int:
+    """Bytes that must be free: on a GPU, workspaces of kernels and torn free space come on top of what is counted."""
+    return total if device.type == "cpu" else round(1.1 * total) + GIB // 2
+
+
+def _advice(settings: Train, base: Base, demand: Demand, device: torch.device, available: int, needed: int) -> str:
+    try:
+        ways = [
+            f"  {way}: {_gib(total)} ({_gib(needed - total)} less)"
+            for way, total in _ways_to_fit(settings, base, demand, device, available)
+        ]
+    except Unpredictable as reason:
+        return f"nothing can be said: {reason}"
+    return "\n".join(["any of these would fit:", *ways]) if ways else "no setting makes it fit: use a smaller base"
+
+
+def ways(settings: Train, base: Base, demand: Demand) -> str:
+    """What takes less memory than a training that had too little of it."""
+    where = torch.device(default_device())
+    try:
+        taken = _total_with({}, settings, base, demand, where)
+    except Unpredictable as reason:
+        return str(reason)
+    return f"of what can be changed, {_advice(settings, base, demand, where, taken - 1, taken)}"
 
 
 def _gib(size: int) -> str:
     return f"{size / 2**30:.2f} GiB"
 
 
-def _largest(phase: Phase) -> list[tuple[str, int]]:
-    return sorted(((n, s) for n, s in phase.parts.items() if s), key=lambda part: -part[1])[:4]
+def _parts(phase: Phase) -> str:
+    largest = sorted(((name, size) for name, size in phase.parts.items() if size), key=lambda part: -part[1])[:4]
+    return f"It is made of {', '.join(f'{name} {_gib(size)}' for name, size in largest)}."
 
 
 def _ways_to_fit(
@@ -114,7 +179,9 @@ def _changes(settings: Train, base: Base, device: torch.device) -> Iterator[Chan
         yield {("train", "gradient_checkpointing"): True}
     if base.dtype == "fp32" or (base.dtype == "fp16" and device.type == "cpu"):
         # under autocast fp32 weights are cast anew for each layer and the copies are kept for the backward pass
-        yield {("base", "dtype"): "bf16", ("train", "mixed_precision"): "bf16"}
+        card = gpu.found() if device.type == "cuda" else None
+        half = "bf16" if card is None or card.bf16 else "fp16"
+        yield {("base", "dtype"): half, ("train", "mixed_precision"): half}
     if settings.rank > 4:
         yield {("train", "rank"): max(4, settings.rank // 4)}
 
@@ -122,22 +189,23 @@ def _changes(settings: Train, base: Base, device: torch.device) -> Iterator[Chan
 def _total_with(changes: Changes, settings: Train, base: Base, demand: Demand, device: torch.device) -> int:
     train = settings.model_copy(update={key: value for (section, key), value in changes.items() if section == "train"})
     other = base.model_copy(update={key: value for (section, key), value in changes.items() if section == "base"})
-    return max(phase.total for phase in predict(train, other, demand, device))
+    return _needed(max(phase.total for phase in predict(train, other, demand, device)), device)
 
 
 def _yaml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def table(phases: Sequence[Phase], free: int) -> str:
-    """The phases in Markdown, MiB."""
+def table(phases: Sequence[Phase], free: int | None) -> str:
+    """The phases in Markdown, MiB; `free` is None for a device that is not here."""
     names = list(dict.fromkeys(name for phase in phases for name in phase.parts))
     head = ["MiB", *(phase.name for phase in phases)]
     rows = [[name, *(f"{phase.parts.get(name, 0) / MIB:.1f}" for phase in phases)] for name in names]
     rows.append(["total", *(f"{phase.total / MIB:.1f}" for phase in phases)])
     lines = [head, ["---", *("---:" for _ in phases)], *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{text}\n\nfree now: {free / MIB:.1f} MiB"
+    said = "there is no GPU here to compare with" if free is None else f"free now: {free / MIB:.1f} MiB"
+    return f"{text}\n\n{said}"
 
 
 def show(params: Params, name: str, device: str | None) -> None:
@@ -148,9 +216,14 @@ def show(params: Params, name: str, device: str | None) -> None:
     """
     quieten()
     version = params.versions[name]
-    base, where = params.bases[version.base], device or default_device()
+    base, where = params.bases[version.base], torch.device(device or default_device())
     demand = demand_of_version(version, base)
-    phases = predict(version.train, base, demand, torch.device(where))
-    around = [encode_phase(version, base, torch.device(where)), *phases, draw_phase(version, base, torch.device(where))]
-    print(table(around, free_bytes(torch.device(where))))
-    check(version.train, base, demand, device=where, phases=phases)
+    here = where.type == "cpu" or gpu.found() is not None
+    try:
+        phases = predict(version.train, base, demand, where)
+    except Unpredictable as reason:
+        raise ResourceError(f"{name}: {reason}" + ("" if here else "; there is no GPU here")) from None
+    drawn = draw_phase(version.sample, version.fit.size_px or base.size_px, base, where)
+    print(table([encode_phase(version, base, where), *phases, drawn], free_bytes(where) if here else None))
+    if here:
+        check(version.train, base, demand, device=where.type, phases=[*phases, drawn])

@@ -1,10 +1,13 @@
 """The interface of a model family, and what families of diffusers' pipelines share."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
 from sdlora import choices, cpu
@@ -18,6 +21,8 @@ from sdlora.speed import Speed
 Conditioning = dict[str, Tensor]
 Tokens = dict[str, Tensor]
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+#: What a pipeline's networks are for.
+KINDS = ("denoiser", "vae", "text_encoders")
 
 
 class ModelFamily:
@@ -57,8 +62,8 @@ class ModelFamily:
     published_scheduler: ClassVar[tuple[str, dict[str, Any]] | None] = None
     published_size_px: ClassVar[int] = 512
 
-    def __init__(self, base: Base, device: torch.device, pipeline: Any = None) -> None:
-        """Load a base, or take over a pipeline that is already there."""
+    def __init__(self, base: Base, device: torch.device, pipeline: Any = None, kinds: Sequence[str] = KINDS) -> None:
+        """Load a base, or those of its networks that are named, or take over a pipeline that is already there."""
         self.base, self.device, self.dtype = base, device, weights_dtype(base, device)
         self.speed: Speed = cpu.speed_up(device)
         loading = pipeline is None
@@ -66,18 +71,40 @@ class ModelFamily:
             self.speed.before_loading()
             if self.dtype != DTYPES[base.dtype]:
                 print(f"no GPU: weights are kept in fp32, not {base.dtype}", flush=True)
-            pipeline = self._load().to(device)
+            pipeline = self._load(kinds).to(device)
         self.pipeline: Any = pipeline
         self.pipeline.set_progress_bar_config(disable=True)
         for part in self.parts():
             part.requires_grad_(False).eval()
-        self.speed.built(self.denoiser, loading)
+        if "denoiser" in kinds:
+            self.speed.built(self.denoiser, loading)
+
+    def load(self, *kinds: str) -> None:
+        """Add networks that were left out when the base was loaded."""
+        self.speed.before_loading()
+        found = self._load(kinds).to(self.device)
+        for name in self.names_of(kinds):
+            if (network := getattr(found, name, None)) is not None:
+                setattr(self.pipeline, name, network.requires_grad_(False).eval())
+        if "denoiser" in kinds:
+            self.speed.built(self.denoiser, True)
 
     @property
     def denoiser(self) -> nn.Module:
         """The network that is trained."""
         network: nn.Module = getattr(self.pipeline, self.denoiser_name)
         return network
+
+    @cached_property
+    def denoiser_config(self) -> Any:
+        """The denoiser's settings, whether it is loaded or not."""
+        if getattr(self.pipeline, self.denoiser_name, None) is not None:
+            return self.denoiser.config
+        import diffusers
+
+        options = revision_option(self.base.model, self.base.revision)
+        kind = getattr(diffusers, self.text2img.load_config(self.base.model, **options)[self.denoiser_name][1])
+        return FrozenDict(kind.load_config(self.base.model, subfolder=self.denoiser_name, **options))
 
     @property
     def resolution_multiple(self) -> int:
@@ -97,9 +124,16 @@ class ModelFamily:
         """The networks of the pipeline, all frozen."""
         return [part for part in self.pipeline.components.values() if isinstance(part, nn.Module)]
 
-    def _load(self) -> Any:
-        options: dict[str, Any] = {"dtype": self.dtype}
-        if self.base.vae is not None:
+    def names_of(self, kinds: Iterable[str]) -> set[str]:
+        """The networks of some kinds, by their name in the pipeline."""
+        of_kind = {"denoiser": {self.denoiser_name}, "vae": {"vae"}, "text_encoders": {*self.context_tokens}}
+        return {name for kind in kinds for name in of_kind[kind]}
+
+    def _load(self, kinds: Sequence[str] = KINDS) -> Any:
+        """The base's pipeline with the networks of some kinds; the files of the others are neither read nor fetched."""
+        options: dict[str, Any] = dict.fromkeys(self.names_of(KINDS) - self.names_of(kinds))
+        options["dtype"] = self.dtype
+        if self.base.vae is not None and "vae" in kinds:
             from diffusers import AutoencoderKL
 
             options["vae"] = _from_pretrained(AutoencoderKL, self.base.vae, self.base.vae_revision, dtype=self.dtype)
@@ -107,7 +141,8 @@ class ModelFamily:
             if not Path(self.base.model).is_file():
                 raise MissingError(f"the base model: there is no file {self.base.model!r}")
             return self.text2img.from_single_file(self.base.model, **options)
-        return _from_pretrained(self.text2img, self.base.model, self.base.revision, **options, **self._load_options())
+        options |= self._load_options()
+        return _from_pretrained(self.text2img, self.base.model, self.base.revision, **options)
 
     def _load_options(self) -> dict[str, Any]:
         return self.load_options
@@ -202,14 +237,12 @@ class ModelFamily:
 
     def naming(self) -> dict[str, int]:
         """What of the denoiser's config the names in kohya's format depend on: fields of `lora.metadata.About`."""
-        config: Any = self.denoiser.config
-        return {name: config[name] for name in ("cross_attention_dim", "layers_per_block") if name in config}
+        names = ("cross_attention_dim", "layers_per_block")
+        return {name: self.denoiser_config[name] for name in names if name in self.denoiser_config}
 
     @torch.no_grad()
     def encode_images(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Posterior of the VAE.
-
-        A VAE that overflows in fp16 is put into fp32 first and stays there.
+        """Posterior of the VAE; one that overflows in fp16 computes in fp32.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
@@ -219,11 +252,26 @@ class ModelFamily:
             both times its scaling factor.
         """
         vae = self.pipeline.vae
-        if self.fp16_vae_overflows and vae.dtype == torch.float16 and vae.config.force_upcast:
-            vae.to(torch.float32)
-        posterior = vae.encode(images.to(self.device, vae.dtype)).latent_dist
+        with self.vae_in_safe_type():
+            posterior = vae.encode(images.to(self.device, vae.dtype)).latent_dist
         mean, scale, shift = posterior.mean.float(), vae.config.scaling_factor, vae.config.shift_factor
         return (mean if shift is None else mean - shift) * scale, posterior.std.float() * scale
+
+    @contextmanager
+    def vae_in_safe_type(self) -> Iterator[None]:
+        """For a while, a VAE that overflows in fp16 has fp32 weights; diffusers draws with the fp16 ones afterwards."""
+        vae = self.pipeline.vae
+        if not (self.fp16_vae_overflows and vae.dtype == torch.float16 and vae.config.force_upcast):
+            yield
+            return
+        kept = [(m, name, p) for m in vae.modules() for name, p in m._parameters.items() if p is not None]
+        try:
+            for module, name, parameter in kept:
+                module._parameters[name] = nn.Parameter(parameter.float(), requires_grad=False)
+            yield
+        finally:
+            for module, name, parameter in kept:
+                module._parameters[name] = parameter
 
     def _tokenizer(self, encoder: str) -> Any:
         return getattr(self.pipeline, encoder.replace("text_encoder", "tokenizer"))
@@ -271,8 +319,7 @@ class ModelFamily:
 
     def keep_only(self, *kinds: str) -> None:
         """Give back the memory of the networks that are not named: `denoiser`, `vae`, `text_encoders`."""
-        kept = {self.denoiser_name} if "denoiser" in kinds else set()
-        kept |= {"vae"} & {*kinds} | ({*self.context_tokens} if "text_encoders" in kinds else set())
+        kept = self.names_of(kinds)
         for name, network in self.pipeline.components.items():
             if isinstance(network, nn.Module) and name not in kept:
                 setattr(self.pipeline, name, None)
@@ -312,9 +359,35 @@ def weights_dtype(base: Base, device: torch.device) -> torch.dtype:
     return DTYPES[base.dtype]
 
 
+def first_loaded(base: Base, settings: Train) -> tuple[str, ...]:
+    """Networks that are there while latents and captions are encoded: all, where the base draws or is a single file.
+
+    The denoiser, by far the largest, comes when the others are gone.
+    """
+    whole = settings.prior is not None or base.model.endswith(".safetensors")
+    return KINDS if whole else ("vae", "text_encoders")
+
+
+def trained_base(base: Base, settings: Train, device: torch.device) -> Base:
+    """The base with its weights in the type that training computes in, where both are half types.
+
+    Autocast would cast every frozen weight again at each forward pass and keep the copies for the backward pass. A CPU
+    keeps fp16 weights in fp32 and bf16 ones as they are.
+    """
+    precision = settings.precision(base.dtype)
+    if device.type == "cpu" or "fp32" in (base.dtype, precision) or precision == "no":
+        return base
+    return base.model_copy(update={"dtype": precision})
+
+
 def _from_pretrained(kind: Any, model: str, revision: str | None, **options: Any) -> Any:
+    """Load a pipeline or network; weights that are wanted in fp16 from files in fp16, where there are such."""
+    options |= revision_option(model, revision)
+    if options["dtype"] == torch.float16:
+        with suppress(OSError, ValueError):
+            return kind.from_pretrained(model, **options, variant="fp16")
     try:
-        return kind.from_pretrained(model, **options, **revision_option(model, revision))
+        return kind.from_pretrained(model, **options)
     except (OSError, ValueError) as error:
         raise unreachable(model, revision, error) from None
 
@@ -335,15 +408,20 @@ def unreachable(model: str, revision: str | None, error: Exception) -> Exception
     )
 
 
-def load_model(base: Base, device: str | None = None) -> ModelFamily:
+def load_model(base: Base, device: str | None = None, kinds: Sequence[str] = KINDS) -> ModelFamily:
     """Load a base with its family's model, on CUDA where there is one.
+
+    Args:
+        base: The base.
+        device: Where to.
+        kinds: Which of its networks are needed: the others take no memory.
 
     Raises:
         MissingError: If the weights are neither local nor reachable.
     """
     quieten()
     where = torch.device(device or default_device())
-    model: ModelFamily = choices.pick(choices.FAMILIES, base.family)(base, where)
+    model: ModelFamily = choices.pick(choices.FAMILIES, base.family)(base, where, kinds=kinds)
     return model
 
 

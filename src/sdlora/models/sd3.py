@@ -75,16 +75,14 @@ class StableDiffusion3(ModelFamily):
     @property
     def resolution_multiple(self) -> int:
         """A patch of the transformer is a square of latent cells."""
-        config: Any = self.denoiser.config
-        return int(self.pipeline.vae_scale_factor * config.patch_size)
+        return int(self.pipeline.vae_scale_factor * self.denoiser_config.patch_size)
 
     def encode_tokens(self, tokens: Mapping[str, Tensor]) -> Conditioning:
         """`context` (B, 77 + 256, D), the CLIPs' side by side and filled up with zeros to T5's width D; `pooled`."""
         found = [getattr(self.pipeline, name)(tokens[name], output_hidden_states=True) for name in _CLIPS]
         clip = torch.cat([one.hidden_states[-2] for one in found], dim=-1)
         pooled = torch.cat([one.text_embeds for one in found], dim=-1)
-        config: Any = self.denoiser.config
-        width = config.joint_attention_dim
+        width = self.denoiser_config.joint_attention_dim
         if _T5 in tokens:
             t5 = getattr(self.pipeline, _T5)(tokens[_T5])[0]
         else:

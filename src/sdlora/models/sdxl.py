@@ -103,7 +103,7 @@ class StableDiffusionXL(ModelFamily):
         """
         pooled = conditioning["pooled"]
         sizes = conditioning["sizes"] if "sizes" in conditioning else self._whole(noisy)
-        added = {"text_embeds": pooled, "time_ids": sizes.to(pooled.dtype)}
+        added = {"text_embeds": pooled, "time_ids": sizes}  # fp32: bf16 has no 1365
         output: Tensor = self.denoiser(noisy, timesteps, conditioning["context"], added_cond_kwargs=added).sample
         return output
 

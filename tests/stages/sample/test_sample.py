@@ -49,7 +49,7 @@ def counted(batch_size: int) -> tuple[list[Any], int]:
 def recipe_of(settings: Sample) -> SampleRecipe:
     return SampleRecipe(
         wildcards={"version": "a"}, sample=settings, base=TINY, base_identity="sha256:tiny", size_px=64, threads=1,
-        references=Path(),
+        references=Path(), trigger=None,
     )  # fmt: skip
 
 
@@ -85,7 +85,7 @@ def test_a_lost_picture_is_drawn_again_with_its_batch(tmp_path: Path, monkeypatc
 def test_the_preflight_counts_the_batch() -> None:
     def activations(batch_size: int) -> int:
         version = Version.model_validate({"base": "tiny", "dataset": "d", "sample": {"batch_size": batch_size}})
-        return draw_phase(version, TINY, torch.device("cpu")).parts["activations"]
+        return draw_phase(version.sample, version.fit.size_px or 64, TINY, torch.device("cpu")).parts["activations"]
 
     assert activations(8) > 4 * activations(1)
 

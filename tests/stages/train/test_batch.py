@@ -206,7 +206,8 @@ def test_sizes_are_the_pictures_own() -> None:
         Geometry((64, 64), (0, 0, 64, 64), (90, 30), (64, 0)),
     )
     pair = [(replace(latents("a"), geometry=(place,)), 0) for place in places]
-    sizes = sizes_of(pair, torch.device("cpu"))["sizes"]
+    sizes = sizes_of(pair)
+    assert sizes is not None
     # original height and width, top and left of the crop, height and width of the fitted picture
     assert sizes.tolist() == [[893, 1600, 0, 0, 48, 88], [30, 90, 0, 64, 64, 64]]
-    assert sizes_of([*pair, (latents("b"), 0)], torch.device("cpu")) == {}
+    assert sizes_of([*pair, (latents("b"), 0)]) is None

@@ -22,7 +22,7 @@ from sdlora.stages.train import dataset, lr_schedules
 from sdlora.stages.train.batch import draw_batch
 from sdlora.stages.train.checkpoint import State, newest_state, save_state
 from sdlora.stages.train.dataset import Example
-from sdlora.stages.train.loop import loss_of, train_loop
+from sdlora.stages.train.loop import loss_of, told_of_overflow, train_loop
 from sdlora.stages.train.run import prepare, write_checkpoint
 
 
@@ -294,3 +294,23 @@ def test_header_has_rank_alpha_and_no_time(tmp_path: Path) -> None:
     assert (metadata["unet.r"], metadata["unet.lora_alpha"]) == (2, 1.0)
     assert len(header["__metadata__"]) == 1
     assert records.canonical_json(metadata)
+
+
+def test_skipped_steps_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    """The scaler leaves the weights as they are after an overflow; learning rate and average move on."""
+    run = prepare(settings(), Flip(), TINY, examples())
+    scaler = run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    assert told_of_overflow(run, 1024.0, 20) == 1024.0
+    assert capsys.readouterr().out == ""
+    before = [p.detach().clone() for p in run.parameters]
+    optimizer = torch.optim.SGD(run.parameters, lr=1.0)
+    for _ in range(2):
+        for parameter in run.parameters:
+            parameter.grad = torch.full_like(parameter, float("inf"))
+        scaler.scale(torch.ones(()))
+        scaler.step(optimizer)
+        scaler.update()
+    assert all(torch.equal(*pair) for pair in zip(before, run.parameters, strict=True))
+    assert told_of_overflow(run, 1024.0, 40) == 256.0
+    said = capsys.readouterr().out
+    assert "before step 40, at least 2 steps changed nothing (scale 1024 -> 256)" in said

@@ -4,11 +4,15 @@ import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 from training import Place, hashes, header_of
 
-from sdlora.errors import DataError
+from sdlora.errors import DataError, ResourceError
+from sdlora.stages.train import loop
 
 
 @pytest.fixture
@@ -176,6 +180,63 @@ def test_a_full_disk_is_told_and_training_goes_on_when_there_is_room(
     found = hashes(place.train())
     assert "resuming from step 2 of 4" in capsys.readouterr().out
     assert found == hashes(other.train())
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, passes: int, failure: Exception | float) -> None:
+    """After so many forward passes the loss is a number, or the device fails, once."""
+    left, whole = [passes], loop.loss_of
+
+    def loss_of(*arguments: Any) -> Tensor:
+        left[0] -= 1
+        if left[0] == -1 and isinstance(failure, Exception):
+            raise failure
+        return whole(*arguments) * (failure if left[0] == -1 else 1)
+
+    monkeypatch.setattr(loop, "loss_of", loss_of)
+
+
+def test_after_a_lost_card_training_goes_on_from_the_last_good_state(
+    place: Place, other: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(monkeypatch, 3, torch.AcceleratorError("CUDA error: unspecified launch failure"))
+    with pytest.raises(ResourceError, match=r"the GPU failed .*the state after step 2 is whole \(.*\): start again"):
+        place.train()
+    found = hashes(place.train())
+    assert "resuming from step 2 of 4" in capsys.readouterr().out
+    assert found == hashes(other.train())
+
+
+def test_full_memory_is_told_with_what_saves_some(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing(monkeypatch, 0, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."))
+    with pytest.raises(ResourceError, match=r"(?s)memory is full .*batch_size: 1, .* GiB \(\d.\d+ GiB less\)"):
+        place.train(batch_size=4)
+
+
+@pytest.mark.parametrize(("passes", "said"), [(2, "the loss is nan at step 3"), (3, "the loss is inf at step 4")])
+def test_a_loss_that_is_no_number_leaves_the_last_good_state(
+    place: Place, monkeypatch: pytest.MonkeyPatch, passes: int, said: str
+) -> None:
+    failing(monkeypatch, passes, float(said.split()[3]))
+    with pytest.raises(DataError, match=rf"{said}; .*the state after step 2 is whole \(.*\), and so are the LoRAs"):
+        place.train()
+    (run,) = place.runs()
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000002"]
+
+
+def test_a_lora_that_is_no_number_is_not_kept(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last loss before a checkpoint can be sound, and the step after it not."""
+    step = loop.ema.update
+
+    def broken(settings: Any, average: list[Tensor], *others: Any) -> None:
+        step(settings, average, *others)
+        if others[-1] == 4:
+            average[0].fill_(float("nan"))
+
+    monkeypatch.setattr(loop.ema, "update", broken)
+    with pytest.raises(DataError, match=r"the LoRA is no longer finite at step 4; .*the state after step 2 is whole"):
+        place.train(ema={})
+    (run,) = place.runs()
+    assert sorted(path.name for path in (run / "state").iterdir()) == ["step-000002"]
 
 
 def test_a_state_copied_from_another_run_is_refused(place: Place) -> None:

@@ -11,6 +11,7 @@ class CaptionRecipe(Recipe):
     """Describe fitted pictures in words."""
 
     stage: ClassVar[str] = "caption"
+    on_card: ClassVar[bool] = True
     folder_pattern: ClassVar[str] = "data/sets/{dataset}/{fit}"
     writes: ClassVar[tuple[str, ...]] = ("captions.jsonl",)
     later: ClassVar[Mapping[str, Any]] = {"caption.by": "blip"}

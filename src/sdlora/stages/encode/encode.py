@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from sdlora import determinism, records, tensors
+from sdlora import determinism, gpu, records, tensors
 from sdlora.flow import hashing, store
 from sdlora.flow.recipe import Values
 from sdlora.models import load_model
@@ -48,10 +48,11 @@ def encode_dataset(recipe: EncodeRecipe, folder: Path | None = None) -> list[Pat
     ]
     new = [row for row in rows if not tensors.is_whole(kept / row["file"])]
     if new:
-        model = load_model(recipe.base.model_copy(update={"dtype": recipe.encode.dtype}))
+        model = load_model(recipe.base.model_copy(update={"dtype": recipe.encode.dtype}), kinds=("vae",))
         progress = Progress("encode", len(new))
         for number, row in enumerate(new, start=1):
-            mean, std = posterior_of(model, folder / "train" / row["file_name"])
+            with gpu.told_when_it_fails(lambda: "less is taken by a smaller fit.size_px or encode.dtype: fp16"):
+                mean, std = posterior_of(model, folder / "train" / row["file_name"])
             tensors.write(kept / row["file"], {"mean": mean, "std": std})
             progress.update(number)
     print(f"encode: {len(new)} new, {len(rows) - len(new)} already in the cache", flush=True)

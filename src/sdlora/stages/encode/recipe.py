@@ -10,6 +10,7 @@ class EncodeRecipe(Recipe):
     """Encode the training pictures to latents."""
 
     stage: ClassVar[str] = "encode"
+    on_card: ClassVar[bool] = True
     folder_pattern: ClassVar[str] = "data/sets/{dataset}/{fit}"
     writes: ClassVar[tuple[str, ...]] = ("latents/{base}/",)
     record: ClassVar[str] = "made/encode-{base}.json"

@@ -14,6 +14,7 @@ class SampleRecipe(Recipe):
     """Draw every reference's prompt at every checkpoint."""
 
     stage: ClassVar[str] = "sample"
+    on_card: ClassVar[bool] = True
     folder_pattern: ClassVar[str] = "results/{version}"
     writes: ClassVar[tuple[str, ...]] = ("samples/",)
     asides: ClassVar[frozenset[str]] = frozenset({"references"})

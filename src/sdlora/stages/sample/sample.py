@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from sdlora import choices, determinism, records
+from sdlora import choices, determinism, gpu, records
 from sdlora.config.params import Base, Sample
 from sdlora.flow import hashing, store
 from sdlora.images.pictures import png_bytes
 from sdlora.lora.attach import attach_lora, detach_lora
 from sdlora.lora.names import AVERAGE, EMBEDDINGS, FILE_NAME
 from sdlora.lora.pivotal import attach_embeddings, detach_embeddings, with_token
+from sdlora.memory import preflight
 from sdlora.models import ModelFamily, load_model
 from sdlora.progress import Progress
 from sdlora.randomness import generator
@@ -137,6 +138,7 @@ def sample_version(recipe: SampleRecipe) -> list[Path]:
     loras |= {
         int(p.name.removeprefix("step-")): p / place for p in sorted((recipe.folder / "checkpoints").glob("step-*"))
     }
+    preflight.check_drawing(settings, recipe.size_px, recipe.base)
     painter = Painter(recipe.base, settings, recipe.size_px)
     sets = {"index.jsonl": prompts}
     if recipe.trigger is not None:
@@ -149,7 +151,7 @@ def sample_version(recipe: SampleRecipe) -> list[Path]:
             below = Path(f"step-{step:06d}") / ("" if name == "index.jsonl" else name.removesuffix(".jsonl"))
             batches = [wanted[first : first + size] for first in range(0, len(wanted), size)]
             kept = store.entry("sample", _key(recipe, lora, wanted))
-            with store.sole_use(kept, wait=True):
+            with store.sole_use(kept, wait=True), gpu.told_when_it_fails(lambda: _smaller(settings)):
                 _draw_missing(painter, lora, batches, kept, progress)
                 for prompt in wanted:
                     target = out / below / prompt.file_name
@@ -165,6 +167,13 @@ def sample_version(recipe: SampleRecipe) -> list[Path]:
     for name, found in rows.items():
         records.write_jsonl(out / name, found)
     return [*(out / name for name in rows), *files]
+
+
+def _smaller(settings: Sample) -> str:
+    """What takes less memory while drawing."""
+    ways = [f"sample.batch_size: 1 (it is {settings.batch_size})"] if settings.batch_size > 1 else []
+    ways += ["no sample.hires"] if settings.hires is not None else []
+    return f"less is taken by {' or '.join([*ways, 'a smaller fit.size_px'])}"
 
 
 def _key(recipe: SampleRecipe, lora: Path | None, prompts: Sequence[Prompt]) -> str:

@@ -100,12 +100,10 @@ def told_when_full(run: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in _FULL:
             raise
-        last = newest_manifest(run)
-        kept = f"the state after step {last.step} is whole" if last else "nothing was saved before"
         free = shutil.disk_usage(run).free / 2**20
         raise DataError(
-            f"{run}: cannot write ({error.strerror}; {free:.1f} MiB are free), but {kept}: free some space and start "
-            f"again, and training goes on from there"
+            f"{run}: cannot write ({error.strerror}; {free:.1f} MiB are free), but {what_is_kept(run)}: free some "
+            f"space and start again, and training goes on from there"
         ) from error
 
 
@@ -127,6 +125,12 @@ def manifests(run: Path) -> Iterator[Manifest]:
 def newest_manifest(run: Path) -> Manifest | None:
     """The newest undamaged manifest, without a look at its state's files."""
     return next(manifests(run), None)
+
+
+def what_is_kept(run: Path) -> str:
+    """The last good state of a run that broke down, in words."""
+    last = newest_manifest(run)
+    return f"the state after step {last.step} is whole ({last.folder})" if last else "nothing was saved before"
 
 
 def newest_state(run: Path, identity: Identity | None = None) -> State | None:

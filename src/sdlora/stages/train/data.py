@@ -35,6 +35,8 @@ def prepare_data(
 ) -> Data:
     """Fill in what the caches hold, and give back the memory of every network that is not needed again.
 
+    The denoiser need not be there yet.
+
     Args:
         settings: Which caches, which mask, how captions vary.
         base: The base of the model.

@@ -20,12 +20,10 @@ LatentsOf = Callable[[Example, int], tuple[Tensor, Tensor]]
 
 
 def encoder_for(base: Base, encode: Encode, model: ModelFamily) -> ModelFamily:
-    """a model whose VAE runs in `encode.dtype`: the given one, or another that is left with its VAE alone."""
+    """A model whose VAE runs in `encode.dtype`: the given one, or another of which the VAE alone is loaded."""
     if encode.dtype == base.dtype or model.device.type == "cpu":
         return model
-    encoder = load_model(base.model_copy(update={"dtype": encode.dtype}), model.device.type)
-    encoder.keep_only("vae")
-    return encoder
+    return load_model(base.model_copy(update={"dtype": encode.dtype}), model.device.type, ("vae",))
 
 
 def cached(example: Example, side: int) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -22,12 +22,19 @@ from sdlora.progress import Progress
 from sdlora.randomness import seed_of
 from sdlora.speed import Passes
 from sdlora.stages.train import ema
-from sdlora.stages.train.batch import Batch, draw_batch
+from sdlora.stages.train.ahead import Ahead
+from sdlora.stages.train.batch import Batch, Drawn, batch_of, drawn, to_device
 from sdlora.stages.train.checkpoint import State
 from sdlora.stages.train.dataset import BatchOrder, Example
 from sdlora.stages.train.latents import LatentsOf
 from sdlora.stages.train.losses import masked_mean
 from sdlora.stages.train.texts import ConditioningOf
+
+READ_EVERY = 20  # steps between two readings of losses
+
+
+class Diverged(DataError):
+    """A training whose numbers are none any more."""
 
 
 @dataclass
@@ -51,6 +58,7 @@ class Run:
     trigger: str = ""
     initial: dict[str, Tensor] | None = None  # A and B at the start, where they were taken out of the base
     passes: Passes | None = None  # faster than autograd's, where the device has such
+    ahead: Callable[[int], Callable[[], list[Drawn]]] | None = None  # batches that wait to be sent to the device
 
 
 def loss_of(run: Run, batch: Batch) -> Tensor:
@@ -87,6 +95,42 @@ def passed(run: Run, batch: Batch) -> Tensor | None:
     return run.passes.run(batch, lambda shown: loss_of(run, shown) / run.settings.accumulation)
 
 
+def backward(run: Run, batch: Batch, weight: float = 1.0) -> Tensor:
+    """Add a batch's gradients to the parameters', and return its share of a step's loss."""
+    loss = weight * loss_of(run, batch) / run.settings.accumulation
+    run.accelerator.backward(loss)
+    return loss.detach()
+
+
+def draws(run: Run, number: int) -> list[Drawn]:
+    """Batch `number` of the run and, with prior preservation, of its prior."""
+    if run.ahead is not None:
+        return run.ahead(number)()
+    return [drawn(one, number) for one in (run, run.prior) if one is not None]
+
+
+@contextmanager
+def drawing_ahead(run: Run, first: int) -> Iterator[None]:
+    """From step `first` on draw in a thread where a GPU would wait for it; on a CPU it would take the work's own time.
+
+    Latents that are made live ask for a network at each draw, and stay where they are.
+    """
+    if run.accelerator.device.type == "cpu" or run.settings.cache_latents == "none":
+        yield
+        return
+    parts = run.settings.accumulation
+    with Ahead(lambda number: ready(run, number), first * parts, run.settings.steps * parts) as run.ahead:
+        try:
+            yield
+        finally:
+            run.ahead = None
+
+
+def ready(run: Run, number: int) -> Callable[[], list[Drawn]]:
+    """Batch `number`, drawn and packed; calling it sends it."""
+    return to_device(draws(replace(run, ahead=None), number), run.accelerator.device)
+
+
 def optimizer_step(run: Run, step: int) -> Tensor:
     """One optimizer step over all accumulated batches.
 
@@ -98,15 +142,12 @@ def optimizer_step(run: Run, step: int) -> Tensor:
     for part in range(settings.accumulation):
         if settings.dropout:
             torch.manual_seed(seed_of("dropout", settings.seed, step, part))
-        batch = draw_batch(run, step, part)
+        shown, *prior = draws(run, step * settings.accumulation + part)
+        batch = batch_of(run, shown)
         loss = passed(run, batch)
-        if loss is None:
-            loss = loss_of(run, batch)
-            if run.prior is not None and settings.prior is not None:
-                loss = loss + settings.prior.weight * loss_of(run.prior, draw_batch(run.prior, step, part))
-            loss = loss / settings.accumulation
-            run.accelerator.backward(loss)
-        total += loss.detach()
+        total += backward(run, batch) if loss is None else loss.detach()
+        if run.prior is not None and settings.prior is not None:  # its activations come when the others are gone
+            total += backward(run.prior, batch_of(run.prior, prior[0]), settings.prior.weight)
     run.accelerator.clip_grad_norm_(run.parameters, settings.max_grad_norm)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
@@ -132,27 +173,63 @@ def train_loop(run: Run, start: State | None, on_checkpoint: Callable[[State], N
     first = restore(run, start) if start else 0
     log = list(start.log) if start else []
     waiting: list[tuple[int, Tensor, float, float]] = []
+    scale = _scale_of(run)
     progress = Progress("train", run.settings.steps, first)
     checkpoints = set(run.settings.checkpoint_steps)
-    for step in range(first, run.settings.steps):
-        rate = float(run.lr_schedule.get_last_lr()[0])
-        loss = optimizer_step(run, step)
-        waiting.append((step + 1, loss, rate, float(run.optimizer.param_groups[0].get("d", 1.0))))
-        if len(waiting) >= 20 or step + 1 in checkpoints:
-            # losses stay on the device until here: reading one waits for the device
-            log += [[number, _finite(loss.item(), number), *rates] for number, loss, *rates in waiting]
-            waiting.clear()
-        if log:
-            progress.update(step + 1, f"loss {sum(row[1] for row in log[-50:]) / len(log[-50:]):.4f}")
-        if step + 1 in checkpoints:
-            on_checkpoint(snapshot(run, step + 1, log))
+    with drawing_ahead(run, first):
+        for step in range(first, run.settings.steps):
+            rate = float(run.lr_schedule.get_last_lr()[0])
+            loss = optimizer_step(run, step)
+            waiting.append((step + 1, loss, rate, float(run.optimizer.param_groups[0].get("d", 1.0))))
+            if len(waiting) >= READ_EVERY or step + 1 in checkpoints:
+                log += rows_of(waiting)
+                waiting.clear()
+                scale = told_of_overflow(run, scale, step + 1)
+            if log:
+                progress.update(step + 1, f"loss {sum(row[1] for row in log[-50:]) / len(log[-50:]):.4f}")
+            if step + 1 in checkpoints:
+                on_checkpoint(_sound(snapshot(run, step + 1, log)))
     return log
+
+
+def rows_of(waiting: Sequence[tuple[int, Tensor, float, float]]) -> list[list[float]]:
+    """The log's rows of some steps: their losses, which lie on the device, are read at once, because it is waited for.
+
+    Raises:
+        Diverged: If a loss is no number.
+    """
+    losses = torch.stack([loss for _, loss, *_ in waiting]).tolist()
+    return [[row[0], _finite(loss, row[0]), *row[2:]] for row, loss in zip(waiting, losses, strict=True)]
+
+
+def _scale_of(run: Run) -> float:
+    return 1.0 if run.accelerator.scaler is None else float(run.accelerator.scaler.get_scale())
+
+
+def told_of_overflow(run: Run, before: float, step: int) -> float:
+    """Say where fp16 gradients overflowed: the scaler then skips the step and halves its scale. Returns the scale."""
+    scale = _scale_of(run)
+    if scale < before:
+        skipped = round(math.log2(before / scale))
+        print(
+            f"train: fp16 gradients overflowed before step {step}, at least {skipped} steps changed nothing (scale "
+            f"{before:g} -> {scale:g}); a few at the start are usual",
+            flush=True,
+        )
+    return scale
 
 
 def _finite(loss: float, step: int) -> float:
     if not math.isfinite(loss):
-        raise DataError(f"the loss is {loss} at step {step}; a lower learning_rate or mixed_precision: bf16 may help")
+        raise Diverged(f"the loss is {loss} at step {step}; a lower learning_rate or mixed_precision: bf16 may help")
     return loss
+
+
+def _sound(state: State) -> State:
+    """A state that may be kept: numbers that are none would be all that is left of the run."""
+    if not all(torch.isfinite(value).all() for value in (*state.parameters, *(state.ema or ()))):
+        raise Diverged(f"the LoRA is no longer finite at step {state.step}; a lower learning_rate may help")
+    return state
 
 
 def snapshot(run: Run, step: int, log: list[list[float]]) -> State:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sdlora.config.params import Base, Encode, Flip
+from sdlora.config.params import Base, Encode, Flip, Sample
 from sdlora.config.train import Train
 from sdlora.flow.recipe import Recipe
 
@@ -13,9 +13,10 @@ class TrainRecipe(Recipe):
     """Train one version's LoRA."""
 
     stage: ClassVar[str] = "train"
+    on_card: ClassVar[bool] = True
     folder_pattern: ClassVar[str] = "results/{version}"
     writes: ClassVar[tuple[str, ...]] = ("checkpoints/", "train_log.csv", "config.yaml")
-    asides: ClassVar[frozenset[str]] = frozenset({"dataset", "base_name", "keep_runs"})
+    asides: ClassVar[frozenset[str]] = frozenset({"dataset", "base_name", "keep_runs", "sample", "size_px"})
     later: ClassVar[Mapping[str, Any]] = {"train.seeds": 1}
 
     train: Train  # every null replaced by what it means
@@ -29,3 +30,5 @@ class TrainRecipe(Recipe):
     dataset: Path  # the fitted set
     base_name: str  # entry of `bases`
     keep_runs: int  # finished runs kept in the store
+    sample: Sample | None = None  # how it will be drawn, for which there must be memory, too
+    size_px: int = 0  # side of what is drawn

@@ -1,6 +1,8 @@
 """One version's training from recipe to checkpoints."""
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +10,9 @@ import torch
 from accelerate import Accelerator
 from ruamel.yaml import YAML
 
-from sdlora import choices, determinism, records
+from sdlora import choices, determinism, gpu, records
 from sdlora.config.params import Base, Encode, Flip
 from sdlora.config.train import Train
-from sdlora.errors import MissingError
 from sdlora.flow import hashing, store
 from sdlora.flow.identity import Identity, identity_of, run_key
 from sdlora.lora import pivotal, types
@@ -20,13 +21,22 @@ from sdlora.lora.metadata import rate_scale
 from sdlora.lora.names import AVERAGE
 from sdlora.memory import preflight
 from sdlora.models import ModelFamily, load_model
+from sdlora.models.family import first_loaded, trained_base
 from sdlora.stages.train import latents, prior, texts
 from sdlora.stages.train.about import write_about
-from sdlora.stages.train.checkpoint import State, clear_leftovers, keep_states, newest_state, save_state, told_when_full
+from sdlora.stages.train.checkpoint import (
+    State,
+    clear_leftovers,
+    keep_states,
+    newest_state,
+    save_state,
+    told_when_full,
+    what_is_kept,
+)
 from sdlora.stages.train.data import prepare_data
 from sdlora.stages.train.dataset import BatchOrder, Example, load_examples
 from sdlora.stages.train.longer import go_on, is_undamaged
-from sdlora.stages.train.loop import Run, holding, passes_of, train_loop
+from sdlora.stages.train.loop import Diverged, Run, holding, passes_of, train_loop
 from sdlora.stages.train.optimizers import Groups, point_to_save
 from sdlora.stages.train.recipe import TrainRecipe
 
@@ -69,8 +79,32 @@ def _train(recipe: TrainRecipe, identity: Identity, kept: Path) -> None:
     torch.set_num_threads(recipe.threads)
     settings, base = recipe.train, recipe.base
     examples = load_examples(recipe.dataset, recipe.base_name, settings.cache_latents)
-    preflight.check(settings, base, preflight.demand_of(examples, settings, base))
-    run = prepare(settings, recipe.flip, base, examples, recipe.encode, recipe.base_identity, recipe.trigger)
+    demand = preflight.demand_of(examples, settings, base, recipe.encode)
+    drawing = None if recipe.sample is None else (recipe.sample, recipe.size_px)
+    preflight.check(settings, base, demand, drawing=drawing)
+
+    def advice() -> str:
+        return preflight.ways(settings, base, demand)
+
+    def safe() -> str:
+        return f"{what_is_kept(kept)}: start again, and training goes on from there"
+
+    with gpu.told_when_it_fails(advice, safe), _told_what_is_left(kept):
+        _steps(recipe, identity, kept, examples)
+
+
+@contextmanager
+def _told_what_is_left(kept: Path) -> Iterator[None]:
+    """A training that diverged names the last state that is sound, and the LoRA of it."""
+    try:
+        yield
+    except Diverged as error:
+        raise Diverged(f"{error}; {what_is_kept(kept)}, and so are the LoRAs below {kept / CHECKPOINTS}") from None
+
+
+def _steps(recipe: TrainRecipe, identity: Identity, kept: Path, examples: list[Example]) -> None:
+    settings = recipe.train
+    run = prepare(settings, recipe.flip, recipe.base, examples, recipe.encode, recipe.base_identity, recipe.trigger)
     clear_leftovers(kept)
     state = newest_state(kept, identity)
     if state is not None:
@@ -109,13 +143,6 @@ def write_checkpoint(run: Run, folder: Path) -> None:
                 pivotal.write(target, run.model.pipeline, run.trigger)
 
 
-def _refuse_without_gpu(settings: Train) -> None:
-    if settings.mixed_precision == "fp16":
-        raise MissingError("mixed_precision fp16 needs a GPU; on a CPU use a base with dtype: fp32 or bf16")
-    if not settings.deterministic:
-        raise MissingError("deterministic: false needs a GPU; on a CPU every algorithm is deterministic: leave it out")
-
-
 def _add_trained(model: ModelFamily, settings: Train, base: Base, trigger: str) -> Groups:
     """Add the LoRA, and the embedding that pivotal tuning learns; the optimizer's groups with their rates."""
     pipeline = model.pipeline
@@ -152,17 +179,19 @@ def prepare(
         identity: Which weights the base has: part of the name of what is kept between runs.
         trigger: Must not be cut off; pivotal tuning learns its embedding.
     """
-    if not torch.cuda.is_available():
-        _refuse_without_gpu(settings)
+    gpu.check(settings, base, gpu.found())
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=not torch.cuda.is_available())
     determinism.choose(settings.deterministic)
-    model = load_model(base, accelerator.device.type)
+    base = trained_base(base, settings, accelerator.device)
+    model = load_model(base, accelerator.device.type, first_loaded(base, settings))
     model.check(settings)
     kept = (
         [] if settings.prior is None else prior.examples(model, settings.prior, identity, settings.seed, base.size_px)
     )
     also = [text for example in kept for text in example.text]
     data = prepare_data(settings, base, model, examples, encode or Encode(), identity, trigger, also)
+    if "denoiser" not in first_loaded(base, settings):
+        model.load("denoiser")
     groups = _add_trained(model, settings, base, trigger)
     parameters = [p for group in groups for p in group["params"]]
     optimizer = choices.pick(choices.OPTIMIZERS, settings.optimizer)(groups, settings)

@@ -1,0 +1,118 @@
+"""Each job that computes on a GPU has a card of its own; the kernel takes it back when the process dies.
+
+Knows nothing of torch: a job sees its card alone from before CUDA starts.
+"""
+
+import fcntl
+import os
+import random
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from sdlora.errors import DataError, ParamsError
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+LOOKED_S = 0.2  # between two looks for a card that became free
+_DRIVERS_CARDS = Path("/proc/driver/nvidia/gpus")
+_held: "Lease | None" = None
+
+
+@dataclass(frozen=True)
+class Lease:
+    """A card that no other job of this machine's user has."""
+
+    card: str
+    lock: IO[str]
+
+    def give_back(self) -> None:
+        """Let another job have it."""
+        self.lock.close()
+
+
+def of_this_machine() -> list[str]:
+    """The cards that jobs may use, as `CUDA_VISIBLE_DEVICES` names them; none where NVIDIA's driver tells of none.
+
+    Where the variable is set (by a user, by Slurm), it says which.
+    """
+    said = os.environ.get(VISIBLE)
+    if said is not None:
+        return [card.strip() for card in said.split(",") if card.strip() not in ("", "-1")]
+    if shutil.which("nvidia-smi") is not None:
+        told = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60).stdout
+        return [str(number) for number in range(sum(line.startswith("GPU ") for line in told.splitlines()))]
+    return [str(number) for number in range(len([*_DRIVERS_CARDS.glob("*")]))]
+
+
+def folder() -> Path:
+    """Where this user's locks lie, whatever the project: one a machine, and one a job of Slurm, which numbers anew."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    name, job = socket.gethostname(), os.environ.get("SLURM_JOB_ID")
+    return cache / "sdlora" / "cards" / (f"{name}-{job}" if job else name)
+
+
+def lease(cards: Sequence[str], locks: Path) -> Lease:
+    """Take a card that nobody has; wait until there is one.
+
+    Args:
+        cards: Names, at least one.
+        locks: A folder with one lock file a card.
+
+    Raises:
+        DataError: If the locks cannot be written.
+    """
+    waited = False
+    while True:
+        for card in random.sample(cards, len(cards)):
+            try:
+                locks.mkdir(parents=True, exist_ok=True)
+                lock = (locks / f"{card.replace('/', '_')}.lock").open("w")
+            except OSError as error:
+                raise DataError(f"{locks}: {error.strerror}; who uses which GPU is kept there") from None
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return Lease(card, lock)
+            except BlockingIOError:
+                lock.close()
+        if not waited:
+            print(f"waiting for a GPU: other jobs use {', '.join(cards)}", flush=True)
+        waited = True
+        time.sleep(LOOKED_S)
+
+
+def take_one() -> None:
+    """Give this process a card of its own until it ends, where there is any. Called before CUDA starts.
+
+    Raises:
+        ParamsError: If this is one of several processes that were started for one job.
+    """
+    global _held
+    check_processes(os.environ.get("WORLD_SIZE", "1"))
+    cards = of_this_machine()
+    if not cards:
+        return
+    if VISIBLE not in os.environ:
+        os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as the driver numbers them
+    _held = lease(cards, folder())
+    os.environ[VISIBLE] = _held.card
+    if len(cards) > 1:
+        print(f"on GPU {_held.card} of {', '.join(cards)}", flush=True)
+
+
+def check_processes(count: str) -> None:
+    """Refuse what was started as one of several processes.
+
+    Raises:
+        ParamsError: If there is more than one.
+    """
+    if count not in ("", "1"):
+        raise ParamsError(
+            f"this was started as one of {count} processes (accelerate launch, torchrun), each of which would write "
+            f"the same files: start it by `snakemake` alone; one training uses one GPU, and several run beside "
+            f"each other (gpu in profiles/default/profile.yaml)"
+        )

@@ -1,0 +1,153 @@
+"""One card a job: pretended cards, real processes and locks; no torch, no GPU."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from helpers import ROOT, environment
+
+from sdlora.errors import DataError
+from sdlora.flow import cards, command
+from sdlora.flow.recipe import Recipe
+from sdlora.stages.caption.recipe import CaptionRecipe
+from sdlora.stages.encode.recipe import EncodeRecipe
+from sdlora.stages.sample.recipe import SampleRecipe
+from sdlora.stages.train.recipe import TrainRecipe
+
+#: A thousand jobs, eight at a time, on four cards: each marks its card for a moment, which nobody else may do. One in
+#: ten dies with its lease in its hands.
+JOBS = """
+import os, random, sys, time
+from pathlib import Path
+from sdlora.flow import cards
+
+place, names = Path(sys.argv[1]), ["0", "1", "2", "GPU-8f/3"]
+
+def job(number):
+    source = random.Random(number)
+    held = cards.lease(names, place / "locks")
+    mark = place / f"mark-{names.index(held.card)}"
+    os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
+    time.sleep(source.random() * 0.004)
+    mark.unlink()
+    if source.random() < 0.1:
+        os._exit(0)
+    held.give_back()
+
+running, failed, used = 0, 0, 0
+for number in range(1000):
+    if running == 8:
+        failed, running = failed + bool(os.wait()[1]), running - 1
+    if os.fork() == 0:
+        random.seed(number)
+        job(number)
+        os._exit(0)
+    running += 1
+while running:
+    failed, running = failed + bool(os.wait()[1]), running - 1
+assert "torch" not in sys.modules
+print(failed, sorted(path.name for path in (place / "locks").iterdir()))
+"""
+
+
+@pytest.mark.workflow
+def test_a_thousand_jobs_never_share_a_card(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", JOBS, tmp_path], text=True, capture_output=True, check=True,
+        env={**environment(), "PYTHONPATH": str(ROOT / "src")}, timeout=120,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "0 ['0.lock', '1.lock', '2.lock', 'GPU-8f_3.lock']", done.stderr[-2000:]
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A machine of two cards, as NVIDIA's tool tells of them."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf 'GPU 0: Tesla T4 (UUID: GPU-1)\\nGPU 1: Tesla T4 (UUID: GPU-2)\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name in (cards.VISIBLE, "CUDA_DEVICE_ORDER", "WORLD_SIZE", "SLURM_JOB_ID"):
+        monkeypatch.setenv(name, "")  # comes back as it was
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(cards, "_held", None)
+    return tmp_path
+
+
+@pytest.mark.workflow
+def test_a_job_sees_its_card_alone(machine: Path) -> None:
+    assert cards.of_this_machine() == ["0", "1"]
+    other = cards.lease(["0"], cards.folder())
+    cards.take_one()
+    assert (os.environ[cards.VISIBLE], os.environ["CUDA_DEVICE_ORDER"]) == ("1", "PCI_BUS_ID")
+    other.give_back()
+    assert cards.of_this_machine() == ["1"], "and so do the processes that it starts"
+
+
+def test_only_the_cards_that_are_named_are_used(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(cards.VISIBLE, "3, GPU-2")
+    assert cards.of_this_machine() == ["3", "GPU-2"]
+    cards.lease(["GPU-2"], cards.folder()).give_back()
+    taken = cards.lease(["3"], cards.folder())
+    cards.take_one()
+    assert os.environ[cards.VISIBLE] == "GPU-2" and "CUDA_DEVICE_ORDER" not in os.environ
+    taken.give_back()
+    for nothing in ("", "-1"):
+        monkeypatch.setenv(cards.VISIBLE, nothing)
+        assert cards.of_this_machine() == []
+        cards.take_one()
+        assert os.environ[cards.VISIBLE] == nothing
+
+
+def test_every_job_of_slurm_has_its_own_locks(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = cards.folder()
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    assert cards.folder().name == f"{before.name}-77"
+
+
+class Pretended(Recipe):
+    """A job that computes on a GPU."""
+
+    stage = "pretended"
+    on_card = True
+
+
+@pytest.fixture
+def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str]:
+    """Runs the job as its script would, and returns what it ends with: the card that it sees, as an error."""
+    path = tmp_path / "recipe.json"
+    path.write_text('{"wildcards": {}}')
+    monkeypatch.setattr(sys, "argv", ["pretended.py", "--recipe", str(path)])
+
+    def work(recipe: Pretended) -> list[Path]:
+        raise DataError(f"this is {os.environ[cards.VISIBLE]}")
+
+    def run() -> str:
+        with pytest.raises(SystemExit) as ended:
+            command.run(Pretended, work)
+        return str(ended.value.code)
+
+    return run
+
+
+@pytest.mark.workflow
+def test_a_script_has_its_card_before_its_work(machine: Path, started: Callable[[], str]) -> None:
+    other = cards.lease(["0"], cards.folder())
+    assert started() == "error: this is 1"
+    other.give_back()
+
+
+def test_one_of_several_processes_is_refused(
+    machine: Path, started: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert started().startswith("error: this was started as one of 2 processes (accelerate launch, torchrun)")
+
+
+def test_the_rules_count_the_jobs_that_take_a_card() -> None:
+    rules = {path.stem: path.read_text("utf-8") for path in (ROOT / "workflow/rules").glob("*.smk")}
+    counted = {name for name, text in rules.items() if "gpu=1" in text}
+    assert counted == {kind.stage for kind in (CaptionRecipe, EncodeRecipe, SampleRecipe, TrainRecipe) if kind.on_card}
