@@ -25,7 +25,7 @@ from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTokeni
 from sdlora import records
 from sdlora.flow.hashing import sha256_of
 
-SHARE = 0.0002
+SHARE = 0.0008
 STATES = ("vae", "diffusion", "decoder", "blip")  # in the order they are trained
 
 
@@ -141,6 +141,9 @@ def test_a_training_goes_on_elsewhere_from_its_averaged_weights(tmp_path: Path) 
     there.mkdir()
     make.take_up(begun, there)
     assert make.is_whole(there / "vae")
+    passed_on = tmp_path / "passed on"
+    make.take_along(there, passed_on)
+    assert {path.name for path in passed_on.iterdir()} == {"vae", "diffusion.begun.safetensors"}
     first, after = train_line(there, 21)
     assert first == 20
     assert 0 < abs(after - ended) < 0.03, "one step of the warm-up from the average, which fp16 rounds"

@@ -67,6 +67,8 @@ def take_along(work: Path, begun: Path) -> None:
             shutil.copytree(work / folder, begun / folder)
         elif (state := work / f"{part}.state.pt").exists():
             loop.take_along(state, begun / f"{part}.begun.safetensors")
+        elif (weights := work / f"{part}.begun.safetensors").exists():  # taken up, and not gone on with
+            records.write_bytes(begun / weights.name, weights.read_bytes())
 
 
 def take_up(begun: Path, work: Path) -> None:

@@ -12,7 +12,7 @@ class BaseRecipe:
     pictures: int = 100_000
     larger_px: int = 96  # what hires fix draws at; every fourth batch is of these
     larger_pictures: int = 20_000
-    vae_steps: int = 4_000
+    vae_steps: int = 6_000  # likewise: 8,000 from nothing
     vae_batch: int = 8  # small batches learn more from a picture as long as a step's noise is not what limits them
     vae_learning_rate: float = 1e-3
     vae_ema_decay: float = 0.998
@@ -23,7 +23,7 @@ class BaseRecipe:
     blip_batch: int = 64
     blip_learning_rate: float = 6e-4
     blip_ema_decay: float = 0.998
-    unet_steps: int = 45_000
+    unet_steps: int = 12_000  # after those of the base before, with whose weights it begins; 45,000 from nothing
     unet_batch: int = 32
     unet_learning_rate: float = 5e-4
     unet_ema_decay: float = 0.9995
