@@ -56,6 +56,7 @@ SPECIAL: dict[tuple[str, str], list[Settings]] = {
         {"hires": {"factor": 1.5, "denoising_strength": 0.6, "steps": "all", "upscale": "latent"}},
     ],
     ("sample", "seeds"): [{"seeds": [1, 2]}],
+    ("sample", "decode"): [{"decode": "whole"}, {"decode": "sliced", "batch_size": 2}, {"decode": "tiled"}],
     ("sample", "inference_steps"): [{"inference_steps": 3}],
     ("sample", "max_references"): [{"max_references": 1}],
     ("evaluate", "metrics"): [{"metrics": [*choices.METRICS], "choose_by": ["psnr_db", "ssim"], **MEASURABLE}],
