@@ -90,7 +90,7 @@ class Train(Section):
     prior: Prior | None = Field(None, description="prior preservation; null = none")
 
     learning_rate: float = Field(1e-4, gt=0, le=10, description="peak rate, before the base's multiplier")
-    optimizer: str = Field("adamw8bit", description="entry of choices.OPTIMIZERS")
+    optimizer: str = Field("adamw", description="entry of choices.OPTIMIZERS")
     betas: tuple[Unit, Unit] = Field((0.9, 0.999), description="decay rates of the two moments")
     weight_decay: float = Field(1e-2, ge=0, le=10, description="decoupled weight decay")
     epsilon: float = Field(1e-8, gt=0, le=1, description="added to the root of the second moment (Adam family)")
