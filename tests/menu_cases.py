@@ -78,7 +78,7 @@ class Case:
 
 
 #: What only a GPU can do; on a CPU it is refused with a sentence.
-ON_A_GPU = {"train.mixed_precision": "fp16", "train.deterministic": False}
+ON_A_GPU = {"train.mixed_precision": "fp16", "train.deterministic": False, "train.compile": "blocks"}
 
 
 def needs_a_gpu(case: Case) -> bool:
