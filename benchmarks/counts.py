@@ -24,6 +24,7 @@ from sdlora.memory.prediction import _Shapes
 from sdlora.models.family import quieten
 from sdlora.stages.train.batch import batch_of, draw_batch
 from sdlora.stages.train.loop import READ_EVERY, loss_of, ready, rows_of
+from sdlora.stages.train.optimizers import bitsandbytes_optim
 
 #: Entry of choices.FAMILIES, side in px and rank of each.
 BASES = {"SD 1.5": ("sd", 512, 8), "SDXL": ("sdxl", 1024, 16)}
@@ -96,10 +97,8 @@ def passes_of(family: str, side_px: int, train: Train) -> Passes:
 
 def optimizer_counts(train: Train, shapes: list[torch.Size]) -> tuple[int, int]:
     """Operations and waits of a step of clipping and optimizer."""
-    from bitsandbytes.optim import optimizer as bitsandbytes_optimizer
-
     waits: list[Tensor] = []
-    bitsandbytes_optimizer.sync_gpu = waits.append
+    bitsandbytes_optim().optimizer.sync_gpu = waits.append
     parameters = [nn.Parameter(torch.full(shape, number % 2 * 0.1)) for number, shape in enumerate(shapes)]
     optimizer = choices.pick(choices.OPTIMIZERS, train.optimizer)([{"params": parameters, "lr": 1.0}], train)
     for _ in range(2):  # the first makes the state

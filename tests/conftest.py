@@ -43,6 +43,7 @@ def fresh(tmp_path: Path) -> Project:
 
 # The files that take longest, so that no worker is left alone with them at the end.
 LONGEST = (
+    "test_slurm.py",
     "test_workflow.py",
     "test_make.py",
     "test_menu.py",

@@ -54,7 +54,7 @@ def measured() -> dict[str, int]:
     found["memory first"] = blocks_of_their_own()
 
     load = StableDiffusion._load
-    StableDiffusion._load = lambda self: (found.update(reading=blocks_of_their_own()), load(self))[1]  # type: ignore[method-assign]
+    StableDiffusion._load = lambda self, *parts: (found.update(reading=blocks_of_their_own()), load(self, *parts))[1]  # type: ignore[method-assign]
     load_model(TINY, "cpu")
     found["the embedded base"] = blocks_of_their_own()
     found["heap"] = told().arena

@@ -131,6 +131,36 @@ def test_a_part_that_is_whole_is_not_trained_again(rehearsal: Path) -> None:
     assert weights(rehearsal) == before
 
 
+def test_a_training_goes_on_elsewhere_from_its_averaged_weights(tmp_path: Path) -> None:
+    here, begun, there = tmp_path / "here", tmp_path / "begun", tmp_path / "there"
+    first, ended = train_line(here, 20)
+    assert first == 0
+    (here / "vae").mkdir()
+    (here / "vae/config.json").write_text("{}", "utf-8")
+    make.take_along(here, begun)
+    there.mkdir()
+    make.take_up(begun, there)
+    assert make.is_whole(there / "vae")
+    first, after = train_line(there, 21)
+    assert first == 20
+    assert 0 < abs(after - ended) < 0.03, "one step of the warm-up from the average, which fp16 rounds"
+    assert train_line(there, 21) == (-1, after), "its own state comes first"
+
+
+def train_line(folder: Path, steps: int) -> tuple[int, float]:
+    """Fit one weight to 1; the first step taken (-1: none), and the weight at the end."""
+    line, taken = torch.nn.Linear(1, 1, bias=False), []
+    torch.nn.init.zeros_(line.weight)
+
+    def loss_of(step: int, part: loop.Part) -> torch.Tensor:
+        taken.append(step)
+        return (line(torch.ones(1, 1)) - 1).square().mean()
+
+    numbers = {"parts": 1, "steps": steps, "peak_learning_rate": 0.1, "ema_decay": 0.5, "save_every": 10}
+    loop.train("diffusion", line, loss_of, folder=folder, **numbers)  # type: ignore[arg-type]
+    return (taken[0] if taken else -1), float(line.weight.detach())
+
+
 def test_every_third_picture_has_a_spot() -> None:
     plain = torch.full((600, 3, 32, 32), 0.5)
     spotted = blip.with_spots(plain, torch.manual_seed(0))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sdlora import records
+from sdlora import records, tensors
 from sdlora.progress import Progress
 from sdlora.stages.train.loop import holding
 
@@ -62,35 +62,66 @@ def part_generator(seed: int, step: int, part: Part) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step) * 64 + part.number)
 
 
-def learning_rate(step: int, steps: int, peak: float) -> float:
+def learning_rate(step: int, steps: int, peak: float, warm_from: int = 0) -> float:
     """Linear warm-up, then the peak, then a half cosine to zero over the last `FALL` of the steps.
 
     Until the fall begins, nothing depends on how many steps there will be: a recipe can be made longer or
     shorter while it trains.
+
+    Args:
+        step: 0-based.
+        steps: Of the whole training.
+        peak: The rate between the two.
+        warm_from: Where the optimizer began without knowing anything.
     """
     warmup = min(WARMUP_STEPS, max(1, steps // 10))
     falling = max(1, round(FALL * steps))
-    rise = min(1.0, (step + 1) / warmup)
+    rise = min(1.0, (step - warm_from + 1) / warmup)
     left = min(1.0, (steps - step) / falling)
     return peak * rise * 0.5 * (1 - math.cos(math.pi * left))
 
 
-def _save(path: Path, step: int, parameters: list[nn.Parameter], ema: list[Tensor], optimizer: Optimizer) -> None:
-    buffer = io.BytesIO()
-    raw = [p.detach() for p in parameters]
-    torch.save({"parameters": raw, "ema": ema, "optimizer": optimizer.state_dict(), "step": step}, buffer)
-    records.write_bytes(path, buffer.getvalue())
+@dataclass
+class _State:
+    """What a training knows between two steps."""
+
+    parameters: list[nn.Parameter]
+    ema: list[Tensor]
+    optimizer: Optimizer
+    step: int = 0
+    warm_from: int = 0  # where the optimizer began
+
+    def save(self, path: Path) -> None:
+        """Write all of it."""
+        buffer = io.BytesIO()
+        raw = [p.detach() for p in self.parameters]
+        known = {"optimizer": self.optimizer.state_dict(), "step": self.step, "warm_from": self.warm_from}
+        torch.save({"parameters": raw, "ema": self.ema, **known}, buffer)
+        records.write_bytes(path, buffer.getvalue())
+
+    def resume(self, path: Path, begun: Path) -> None:
+        """Go on from a saved state, else from the averaged weights of a training that began elsewhere."""
+        if path.exists():
+            known = torch.load(path, weights_only=True)
+            _load(self.parameters, known["parameters"])
+            self.ema[:] = known["ema"]
+            self.optimizer.load_state_dict(known["optimizer"])
+            self.step, self.warm_from = known["step"], known["warm_from"]
+        elif begun.exists():
+            weights = tensors.read(begun)
+            self.step = self.warm_from = int(weights.pop("step"))
+            _load(self.parameters, [weights[str(number)] for number in range(len(weights))])
+            self.ema[:] = [p.detach().clone() for p in self.parameters]
 
 
-def _resume(path: Path, parameters: list[nn.Parameter], ema: list[Tensor], optimizer: Optimizer) -> int:
-    """Put a saved state back and return its step; 0 where there is none."""
-    if not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
-    _load(parameters, state["parameters"])
-    ema[:] = state["ema"]
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+def take_along(state: Path, begun: Path) -> None:
+    """Write of a saved state what another machine can go on from: averaged weights as fp16, and the step.
+
+    The optimizer's moments, six times as large, are learnt anew there in a warm-up.
+    """
+    known = torch.load(state, weights_only=True)
+    weights = {str(number): one.half() for number, one in enumerate(known["ema"])}
+    tensors.write(begun, {**weights, "step": torch.tensor(known["step"])})
 
 
 def train(
@@ -117,7 +148,7 @@ def train(
         peak_learning_rate: AdamW's rate between warm-up and fall.
         ema_decay: Highest decay of the average.
         save_every: Steps between saved states; at least two are saved, however few steps there are.
-        folder: Where the state is kept; a run that was stopped goes on from there.
+        folder: Where the state is kept; a run that was stopped goes on from there, and one that `take_along` brought.
         on_save: Called with the step after each saved state, `module` holding averaged weights.
 
     Returns:
@@ -127,8 +158,9 @@ def train(
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=peak_learning_rate, weight_decay=1e-2, fused=True)
     ema = [p.detach().clone() for p in parameters]
-    state_path = folder / f"{name}.state.pt"
-    start = _resume(state_path, parameters, ema, optimizer)
+    state, state_path = _State(parameters, ema, optimizer), folder / f"{name}.state.pt"
+    state.resume(state_path, folder / f"{name}.begun.safetensors")
+    start = state.step
     if start:
         print(f"{name}: resuming from step {start} of {steps}", flush=True)
     progress, recent, said = Progress(name, steps, start), [], ""
@@ -136,7 +168,7 @@ def train(
         learn = _Learner(parameters, loss_of, [Part(number, parts) for number in range(parts)], pool)
         for step in range(start, steps):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, peak_learning_rate)
+                group["lr"] = learning_rate(step, steps, peak_learning_rate, state.warm_from)
             loss = learn(step)
             torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
@@ -150,7 +182,8 @@ def train(
                 recent.clear()
             progress.update(done, said)
             if done % save_every == 0 or done == steps:
-                _save(state_path, done, parameters, ema, optimizer)
+                state.step = done
+                state.save(state_path)
                 if on_save is not None and done != steps:
                     with holding(parameters, ema):
                         on_save(done)

@@ -11,10 +11,12 @@ from diffusers import AutoencoderKL
 
 from sdlora import records
 from sdlora.flow import hashing
-from tools.tiny_base import blip, diffusion, pictures, vae
+from tools.tiny_base import blip, diffusion, loop, pictures, vae
 from tools.tiny_base.recipe import BaseRecipe
 
-PARTS = ("vae", "decoder", "blip", "diffusion")
+FOLDERS = {"vae": "vae", "decoder": "vae-decoder", "blip": "tiny-blip", "diffusion": "tiny-sd"}
+PARTS = tuple(FOLDERS)
+BEGUN = Path("tools/tiny_base/begun")
 
 
 def make(recipe: BaseRecipe, work: Path, out: Path, device: str, only: Sequence[str] = PARTS, threads: int = 1) -> None:
@@ -27,10 +29,8 @@ def make(recipe: BaseRecipe, work: Path, out: Path, device: str, only: Sequence[
     pictures.make(work, "pictures", recipe.pictures, recipe.seed, recipe.size_px)
     pictures.make(work, "larger", recipe.larger_pictures, recipe.seed + 1, recipe.larger_px)
     plain, larger = pictures.load(work, "pictures"), pictures.load(work, "larger")
-    made = {
-        part: work / folder for part, folder in zip(PARTS, ("vae", "vae-decoder", "tiny-blip", "tiny-sd"), strict=True)
-    }
-    wanted = [part for part in PARTS if part in only and not _is_whole(made[part])]
+    made = {part: work / folder for part, folder in FOLDERS.items()}
+    wanted = [part for part in PARTS if part in only and not is_whole(made[part])]
     if "vae" in wanted:
         with _unfinished(made["vae"]) as folder:
             vae.train(plain, larger, recipe, work, folder, device, parts)
@@ -52,11 +52,30 @@ def make(recipe: BaseRecipe, work: Path, out: Path, device: str, only: Sequence[
     if "blip" in wanted:
         with _unfinished(made["blip"]) as folder:
             blip.train(plain, recipe, work, folder, device, parts)
-    if all(map(_is_whole, made.values())):
+    if all(map(is_whole, made.values())):
         shutil.copytree(made["decoder"], made["diffusion"] / "vae", dirs_exist_ok=True)
         for name in ("tiny-blip", "tiny-sd"):
             _forget_places(work / name)
             records.publish_folder(work / name, out / name)
+
+
+def take_along(work: Path, begun: Path) -> None:
+    """Write to `begun`, small enough for git, what another machine goes on from: whole parts, weights of begun ones."""
+    shutil.rmtree(begun, ignore_errors=True)
+    for part, folder in FOLDERS.items():
+        if is_whole(work / folder):
+            shutil.copytree(work / folder, begun / folder)
+        elif (state := work / f"{part}.state.pt").exists():
+            loop.take_along(state, begun / f"{part}.begun.safetensors")
+
+
+def take_up(begun: Path, work: Path) -> None:
+    """Put into `work` what `take_along` wrote, where `work` has not come as far itself."""
+    for folder in FOLDERS.values():
+        if is_whole(begun / folder) and not is_whole(work / folder):
+            shutil.copytree(begun / folder, work / folder)
+    for weights in begun.glob("*.begun.safetensors"):
+        records.write_bytes(work / weights.name, weights.read_bytes())
 
 
 @contextmanager
@@ -68,7 +87,8 @@ def _unfinished(target: Path) -> Iterator[Path]:
     part.replace(target)
 
 
-def _is_whole(folder: Path) -> bool:
+def is_whole(folder: Path) -> bool:
+    """Whether a part of the base has been trained to its end."""
     return any((folder / name).exists() for name in ("config.json", "model_index.json"))
 
 
@@ -87,12 +107,18 @@ def _load_vae(folder: Path, device: str) -> AutoencoderKL:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("models/.work"), help="pictures, states, previews")
+    parser.add_argument("--take-along", action="store_true", help=f"write what --work has to {BEGUN}; train nothing")
     parser.add_argument("--out", type=Path, default=Path("models"), help="where tiny-sd and tiny-blip are written")
     parser.add_argument("--share", type=float, default=1.0, help="of pictures and steps; below 1 a rehearsal")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads; the result depends on it")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts to train in this process")
     args = parser.parse_args()
+    if args.take_along:
+        take_along(args.work, BEGUN)
+        return
+    if args.share == 1.0:
+        take_up(BEGUN, args.work)
     torch.set_num_threads(args.threads)
     recipe = BaseRecipe() if args.share == 1.0 else BaseRecipe().shortened(args.share)
     make(recipe, args.work, args.out, args.device, args.only, args.threads)

@@ -255,6 +255,7 @@ def test_several_metrics_choose_by_their_mean_rank() -> None:
     assert set(values["mean_rank", 0]) == {3.75} and set(values["mean_rank", 100]) == {2.25}, "ties share their ranks"
     best = explain(values, [f"r{n}" for n in range(10)], {"mean_rank": MEAN_RANK, **METRICS}, settings)
     assert best["best_step"] == 200 and best["choose_by"] == "mean_rank" and best["resolved"]
+    assert best["why"].startswith("better than step 0: step 200: mean rank ") and "mean mean" not in best["rule"]
     assert best["rule"].endswith("(over psnr_db, effnet_lite0_distance)")
     assert {"mean_rank", *METRICS} == best["test"]["figures"].keys()
     assert Evaluate().model_dump()["choose_by"] == "effnet_lite0_distance", "as before"

@@ -5,11 +5,9 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
-import bitsandbytes.optim.optimizer as bitsandbytes_optimizer
 import pytest
 import torch
 from benchmarks.fake_card import CPU, CUDA, Reads, on_a_card
-from bitsandbytes.optim import AdamW8bit
 from prodigyopt import Prodigy
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -19,6 +17,7 @@ from training import settings
 
 from sdlora import choices
 from sdlora.config.train import Train
+from sdlora.stages.train.optimizers import bitsandbytes_optim
 from sdlora.stages.train.prodigy import ForeachProdigy
 
 SHAPES = ((4, 6), (8, 4), (3,), (2, 3, 1, 1), (5000,))
@@ -51,9 +50,9 @@ def stepped(optimizer: Optimizer, some: list[nn.Parameter], steps: int, rate: Ca
 )
 def test_how_often_a_step_waits(name: str, reads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[Tensor] = []
-    monkeypatch.setattr(bitsandbytes_optimizer, "sync_gpu", waits.append)
+    monkeypatch.setattr(bitsandbytes_optim().optimizer, "sync_gpu", waits.append)
     some = parameters()
-    stepped(AdamW8bit(some), some, 1, None)
+    stepped(bitsandbytes_optim().AdamW8bit(some), some, 1, None)
     assert len(waits) == len(SHAPES) - 1, "bitsandbytes by itself waits for each"
     waits.clear()
     some = parameters()

@@ -99,7 +99,7 @@ def explain(
     extreme = "highest" if metric.higher_is_better else "lowest"
     part = f"{len(validation)} validation references" if test else f"all {len(references)} references"
     found["rule"] = (
-        f"earliest of {len(steps)} checkpoints within one standard error of the {extreme} mean {metric.name} on {part}"
+        f"earliest of {len(steps)} checkpoints within one standard error of the {extreme} {_mean_of(metric)} on {part}"
         + (f" (over {', '.join(settings.choose_by)})" if len(settings.choose_by) > 1 else "")
     )
     deltas = [values[metric.name, step][column] - values[metric.name, 0][column] for column in test or validation]
@@ -141,7 +141,7 @@ def _verdict(found: Mapping[str, Any], metric: Metric) -> tuple[bool, str]:
     figures = part["figures"][metric.name]
     low, high = sorted(sign * figures[end] for end in ("ci_low", "ci_high"))
     told = (
-        f"step {found['best_step']}: mean {metric.name} {figures['best']}, {figures['delta']:+} against step 0 "
+        f"step {found['best_step']}: {_mean_of(metric)} {figures['best']}, {figures['delta']:+} against step 0 "
         f"[{figures['ci_low']}, {figures['ci_high']}] on {len(part['references'])} "
         f"{'test references' if found['test'] else 'references that it was chosen by'}"
     )
@@ -157,3 +157,8 @@ def _verdict(found: Mapping[str, Any], metric: Metric) -> tuple[bool, str]:
     if high < 0:
         return False, f"worse than step 0: {told}; the 95 % interval excludes 0"
     return False, f"unresolved: {told}; the 95 % interval includes 0; {unseen}"
+
+
+def _mean_of(metric: Metric) -> str:
+    """What the mean of a metric is called in a sentence."""
+    return "mean rank" if metric.name == MEAN_RANK.name else f"mean {metric.name}"
