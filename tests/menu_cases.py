@@ -56,6 +56,7 @@ SPECIAL: dict[tuple[str, str], list[Settings]] = {
         {"hires": {"factor": 1.5, "denoising_strength": 0.6, "steps": "all", "upscale": "latent"}},
     ],
     ("sample", "seeds"): [{"seeds": [1, 2]}],
+    ("sample", "decode"): [{"decode": "whole"}, {"decode": "sliced", "batch_size": 2}, {"decode": "tiled"}],
     ("sample", "inference_steps"): [{"inference_steps": 3}],
     ("sample", "max_references"): [{"max_references": 1}],
     ("evaluate", "metrics"): [{"metrics": [*choices.METRICS], "choose_by": ["psnr_db", "ssim"], **MEASURABLE}],
@@ -77,7 +78,7 @@ class Case:
 
 
 #: What only a GPU can do; on a CPU it is refused with a sentence.
-ON_A_GPU = {"train.mixed_precision": "fp16", "train.deterministic": False}
+ON_A_GPU = {"train.mixed_precision": "fp16", "train.deterministic": False, "train.compile": "blocks"}
 
 
 def needs_a_gpu(case: Case) -> bool:

@@ -31,10 +31,10 @@ from sdlora.config.params import Base
 def small_vae(**settings: object) -> AutoencoderKL:
     """A random VAE with three levels: latents are a quarter of the picture."""
     torch.manual_seed(1)
+    values = {"block_out_channels": (16, 32, 32), "norm_num_groups": 16, "sample_size": 64, **settings}
     return AutoencoderKL(
-        block_out_channels=(16, 32, 32), down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3, norm_num_groups=16, sample_size=64, **settings,
-    )  # fmt: skip
+        down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3, **values
+    )
 
 
 def save_small_sd(folder: Path) -> Base:

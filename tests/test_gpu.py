@@ -62,6 +62,13 @@ def test_only_a_gpu_has_faster_algorithms_to_choose() -> None:
         gpu.check(train(None, deterministic=False), base("fp32"), None)
 
 
+def test_only_a_gpu_compiles() -> None:
+    gpu.check(train(None, compile="blocks"), base("fp32"), RTX)
+    assert gpu.concerns(train(None, compile="blocks"), base("fp32"))
+    with pytest.raises(MissingError, match="compile: blocks needs a GPU; on a CPU"):
+        gpu.check(train(None, compile="blocks"), base("fp32"), None)
+
+
 def test_torch_is_asked_only_where_it_matters(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu, "_DRIVERS", ("/nowhere",))
     assert not gpu.concerns(train(None), base("fp32"))

@@ -70,7 +70,7 @@ def is_likely() -> bool:
 
 def concerns(train: Train, base: Base) -> bool:
     """Whether it must be known which GPU there is before a training can be planned."""
-    asks = train.precision(base.dtype) == "fp16" or not train.deterministic
+    asks = train.precision(base.dtype) == "fp16" or not train.deterministic or train.compile != "none"
     return asks or is_likely()
 
 
@@ -87,6 +87,10 @@ def check(train: Train, base: Base, gpu: Gpu | None) -> None:
         if not train.deterministic:
             raise MissingError(
                 "deterministic: false needs a GPU; on a CPU every algorithm is deterministic: leave it out"
+            )
+        if train.compile != "none":
+            raise MissingError(
+                f"compile: {train.compile} needs a GPU; on a CPU a base's own layers are as fast: leave it out"
             )
         return
     if not gpu.kernels:

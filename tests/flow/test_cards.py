@@ -70,7 +70,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     tool.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in (cards.VISIBLE, "CUDA_DEVICE_ORDER", "WORLD_SIZE", "SLURM_JOB_ID"):
+    for name in (cards.VISIBLE, *cards.ALLOCATOR, "CUDA_DEVICE_ORDER", "WORLD_SIZE", "SLURM_JOB_ID"):
         monkeypatch.setenv(name, "")  # comes back as it was
         monkeypatch.delenv(name)
     monkeypatch.setattr(cards, "_held", None)
@@ -85,6 +85,20 @@ def test_a_job_sees_its_card_alone(machine: Path) -> None:
     assert (os.environ[cards.VISIBLE], os.environ["CUDA_DEVICE_ORDER"]) == ("1", "PCI_BUS_ID")
     other.give_back()
     assert cards.of_this_machine() == ["1"], "and so do the processes that it starts"
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize("users_own", [None, *cards.ALLOCATOR])
+def test_memory_is_not_torn_by_pictures_of_many_sizes(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, users_own: str | None
+) -> None:
+    if users_own is not None:
+        monkeypatch.setenv(users_own, "max_split_size_mb:128")
+    cards.take_one()
+    found = {name: os.environ[name] for name in cards.ALLOCATOR if name in os.environ}
+    assert found == (
+        {cards.ALLOCATOR[0]: "expandable_segments:True"} if users_own is None else {users_own: "max_split_size_mb:128"}
+    )
 
 
 def test_only_the_cards_that_are_named_are_used(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:

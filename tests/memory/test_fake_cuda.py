@@ -1,13 +1,6 @@
-"""Every family, precision and option on fake tensors: they have a device, a type and a shape, and need no card.
+"""Every family, precision and option on a card that is not there (`benchmarks/fake_card.py`)."""
 
-On CUDA the training's own code draws, encodes and takes the loss; the backward pass and the optimizer run on the CPU
-with the types that a GPU would have, because autograd's engine asks CUDA for a stream. accelerate, which asks for a
-real device, is replaced by the calls that it makes.
-"""
-
-import ctypes
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from itertools import combinations, product
 from pathlib import Path
@@ -16,31 +9,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from benchmarks import fake_card
+from benchmarks.fake_card import CPU, CUDA, Traffic, cached_example, shapes_of, weights_of, with_lora, with_prior
 from helpers import TINY
 from PIL import Image
-from shapes import save_small_sd, save_small_sdxl
-from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from shapes import save_small_sd, save_small_sdxl, small_vae
+from torch import Tensor
 
-from sdlora import choices
-from sdlora.config.params import Base, Flip, Sample
+from sdlora.config.params import Base, Sample
 from sdlora.config.train import Ema, Pivotal, Prior, TextEncoder, Train
 from sdlora.errors import ParamsError
 from sdlora.memory import preflight
-from sdlora.memory.meter import Meter, as_if_there_were_a_card
-from sdlora.memory.prediction import _add_lora, _blank_tokens, _draw_peak, _Shapes, put_into
-from sdlora.models.family import DTYPES, trained_base
-from sdlora.stages.train import latents, texts
+from sdlora.memory.meter import Meter
+from sdlora.memory.prediction import _draw_peak, _Shapes, draw_phase
+from sdlora.models.family import trained_base
+from sdlora.stages.train import latents
 from sdlora.stages.train.batch import batch_of, draw_batch
-from sdlora.stages.train.dataset import BatchOrder, Example, Geometry
+from sdlora.stages.train.dataset import Geometry
 from sdlora.stages.train.loop import Run, loss_of, optimizer_step, ready
 
-CUDA, CPU = torch.device("cuda", 0), torch.device("cpu")
-_IN_THE_REGISTRY = {"cuda": 1, "meta": 14}  # c10::DeviceType
 SIDE = 64
-TEXT = "captain, left"
 #: Type of the base, and `mixed_precision`.
 PRECISIONS = {
     "fp32": ("fp32", None), "bf16": ("bf16", None), "fp16": ("fp16", None), "fp32 under fp16": ("fp32", "fp16"),
@@ -108,24 +96,6 @@ IN_FP16 = [case for case in CASES if "fp16" in PRECISIONS[case.precision]]
 STEPS = [case for case in CASES if case not in IN_FP16] + IN_FP16[:1]
 
 
-class FakeAccelerate:
-    """The calls that accelerate makes for one process on one GPU, but for the scaler, which asks for numbers."""
-
-    scaler = None
-
-    def __init__(self, precision: str, device: torch.device) -> None:
-        self._precision, self.device = precision, device
-
-    def autocast(self) -> AbstractContextManager[Any]:
-        return nullcontext() if self._precision == "no" else torch.autocast(self.device.type, DTYPES[self._precision])
-
-    def backward(self, loss: Tensor) -> None:
-        torch.autograd.backward(loss)
-
-    def clip_grad_norm_(self, parameters: list[nn.Parameter], norm: float) -> None:
-        nn.utils.clip_grad_norm_(parameters, norm)
-
-
 @pytest.fixture(scope="module")
 def bases(small_sd3: Base, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Base]:
     """As few operations as a family can have: on fake tensors their number is the time."""
@@ -144,79 +114,29 @@ def base_of(case: Case, bases: dict[str, Base]) -> Base:
     return bases[case.family].model_copy(update={"dtype": PRECISIONS[case.precision][0]})
 
 
-def weights_of(case: Case) -> torch.dtype:
-    """Type of the frozen weights on a GPU."""
-    own, precision = PRECISIONS[case.precision]
-    return DTYPES[own if own == "fp32" or precision in (None, "no") else precision]
-
-
-def shapes_of(case: Case, base: Base, device: torch.device) -> _Shapes:
-    """A base on fake tensors of the types that a GPU would have."""
-    shapes = _Shapes(trained_base(base, case.train(), CUDA), device)
-    shapes.mode = FakeTensorMode(allow_non_fake_inputs=True)  # pictures, and the scheduler's tables
-    shapes.model.dtype = weights_of(case)
-    for part in shapes.model.parts():
-        put_into(part, shapes.model.dtype)
-    # a tokenizer's numbers are real, and cannot be sent to a card that is not there
-    shapes.model.tokenize = lambda prompts: _blank_tokens(shapes.model, len(prompts))  # type: ignore[method-assign]
-    order = BatchOrder.of([Example("p", (torch.zeros(1, 1, 1),), (), (TEXT,))], 1, 1)
-    for step in range(2):
-        order.draws(step)  # remembered: drawing the order needs numbers
-    return shapes
-
-
 def run_of(case: Case, shapes: _Shapes, picture: Path) -> Run:
     """The run that `prepare` makes, of fake tensors."""
-    train, model = case.train(), shapes.model
-    _add_lora(model, train)
-    shapes.materialize()
-    parameters = [p for part in model.parts() for p in part.parameters() if p.requires_grad]
-    shape = (model.pipeline.vae.config.latent_channels, *(SIDE // model.pipeline.vae_scale_factor,) * 2)
-    mask = torch.ones(1, *shape[1:]) if case.mask else None
-    numbers = (torch.zeros(shape),)
-    plain = Example("p", numbers, numbers, (TEXT,), mask=(mask,))
+    train = case.train()
+    with_lora(train, shapes)
+    plain = cached_example(shapes, SIDE, case.mask)
     shown, latents_of = plain, latents.cached
     if case.cache != "disk":
         place = Geometry((SIDE, SIDE), (0, 0, SIDE, SIDE), (1365, 901), (0, 0))
         shown = replace(plain, mean=(), std=(), files=(picture,), geometry=(place,))
     if case.cache == "ram":
-        (shown,) = latents.encoded([shown], model)
+        (shown,) = latents.encoded([shown], shapes.model)
     elif case.cache == "none":
-        latents_of = latents.live(model)
-    accelerate: Any = FakeAccelerate(train.precision(model.base.dtype), shapes.device)
-    if train.learns_text:
-        conditioning_of = texts.learning(model, accelerate.autocast, None)
-    else:
-        conditioning_of = texts.cached(model, [TEXT])
-    optimizer = choices.pick(choices.OPTIMIZERS, "adamw")([{"params": parameters, "lr": 1e-3}], train)
-    run = Run(
-        settings=train, flip=Flip(), model=model, examples=[shown], order=BatchOrder.of([shown], 1, 1),
-        latents_of=latents_of, conditioning_of=conditioning_of, parameters=parameters, optimizer=optimizer,
-        lr_schedule=choices.pick(choices.LR_SCHEDULES, "constant")(optimizer, train), accelerator=accelerate,
-        objective=model.objective(train), average=[p.detach().clone() for p in parameters] if case.ema else None,
-    )  # fmt: skip
+        latents_of = latents.live(shapes.model)
+    run = fake_card.run_of(train, shapes, shown, latents_of)
     if case.prior:
-        run.prior = replace(run, examples=[plain], order=BatchOrder.of([plain], 1, 1), latents_of=latents.cached)
+        with_prior(run, plain)
     return run
 
 
 @pytest.fixture
 def on_a_card() -> Iterator[None]:
-    """Where torch was built without CUDA, the meta device's guard does nothing in the place of CUDA's.
-
-    torch does the same in builds with CUDA on machines without a card (`_ensureCUDADeviceGuardSet`).
-    """
-    with as_if_there_were_a_card(CUDA):
-        if torch.version.cuda is not None:
-            yield
-            return
-        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib/libc10.so"))
-        guards = (ctypes.c_void_p * 15).in_dll(library, "_ZN3c104impl26device_guard_impl_registryE")
-        guards[_IN_THE_REGISTRY["cuda"]] = guards[_IN_THE_REGISTRY["meta"]]
-        try:
-            yield
-        finally:
-            guards[_IN_THE_REGISTRY["cuda"]] = None
+    with fake_card.on_a_card():
+        yield
 
 
 def are(tensors: Iterable[Tensor], *kind: object) -> bool:
@@ -224,32 +144,9 @@ def are(tensors: Iterable[Tensor], *kind: object) -> bool:
     return {(tensor.dtype, tensor.device) for tensor in tensors} == {kind}
 
 
-#: Operations that return a number, for which the CPU waits.
-_READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default, torch.ops.aten.nonzero.default)
-
-
-class Traffic(TorchDispatchMode):
-    """Counts operations, copies from the CPU to the card, and moments in which the CPU waits for the card."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations = self.copies = self.waits = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        made = operation(*args, **(kwargs or {}))
-        given, taken = ([x for x in tree_iter(some) if isinstance(x, Tensor)] for some in ((args, kwargs), made))
-        here, there = ({x.device.type for x in some} for some in (given, taken))
-        self.operations += "cuda" in here | there
-        # a number beside the card's tensors is part of a kernel's call, and is not copied
-        numbers = all(x.dim() == 0 for x in given if x.device.type == "cpu") and "cuda" in here
-        self.copies += "cpu" in here and "cuda" in there and not numbers
-        self.waits += "cuda" in here and ("cpu" in there or operation in _READS)
-        return made
-
-
 def traffic_of(case: Case, bases: dict[str, Base], picture: Path, ahead: bool) -> Traffic:
     """Of a batch, from its draw to its loss."""
-    shapes = shapes_of(case, base_of(case, bases), CUDA)
+    shapes = shapes_of(case.train(), base_of(case, bases), CUDA)
     with shapes.mode, torch.no_grad():
         run = run_of(case, shapes, picture)
         loss_of(run, draw_batch(run, 0, 0))  # tables go to the card at their first use
@@ -270,8 +167,8 @@ def test_a_step_takes_one_copy_and_never_waits(family: str, bases: dict[str, Bas
 @pytest.mark.usefixtures("on_a_card")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_batch_its_loss_an_encode_and_a_draw_on_cuda(case: Case, bases: dict[str, Base], picture: Path) -> None:
-    shapes = shapes_of(case, base_of(case, bases), CUDA)
-    model, weights = shapes.model, weights_of(case)
+    shapes = shapes_of(case.train(), base_of(case, bases), CUDA)
+    model, weights = shapes.model, weights_of(base_of(case, bases), case.train())
     with shapes.mode, torch.no_grad():
         run = run_of(case, shapes, picture)
         assert are([p for part in model.parts() for p in part.parameters() if not p.requires_grad], weights, CUDA)
@@ -292,7 +189,7 @@ def test_a_batch_its_loss_an_encode_and_a_draw_on_cuda(case: Case, bases: dict[s
 @pytest.mark.parametrize("case", STEPS, ids=str)
 def test_a_step_and_its_prediction(case: Case, bases: dict[str, Base], picture: Path) -> None:
     base = base_of(case, bases)
-    shapes = shapes_of(case, base, CPU)
+    shapes = shapes_of(case.train(), base, CPU)
     with shapes.mode:
         run = run_of(case, shapes, picture)
         with Meter([t for part in shapes.model.parts() for t in (*part.parameters(), *part.buffers())]) as meter:
@@ -356,9 +253,48 @@ def test_what_cannot_be_drawn_is_not_trained() -> None:
     few, many = (Sample(batch_size=size) for size in (1, 400))
     preflight.check(Train(), TINY, demand, free=2**30, device="cuda", phases=phases, drawing=(few, SIDE))
     with pytest.raises(
-        preflight.ResourceError, match=r"drawing with the trained LoRA needs .*\n.*\n.*sample.batch_size"
+        preflight.ResourceError, match=r"drawing with the trained LoRA needs .*\n.*\nAny .*:\n  sample.batch_size: 1: 0"
     ):
         preflight.check(Train(), TINY, demand, free=2**30, device="cuda", phases=phases, drawing=(many, SIDE))
     preflight.check_drawing(few, SIDE, TINY, "cuda", free=2**30)  # a LoRA from elsewhere was never trained here
-    with pytest.raises(preflight.ResourceError, match=r"drawing needs .* GiB are free\.\nIt is made of act.*\n.*hires"):
+    with pytest.raises(
+        preflight.ResourceError, match=r"drawing needs .* GiB are free\.\nIt is made of act.*\nAny .*:\n  sample.ba"
+    ):
         preflight.check_drawing(many, SIDE, TINY, "cuda", free=2**30)
+
+
+def drawing_of(base: Base, **options: Any) -> int:
+    """Bytes that drawing pictures of the base's own side takes beside the weights, on CUDA."""
+    return draw_phase(Sample(**options), base.size_px, base, CUDA).parts["activations"]
+
+
+@pytest.mark.usefixtures("on_a_card")
+def test_decoding_in_parts_takes_less_and_is_advised(bases: dict[str, Base], tmp_path: Path) -> None:
+    """With a VAE that takes more than its denoiser, as SDXL's does."""
+    small_vae(block_out_channels=(128, 128, 128)).save_pretrained(tmp_path)
+    base, sample, side = bases["sdxl"].model_copy(update={"vae": str(tmp_path)}), Sample(batch_size=4), 64
+    whole, sliced, tiled = (drawing_of(base, decode=name, batch_size=4) for name in ("whole", "sliced", "tiled"))
+    assert sliced < 0.3 * whole and tiled < 0.5 * sliced
+    demand, phases = preflight.Demand((4, 16, 16)), [preflight.Phase("train", {"unet": 2**20})]
+    fits = draw_phase(sample.model_copy(update={"decode": "sliced"}), side, base, CUDA)
+    with pytest.raises(preflight.ResourceError) as told:
+        preflight.check(
+            Train(), base, demand, device="cuda", phases=phases, drawing=(sample, side),
+            free=preflight._needed(fits.total, CUDA),
+        )  # fmt: skip
+    ways = [line.rpartition(": ")[0].strip() for line in str(told.value).splitlines()[3:]]
+    assert ways == [
+        "sample.batch_size: 1", "sample.decode: sliced", "sample.decode: tiled",
+        "sample.decode: tiled, sample.batch_size: 1",
+    ]  # fmt: skip
+    with pytest.raises(preflight.ResourceError, match=r"No setting of sample makes it fit: use a smaller fit\.size_px"):
+        preflight.check_drawing(sample, side, base, "cuda", free=2**20)
+
+
+@pytest.mark.usefixtures("on_a_card")
+def test_a_decoder_that_overflows_is_counted_in_fp32(bases: dict[str, Base]) -> None:
+    """SDXL's draws fp16 latents and decodes them in fp32, weights included."""
+    in_fp16, in_bf16 = (drawing_of(bases["sdxl"].model_copy(update={"dtype": kind})) for kind in ("fp16", "bf16"))
+    assert in_fp16 > 1.9 * in_bf16
+    others = [drawing_of(bases["sd"].model_copy(update={"dtype": kind})) for kind in ("fp16", "bf16")]
+    assert others[0] == others[1]

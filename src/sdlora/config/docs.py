@@ -65,6 +65,7 @@ ORIGINS: dict[str, tuple[str, str]] = {
     "cache_text": ("", "OneTrainer, SimpleTuner"),
     "gradient_checkpointing": ("", "1604.06174"),
     "mixed_precision": ("", "1710.03740"),
+    "compile": ("", "torch.compile; diffusers' compile_repeated_blocks"),
     "deterministic": ("", "PyTorch, reproducibility notes"),
     "seed": ("", "randomness is a function of (seed, step, picture)"),
     "seeds": ("trainings", "what may be said of settings, not of one LoRA"),

@@ -189,6 +189,10 @@ class Sample(Section):
 
     weights: Literal["raw", "ema"] = Field("raw", description="the LoRA as trained, or its average (train.ema)")
     lora_scale: float = Field(1.0, ge=0, le=4, description="strength of the LoRA")
+    fuse_lora: bool = Field(
+        False,
+        description="add the LoRA to the base's weights while drawing: fewer operations, sums are rounded once more",
+    )
     guidance_scale: float = Field(7.0, ge=1, le=50, description="classifier-free guidance (CFG)")
     inference_steps: int = Field(30, ge=1, le=1000, description="denoising steps")
     scheduler: str = Field("ddim", description="entry of choices.SCHEDULERS")
@@ -205,6 +209,11 @@ class Sample(Section):
     hires: Hires | None = Field(None, description="null = off")
     max_references: int = Field(10, ge=1, le=1000, description="references drawn and measured, first by id")
     batch_size: int = Field(1, ge=1, le=1000, description="pictures drawn at once: more is faster and takes memory")
+    decode: Literal["whole", "sliced", "tiled"] = Field(
+        "whole",
+        description="the VAE at work, for a GPU's memory: on all pictures at once; on one after the other; on each in "
+        "overlapping tiles of half the base's side, whose colours can differ a little",
+    )
 
     @field_validator("scheduler")
     @classmethod
@@ -218,6 +227,12 @@ class Sample(Section):
                 raise ValueError(
                     f"{option} has no effect with scheduler: {self.scheduler}; it is for {', '.join(samplers)}"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _several_are_decoded(self) -> Self:
+        if self.decode == "sliced" and self.batch_size == 1:
+            raise ValueError("decode: sliced has no effect with batch_size: 1; choices: whole, tiled")
         return self
 
     @model_validator(mode="after")

@@ -90,7 +90,7 @@ class Train(Section):
     prior: Prior | None = Field(None, description="prior preservation; null = none")
 
     learning_rate: float = Field(1e-4, gt=0, le=10, description="peak rate, before the base's multiplier")
-    optimizer: str = Field("adamw8bit", description="entry of choices.OPTIMIZERS")
+    optimizer: str = Field("adamw", description="entry of choices.OPTIMIZERS")
     betas: tuple[Unit, Unit] = Field((0.9, 0.999), description="decay rates of the two moments")
     weight_decay: float = Field(1e-2, ge=0, le=10, description="decoupled weight decay")
     epsilon: float = Field(1e-8, gt=0, le=1, description="added to the root of the second moment (Adam family)")
@@ -150,6 +150,10 @@ class Train(Section):
         None, description="text embeddings, likewise; null = ram, or none where captions or their embeddings change"
     )
     gradient_checkpointing: bool = Field(False, description="less memory, more time")
+    compile: Literal["none", "blocks"] = Field(
+        "none",
+        description="GPU only: compile the blocks that the denoiser repeats; the log says when that pays",
+    )
     mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
         None, description="autocast type of the forward pass; null = the base's dtype (fp32: no)"
     )
@@ -214,6 +218,12 @@ class Train(Section):
             found.append(
                 "prodigy takes one learning rate for all parameters, so loraplus_ratio, text_encoder and pivotal "
                 "need another optimizer"
+            )
+        untried = self.lora_type in ("loha", "lokr") or self.dropout or self.gradient_checkpointing
+        if self.compile == "blocks" and untried:
+            found.append(
+                "compile: blocks was not tried with lora_type loha or lokr, dropout or gradient_checkpointing: leave "
+                "one of them out"
             )
         if self.optimizer == "schedulefree_adamw" and self.lr_schedule not in ("constant", "constant_with_warmup"):
             found.append(f"schedulefree_adamw replaces a schedule; lr_schedule: {self.lr_schedule} would fight it")

@@ -1,6 +1,6 @@
 """Each job that computes on a GPU has a card of its own; the kernel takes it back when the process dies.
 
-Knows nothing of torch: a job sees its card alone from before CUDA starts.
+Imports no torch: a job sees its card alone, and its allocator knows what to do, from before CUDA starts.
 """
 
 import fcntl
@@ -18,6 +18,8 @@ from typing import IO
 from sdlora.errors import DataError, ParamsError
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+#: How torch's allocator is told what to do, and the older name of it.
+ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 LOOKED_S = 0.2  # between two looks for a card that became free
 _DRIVERS_CARDS = Path("/proc/driver/nvidia/gpus")
 _held: "Lease | None" = None
@@ -100,6 +102,8 @@ def take_one() -> None:
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as the driver numbers them
     _held = lease(cards, folder())
     os.environ[VISIBLE] = _held.card
+    if not any(name in os.environ for name in ALLOCATOR):  # pictures of many sizes would tear the card's memory apart
+        os.environ[ALLOCATOR[0]] = "expandable_segments:True"
     if len(cards) > 1:
         print(f"on GPU {_held.card} of {', '.join(cards)}", flush=True)
 

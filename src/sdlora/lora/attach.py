@@ -8,10 +8,14 @@ from peft import LoHaConfig, LoKrConfig, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.lycoris_utils import LycorisLayer
 from safetensors import safe_open
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 
 from sdlora.models.family import denoiser_name_of
 
 NAME = "lora"
+#: Layers that carry a LoRA, and the weights that are their own, on the CPU.
+Fused = list[tuple[Any, Tensor]]
 # Types that diffusers' own loader does not read.
 _CONFIGS = {"LOHA": LoHaConfig, "LOKR": LoKrConfig}
 
@@ -63,3 +67,29 @@ def detach_lora(pipeline: Any) -> None:
     if isinstance(network.peft_config[NAME], LoHaConfig | LoKrConfig):
         network.delete_adapters(NAME)
     pipeline.unload_lora_weights()
+
+
+def fuse_lora(pipeline: Any) -> Fused:
+    """Add the LoRA that is attached to the weights of the layers it lies on.
+
+    Returns:
+        What `unfuse_lora` needs to bring back the very same weights; peft would subtract and round.
+    """
+    networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
+    fused: Fused = []
+    for layer in (module for network in networks for module in network.modules()):
+        if isinstance(layer, LycorisLayer | LoraLayer):
+            weight = layer.get_base_layer().weight
+            fused.append((layer, weight.data.cpu()))
+            layer.merge(safe_merge=True)  # into a new tensor
+            increment_version(weight)
+    return fused
+
+
+def unfuse_lora(fused: Fused) -> None:
+    """Take a LoRA out of the weights again."""
+    for layer, own in fused:
+        layer.unmerge()
+        weight = layer.get_base_layer().weight
+        weight.data = own.to(weight.device)
+        increment_version(weight)

@@ -22,7 +22,7 @@ from sdlora.lora import pivotal, types
 from sdlora.memory.meter import Meter, as_if_there_were_a_card, become_fake, optimizer_cost, size_of
 from sdlora.models import Conditioning, ModelFamily
 from sdlora.models.family import DTYPES, first_loaded, quieten, trained_base
-from sdlora.stages.sample.drawing import check_drawing
+from sdlora.stages.sample.drawing import check_drawing, last_side, tile_side
 from sdlora.stages.train.dataset import Example
 
 
@@ -296,7 +296,7 @@ def encode_phase(version: Version, base: Base, device: torch.device) -> Phase:
 
 
 def draw_phase(sample: Sample, side: int, base: Base, device: torch.device) -> Phase:
-    """Memory of the stage `sample`: denoising twice a picture (guidance), then decoding, hires fix included.
+    """Memory of the stage `sample`: denoising twice a picture (guidance), then decoding, hires fix and tiles included.
 
     Args:
         sample: Its settings.
@@ -307,18 +307,25 @@ def draw_phase(sample: Sample, side: int, base: Base, device: torch.device) -> P
     shapes = _Shapes(base, device)
     model, weights = shapes.model, shapes.weights()
     check_drawing(sample, type(model))
-    if sample.hires is not None:
-        multiple = model.resolution_multiple
-        side = round(side * sample.hires.factor / multiple) * multiple
+    side = last_side(sample, side, model.resolution_multiple)
     shapes.materialize()
-    peak = _draw_peak(shapes, sample.batch_size, side)
+    part = tile_side(base, side) if sample.decode == "tiled" else None
+    peak = _draw_peak(shapes, sample.batch_size, side, None if sample.decode == "whole" else 1, part)
     return Phase("draw", {**weights, "packed": model.speed.kept_bytes(model.denoiser), "activations": peak})
 
 
-def _draw_peak(shapes: _Shapes, pictures: int, side: int) -> int:
-    """Bytes beside the weights that drawing square pictures needs, all at once."""
+def _draw_peak(shapes: _Shapes, pictures: int, side: int, decoded: int | None = None, part: int | None = None) -> int:
+    """Bytes beside the weights that drawing square pictures needs.
+
+    Args:
+        shapes: The base.
+        pictures: How many are denoised at once.
+        side: Theirs, px.
+        decoded: How many are decoded at once; None = all.
+        part: Side of the tiles in which they are, px; None = whole.
+    """
     model, device = shapes.model, shapes.device
-    latent = latent_shape(model, side, side)
+    latent, tile = (latent_shape(model, long, long) for long in (side, part or side))
 
     def denoise() -> None:
         latents = torch.zeros(2 * pictures, *latent, dtype=model.dtype, device=device)
@@ -328,9 +335,11 @@ def _draw_peak(shapes: _Shapes, pictures: int, side: int) -> int:
     def decode() -> None:
         vae = model.pipeline.vae
         with model.vae_in_safe_type():
-            vae.decode(torch.zeros(pictures, *latent, dtype=vae.dtype, device=device))
+            vae.decode(torch.zeros(decoded or pictures, *tile, dtype=vae.dtype, device=device))
 
-    return max(shapes.peak(work)[0] for work in (denoise, decode))
+    # pictures, and tiles that overlap by a quarter of each side, wait to be put together: at most fp32
+    waiting = 3 * side * side * 4 * ((pictures if decoded else 0) + (2 if part else 0))
+    return max(shapes.peak(denoise)[0], shapes.peak(decode)[0] + waiting)
 
 
 def latent_shape(model: ModelFamily, width_px: int, height_px: int) -> tuple[int, int, int]:

@@ -4,6 +4,7 @@ sdlora preflight v8        # the phases of a version, from params.yaml
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from sdlora import gpu
 from sdlora.config.params import Base, Params, Sample
 from sdlora.config.train import Train
-from sdlora.errors import ResourceError
+from sdlora.errors import ParamsError, ResourceError
 from sdlora.memory.meter import free_bytes
 from sdlora.memory.prediction import (
     Demand,
@@ -27,7 +28,6 @@ from sdlora.models.family import default_device, quieten
 
 __all__ = ["Demand", "Phase", "check", "demand_of", "predict", "table"]
 MIB, GIB = 2**20, 2**30
-LESS_TO_DRAW = "Less is taken by a smaller sample.batch_size or fit.size_px, or no sample.hires"
 NEARLY_FULL = 0.85  # of what is free: allocators and libraries need some of the rest
 Changes = dict[tuple[str, str], Any]  # (section, key) -> value
 
@@ -60,7 +60,7 @@ def check(
     available = free_bytes(where) if free is None else free
     try:
         phases = phases or predict(settings, base, demand, where)
-        if drawing is not None and where.type == "cuda":
+        if drawing is not None and where.type == "cuda" and phases[-1].name != "draw":
             phases = [*phases, draw_phase(*drawing, base, where)]
     except Unpredictable as reason:
         print(f"preflight: {reason}; {_gib(available)} are free, and the training starts unchecked", flush=True)
@@ -75,7 +75,8 @@ def check(
         return
     parts = _parts(worst)
     if worst.name == "draw":
-        raise ResourceError(f"drawing with the trained LoRA needs {said}.\n{parts}\n{LESS_TO_DRAW}")
+        lighter = _lighter_drawing(*drawing, base, where, available) if drawing else ""
+        raise ResourceError(f"drawing with the trained LoRA needs {said}.\n{parts}\n{lighter}")
     advice = _advice(settings, base, demand, where, available, needed)
     raise ResourceError(f"the training needs {said}.\n{parts}\nOf what can be changed, {advice}")
 
@@ -105,8 +106,28 @@ def check_drawing(sample: Sample, side: int, base: Base, device: str | None = No
     needed = _needed(phase.total, where)
     if needed > available:
         raise ResourceError(
-            f"drawing needs {_gib(needed)} of GPU memory, {_gib(available)} are free.\n{_parts(phase)}\n{LESS_TO_DRAW}"
+            f"drawing needs {_gib(needed)} of GPU memory, {_gib(available)} are free.\n{_parts(phase)}\n"
+            f"{_lighter_drawing(sample, side, base, where, available)}"
         )
+
+
+def _lighter_drawing(sample: Sample, side: int, base: Base, device: torch.device, available: int) -> str:
+    """The changes, one at a time, with which drawing would fit."""
+    changes: list[dict[str, Any]] = [{"hires": None}] if sample.hires is not None else []
+    whole = {"decode": "whole"} if sample.decode == "sliced" else {}
+    changes += [{"batch_size": 1, **whole}] if sample.batch_size > 1 else []
+    changes += [{"decode": "sliced"}] if sample.batch_size > 1 and sample.decode == "whole" else []
+    changes += [{"decode": "tiled"}, {"decode": "tiled", "batch_size": 1}] if sample.decode != "tiled" else []
+    found = []
+    for change in changes:
+        with suppress(ParamsError):  # a picture that is no larger than a tile
+            phase = draw_phase(sample.model_copy(update=change), side, base, device)
+            if (total := _needed(phase.total, device)) <= available:
+                said = ", ".join(f"sample.{key}: {'null' if value is None else value}" for key, value in change.items())
+                found.append(f"  {said}: {_gib(total)}")
+    if not found:
+        return "No setting of sample makes it fit: use a smaller fit.size_px"
+    return "\n".join(["Any of these would fit:", *found])
 
 
 def _needed(total: int, device: torch.device) -> int:
@@ -223,7 +244,8 @@ def show(params: Params, name: str, device: str | None) -> None:
         phases = predict(version.train, base, demand, where)
     except Unpredictable as reason:
         raise ResourceError(f"{name}: {reason}" + ("" if here else "; there is no GPU here")) from None
-    drawn = draw_phase(version.sample, version.fit.size_px or base.size_px, base, where)
+    drawing = version.sample, version.fit.size_px or base.size_px
+    drawn = draw_phase(*drawing, base, where)
     print(table([encode_phase(version, base, where), *phases, drawn], free_bytes(where) if here else None))
     if here:
-        check(version.train, base, demand, device=where.type, phases=[*phases, drawn])
+        check(version.train, base, demand, device=where.type, phases=[*phases, drawn], drawing=drawing)

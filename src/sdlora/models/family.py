@@ -189,6 +189,11 @@ class ModelFamily:
             raise ParamsError(f"train.text_encoder: no text encoder of family {family} can carry a LoRA: leave it out")
         if settings.pivotal is not None and not self.pivotal_encoders:
             raise ParamsError(f"train.pivotal: diffusers loads no learnt embeddings for family {family}: leave it out")
+        repeated = getattr(getattr(self.pipeline, self.denoiser_name, None), "_repeated_blocks", True)
+        if settings.compile == "blocks" and not repeated:
+            raise ParamsError(
+                f"train.compile: diffusers does not say which blocks family {family} repeats: set compile: none"
+            )
         if self.pipeline.scheduler is not None:
             self.objective(settings)
 

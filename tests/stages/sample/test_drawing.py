@@ -1,5 +1,6 @@
 """The drawing menu: what each option changes, by plain diffusers, and what is refused."""
 
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -9,9 +10,13 @@ import torch
 from helpers import TINY
 from PIL import Image
 from pydantic import ValidationError
+from torch.utils._python_dispatch import TorchDispatchMode
+from training import trained
 
+from sdlora import choices
 from sdlora.config.params import Base, Hires, Sample
 from sdlora.errors import ParamsError
+from sdlora.lora.names import FILE_NAME
 from sdlora.models import load_model
 from sdlora.randomness import generator
 from sdlora.stages.sample.drawing import told
@@ -115,3 +120,95 @@ def test_what_a_family_does_not_have_is_refused(small_sd3: Base) -> None:
 def test_a_family_that_tells_embeddings_cannot_skip() -> None:
     with pytest.raises(ParamsError, match="tells its pipeline embeddings of its own"):
         drawn(TINY.model_copy(update={"family": "clip-skip"}), clip_skip=1)
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.count += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def pixels(image: Image.Image) -> Any:
+    return np.asarray(image, int)
+
+
+@pytest.fixture(scope="module")
+def loras(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A LoRA of every type, and one on the text encoder too, strong enough to be seen."""
+    found = {}
+    kinds: dict[str, dict[str, Any]] = {name: {"lora_type": name} for name in choices.LORA_TYPES}
+    for name, options in {**kinds, "text": {"text_encoder": {"learning_rate": 1e-2}}, "second": {"seed": 7}}.items():
+        folder = tmp_path_factory.mktemp(name)
+        trained(folder, **options)
+        found[name] = folder / FILE_NAME
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [*choices.LORA_TYPES, "text"])
+def test_a_fused_lora_draws_the_same_picture_with_fewer_operations(name: str, loras: dict[str, Path]) -> None:
+    drawn, counts = {}, {}
+    for fuse in (False, True):
+        painter = Painter(TINY, Sample(inference_steps=3, fuse_lora=fuse), 64)
+        painter.use(None)
+        (drawn["base", fuse],) = painter.draw([PROMPT])
+        painter.use(loras["second"])
+        painter.draw([PROMPT])
+        painter.use(loras[name])
+        with Operations() as operations:
+            (drawn[name, fuse],) = painter.draw([PROMPT])
+        counts[fuse] = operations.count
+        painter.use(None)
+        assert painter.draw([PROMPT])[0].tobytes() == drawn["base", fuse].tobytes(), "not a bit of it is left"
+    assert drawn["base", True].tobytes() == drawn["base", False].tobytes()
+    assert np.abs(pixels(drawn[name, True]) - pixels(drawn[name, False])).max() <= 1
+    assert np.abs(pixels(drawn[name, True]) - pixels(drawn["base", True])).max() > 8
+    assert counts[True] < counts[False]
+
+
+@pytest.mark.slow
+def test_fused_into_half_weights_it_moves_pictures_about_as_much_as_their_type_does(loras: dict[str, Path]) -> None:
+    found = {}
+    for dtype, fuse in (("fp32", False), ("bf16", False), ("bf16", True)):
+        base = TINY.model_copy(update={"dtype": dtype})
+        painter = Painter(base, Sample(inference_steps=3, fuse_lora=fuse), 64)
+        painter.use(loras["lora"])
+        found[dtype, fuse] = pixels(painter.draw([PROMPT])[0])
+    exact = found.pop(("fp32", False))
+    plain, fused = (np.abs(image - exact).mean() for image in found.values())
+    assert fused < 2 * plain
+
+
+def decoded(decode: str, side: int = 64) -> tuple[list[Image.Image], list[torch.Size]]:
+    """Two pictures, and what the decoder was given."""
+    painter = Painter(TINY, Sample(inference_steps=3, batch_size=2, decode=decode), side)
+    painter.use(None)
+    shapes: list[torch.Size] = []
+    decoder = painter._adapter.pipeline.vae.decoder  # type: ignore[union-attr]
+    decoder.register_forward_pre_hook(lambda _, inputs: shapes.append(inputs[0].shape))
+    return painter.draw([PROMPT, Prompt("002", "captain", 42)]), shapes
+
+
+def test_pictures_are_decoded_at_once_one_by_one_or_in_tiles() -> None:
+    whole, at_once = decoded("whole")
+    sliced, one_by_one = decoded("sliced")
+    tiled, tiles = decoded("tiled")
+    assert at_once == [(2, 4, 16, 16)] and one_by_one == [(1, 4, 16, 16)] * 2
+    assert max(shape[-1] for shape in tiles) == 8 and {shape[0] for shape in tiles} == {1}
+    for one, other, third in zip(whole, sliced, tiled, strict=True):
+        assert np.abs(pixels(one) - pixels(other)).max() <= 1
+        difference = np.abs(pixels(one) - pixels(third))
+        assert one.size == third.size and 0 < difference.mean() < 16
+
+
+def test_decoding_in_parts_that_has_no_effect_is_refused() -> None:
+    with pytest.raises(ValidationError, match="decode: sliced has no effect with batch_size: 1"):
+        Sample(decode="sliced")
+    with pytest.raises(ParamsError, match="a picture of 32 px is no larger than a tile, 32 px"):
+        decoded("tiled", 32)

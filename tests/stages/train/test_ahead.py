@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from benchmarks.fake_card import Reads
 from helpers import TINY
-from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from training import examples, hashes, settings
 
 from sdlora.config.params import Flip
@@ -96,18 +95,6 @@ def test_drawing_ahead_trains_the_same_bytes(
         logs.append(train_loop(run, None, lambda state, run=run, name=name: write_checkpoint(run, tmp_path / name)))
     assert hashes(tmp_path / "plain") == hashes(tmp_path / "ahead")
     assert logs[0] == logs[1]
-
-
-class Reads(TorchFunctionMode):
-    """Counts what waits for a device: tensors that are read."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.count += function in (Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__bool__, Tensor.cpu)
-        return function(*args, **(kwargs or {}))
 
 
 def test_losses_are_read_once_in_twenty_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -106,6 +106,7 @@ ELSEWHERE = {
     "tag_dropout": "test_captions.py", "cache_latents": "test_caches.py", "cache_text": "test_caches.py",
     "seeds": "test_params.py: test_several_seeds_are_versions_of_their_own",
     "gradient_checkpointing": "test_gradient_checkpointing_changes_memory_not_the_gradient",
+    "compile": "test_compiled.py",
     "timestep_sampling": "test_objective.py", "timestep_shift": "test_objective.py",
     "deterministic": "test_only_deterministic_algorithms_unless_a_gpu_may_choose",
 }  # fmt: skip

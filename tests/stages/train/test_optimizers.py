@@ -1,33 +1,26 @@
 """Optimizers: how often a step waits for the device, and Prodigy against its authors' own."""
 
+from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
+from benchmarks.fake_card import CPU, CUDA, Reads, on_a_card
 from prodigyopt import Prodigy
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from training import settings
 
 from sdlora import choices
+from sdlora.config.train import Train
 from sdlora.stages.train.optimizers import bitsandbytes_optim
 from sdlora.stages.train.prodigy import ForeachProdigy
 
 SHAPES = ((4, 6), (8, 4), (3,), (2, 3, 1, 1), (5000,))
-
-
-class Reads(TorchFunctionMode):
-    """Counts the numbers that are asked of tensors, each of which waits for a GPU."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.count += function in (Tensor.item, Tensor.tolist, Tensor.__float__, Tensor.__bool__, Tensor.cpu)
-        return function(*args, **(kwargs or {}))
 
 
 def parameters(dtype: torch.dtype = torch.float32) -> list[nn.Parameter]:
@@ -69,6 +62,48 @@ def test_how_often_a_step_waits(name: str, reads: int, monkeypatch: pytest.Monke
     with Reads() as found:
         stepped(optimizer, some, 3, None)
     assert (found.count, len(waits)) == (3 * reads, 0)
+
+
+class Kernels(TorchDispatchMode):
+    """Counts operations by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        self.seen[str(operation)] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def test_adamw_is_one_kernel_on_a_card_and_on_a_cpu() -> None:
+    for device, mode in ((CPU, nullcontext()), (CUDA, FakeTensorMode())):
+        with on_a_card(), mode:
+            some = [nn.Parameter(torch.zeros(shape, device=device)) for shape in SHAPES]
+            optimizer = choices.pick(choices.OPTIMIZERS, "adamw")([{"params": some, "lr": 1.0}], settings())
+            for _ in range(2):  # the first makes the state
+                for parameter in some:
+                    parameter.grad = torch.zeros_like(parameter)
+                with Kernels() as kernels:
+                    optimizer.step()
+        assert kernels.seen["aten._fused_adamw_.default"] == 1
+        work = {name for name in kernels.seen if not name.startswith(("profiler.", "prim."))}
+        assert work == {"aten._fused_adamw_.default", "aten._foreach_add_.Scalar"}, "and what counts steps"
+
+
+def test_the_fused_kernel_is_adamw_to_rounding() -> None:
+    found = []
+    for fused in (True, False):
+        some = parameters(torch.float64)
+        optimizer = choices.pick(choices.OPTIMIZERS, "adamw")([{"params": some, "lr": 1e-2}], settings())
+        assert optimizer.param_groups[0]["fused"] is True
+        stepped(optimizer if fused else torch.optim.AdamW(some, lr=1e-2, foreach=False), some, 30, None)
+        found.append(some)
+    assert all(torch.allclose(*pair, rtol=1e-12, atol=1e-14) for pair in zip(*found, strict=True))
+
+
+def test_eight_bits_are_taken_only_where_a_version_says_so() -> None:
+    assert Train().optimizer == "adamw"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -1,4 +1,4 @@
-"""How a picture is drawn: the sampler and its options, clip skip, second prompts, hires fix.
+"""How a picture is drawn: the sampler and its options, clip skip, second prompts, hires fix, decoding.
 
 What a family or a sampler does not have is refused; nothing is left out in silence.
 """
@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdlora.config.params import Hires, Sample
+from sdlora.config.params import Base, Hires, Sample
 from sdlora.errors import ParamsError
 from sdlora.models import ModelFamily
 
@@ -34,6 +34,53 @@ def check_drawing(settings: Sample, family: type[ModelFamily]) -> None:
             raise ParamsError(
                 f"sample.{option} is for families with a second text encoder, such as sdxl; {family.__name__} has one"
             )
+
+
+def last_side(settings: Sample, side: int, multiple: int) -> int:
+    """Side of the pictures that are kept, px: hires fix enlarges what is drawn at first.
+
+    Args:
+        settings: Hires fix, or none.
+        side: Of what is drawn at first, px.
+        multiple: What sides must be multiples of, px.
+    """
+    return side if settings.hires is None else round(side * settings.hires.factor / multiple) * multiple
+
+
+def tile_side(base: Base, side: int) -> int:
+    """Side of the tiles in which a picture is decoded, px; neighbours overlap by a quarter.
+
+    Raises:
+        ParamsError: If a picture of `side` px is no larger than a tile.
+    """
+    tile = base.size_px // 2
+    if side <= tile:
+        raise ParamsError(
+            f"sample.decode is tiled, but a picture of {side} px is no larger than a tile, {tile} px (half of the "
+            f"base's size_px); choices: whole, sliced"
+        )
+    return tile
+
+
+def set_decoding(vae: Any, settings: Sample, base: Base, side: int) -> None:
+    """Have the VAE work as `sample.decode` says; diffusers slices and tiles.
+
+    Args:
+        vae: Of the base.
+        settings: Says how.
+        base: Its own side is two tiles long.
+        side: Of the pictures that are kept, px.
+
+    Raises:
+        ParamsError: If a picture is no larger than a tile.
+    """
+    if settings.decode == "whole":
+        return
+    vae.enable_slicing()
+    if settings.decode == "tiled":
+        vae.tile_sample_min_size = tile = tile_side(base, side)
+        vae.tile_latent_min_size = tile // 2 ** (len(vae.config.block_out_channels) - 1)
+        vae.enable_tiling()
 
 
 def sampler_of(settings: Sample, model: ModelFamily) -> Any:

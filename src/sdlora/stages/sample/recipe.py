@@ -27,6 +27,8 @@ class SampleRecipe(Recipe):
         "sample.second_negative_prompt": None,
         "sample.hires.steps": "share",
         "sample.hires.upscale": "lanczos",
+        "sample.fuse_lora": False,
+        "sample.decode": "whole",
         "trigger": None,
     }
 

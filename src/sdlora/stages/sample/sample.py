@@ -13,14 +13,22 @@ from sdlora import choices, determinism, gpu, records
 from sdlora.config.params import Base, Sample
 from sdlora.flow import hashing, store
 from sdlora.images.pictures import png_bytes
-from sdlora.lora.attach import attach_lora, detach_lora
+from sdlora.lora.attach import Fused, attach_lora, detach_lora, fuse_lora, unfuse_lora
 from sdlora.lora.names import AVERAGE, EMBEDDINGS, FILE_NAME
 from sdlora.lora.pivotal import attach_embeddings, detach_embeddings, with_token
 from sdlora.memory import preflight
 from sdlora.models import ModelFamily, load_model
 from sdlora.progress import Progress
 from sdlora.randomness import generator
-from sdlora.stages.sample.drawing import check_drawing, enlarged, hires_steps, sampler_of, told
+from sdlora.stages.sample.drawing import (
+    check_drawing,
+    enlarged,
+    hires_steps,
+    last_side,
+    sampler_of,
+    set_decoding,
+    told,
+)
 from sdlora.stages.sample.recipe import UNTRIGGERED, SampleRecipe
 
 KEPT_SETS = 600  # sets of pictures in the store, one a checkpoint and setting
@@ -52,11 +60,14 @@ class Painter:
         self._adapter: ModelFamily | None = None
         self._img2img: Any = None
         self._trigger: str | None = None  # whose learnt embeddings are attached
+        self._fused: Fused = []
 
     def _load(self) -> ModelFamily:
         check_drawing(self._settings, choices.pick(choices.FAMILIES, self._base.family))
         model = load_model(self._base)
         model.pipeline.scheduler = sampler_of(self._settings, model)
+        side = last_side(self._settings, self._size_px, model.resolution_multiple)
+        set_decoding(model.pipeline.vae, self._settings, self._base, side)
         if self._settings.hires is not None:
             self._img2img = model.img2img_pipeline()
         return model
@@ -68,6 +79,8 @@ class Painter:
         """
         self._adapter = self._adapter or self._load()
         pipeline = self._adapter.pipeline
+        unfuse_lora(self._fused)
+        self._fused = []
         detach_lora(pipeline)
         if self._trigger is not None:
             detach_embeddings(pipeline, self._trigger)
@@ -75,6 +88,8 @@ class Painter:
         if lora is not None:
             attach_lora(pipeline, lora, self._settings.lora_scale)
             self._adapter.speed.lora_added(self._adapter.denoiser)
+            if self._settings.fuse_lora:
+                self._fused = fuse_lora(pipeline)
             if (lora.parent / EMBEDDINGS).exists():
                 self._trigger = attach_embeddings(pipeline, lora.parent / EMBEDDINGS)
 
@@ -97,8 +112,7 @@ class Painter:
             generator=[generator("sample", prompt.seed, prompt.reference) for prompt in prompts],
         ).images
         if hires is not None:
-            multiple = self._adapter.resolution_multiple
-            side = round(self._size_px * hires.factor / multiple) * multiple
+            side = last_side(settings, self._size_px, self._adapter.resolution_multiple)
             drawn = self._img2img(
                 **shared,
                 num_inference_steps=hires_steps(settings, hires),
@@ -172,6 +186,7 @@ def sample_version(recipe: SampleRecipe) -> list[Path]:
 def _smaller(settings: Sample) -> str:
     """What takes less memory while drawing."""
     ways = [f"sample.batch_size: 1 (it is {settings.batch_size})"] if settings.batch_size > 1 else []
+    ways += ["sample.decode: tiled"] if settings.decode != "tiled" else []
     ways += ["no sample.hires"] if settings.hires is not None else []
     return f"less is taken by {' or '.join([*ways, 'a smaller fit.size_px'])}"
 

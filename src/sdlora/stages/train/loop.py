@@ -80,6 +80,7 @@ def always_alike(run: Run) -> bool:
     """Whether a batch's passes are the same operations each time: without randomness or branches on values."""
     settings = run.settings
     changing = settings.dropout or settings.learns_text or run.prior is not None or settings.gradient_checkpointing
+    changing = changing or settings.compile != "none"  # compiled blocks are no operations to trace
     return not changing and settings.lora_type in ("lora", "dora")  # peft's LoKr branches on values
 
 

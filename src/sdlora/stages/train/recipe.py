@@ -17,7 +17,7 @@ class TrainRecipe(Recipe):
     folder_pattern: ClassVar[str] = "results/{version}"
     writes: ClassVar[tuple[str, ...]] = ("checkpoints/", "train_log.csv", "config.yaml")
     asides: ClassVar[frozenset[str]] = frozenset({"dataset", "base_name", "keep_runs", "sample", "size_px"})
-    later: ClassVar[Mapping[str, Any]] = {"train.seeds": 1}
+    later: ClassVar[Mapping[str, Any]] = {"train.seeds": 1, "train.compile": "none"}
 
     train: Train  # every null replaced by what it means
     checkpoint_steps: tuple[int, ...]

@@ -33,6 +33,7 @@ from sdlora.stages.train.checkpoint import (
     told_when_full,
     what_is_kept,
 )
+from sdlora.stages.train.compiled import compile_blocks
 from sdlora.stages.train.data import prepare_data
 from sdlora.stages.train.dataset import BatchOrder, Example, load_examples
 from sdlora.stages.train.longer import go_on, is_undamaged
@@ -221,4 +222,6 @@ def prepare(
         order = BatchOrder.of(kept, settings.seed, settings.batch_size)
         run.prior = replace(run, examples=kept, order=order, latents_of=latents.cached)
     run.passes = passes_of(run)
+    if settings.compile == "blocks":
+        compile_blocks(run)
     return run
