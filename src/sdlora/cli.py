@@ -43,6 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     preflight = command("preflight", _preflight, "predict the memory of a version's training, phase by phase")
     preflight.add_argument("version", metavar="VERSION")
     preflight.add_argument("--device", choices=("cpu", "cuda"), help="where it would train (default: as it will)")
+    provenance = command("provenance", _provenance, "write what a version was made from: an RO-Crate in its folder")
+    provenance.add_argument("version", metavar="VERSION")
     versions = command("versions", _versions, "the table of all versions as Markdown")
     versions.add_argument("table", type=Path, nargs="?", default=Path("results/report/versions.csv"))
     return parser
@@ -102,6 +104,12 @@ def _preflight(args: argparse.Namespace) -> None:
     from sdlora.memory import preflight  # imports torch
 
     preflight.show(params, args.version, args.device)
+
+
+def _provenance(args: argparse.Namespace) -> None:
+    from sdlora.flow import provenance
+
+    provenance.run(args.version)
 
 
 def _versions(args: argparse.Namespace) -> None:
