@@ -26,7 +26,7 @@ from sdlora.lora.card import card
 from sdlora.lora.diffusers_file import read_lora
 from sdlora.lora.kohya_file import module_name, to_kohya
 from sdlora.lora.names import FILE_NAME
-from sdlora.lora.tool_files import write_kohya
+from sdlora.lora.tool_files import Trained, write_kohya
 from sdlora.models.names import NoKohyaForm
 from sdlora.models.sdxl import original_name
 
@@ -73,7 +73,7 @@ def assert_read_alike(
     source: Any, reader: Any, lora_file: Path, base: Base, parts: tuple[str, ...]
 ) -> dict[str, Tensor]:
     """diffusers' loader must find the same update in kohya's file; the file's tensors."""
-    path = write_kohya(lora_file, "name", 7, settings(rank=4, alpha=2.0), base, ABOUT)
+    path = write_kohya(Trained(lora_file, "name", 7, settings(rank=4, alpha=2.0), base, ABOUT))
     assert path is not None
     reader.load_lora_weights(path.parent, weight_name=path.name)
     ours, theirs = deltas(source, parts), deltas(reader, parts)
@@ -211,7 +211,7 @@ def test_a_module_without_a_name_is_told(tmp_path: Path, capsys: pytest.CaptureF
         original_name("encoder_hid_proj", 2)
     found = {"unet.mid_block.lora_B.bias": torch.zeros(1)}
     (tmp_path / FILE_NAME).write_bytes(b"".join(tensors.pieces(found)))
-    assert write_kohya(tmp_path / FILE_NAME, "name", 7, settings(), TINY, ABOUT) is None
+    assert write_kohya(Trained(tmp_path / FILE_NAME, "name", 7, settings(), TINY, ABOUT)) is None
     assert "only diffusers' file is written: unet.mid_block.lora_B.bias has no name" in capsys.readouterr().out
     with pytest.raises(NoKohyaForm, match="does not say its alpha"):
         to_kohya({"unet.a.lora_A.weight": torch.ones(1, 1), "unet.a.lora_B.weight": torch.ones(1, 1)}, {}, "sd", 2)
@@ -294,7 +294,7 @@ def test_both_files_draw_the_same_picture(tmp_path: Path) -> None:
     config = LoraConfig(r=4, lora_alpha=2, target_modules=ATTENTION, init_lora_weights=False)
     text = LoraConfig(r=4, lora_alpha=2, target_modules=TEXT, init_lora_weights=False)
     native = write_native(tmp_path, tiny(), {"unet": config, "text_encoder": text})
-    kohya = write_kohya(native, "name", 7, settings(rank=4, alpha=2.0), TINY, ABOUT)
+    kohya = write_kohya(Trained(native, "name", 7, settings(rank=4, alpha=2.0), TINY, ABOUT))
     assert kohya is not None
     pictures = []
     for path in (None, native, kohya):
@@ -314,7 +314,7 @@ def test_the_header_tells_much_and_gives_nothing_away(tmp_path: Path, small_sdxl
     native = write_native(tmp_path, tiny(), CONFIGS["attention"])
     contents = set()
     for _ in range(2):
-        path = write_kohya(native, "v1-step000007", 7, settings(rank=4, alpha=2.0, steps=9), TINY, ABOUT)
+        path = write_kohya(Trained(native, "v1-step000007", 7, settings(rank=4, alpha=2.0, steps=9), TINY, ABOUT))
         assert path is not None
         contents.add(path.read_bytes())
     assert len(contents) == 1
@@ -344,7 +344,7 @@ def test_the_header_tells_much_and_gives_nothing_away(tmp_path: Path, small_sdxl
 def write_kohya_for_sdxl(folder: Path, base: Base) -> dict[str, str]:
     pipeline = StableDiffusionXLPipeline.from_pretrained(base.model)
     native = write_native(folder, pipeline, {"unet": CONFIGS["attention"]["unet"]})
-    path = write_kohya(native, "name", 7, settings(), base, ABOUT)
+    path = write_kohya(Trained(native, "name", 7, settings(), base, ABOUT))
     assert path is not None
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata())

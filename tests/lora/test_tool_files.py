@@ -82,9 +82,10 @@ def test_a_type_that_cannot_hold_the_numbers_is_refused(tmp_path: Path) -> None:
     found = {"unet.a.lora_A.weight": torch.full((1, 2), 1e6), "unet.a.lora_B.weight": torch.ones(2, 1)}
     said = {"lora_adapter_metadata": json.dumps({"unet.r": 1, "unet.lora_alpha": 1})}
     write_file(tmp_path / FILE_NAME, found, said)
+    trained = tool_files.Trained(tmp_path / FILE_NAME, "a", 1, settings(), TINY, ABOUT)
     with pytest.raises(DataError, match=r"export.dtype is fp16, which cannot hold 1e\+06 of lora_unet_a"):
-        tool_files.write_for_tools(tmp_path / FILE_NAME, "a", 1, settings(), TINY, ABOUT, Export(dtype="fp16"))
-    assert tool_files.write_for_tools(tmp_path / FILE_NAME, "a", 1, settings(), TINY, ABOUT, Export(dtype="bf16"))
+        tool_files.write_for_tools(trained, Export(dtype="fp16"))
+    assert tool_files.write_for_tools(trained, Export(dtype="bf16"))
 
 
 def test_doras_whole_update_by_hand() -> None:

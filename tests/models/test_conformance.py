@@ -16,7 +16,7 @@ from sdlora.config.params import Base, Flip
 from sdlora.config.train import TextEncoder, Train
 from sdlora.lora.attach import attach_lora
 from sdlora.lora.diffusers_file import write_lora
-from sdlora.lora.tool_files import write_kohya
+from sdlora.lora.tool_files import Trained, write_kohya
 from sdlora.memory import preflight
 from sdlora.memory.meter import Meter
 from sdlora.models import ModelFamily, load_model
@@ -194,7 +194,7 @@ def test_files_draw_what_was_trained(
     moved = float((trained - plain).abs().max())
     assert moved > 1e-3
     native = write_lora(tmp_path, run.model, train)
-    kohya = write_kohya(native, "name", 2, train, base, ABOUT)
+    kohya = write_kohya(Trained(native, "name", 2, train, base, ABOUT))
     assert (kohya is None) == (type(model).kohya is None)
     assert ("has no names in kohya's format" in capsys.readouterr().out) == (kohya is None)
     for file in (native, kohya):

@@ -26,7 +26,7 @@ from sdlora.lora import types
 from sdlora.lora.diffusers_file import write_lora
 from sdlora.lora.metadata import About
 from sdlora.lora.names import FILE_NAME
-from sdlora.lora.tool_files import write_for_tools
+from sdlora.lora.tool_files import Trained, write_for_tools
 from sdlora.models import ModelFamily, load_model
 
 ABOUT = About("captain", 25, ("captain, left",), (64, 64), "epsilon", 32, 2)
@@ -79,7 +79,9 @@ def write_case(base: Base, name: str, out: Path, dtype: str = "fp32") -> dict[st
     _learn(model, settings)
     write_lora(out, model, settings, initial)
     unet = load_model(base, "cpu").denoiser
-    write_for_tools(out / FILE_NAME, "case", 7, settings, base, ABOUT, Export.model_validate({"dtype": dtype}), unet)
+    write_for_tools(
+        Trained(out / FILE_NAME, "case", 7, settings, base, ABOUT), Export.model_validate({"dtype": dtype}), unet
+    )
     return _updates(model, initial)
 
 

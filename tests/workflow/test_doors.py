@@ -216,6 +216,21 @@ def test_the_check_of_code_knows_its_own(tmp_path: Path, monkeypatch: pytest.Mon
         command.check_code(recipe.model_copy(update={"code": "0" * 16}), script)
 
 
+def test_a_stage_starts_without_what_only_8_bit_optimizers_need() -> None:
+    words = """
+import sys
+import sdlora.stages.train.run, sdlora.stages.sample.sample
+print(sorted(name for name in ("bitsandbytes", "torch._inductor.compile_fx") if sys.modules.get(name)))
+from sdlora.config.train import Train
+from sdlora.stages.train.optimizers import adamw8bit
+from torch import nn
+print(type(adamw8bit([{"params": [nn.Parameter()], "lr": 1.0}], Train())).__module__)
+"""
+    place = {**os.environ, "PYTHONPATH": str(ROOT / "src")}
+    done = subprocess.run([sys.executable, "-c", words], env=place, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-2:] == ["[]", "bitsandbytes.optim.adamw"]
+
+
 def test_no_kernel_is_fetched_from_a_hub(tmp_path: Path) -> None:
     """bitsandbytes imports `kernels` to load compiled code from a hub; in our processes it is not to be had."""
     records.write_text(tmp_path / "kernels/__init__.py", f"open({str(tmp_path / 'loaded')!r}, 'w')\n")

@@ -12,7 +12,7 @@ class BaseRecipe:
     pictures: int = 100_000
     larger_px: int = 96  # what hires fix draws at; every fourth batch is of these
     larger_pictures: int = 20_000
-    vae_steps: int = 5_000
+    vae_steps: int = 4_000
     vae_batch: int = 8  # small batches learn more from a picture as long as a step's noise is not what limits them
     vae_learning_rate: float = 1e-3
     vae_ema_decay: float = 0.998

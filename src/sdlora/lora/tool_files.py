@@ -1,6 +1,7 @@
 """The files of a checkpoint for A1111, ComfyUI and kohya's tools."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,27 +21,25 @@ from sdlora.models.names import NoKohyaForm
 _TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A LoRA in diffusers' file, and what the headers of its other files say of it."""
+
+    lora: Path
+    name: str  # the LoRA's, in the tools that read the files
+    step: int  # optimizer steps behind it
+    settings: Train
+    base: Base
+    about: About  # what the run found out
+
+
 def write_kohya(
-    lora: Path,
-    name: str,
-    step: int,
-    settings: Train,
-    base: Base,
-    about: About,
-    ending: str = "",
-    dtype: str = "fp32",
-    denoiser: nn.Module | None = None,
-    out: Path | None = None,
+    trained: Trained, ending: str = "", dtype: str = "fp32", denoiser: nn.Module | None = None, out: Path | None = None
 ) -> Path | None:
     """Write `<name><ending>.safetensors` with kohya's names.
 
     Args:
-        lora: diffusers' file.
-        name: The LoRA's name in the tools that read the file.
-        step: Optimizer steps behind it.
-        settings: The training section.
-        base: The base.
-        about: What the run found out.
+        trained: The LoRA.
         ending: For whom it is, in the file's name.
         dtype: Type of the tensors but `.alpha`.
         denoiser: The base's, where DoRA's whole updates are wanted in place of its factors.
@@ -49,42 +48,32 @@ def write_kohya(
     Returns:
         The file, or None (and a line that says why) if the LoRA has no form there.
     """
+    family, layers = trained.base.family, trained.about.layers_per_block
     try:
-        read = read_lora(lora)
-        found = to_kohya(*read, base.family, about.layers_per_block)
+        read = read_lora(trained.lora)
+        found = to_kohya(*read, family, layers)
         if denoiser is not None:
-            form = form_of(base.family)
+            form = form_of(family)
             kept = {key: value for key, value in found.items() if not key.startswith(form.prefixes[form.denoiser])}
             updates = whole_updates(*read, denoiser, form.denoiser)
-            found = {**kept, **to_whole(updates, base.family, about.layers_per_block)}
+            found = {**kept, **to_whole(updates, family, layers)}
     except NoKohyaForm as reason:
-        print(f"train: only diffusers' file is written: {reason}", flush=True)
+        print(f"export: only diffusers' file is written: {reason}", flush=True)
         return None
-    path = (out or lora.parent) / f"{name}{ending}{_of_type(dtype)}.safetensors"
+    path = (out or trained.lora.parent) / f"{trained.name}{ending}{_of_type(dtype)}.safetensors"
     typed = {key: value if key.endswith(".alpha") else _typed(key, value, dtype) for key, value in found.items()}
-    return write_file(path, typed, header(name, step, settings, base, about, typed))
+    return write_file(
+        path, typed, header(trained.name, trained.step, trained.settings, trained.base, trained.about, typed)
+    )
 
 
 def write_for_tools(
-    lora: Path,
-    name: str,
-    step: int,
-    settings: Train,
-    base: Base,
-    about: About,
-    export: Export,
-    denoiser: nn.Module | None = None,
-    out: Path | None = None,
+    trained: Trained, export: Export, denoiser: nn.Module | None = None, out: Path | None = None
 ) -> list[Path]:
     """Write what other tools read beside diffusers' file.
 
     Args:
-        lora: diffusers' file.
-        name: The LoRA's name in other tools.
-        step: Optimizer steps behind it.
-        settings: The training section.
-        base: The base.
-        about: What the run found out.
+        trained: The LoRA.
         export: The type of the files.
         denoiser: The base's, where a DoRA gets a file of whole updates.
         out: Where to; None = beside diffusers' file.
@@ -92,23 +81,21 @@ def write_for_tools(
     Returns:
         The files.
     """
+    lora, about, place = trained.lora, trained.about, out or trained.lora.parent
     wanted: list[tuple[str, nn.Module | None]] = [(FOR_A1111, None)]
-    if settings.lora_type == "dora":
+    if trained.settings.lora_type == "dora":
         wanted = [(FOR_LYCORIS, None), *([(FOR_A1111, denoiser)] if denoiser is not None else [])]
-    written = [
-        write_kohya(lora, name, step, settings, base, about, ending, export.dtype, frozen, out)
-        for ending, frozen in wanted
-    ]
+    written = [write_kohya(trained, ending, export.dtype, frozen, place) for ending, frozen in wanted]
     files = [path for path in written if path is not None]
     whole = written[-1] if wanted[-1][1] is not None else None
     if whole is not None:
         size = f"{whole.stat().st_size / 2**20:.0f} MiB"
-        print(f"train: {whole.name}: whole updates for A1111 and ComfyUI, {size} (export.dora_whole)", flush=True)
-    cards = [_write_a1111_card(path, settings, base, about) for path in files if FOR_A1111 in path.name]
+        print(f"export: {whole.name}: whole updates for A1111 and ComfyUI, {size} (export.dora_whole)", flush=True)
+    cards = [_write_a1111_card(path, trained.settings, trained.base, about) for path in files if FOR_A1111 in path.name]
     if export.dtype != "fp32":
-        files.append(_write_typed_copy(lora, name, export.dtype, out or lora.parent))
+        files.append(_write_typed_copy(lora, trained.name, export.dtype, place))
     if lora.with_name(EMBEDDINGS).exists():
-        copy = (out or lora.parent) / FOR_EMBEDDINGS / f"{word_of(about.trigger)}.safetensors"
+        copy = place / FOR_EMBEDDINGS / f"{word_of(about.trigger)}.safetensors"
         records.write_bytes(copy, lora.with_name(EMBEDDINGS).read_bytes())
         files.append(copy)
     return [*files, *cards]

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import bitsandbytes
 import pytest
 import torch
 from prodigyopt import Prodigy
@@ -22,6 +21,7 @@ from sdlora.errors import DataError
 from sdlora.flow.identity import differing, identity_of, section
 from sdlora.stages.train import canonical
 from sdlora.stages.train.checkpoint import MANIFEST, TENSORS, TREE, State, newest_state, save_state
+from sdlora.stages.train.optimizers import bitsandbytes_optim
 
 IDENTITY = {"train.rank": 4, "train.seed": 1, "train.lr_schedule": "cosine", "base_identity": "sha256:a", "code": "c1",
             "dataset.flip": "d1"}  # fmt: skip
@@ -88,7 +88,7 @@ def test_metadata_has_one_order() -> None:
 
 OPTIMIZERS = {
     "adamw": lambda p: torch.optim.AdamW(p, lr=1e-2),
-    "adamw8bit": lambda p: bitsandbytes.optim.AdamW8bit(p, lr=1e-2),
+    "adamw8bit": lambda p: bitsandbytes_optim().AdamW8bit(p, lr=1e-2),
     "prodigy": lambda p: Prodigy(p, lr=1.0, use_bias_correction=True, safeguard_warmup=True),
 }
 

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
-import bitsandbytes.optim.optimizer as bitsandbytes_optimizer
 import pytest
 import torch
-from bitsandbytes.optim import AdamW8bit
 from prodigyopt import Prodigy
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -14,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 from training import settings
 
 from sdlora import choices
+from sdlora.stages.train.optimizers import bitsandbytes_optim
 from sdlora.stages.train.prodigy import ForeachProdigy
 
 SHAPES = ((4, 6), (8, 4), (3,), (2, 3, 1, 1), (5000,))
@@ -58,9 +57,9 @@ def stepped(optimizer: Optimizer, some: list[nn.Parameter], steps: int, rate: Ca
 )
 def test_how_often_a_step_waits(name: str, reads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[Tensor] = []
-    monkeypatch.setattr(bitsandbytes_optimizer, "sync_gpu", waits.append)
+    monkeypatch.setattr(bitsandbytes_optim().optimizer, "sync_gpu", waits.append)
     some = parameters()
-    stepped(AdamW8bit(some), some, 1, None)
+    stepped(bitsandbytes_optim().AdamW8bit(some), some, 1, None)
     assert len(waits) == len(SHAPES) - 1, "bitsandbytes by itself waits for each"
     waits.clear()
     some = parameters()

@@ -8,7 +8,7 @@ from sdlora.lora.card import card
 from sdlora.lora.diffusers_file import read_lora
 from sdlora.lora.metadata import About
 from sdlora.lora.names import ABOUT, FILE_NAME, stem_of
-from sdlora.lora.tool_files import write_for_tools
+from sdlora.lora.tool_files import Trained, write_for_tools
 from sdlora.lora.whole import wants_whole
 from sdlora.models import load_model
 from sdlora.stages.export.recipe import ExportRecipe
@@ -39,7 +39,8 @@ def export_version(recipe: ExportRecipe) -> list[Path]:
         folder, *kind = place.parts
         name, step = stem_of(recipe.version, folder, tuple(kind)), int(folder.removeprefix("step-"))
         whole = denoiser if wants_whole(export.dora_whole, settings.checkpoint_steps, step) else None
-        files += write_for_tools(lora, name, step, settings, base, about, export, whole, out / FOLDER / place)
+        trained = Trained(lora, name, step, settings, base, about)
+        files += write_for_tools(trained, export, whole, out / FOLDER / place)
     (out / FOLDER).mkdir(exist_ok=True)  # also where no other tool has a form for this LoRA
     hub_id = (
         recipe.base_identity.removeprefix("hub:").split("@")[0] if recipe.base_identity.startswith("hub:") else None

@@ -3,6 +3,7 @@
 A group is {"params": [...], "lr": peak rate}; see `sdlora.lora.types.parameter_groups`.
 """
 
+import sys
 from typing import Any
 
 from torch import Tensor, nn, optim
@@ -20,22 +21,28 @@ def adamw(groups: Groups, settings: Train) -> Optimizer:
     )
 
 
-def _never_wait() -> None:
-    """Take out bitsandbytes' wait for the GPU after every parameter: 256 a step on SD 1.5, 1,120 on SDXL.
+def bitsandbytes_optim() -> Any:
+    """The module `bitsandbytes.optim`, whose import `sdlora` keeps to those that want it."""
+    if sys.modules.get("bitsandbytes", sys) is None:
+        del sys.modules["bitsandbytes"]
+    import bitsandbytes.optim
+
+    return bitsandbytes.optim
+
+
+def _without_waits() -> Any:
+    """bitsandbytes without its wait for the GPU after every parameter: 256 a step on SD 1.5, 1,120 on SDXL.
 
     Only its optimizers with paged memory need it, which are not on the menu: other kernels run in the stream's order.
     """
-    from bitsandbytes.optim import optimizer
-
-    optimizer.sync_gpu = lambda tensor: None
+    found = bitsandbytes_optim()
+    found.optimizer.sync_gpu = lambda tensor: None
+    return found
 
 
 def adamw8bit(groups: Groups, settings: Train) -> Optimizer:
     """AdamW with block-wise 8-bit moments (Dettmers et al., arXiv 2110.02861), from bitsandbytes."""
-    from bitsandbytes.optim import AdamW8bit
-
-    _never_wait()
-    optimizer: Optimizer = AdamW8bit(
+    optimizer: Optimizer = _without_waits().AdamW8bit(
         groups, betas=settings.betas, eps=settings.epsilon, weight_decay=settings.weight_decay
     )
     return optimizer
@@ -64,10 +71,7 @@ def prodigy(groups: Groups, settings: Train) -> Optimizer:
 
 def lion(groups: Groups, settings: Train) -> Optimizer:
     """Lion (Chen et al., arXiv 2302.06675), from bitsandbytes; wants about a tenth of AdamW's rate."""
-    from bitsandbytes.optim import Lion
-
-    _never_wait()
-    optimizer: Optimizer = Lion(groups, betas=settings.betas, weight_decay=settings.weight_decay)
+    optimizer: Optimizer = _without_waits().Lion(groups, betas=settings.betas, weight_decay=settings.weight_decay)
     return optimizer
 
 
