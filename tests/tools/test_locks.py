@@ -78,6 +78,7 @@ def test_what_make_installs(words: list[str], said: str) -> None:
     assert said in re.sub(" +", " ", done.stdout)
 
 
+@pytest.mark.workflow
 def test_the_container_installs_as_make_does() -> None:
     """Its only way to packages is the Makefile, from files that are in its context."""
     text = (ROOT / "Dockerfile").read_text("utf-8")
