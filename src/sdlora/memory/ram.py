@@ -9,7 +9,7 @@ from sdlora.memory.prediction import demand_of_version, predict
 from sdlora.models.family import quieten
 
 MIB = 2**20
-#: Python, torch and the other libraries, as their processes were measured, and what the allocator keeps free.
+#: For Python, torch and the other libraries, with CUDA's own: estimates, on the safe side.
 LIBRARIES_MIB = {"cpu": 2048, "cuda": 4096}
 
 
