@@ -14,7 +14,7 @@ from sdlora import errors, gpu
 from sdlora.config.load import load
 from sdlora.config.params import RESULTS_OF_ALL
 from sdlora.errors import SdloraError
-from sdlora.flow import command, freshness, inputs, lock, plan
+from sdlora.flow import asking, command, freshness, inputs, lock, plan
 from sdlora.stages.adopt.recipe import AdoptRecipe
 from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe

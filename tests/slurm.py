@@ -2,12 +2,14 @@
 
 with cluster(folder) as environment:      # SLURM_CONF and the path to its commands
     subprocess.run(["sbatch", ...], env=environment)
+    subprocess.run([folder / "bin/snakemake", "--workflow-profile", "profiles/slurm", ...], env=environment)
 """
 
 import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,13 +17,13 @@ from pathlib import Path
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
 # linuxproc and task/none need no cgroups; accounting is off, as on many small clusters; a job that was put back into
-# the queue starts again as soon as its old credential has expired
+# the queue starts again as soon as its old credential has expired, and below 6 s Slurm takes its default of 120 s
 CONFIG = """
 ClusterName=one
 SlurmctldHost={host}(127.0.0.1)
 SlurmUser=root
 AuthType=auth/munge
-AuthInfo=socket={folder}/munge.socket,cred_expire=3
+AuthInfo=socket={folder}/munge.socket,cred_expire=10
 SlurmctldPort={control}
 SlurmdPort={node}
 StateSaveLocation={folder}/state
@@ -41,10 +43,18 @@ SlurmdParameters=config_overrides
 MpiDefault=none
 ReturnToService=2
 GresTypes=gpu
+SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory={memory} Gres=gpu:2 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 CARDS = "NodeName={host} Name=gpu File=/dev/null\nNodeName={host} Name=gpu File=/dev/zero\n"
+# The plugin waits ten seconds longer after each look at a job that goes on, whatever it is told; here: one second.
+SNAKEMAKE = f"""#!{sys.executable}
+from snakemake.cli import main
+from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
+RemoteExecutor.next_seconds_between_status_checks = property(lambda self: 1, lambda self, seconds: None)
+main()
+"""
 
 
 def missing() -> list[str]:
@@ -71,6 +81,9 @@ def cluster(folder: Path, cores: int = 4) -> Iterator[dict[str, str]]:
     srun.parent.mkdir()
     srun.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun")} "$@"\n', "utf-8")
     srun.chmod(0o755)
+    head = folder / "bin/snakemake"
+    head.write_text(SNAKEMAKE, "utf-8")
+    head.chmod(0o755)
     for name in ("state", "spool", "munge"):
         (folder / name).mkdir()
     environment = {

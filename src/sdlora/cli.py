@@ -43,6 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     preflight = command("preflight", _preflight, "predict the memory of a version's training, phase by phase")
     preflight.add_argument("version", metavar="VERSION")
     preflight.add_argument("--device", choices=("cpu", "cuda"), help="where it would train (default: as it will)")
+    preflight.add_argument("--ram", action="store_true", help="only the RAM that its job needs, in MiB: for a cluster")
+    provenance = command("provenance", _provenance, "write what a version was made from: an RO-Crate in its folder")
+    provenance.add_argument("version", metavar="VERSION")
     versions = command("versions", _versions, "the table of all versions as Markdown")
     versions.add_argument("table", type=Path, nargs="?", default=Path("results/report/versions.csv"))
     return parser
@@ -99,9 +102,20 @@ def _preflight(args: argparse.Namespace) -> None:
         raise ParamsError(f"there is no version {args.version!r}{suggest(args.version, params.versions)}")
     if params.versions[args.version].lora is not None:
         raise ParamsError(f"version {args.version} names a LoRA from elsewhere: there is no training to predict")
+    if args.ram:
+        from sdlora.memory import ram  # imports torch
+
+        print(ram.training_mib(params, args.version))
+        return
     from sdlora.memory import preflight  # imports torch
 
     preflight.show(params, args.version, args.device)
+
+
+def _provenance(args: argparse.Namespace) -> None:
+    from sdlora.flow import provenance
+
+    provenance.run(args.version)
 
 
 def _versions(args: argparse.Namespace) -> None:

@@ -4,6 +4,7 @@ import re
 import subprocess
 import tomllib
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
@@ -75,3 +76,23 @@ def test_what_make_installs(words: list[str], said: str) -> None:
         ["make", "-n", "-B", ".venv/installed", *words], cwd=ROOT, text=True, capture_output=True, check=True
     )
     assert said in re.sub(" +", " ", done.stdout)
+
+
+@pytest.mark.workflow
+def test_the_container_installs_as_make_does() -> None:
+    """Its only way to packages is the Makefile, from files that are in its context."""
+    text = (ROOT / "Dockerfile").read_text("utf-8")
+    assert 'make TORCH_LOCK="${TORCH_LOCK}" TORCH_INDEX="${TORCH_INDEX}" .venv/installed' in text
+    assert not re.search(r"\bpip3? install\b", text)
+    asked = {name for line in re.findall(r"^COPY (.+) \S+$", text, re.M) for name in line.split()}
+    allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text("utf-8").splitlines() if line.startswith("!")}
+    for name in asked:
+        assert (ROOT / name).exists(), name
+        assert any(Path(name).match(pattern) for pattern in allowed), name
+    rule = re.search(r"^\$\(INSTALLED\): (.+)$", (ROOT / "Makefile").read_text("utf-8"), re.M)
+    assert rule is not None and {*rule[1].split()} <= asked
+    torch = re.search(r"^ARG TORCH_INDEX=(.+)$", text, re.M)
+    assert torch is not None
+    words = ["make", "-n", "-B", ".venv/installed", "TORCH_LOCK=", f"TORCH_INDEX={torch[1]}"]
+    done = subprocess.run(words, cwd=ROOT, text=True, capture_output=True, check=True)
+    assert f"--index-url {torch[1]} torch==" in done.stdout

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,10 +16,8 @@ from sdlora import records
 pytestmark = pytest.mark.skipif(
     bool(slurm.missing()), reason=f"of Slurm's daemons there is no {', '.join(slurm.missing())}: `make slurm` as root"
 )
-ON_SLURM = (
-    "snakemake", "--workflow-profile", "profiles/slurm", "--seconds-between-status-checks", "1",
-    "--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "10",
-)  # fmt: skip
+RAM_OF_A = (sys.executable, "-c", "from sdlora.cli import main; main()", "preflight", "a", "--ram")
+ON_SLURM = ("--workflow-profile", "profiles/slurm", "--latency-wait", "10")
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +34,17 @@ def on_slurm(cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[s
     return cluster
 
 
+def head(cluster: dict[str, str]) -> tuple[str, ...]:
+    """The command that submits jobs, as `slurm.cluster` has it: first on the cluster's path."""
+    return (str(Path(cluster["SLURM_CONF"]).parent / "bin/snakemake"), *ON_SLURM)
+
+
 def test_three_jobs_make_the_same_bytes(fresh: Project, built_once: Project, on_slurm: dict[str, str]) -> None:
-    said = fresh.command(*ON_SLURM, "results/a/metrics.csv", "results/a/report/index.html").stderr
+    said = fresh.command(*head(on_slurm), "results/a/metrics.csv", "results/a/report/index.html").stderr
     assert len(re.findall("has been submitted with SLURM jobid", said)) == 3, said[-3000:]
+    assert memory_asked_for(on_slurm, "rule_train") == int(fresh.command(*RAM_OF_A).stdout) < 24_000
+    remembered = [project.folder / ".sdlora/asking" for project in (fresh, built_once)]
+    assert [len([*folder.glob("*.json")]) for folder in remembered] == [1, 0]  # a run on this machine does not ask
     for stage in ("train", "export", "sample", "evaluate", "report"):
         ours, theirs = (
             records.read_json(project.folder / f"results/a/made/{stage}.json")["outputs"]
@@ -47,6 +54,16 @@ def test_three_jobs_make_the_same_bytes(fresh: Project, built_once: Project, on_
     assert "Nothing to be done" in fresh.snakemake("-n", "results/a/metrics.csv")
 
 
+def memory_asked_for(cluster: dict[str, str], rule: str) -> int:
+    """MiB of the one job of a rule, as the cluster's own records have it."""
+    words = ["scontrol", "show", "job", "--oneliner"]
+    said = subprocess.run(words, env=cluster, capture_output=True, text=True, check=True).stdout
+    (job,) = [line for line in said.splitlines() if f"Comment={rule}" in line]
+    found = re.search(r"MinMemoryNode=(\d+(?:\.\d+)?)([MG])", job)
+    assert found is not None, job
+    return round(float(found[1]) * {"M": 1, "G": 1024}[found[2]])
+
+
 def test_a_training_put_back_into_the_queue_goes_on(built: Project, on_slurm: dict[str, str]) -> None:
     built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 60, checkpoint_every: 10}")
     straight = Project(built.folder.parent / "straight", built.python)
@@ -54,14 +71,14 @@ def test_a_training_put_back_into_the_queue_goes_on(built: Project, on_slurm: di
     straight.snakemake("results/b/train_log.csv")
     store = built.folder / ".sdlora/store/train"
     before = set(store.iterdir())
-    head = subprocess.Popen([*ON_SLURM, "results/b/train_log.csv"], cwd=built.folder, env=environment())
+    run = subprocess.Popen([*head(on_slurm), "results/b/train_log.csv"], cwd=built.folder, env=environment())
     try:
         wait_for(lambda: list(_states(store, before, 20)))
         job = subprocess.run(["squeue", "-h", "-o", "%i"], env=on_slurm, capture_output=True, text=True, check=True)
         subprocess.run(["scontrol", "requeue", job.stdout.strip()], env=on_slurm, check=True)
-        assert head.wait(300) == 0
+        assert run.wait(300) == 0
     finally:
-        head.kill()
+        run.kill()
     resumed = re.search(r"resuming from step (\d+) of 60", built.read("logs/b/train.log").decode())
     assert resumed is not None and int(resumed[1]) >= 20
     for name in ("results/b/made/train.json", "results/b/train_log.csv"):

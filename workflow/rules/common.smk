@@ -90,6 +90,13 @@ def trainable(wildcards):
     return str(job.path)
 
 
+def memory_of_training(wildcards):
+    """Resource function, MiB: what the preflight predicts, where a cluster must know; here the training looks itself."""
+    if workflow.is_main_process and workflow.non_local_exec:
+        return asking.training_mib(job_of(TrainRecipe, wildcards))
+    return asking.UNKNOWN_MIB
+
+
 def no_such_version(wildcards):
     """Input function of whatever is asked of a version that params.yaml does not have."""
     sys.exit(

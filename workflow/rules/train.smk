@@ -11,7 +11,7 @@ rule train:
     threads: PARAMS.threads
     resources:
         gpu=1,
-        mem_mb=24000,
+        mem_mb=memory_of_training,
         runtime=1440,
     params:
         python=sys.executable,
