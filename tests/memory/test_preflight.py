@@ -302,18 +302,11 @@ def test_prior_pictures_take_no_second_set_of_activations(tmp_path: Path, monkey
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_that_is_not_here_is_predicted_or_said_to_be_missing(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A torch without CUDA cannot take a backward pass on fake CUDA tensors."""
+def test_a_gpu_that_is_not_here_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No build of torch takes a backward pass on fake CUDA tensors where it finds no card."""
     monkeypatch.chdir(ROOT)
-    if torch.version.cuda is None:
-        with pytest.raises(ResourceError, match=r"v8: its memory cannot be predicted .*; there is no GPU here"):
-            preflight.show(load(ROOT / "params.yaml"), "v8", "cuda")
-        return
-    preflight.show(load(ROOT / "params.yaml"), "v8", "cuda")
-    said = capsys.readouterr().out
-    assert said.startswith("| MiB | encode | load |") and "there is no GPU here to compare with" in said
+    with pytest.raises(ResourceError, match=r"v8: its memory cannot be predicted .*; there is no GPU here"):
+        preflight.show(load(ROOT / "params.yaml"), "v8", "cuda")
 
 
 def test_to_encode_takes_the_vae_alone() -> None:

@@ -217,35 +217,33 @@ def _yaml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def table(phases: Sequence[Phase], free: int | None) -> str:
-    """The phases in Markdown, MiB; `free` is None for a device that is not here."""
+def table(phases: Sequence[Phase], free: int) -> str:
+    """The phases and the memory that is free, in Markdown, MiB."""
     names = list(dict.fromkeys(name for phase in phases for name in phase.parts))
     head = ["MiB", *(phase.name for phase in phases)]
     rows = [[name, *(f"{phase.parts.get(name, 0) / MIB:.1f}" for phase in phases)] for name in names]
     rows.append(["total", *(f"{phase.total / MIB:.1f}" for phase in phases)])
     lines = [head, ["---", *("---:" for _ in phases)], *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    said = "there is no GPU here to compare with" if free is None else f"free now: {free / MIB:.1f} MiB"
-    return f"{text}\n\n{said}"
+    return f"{text}\n\nfree now: {free / MIB:.1f} MiB"
 
 
 def show(params: Params, name: str, device: str | None) -> None:
     """Print the table of one version, and whether it fits.
 
     Raises:
-        ResourceError: If it does not fit.
+        ResourceError: If it does not fit, or if the device is a GPU that is not here: torch takes no step for one.
     """
     quieten()
     version = params.versions[name]
     base, where = params.bases[version.base], torch.device(device or default_device())
     demand = demand_of_version(version, base)
-    here = where.type == "cpu" or gpu.found() is not None
     try:
         phases = predict(version.train, base, demand, where)
     except Unpredictable as reason:
+        here = where.type == "cpu" or gpu.found() is not None
         raise ResourceError(f"{name}: {reason}" + ("" if here else "; there is no GPU here")) from None
     drawing = version.sample, version.fit.size_px or base.size_px
     drawn = draw_phase(*drawing, base, where)
-    print(table([encode_phase(version, base, where), *phases, drawn], free_bytes(where) if here else None))
-    if here:
-        check(version.train, base, demand, device=where.type, phases=[*phases, drawn], drawing=drawing)
+    print(table([encode_phase(version, base, where), *phases, drawn], free_bytes(where)))
+    check(version.train, base, demand, device=where.type, phases=[*phases, drawn], drawing=drawing)
