@@ -216,6 +216,22 @@ def test_the_check_of_code_knows_its_own(tmp_path: Path, monkeypatch: pytest.Mon
         command.check_code(recipe.model_copy(update={"code": "0" * 16}), script)
 
 
+@pytest.mark.parametrize(
+    ("words", "here"),
+    [
+        ("", True),
+        ("-n results/v8/metrics.csv", True),
+        ("--profile none --executor local -- all", True),
+        ("--executor slurm", False),
+        ("--workflow-profile profiles/slurm --default-resources slurm_partition=gpu -- all", False),
+    ],
+)
+def test_a_profile_says_where_jobs_run(words: str, here: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A login node without a GPU refuses no training that a node of the cluster will have one for."""
+    monkeypatch.chdir(ROOT)
+    assert command.runs_here(words.split()) is here
+
+
 def test_a_stage_starts_without_what_only_8_bit_optimizers_need() -> None:
     words = """
 import sys

@@ -5,6 +5,8 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stderr
+from io import StringIO
 from pathlib import Path
 from typing import TypeVar
 
@@ -83,10 +85,11 @@ def check_options(words: Sequence[str]) -> None:
 
 
 def runs_here(words: Sequence[str]) -> bool:
-    """Whether Snakemake, called with `words`, starts its jobs on this machine; no executor's name means so."""
-    from snakemake.cli import get_argument_parser
+    """Whether Snakemake, called with `words` in this folder, starts its jobs on this machine: profiles count."""
+    from snakemake.cli import parse_args
 
-    args, _ = get_argument_parser().parse_known_args([*words])
+    with redirect_stderr(StringIO()):  # it has said before which profile it uses
+        _, args = parse_args([*words])
     return args.executor in (None, "local", "dryrun")
 
 
