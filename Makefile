@@ -1,6 +1,6 @@
 # make        the first run: install, train v8 on the embedded base, say where its table and page are
 # make test   everything CI runs
-# make test-unit  what starts no process: a minute
+# make test-unit  what starts no process: two to four minutes
 # make check  formatting, types, lint, dry run
 # make docs   write docs/params.md from the schema
 # make browser  Debian's Chromium: for the selenium source, and for make test
