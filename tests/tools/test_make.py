@@ -25,7 +25,7 @@ from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTokeni
 from sdlora import records
 from sdlora.flow.hashing import sha256_of
 
-SHARE = 0.0008
+SHARE = 0.0002
 STATES = ("vae", "diffusion", "decoder", "blip")  # in the order they are trained
 
 
