@@ -8,9 +8,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from helpers import TINY
+from operations import Operations
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 from training import context_of, drawn_with, examples, predicted, run_of, settings, trained
 
 from sdlora import choices
@@ -296,18 +296,6 @@ def test_prior_preservation_adds_the_class(tmp_path: Path, monkeypatch: pytest.M
     assert len(kept) == 2
 
 
-class Casts(TorchDispatchMode):
-    """Counts changes of type."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.count += operation is torch.ops.aten._to_copy.default
-        return operation(*args, **(kwargs or {}))
-
-
 def layers(run: Run) -> list[LoraLayer]:
     return [module for module in run.model.denoiser.modules() if isinstance(module, LoraLayer)]
 
@@ -325,10 +313,10 @@ def test_inputs_are_not_cast_forth_and_back_and_no_bit_changes(dtype: str) -> No
     run.optimizer.zero_grad()
     for enabled in (False, True):
         assert any(layer.cast_input_dtype_enabled for layer in layers(run)) == enabled
-        with Casts() as mode:
+        with Operations() as mode:
             loss = backward(run, draw_batch(run, 0, 0))
         found.append([loss, *(p.grad for p in run.parameters)])
-        casts.append(mode.count)
+        casts.append(mode.seen[str(torch.ops.aten._to_copy.default)])
         run.optimizer.zero_grad()
         for layer in layers(run):
             layer.cast_input_dtype_enabled = True

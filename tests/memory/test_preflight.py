@@ -2,14 +2,13 @@
 
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import ROOT, TINY, environment
+from operations import Operations
 from pydantic import ValidationError
-from torch.utils._python_dispatch import TorchDispatchMode
 from training import examples, measured, settings
 
 from sdlora import choices
@@ -229,21 +228,11 @@ def test_a_single_file_is_predicted_from_its_familys_published_configs() -> None
     assert 9 < plain.total / 2**30 < 13.1
 
 
-class _Operations(TorchDispatchMode):
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.seen[str(operation)] += 1
-        return operation(*args, **(kwargs or {}))
-
-
 def test_every_attention_is_fused() -> None:
     model = load_model(TINY, "cpu")
     types.add_lora(model, settings())
     attentions = sum(type(module).__name__ == "Attention" for module in model.denoiser.modules())
-    with _Operations() as operations:
+    with Operations() as operations:
         model.predict(torch.zeros(1, *LATENT), torch.tensor([5]), model.encode_prompts(["captain"]))
     fused = sum(count for name, count in operations.seen.items() if "scaled_dot_product" in name)
     assert fused >= attentions > 0

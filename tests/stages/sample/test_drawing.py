@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from helpers import TINY
+from operations import Operations
 from PIL import Image
 from pydantic import ValidationError
-from torch.utils._python_dispatch import TorchDispatchMode
 from training import trained
 
 from sdlora import choices
@@ -122,18 +122,6 @@ def test_a_family_that_tells_embeddings_cannot_skip() -> None:
         drawn(TINY.model_copy(update={"family": "clip-skip"}), clip_skip=1)
 
 
-class Operations(TorchDispatchMode):
-    """Counts operations."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.count += 1
-        return operation(*args, **(kwargs or {}))
-
-
 def pixels(image: Image.Image) -> Any:
     return np.asarray(image, int)
 
@@ -163,7 +151,7 @@ def test_a_fused_lora_draws_the_same_picture_with_fewer_operations(name: str, lo
         painter.use(loras[name])
         with Operations() as operations:
             (drawn[name, fuse],) = painter.draw([PROMPT])
-        counts[fuse] = operations.count
+        counts[fuse] = operations.seen.total()
         painter.use(None)
         assert painter.draw([PROMPT])[0].tobytes() == drawn["base", fuse].tobytes(), "not a bit of it is left"
     assert drawn["base", True].tobytes() == drawn["base", False].tobytes()

@@ -1,6 +1,5 @@
 """Optimizers: how often a step waits for the device, and Prodigy against its authors' own."""
 
-from collections import Counter
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -8,11 +7,11 @@ from typing import Any
 import pytest
 import torch
 from benchmarks.fake_card import CPU, CUDA, Reads, on_a_card
+from operations import Operations
 from prodigyopt import Prodigy
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.optim import Optimizer
-from torch.utils._python_dispatch import TorchDispatchMode
 from training import settings
 
 from sdlora import choices
@@ -64,18 +63,6 @@ def test_how_often_a_step_waits(name: str, reads: int, monkeypatch: pytest.Monke
     assert (found.count, len(waits)) == (3 * reads, 0)
 
 
-class Kernels(TorchDispatchMode):
-    """Counts operations by name."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: Counter[str] = Counter()
-
-    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        self.seen[str(operation)] += 1
-        return operation(*args, **(kwargs or {}))
-
-
 def test_adamw_is_one_kernel_on_a_card_and_on_a_cpu() -> None:
     for device, mode in ((CPU, nullcontext()), (CUDA, FakeTensorMode())):
         with on_a_card(), mode:
@@ -84,7 +71,7 @@ def test_adamw_is_one_kernel_on_a_card_and_on_a_cpu() -> None:
             for _ in range(2):  # the first makes the state
                 for parameter in some:
                     parameter.grad = torch.zeros_like(parameter)
-                with Kernels() as kernels:
+                with Operations() as kernels:
                     optimizer.step()
         assert kernels.seen["aten._fused_adamw_.default"] == 1
         work = {name for name in kernels.seen if not name.startswith(("profiler.", "prim."))}
