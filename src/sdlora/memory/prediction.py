@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
@@ -57,6 +58,7 @@ class Phase:
 
 def demand_of(examples: Sequence[Example], settings: Train, base: Base, encode: Encode | None = None) -> Demand:
     """What a run's pictures and captions take, by the caches that its settings choose."""
+    outline = cache(lambda: choices.pick(choices.FAMILIES, base.family).outline(base, torch.device("cpu")))
     captions = len({text for example in examples for text in example.text})
     live = settings.text_cache == "none"
     tensors = [tensor for example in examples for tensor in (*example.mean, *example.std)]
@@ -64,12 +66,10 @@ def demand_of(examples: Sequence[Example], settings: Train, base: Base, encode: 
         shapes: list[tuple[int, ...]] = [tuple(tensor.shape) for tensor in tensors]
         cached = size_of(tensors)
     else:  # made later, by the run itself
-        model = choices.pick(choices.FAMILIES, base.family).outline(base, torch.device("cpu"))
-        shapes = [latent_shape(model, *place.size) for example in examples for place in example.geometry]
+        shapes = [latent_shape(outline(), *place.size) for example in examples for place in example.geometry]
         cached = 0 if settings.cache_latents == "none" else sum(2 * 4 * math.prod(shape) for shape in shapes)
     if settings.prior is not None:
-        model = choices.pick(choices.FAMILIES, base.family).outline(base, torch.device("cpu"))
-        shapes.append(latent_shape(model, base.size_px, base.size_px))
+        shapes.append(latent_shape(outline(), base.size_px, base.size_px))
         captions += 1
     channels, height, width = max(shapes, key=lambda shape: shape[-1] * shape[-2])
     images = not tensors and settings.cache_latents == "none"

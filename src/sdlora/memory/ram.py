@@ -20,14 +20,14 @@ def training_mib(params: Params, name: str) -> int:
     to the card: each network's weights, twice, as a file and as tensors.
 
     Raises:
-        Unpredictable: If a step of it cannot be taken on tensors without numbers.
+        Unpredictable: If it trains in RAM, and a step cannot be taken on tensors without numbers.
     """
     quieten()
     version = params.versions[name]
     base = params.bases[version.base]
-    phases = predict(version.train, base, demand_of_version(version, base), torch.device("cpu"))
     device = "cpu" if torch.version.cuda is None else "cuda"
     if device == "cpu":
+        phases = predict(version.train, base, demand_of_version(version, base), torch.device("cpu"))
         needed = max(phase.total for phase in phases)
     else:
         model = choices.pick(choices.FAMILIES, base.family).outline(base, torch.device("cpu"))

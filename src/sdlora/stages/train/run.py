@@ -184,14 +184,15 @@ def prepare(
     accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=not torch.cuda.is_available())
     determinism.choose(settings.deterministic)
     base = trained_base(base, settings, accelerator.device)
-    model = load_model(base, accelerator.device.type, first_loaded(base, settings))
+    first = first_loaded(base, settings)
+    model = load_model(base, accelerator.device.type, first)
     model.check(settings)
     kept = (
         [] if settings.prior is None else prior.examples(model, settings.prior, identity, settings.seed, base.size_px)
     )
     also = [text for example in kept for text in example.text]
     data = prepare_data(settings, base, model, examples, encode or Encode(), identity, trigger, also)
-    if "denoiser" not in first_loaded(base, settings):
+    if "denoiser" not in first:
         model.load("denoiser")
     groups = _add_trained(model, settings, base, trigger)
     parameters = [p for group in groups for p in group["params"]]
