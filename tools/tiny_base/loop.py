@@ -91,6 +91,17 @@ class _State:
     step: int = 0
     warm_from: int = 0  # where the optimizer began
 
+    def take_step(self, rate: float, ema_decay: float) -> None:
+        """Move the parameters by their gradients, and the average towards them."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        decay = min(ema_decay, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(self.ema, [p.detach() for p in self.parameters], 1 - decay)
+        self.step += 1
+
     def save(self, path: Path) -> None:
         """Write all of it."""
         buffer = io.BytesIO()
@@ -160,29 +171,20 @@ def train(
     ema = [p.detach().clone() for p in parameters]
     state, state_path = _State(parameters, ema, optimizer), folder / f"{name}.state.pt"
     state.resume(state_path, folder / f"{name}.begun.safetensors")
-    start = state.step
-    if start:
-        print(f"{name}: resuming from step {start} of {steps}", flush=True)
-    progress, recent, said = Progress(name, steps, start), [], ""
+    if state.step:
+        print(f"{name}: resuming from step {state.step} of {steps}", flush=True)
+    progress, recent, said = Progress(name, steps, state.step), [], ""
     with one_thread_each(parts) as pool:
         learn = _Learner(parameters, loss_of, [Part(number, parts) for number in range(parts)], pool)
-        for step in range(start, steps):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, steps, peak_learning_rate, state.warm_from)
-            loss = learn(step)
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            decay = min(ema_decay, (1 + step) / (10 + step))
-            torch._foreach_lerp_(ema, [p.detach() for p in parameters], 1 - decay)
-            recent.append(loss)
-            done = step + 1
+        while (step := state.step) < steps:
+            recent.append(learn(step))
+            state.take_step(learning_rate(step, steps, peak_learning_rate, state.warm_from), ema_decay)
+            done = state.step
             if len(recent) == 50 or done == steps:  # reading a loss waits for the device
                 said = f"loss {float(torch.stack(recent).mean()):.4f}"
                 recent.clear()
             progress.update(done, said)
             if done % save_every == 0 or done == steps:
-                state.step = done
                 state.save(state_path)
                 if on_save is not None and done != steps:
                     with holding(parameters, ema):
