@@ -17,6 +17,7 @@ from PIL import Image
 from sdlora import records
 from sdlora.errors import DataError
 from sdlora.images.pictures import read_rgb
+from sdlora.stages.sample.parts import all_drawn
 from tools.tiny_base import heads, measures
 from tools.tiny_base.characters import CHARACTERS, Character, padded, portrait, portraits, strangers
 from tools.tiny_base.datasets import REFERENCES, TRAIN
@@ -136,15 +137,13 @@ def read_cases(character: Character, manifest: Path, version: Path, step: int) -
     """
     pictures = references(character)
     names = {row["id"]: row["name"] for row in records.read_jsonl(manifest)}
-    rows = [row for row in records.read_jsonl(version / "samples" / "index.jsonl") if row["step"] == step]
+    rows = [row for row in all_drawn(version) if row["step"] == step]
     if not rows:
-        raise DataError(f"{version}: no samples of step {step} in samples/index.jsonl")
+        raise DataError(f"{version}: no samples of step {step} in samples/ or test_samples/")
     unknown = sorted({row["reference"] for row in rows if names.get(row["reference"]) not in pictures})
     if unknown:
         raise DataError(f"{version}: {unknown[0]} is not a reference of {character.trigger} in {manifest}")
-    return [
-        Case(np.asarray(read_rgb(version / "samples" / row["file"])), pictures[names[row["reference"]]]) for row in rows
-    ]
+    return [Case(np.asarray(read_rgb(version / row["file"])), pictures[names[row["reference"]]]) for row in rows]
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 from sdlora import records
 from sdlora.errors import DataError
 from sdlora.images.pictures import read_rgb
+from sdlora.stages.sample.parts import all_drawn
 from tools.tiny_base import datasets, measures, pictures, styles, world
 from tools.tiny_base.pictures import Pixels
 
@@ -52,10 +53,10 @@ def read_samples(version: Path, step: int) -> list[Image.Image]:
     Raises:
         DataError: If there are none.
     """
-    rows = [row for row in records.read_jsonl(version / "samples" / "index.jsonl") if row["step"] == step]
+    rows = [row for row in all_drawn(version) if row["step"] == step]
     if not rows:
-        raise DataError(f"{version}: no samples of step {step} in samples/index.jsonl")
-    return [read_rgb(version / "samples" / row["file"]) for row in rows]
+        raise DataError(f"{version}: no samples of step {step} in samples/ or test_samples/")
+    return [read_rgb(version / row["file"]) for row in rows]
 
 
 def main() -> None:
