@@ -1,6 +1,6 @@
 """The choice of a checkpoint and what is claimed of it, counted where the truth is known; comparing two versions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,63 @@ def correlated_gains(random: np.random.Generator, references: int) -> Values:
     values = simulated(random, references)
     values["psnr_db", 0] = [0.0] * references
     return values
+
+
+def with_seeds(random: np.random.Generator, references: int, seeds: int, gain: float = 0.0) -> tuple[Table, Table]:
+    """Both parts where a picture's seed is half of its variance; the test averages so many seeds, validation has one.
+
+    Args:
+        random: Where values come from.
+        references: Of both parts together.
+        seeds: Of each test reference.
+        gain: What step 900 is worth above the others, in standard deviations of a picture's value.
+    """
+    half, count = references // 2, CHECKPOINTS + 1
+    pictures = {key: np.sqrt(0.5) * np.asarray(found) for key, found in simulated(random, references).items()}
+    noise = np.sqrt(0.5) * random.normal(size=(seeds, count, references))
+    tables = []
+    for part, of_seeds in ((slice(half), noise[:1]), (slice(half, None), noise)):
+        luck = of_seeds.mean(axis=0)
+        values = {
+            key: (found + luck[number] + (gain if key[1] == 900 else 0))[part].tolist()
+            for number, (key, found) in enumerate(pictures.items())
+        }
+        tables.append(Table([f"r{number:02}" for number in range(references)][part], values, [*range(len(of_seeds))]))
+    return tables[0], tables[1]
+
+
+def called_better(tables: Sequence[tuple[Table, Table]]) -> float:
+    """How often, of some runs, a checkpoint is called better than step 0."""
+    metrics = {"psnr_db": PSNR}
+    found = [
+        explain(validation, test, metrics, BY_PSNR, choose(validation, metrics, ("psnr_db",)))["resolved"]
+        for validation, test in tables
+    ]
+    return float(np.mean(found))
+
+
+def test_four_seeds_find_what_one_misses_and_are_fooled_no_more() -> None:
+    def share(seeds: int, gain: float) -> float:
+        random = np.random.default_rng(seeds)
+        return called_better([with_seeds(random, 10, seeds, gain) for _ in range(600)])
+
+    assert share(4, 1.5) > share(1, 1.5) + 0.2
+    assert max(share(1, 0.0), share(4, 0.0)) <= 0.05
+
+
+@pytest.mark.parametrize("alike", [0.0, 1.0])
+def test_two_ranks_are_hardly_ever_fooled(alike: float) -> None:
+    """On test references a mean rank is among two steps; the metrics agree by chance, or always."""
+    random, fooled = np.random.default_rng(8), []
+    settings = Evaluate(metrics=(*METRICS,), choose_by=(*METRICS,))
+    for _ in range(600):
+        values = simulated(random, 10)
+        other = simulated(random, 10)
+        for (_, step), found in [*values.items()]:
+            distance = -np.sqrt(1 - alike) * np.asarray(other["psnr_db", step]) - np.sqrt(alike) * np.asarray(found)
+            values["effnet_lite0_distance", step] = distance.tolist()
+        fooled.append(bool(explained(values, settings)["resolved"]))
+    assert np.mean(fooled) <= 0.05
 
 
 def parts(values: Values, references: list[str] | None = None) -> tuple[Table, Table | None]:
