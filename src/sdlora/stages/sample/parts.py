@@ -1,6 +1,6 @@
 """Which references choose a checkpoint, and which report what it is worth; who reads the pictures of both."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -41,3 +41,10 @@ def drawn(result: Path, part: str, index: str = INDEX) -> list[records.Row]:
 def all_drawn(result: Path, index: str = INDEX) -> list[records.Row]:
     """The rows of both parts: every checkpoint has pictures of the first, those that were chosen of the second."""
     return [row for part in FOLDERS for row in drawn(result, part, index)]
+
+
+def reporting(result: Path, steps: Iterable[int]) -> list[records.Row]:
+    """The rows that some steps are compared by: of the references that report where all are drawn, or that choose."""
+    wanted, tested = {*steps}, drawn(result, TEST)
+    rows = tested if wanted <= {row["step"] for row in tested} else drawn(result, VALIDATION)
+    return [row for row in rows if row["step"] in wanted]
