@@ -15,7 +15,7 @@ class ChooseRecipe(DrawingRecipe, MeasuringRecipe):
     folder_pattern: ClassVar[str] = "results/{version}"
     writes: ClassVar[tuple[str, ...]] = ("choice.json", "test_samples/")
     asides: ClassVar[frozenset[str]] = frozenset({"references"})
-    later: ClassVar[Mapping[str, Any]] = {**DrawingRecipe.later, **MeasuringRecipe.later}
+    later: ClassVar[Mapping[str, Any]] = {**DrawingRecipe.later, **MeasuringRecipe.later, "chosen": None}
 
     chosen: int | None  # the step that a person chose over the rule's
     drawing_code: str  # of the stage `sample`, which draws these pictures, too

@@ -41,7 +41,7 @@ class MeasuringRecipe(Recipe):
 
     folder_pattern: ClassVar[str] = "results/{version}"
     asides: ClassVar[frozenset[str]] = frozenset({"references"})
-    later: ClassVar[Mapping[str, Any]] = {"chosen": None, "learning": None, "describing": None}
+    later: ClassVar[Mapping[str, Any]] = {"learning": None, "describing": None}
 
     evaluate: Evaluate
     references: Path  # the fitted set that holds them
