@@ -279,7 +279,12 @@ def test_foreign_words_are_no_words_of_the_world() -> None:
 
 def test_a_base_begins_from_another(tmp_path: Path) -> None:
     base, captions = ROOT / "models/tiny-sd", ["toon head, black hair", "a zzyzx of toon head"]
-    known = begin.begin_from(base, captions, 64, 3, tmp_path)
+    make._begin(base, captions, 3, tmp_path, tmp_path / "vae")
+    begun = tmp_path / "diffusion.begun.safetensors"
+    written = begun.stat().st_mtime_ns
+    make._begin(base, captions, 3, tmp_path, tmp_path / "vae")
+    assert begun.stat().st_mtime_ns == written, "what has begun is not begun again"
+    known = begin.begin_from(base, captions, 3, tmp_path)
     tokenizer = text.clip_tokenizer(captions, tmp_path / "clip-tokenizer")
     theirs = CLIPTokenizer.from_pretrained(base / "tokenizer").get_vocab()
     both = {token: place for token, place in tokenizer.get_vocab().items() if token in theirs}

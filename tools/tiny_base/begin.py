@@ -1,6 +1,8 @@
-"""Begin a base from another: its VAE as it is, so that latents stay the same, its UNet, the words that both know."""
+"""Begin a diffusion model from another base's: its UNet, its text encoder, the words that both know.
 
-import shutil
+The other base's VAE has to be kept, too, so that its UNet sees the latents that it knows.
+"""
+
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,37 +11,32 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from sdlora import tensors
-from tools.tiny_base import diffusion, text
+from tools.tiny_base import diffusion, loop, text
 
 
-def begin_from(base: Path, captions: Sequence[str], size_px: int, seed: int, work: Path) -> int:
-    """Write what the parts `vae` and `diffusion` go on from into `work`, where they have not come further.
+def begin_from(base: Path, captions: Sequence[str], seed: int, work: Path) -> int:
+    """Write what the part `diffusion` goes on from.
 
     Args:
         base: A pipeline's folder, of the same networks.
         captions: Of the world's pictures: the new tokenizer is made of them.
-        size_px: Of these pictures.
         seed: Of the embeddings of words that the base does not know.
-        work: Gets `vae/` and `diffusion.begun.safetensors` (fp16, step 0).
+        work: Gets `diffusion.begun.safetensors` (fp16, step 0).
 
     Returns:
         How many tokens of the new tokenizer the base knows.
     """
-    if not (work / "vae").exists():
-        shutil.copytree(base / "vae", work / "vae")
     torch.manual_seed(seed)
     tokenizer = text.clip_tokenizer(captions, work / "clip-tokenizer")
-    networks = diffusion.build_networks(tokenizer, size_px // 4)
     unet = UNet2DConditionModel.from_pretrained(base / "unet", torch_dtype=torch.float32)
+    networks = diffusion.build_networks(tokenizer, unet.config.sample_size)
     networks["unet"].load_state_dict(unet.state_dict())
     known = CLIPTokenizer.from_pretrained(base / "tokenizer").get_vocab()
     theirs = CLIPTextModel.from_pretrained(base / "text_encoder", torch_dtype=torch.float32).state_dict()
     places = {place: known[token] for token, place in tokenizer.get_vocab().items() if token in known}
     networks["text_encoder"].load_state_dict(_words(networks["text_encoder"].state_dict(), theirs, places))
-    weights = [p.detach().half() for p in networks.parameters() if p.requires_grad]
-    numbered = {str(number): one for number, one in enumerate(weights)}
-    tensors.write(work / "diffusion.begun.safetensors", {**numbered, "step": torch.tensor(0)})
+    weights = [p.detach() for p in networks.parameters() if p.requires_grad]
+    loop.write_begun(work / "diffusion.begun.safetensors", weights, 0)
     return len(places)
 
 

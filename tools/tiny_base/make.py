@@ -38,10 +38,9 @@ def make(
     pictures.make(work, "pictures", recipe.pictures, recipe.seed, recipe.size_px)
     pictures.make(work, "larger", recipe.larger_pictures, recipe.seed + 1, recipe.larger_px)
     plain, larger = pictures.load(work, "pictures"), pictures.load(work, "larger")
-    if other is not None:
-        known = begin.begin_from(other, plain.captions, recipe.size_px, recipe.seed + 3, work)
-        print(f"begun from {other}, which knows {known} of the tokens", flush=True)
     made = {part: work / folder for part, folder in FOLDERS.items()}
+    if other is not None:
+        _begin(other, plain.captions, recipe.seed + 3, work, made["vae"])
     wanted = [part for part in PARTS if part in only and not is_whole(made[part])]
     if "vae" in wanted:
         with _unfinished(made["vae"]) as folder:
@@ -69,6 +68,16 @@ def make(
         for name in ("tiny-blip", "tiny-sd"):
             _forget_places(work / name)
             records.publish_folder(work / name, out / name)
+
+
+def _begin(other: Path, captions: Sequence[str], seed: int, work: Path, made_vae: Path) -> None:
+    """Keep another base's VAE and go on from its networks, where `work` has not come further itself."""
+    if not is_whole(made_vae):
+        with _unfinished(made_vae) as folder:
+            shutil.copytree(other / "vae", folder)
+    if not (work / "diffusion.begun.safetensors").exists():
+        known = begin.begin_from(other, captions, seed, work)
+        print(f"begun from {other}, which knows {known} of the tokens", flush=True)
 
 
 def take_along(work: Path, begun: Path) -> None:
