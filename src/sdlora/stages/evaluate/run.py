@@ -19,7 +19,7 @@ from sdlora.stages.evaluate.report_tables import COMPARED, write_tables
 from sdlora.stages.evaluate.statistics import mean_interval
 from sdlora.stages.evaluate.tables import Table, Values, metrics_columns, metrics_rows, reported
 from sdlora.stages.fit.fit import PICTURES
-from sdlora.stages.sample.parts import FOLDERS, TEST, VALIDATION, all_drawn, drawn
+from sdlora.stages.sample.parts import FOLDERS, TEST, VALIDATION, all_drawn
 
 CHOICE = "choice.json"  # what the stage `choose` writes
 
@@ -144,7 +144,7 @@ def evaluate_version(
     records.write_json(out / "best.json", best)
     records.write_json(out / "metrics.json", {"best_step": best["best_step"], **reported(best)["figures"]})
     curves = write_curves(validation.values, settings.bootstrap_samples, out / "curves")
-    tables = _report_tables(out, references, validation.references, metrics)
+    tables = _report_tables(measured[VALIDATION], out, references, validation.references, metrics)
     return [out / "metrics.csv", pictures, out / "metrics.json", out / "best.json", *curves, *tables]
 
 
@@ -161,10 +161,12 @@ def _write_pictures(pictures: Sequence[records.Row], metrics: Sequence[str], out
     return out / "pictures.csv"
 
 
-def _report_tables(out: Path, references: Path, columns: Sequence[str], metrics: Mapping[str, Metric]) -> list[Path]:
+def _report_tables(
+    drawn: Sequence[records.Row], out: Path, references: Path, columns: Sequence[str], metrics: Mapping[str, Metric]
+) -> list[Path]:
     """The first reference's prompt at every step, against the first five references; all of them chose."""
     truths = [read_rgb(references / PICTURES / f"{name}.png") for name in columns[:COMPARED]]
-    rows = [row for row in drawn(out, VALIDATION) if row["reference"] == columns[0]]
+    rows = [row for row in drawn if row["reference"] == columns[0]]
     pictures = {row["step"]: at_size_of(read_rgb(out / row["file"]), truths[0]) for row in reversed(rows)}
     return write_tables(out.name, pictures, [np.asarray(truth) for truth in truths], metrics, out / "tables")
 
