@@ -48,7 +48,7 @@ def ssh(place: Path) -> Iterator[Remote]:
     (port,) = free_ports(1)
     for name in ("host", "user"):
         subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(place / name)], check=True)
-    Path("/run/sshd").mkdir(exist_ok=True)  # where root's sshd leaves its rights; systemd makes it, a container does not
+    Path("/run/sshd").mkdir(exist_ok=True)  # where root's sshd leaves its rights: systemd makes it, a container doesn't
     known = {"Port": port, "ListenAddress": "127.0.0.1", "HostKey": place / "host", "PidFile": place / "pid",
              "AuthorizedKeysFile": place / "user.pub", "StrictModes": "no", "PasswordAuthentication": "no",
              "UsePAM": "no", "Subsystem": "sftp internal-sftp"}  # fmt: skip
