@@ -17,6 +17,7 @@ from sdlora.errors import SdloraError
 from sdlora.flow import asking, command, freshness, inputs, lock, plan
 from sdlora.stages.adopt.recipe import AdoptRecipe
 from sdlora.stages.caption.recipe import CaptionRecipe
+from sdlora.stages.choose.recipe import ChooseRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
 from sdlora.stages.evaluate.recipe import EvaluateRecipe
 from sdlora.stages.export.recipe import ExportRecipe
@@ -71,6 +72,7 @@ include: "workflow/rules/train.smk"
 include: "workflow/rules/export.smk"
 include: "workflow/rules/adopt.smk"
 include: "workflow/rules/sample.smk"
+include: "workflow/rules/choose.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/compare.smk"

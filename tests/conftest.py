@@ -47,6 +47,7 @@ LONGEST = (
     "test_workflow.py",
     "test_make.py",
     "test_menu.py",
+    "test_choose_dag.py",
     "test_types.py",
     "test_loop.py",
     "test_scrape_dag.py",

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from accelerate.state import AcceleratorState
-from helpers import TINY
+from shapes import save_small_sd
 from training import examples
 
 from sdlora.config.params import Flip
@@ -87,10 +87,11 @@ def kill_at(moment: float, step_s: float, run: Run, folder: Path, identity: dict
 
 def main(folder: Path, cases: dict[str, dict[str, Any]]) -> None:
     torch.set_num_threads(1)
+    base = save_small_sd(folder / "base")
     for name, changes in cases.items():
         AcceleratorState._reset_state(reset_partial_state=True)
         settings = Train.model_validate({**SHARED, **changes})
-        run = prepare(settings, Flip(), TINY, [replace(e, text=CAPTIONS) for e in examples(side=4)])
+        run = prepare(settings, Flip(), base, [replace(e, text=CAPTIONS) for e in examples(side=4)])
         identity = {"train.seed": settings.seed, "train.optimizer": settings.optimizer}
         step_s = finish(run, folder / name / "straight", identity)
         draws = random.Random(name)

@@ -21,7 +21,7 @@ TEXT_MENUS = {
     ("caption", "by"): choices.CAPTIONERS,
 }
 #: What some metrics need.
-MEASURABLE: Settings = {"sample.seeds": [1, 2], "sample.max_references": 2}
+MEASURABLE: Settings = {"sample.seeds": [1, 2], "sample.max_references": 2}  # report_seeds has four
 #: Fields whose values the types do not tell: what else is set with them.
 SPECIAL: dict[tuple[str, str], list[Settings]] = {
     ("fit", "fill"): [{"fill": fill} for fill in ("edge", "blur", "#204060")],
@@ -56,6 +56,7 @@ SPECIAL: dict[tuple[str, str], list[Settings]] = {
         {"hires": {"factor": 1.5, "denoising_strength": 0.6, "steps": "all", "upscale": "latent"}},
     ],
     ("sample", "seeds"): [{"seeds": [1, 2]}],
+    ("sample", "report_seeds"): [{"report_seeds": [1, 2]}],
     ("sample", "decode"): [{"decode": "whole"}, {"decode": "sliced", "batch_size": 2}, {"decode": "tiled"}],
     ("sample", "inference_steps"): [{"inference_steps": 3}],
     ("sample", "max_references"): [{"max_references": 1}],

@@ -13,6 +13,7 @@ from sdlora.errors import DataError
 from sdlora.flow import cards, command
 from sdlora.flow.recipe import Recipe
 from sdlora.stages.caption.recipe import CaptionRecipe
+from sdlora.stages.choose.recipe import ChooseRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
 from sdlora.stages.sample.recipe import SampleRecipe
 from sdlora.stages.train.recipe import TrainRecipe
@@ -164,4 +165,6 @@ def test_one_of_several_processes_is_refused(
 def test_the_rules_count_the_jobs_that_take_a_card() -> None:
     rules = {path.stem: path.read_text("utf-8") for path in (ROOT / "workflow/rules").glob("*.smk")}
     counted = {name for name, text in rules.items() if "gpu=1" in text}
-    assert counted == {kind.stage for kind in (CaptionRecipe, EncodeRecipe, SampleRecipe, TrainRecipe) if kind.on_card}
+    assert counted == {
+        kind.stage for kind in (CaptionRecipe, ChooseRecipe, EncodeRecipe, SampleRecipe, TrainRecipe) if kind.on_card
+    }

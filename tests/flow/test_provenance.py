@@ -44,7 +44,7 @@ def test_the_lora_leads_back_to_every_picture(built: Project, capsys: pytest.Cap
     with chdir(built.folder):
         main(["provenance", "a"])
         said = capsys.readouterr().out
-        assert "back through 10 jobs to 6 pictures" in said
+        assert "back through 11 jobs to 6 pictures" in said
         assert "licence not recorded: 6 of 6 pictures" in said
         crate = ROCrate("results/a")
         lora = crate.mainEntity

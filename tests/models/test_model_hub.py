@@ -18,7 +18,7 @@ def shipped(name: str) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
-# Prints how the captioner describes a picture and what the base predicts, or what is wrong with each.
+# Prints, for every four words, how the captioner describes a picture and what the base predicts, or what is wrong.
 USE = """
 import sys, torch
 from PIL import Image
@@ -26,41 +26,45 @@ from sdlora.models import load_model
 from sdlora.stages.caption.blip import Blip
 from sdlora.errors import SdloraError
 from sdlora.config.params import Base, Caption
-model, revision, blip, blip_revision = (word or None for word in sys.argv[1:])
 torch.set_num_threads(1)
-def describe():
+words = [word or None for word in sys.argv[1:]]
+def describe(model, revision, blip, blip_revision):
     return Blip(blip, blip_revision, Caption(), 1).caption(Image.new("RGB", (64, 64), "red"))
-def predict():
+def predict(model, revision, blip, blip_revision):
     family = load_model(Base(model=model, revision=revision, family="sd", size_px=64, captioner="-"), "cpu")
     noisy = torch.linspace(-1, 1, 1024).view(1, 4, 16, 16)
     with torch.inference_mode():
         return family.predict(noisy, torch.tensor([500]), family.encode_prompts(["a captain"])).sum().item()
-for work in (describe, predict):
-    try:
-        print(work())
-    except SdloraError as error:
-        print(f"{type(error).__name__}: {error}")
+while words:
+    for work in (describe, predict):
+        try:
+            print(work(*words[:4]))
+        except SdloraError as error:
+            print(f"{type(error).__name__}: {error}")
+    del words[:4]
 """
 
 
-def use(cache: Path, *words: str, **env: str) -> list[str]:
-    """In a process of its own: the hub's client reads its settings when it is imported."""
+def use(cache: Path, *words: str, **env: str) -> list[list[str]]:
+    """A pair of lines for every four words, in a process of its own: the hub's client reads settings on import."""
     settings = {**os.environ, "HF_HOME": str(cache), "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1", **env}
     command = [sys.executable, "-c", USE, *words]
     done = subprocess.run(command, env=settings, text=True, capture_output=True, check=True, timeout=300)
-    return done.stdout.splitlines()
+    lines = done.stdout.splitlines()
+    return [lines[first : first + 2] for first in range(0, len(lines), 2)]
 
 
 @pytest.mark.workflow
 def test_weights_come_from_the_named_commit_once_or_it_is_told_how(tmp_path: Path) -> None:
     (sd, sd_commit), (blip, blip_commit) = COMMITS.items()
-    here = use(tmp_path, str(ROOT / "models/tiny-sd"), "", str(ROOT / "models/tiny-blip"), "")
-    assert len(here) == 2 and "Error" not in here[0] + here[1]
+    named, another = (sd, sd_commit, blip, blip_commit), (sd, "c" * 40, blip, "c" * 40)
     with serving({name: (commit, shipped(name)) for name, commit in COMMITS.items()}) as hub:
-        assert use(tmp_path, sd, sd_commit, blip, blip_commit, **hub.env) == here
-        said = [use(tmp_path, sd, "c" * 40, blip, "c" * 40, **hub.env)]
-    assert use(tmp_path, sd, sd_commit, blip, blip_commit) == here, "the next time without a network"
-    said.append(use(tmp_path, sd, "c" * 40, blip, "c" * 40))
-    for captioner, base in said:  # another commit than the cached one, with the hub at hand and without
+        first, missing = use(tmp_path, *named, *another, **hub.env)
+    here = (str(ROOT / "models/tiny-sd"), "", str(ROOT / "models/tiny-blip"), "")
+    again, still_missing, local = use(tmp_path, *named, *another, *here)
+    assert len(local) == 2 and "Error" not in local[0] + local[1]
+    assert first == local
+    assert again == local, "the next time without a network"
+    for captioner, base in (missing, still_missing):  # not the cached commit, with the hub at hand and without
         assert captioner.startswith("MissingError") and f"`hf download {blip} --revision {'c' * 40}`" in captioner
         assert base.startswith("MissingError") and f"`hf download {sd} --revision {'c' * 40}`" in base

@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 from helpers import ROOT, wait_for
 from PIL import Image
 from safetensors.torch import load_file
 from stage_server import Job
-from tools.tiny_base import blip, loop, make, text, vae, world
+from tools.tiny_base import begin, blip, diffusion, loop, make, text, vae, world
 from tools.tiny_base.recipe import BaseRecipe
-from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTokenizer
+from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer
 
 from sdlora import records
 from sdlora.flow.hashing import sha256_of
@@ -275,3 +275,32 @@ def test_foreign_words_are_no_words_of_the_world() -> None:
     rng = random.Random(0)
     said = {word for _ in range(300) for word in text.foreign_words(rng, 1, 20).replace(",", " ").split()}
     assert len(said) > 500 and not said & known
+
+
+def test_a_base_begins_from_another(tmp_path: Path) -> None:
+    base, captions = ROOT / "models/tiny-sd", ["toon head, black hair", "a zzyzx of toon head"]
+    make._begin(base, captions, 3, tmp_path, tmp_path / "vae")
+    begun = tmp_path / "diffusion.begun.safetensors"
+    written = begun.stat().st_mtime_ns
+    make._begin(base, captions, 3, tmp_path, tmp_path / "vae")
+    assert begun.stat().st_mtime_ns == written, "what has begun is not begun again"
+    known = begin.begin_from(base, captions, 3, tmp_path)
+    tokenizer = text.clip_tokenizer(captions, tmp_path / "clip-tokenizer")
+    theirs = CLIPTokenizer.from_pretrained(base / "tokenizer").get_vocab()
+    both = {token: place for token, place in tokenizer.get_vocab().items() if token in theirs}
+    assert known == len(both) and "toon</w>" in both and known < len(tokenizer)
+    torch.manual_seed(7)
+    networks = diffusion.build_networks(tokenizer, 16)
+    loop.train(
+        "diffusion", networks, lambda step, part: torch.zeros(()), parts=1, steps=0, peak_learning_rate=1.0,
+        ema_decay=0.9, save_every=1, folder=tmp_path,
+    )  # fmt: skip
+    unet = UNet2DConditionModel.from_pretrained(base / "unet", torch_dtype=torch.float32)
+    assert all(map(torch.equal, networks["unet"].parameters(), unet.parameters()))
+    text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder", torch_dtype=torch.float32)
+    ours, old = (one.get_input_embeddings().weight for one in (networks["text_encoder"], text_encoder))
+    assert torch.equal(ours[both["toon</w>"]], old[theirs["toon</w>"]])
+    (new,) = (place for token, place in tokenizer.get_vocab().items() if token == "zzyzx</w>")
+    assert "zzyzx</w>" not in theirs and ours[new].abs().sum() > 0
+    weights = "vae/diffusion_pytorch_model.safetensors"
+    assert sha256_of(tmp_path / weights) == sha256_of(base / weights)

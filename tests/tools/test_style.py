@@ -38,3 +38,19 @@ def test_samples_are_read_by_step(tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(style.read_samples(tmp_path, 100)[0]), np.asarray(picture))
     with pytest.raises(DataError, match="no samples of step 0"):
         style.read_samples(tmp_path, 0)
+
+
+def test_like_is_compared_with_like(tmp_path: Path) -> None:
+    """Steps 0 and 100 have pictures of the references that report; step 200 has one of those that choose."""
+    shades = {"samples": {0: 1, 100: 2, 200: 3}, "test_samples": {0: 4, 100: 5}}
+    for folder, pictures in shades.items():
+        for step, shade in pictures.items():
+            picture = Image.fromarray(np.full((8, 8, 3), shade, np.uint8))
+            records.write_bytes(tmp_path / folder / f"{step}.png", png_bytes(picture))
+        records.write_jsonl(tmp_path / folder / "index.jsonl", [{"step": n, "file": f"{n}.png"} for n in pictures])
+
+    def shades_of(step: int, beside: int) -> list[int]:
+        return [int(np.asarray(picture)[0, 0, 0]) for picture in style.read_samples(tmp_path, step, beside)]
+
+    assert (shades_of(0, 100), shades_of(100, 0)) == ([4], [5])
+    assert (shades_of(0, 200), shades_of(200, 0)) == ([1], [3])

@@ -95,7 +95,7 @@ def scraped(scraped_once: Scraped, tmp_path: Path) -> Iterator[Scraped]:
     shutil.copytree(scraped_once.project.folder, tmp_path / "project")
     changed = Search(endpoint=results(range(260, 190, -1)), page=results(range(400, 300, -1)))
     with Rig(tmp_path / "project/rig", {"pixel illustration": changed}) as rig:
-        yield Scraped(Project(tmp_path / "project"), rig)
+        yield Scraped(Project(tmp_path / "project", scraped_once.project.python), rig)
 
 
 def test_fifty_by_bing_and_fifty_by_selenium_become_one_dataset_and_a_table(scraped_once: Scraped) -> None:

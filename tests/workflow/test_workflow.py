@@ -11,12 +11,15 @@ from helpers import ROOT, Project, environment, wait_for
 
 from sdlora import records
 
-DOWNSTREAM = {"train", "export", "sample", "evaluate", "report", "report_all"}
+REPORTING = {"choose", "evaluate", "report", "report_all"}
+DOWNSTREAM = {"train", "export", "sample", *REPORTING}
 
 
 def test_everything_is_made(built: Project) -> None:
     table = records.read_csv(built.folder / "results/a/metrics.csv")
     assert [row["step"] for row in table if row["metric"] == "psnr_db"] == ["0", "2", "4"]
+    assert [*table[0]] == ["step", "metric", "image1", "image2", "mean", "ci_low", "ci_high"], "no test, no part"
+    assert built.read("results/a/test_samples/index.jsonl") == b""
     page = built.read("results/a/report/index.html").decode()
     assert "data:image/webp;base64," in page and '"steps":[0,2,4]' in page
     assert (built.folder / "results/report/index.html").exists()
@@ -47,7 +50,7 @@ def test_second_run_has_nothing_to_do(built: Project) -> None:
 
 def test_changing_a_version_reruns_only_that_version(built: Project) -> None:
     built.edit("params.yaml", "rank: 4", "rank: 8")
-    assert built.plan_list("all") == ["evaluate", "export", "report", "report_all", "sample", "train"]
+    assert built.plan_list("all") == sorted(DOWNSTREAM)
     assert "Nothing to be done" in built.snakemake("-n", "results/a/metrics.csv")
 
 
@@ -84,7 +87,10 @@ def test_only_the_newest_runs_are_kept(built: Project) -> None:
         ("src/sdlora/stages/evaluate/ssim.py", "Structural", "A comment: structural", set()),
         ("workflow/scripts/flip.py", "recipe.folder", "Path(recipe.folder)", {"flip", "encode", *DOWNSTREAM}),
         ("params.yaml", "inference_steps: 3", "inference_steps: 4", DOWNSTREAM - {"train", "export"}),
-        ("params.yaml", "train: {rank: 4}", "chosen: 2\n    train: {rank: 4}", {"evaluate", "report", "report_all"}),
+        ("params.yaml", "train: {rank: 4}", "chosen: 2\n    train: {rank: 4}", REPORTING),
+        ("params.yaml", "max_references: 2", "report_seeds: [1, 2], max_references: 2", REPORTING),
+        ("params.yaml", "bootstrap_samples: 100", "metrics: [effnet_lite0_distance]", REPORTING - {"choose"}),
+        ("params.yaml", "bootstrap_samples: 100", "validation: 0.4", {"sample", *REPORTING}),
         ("src/sdlora/lora/card.py", "A LoRA for", "This is a LoRA for", {"export", "report"}),
         ("params.yaml", "trigger: captain", "trigger: skipper", {"caption", "flip", "encode", *DOWNSTREAM}),
     ],
@@ -102,13 +108,15 @@ LOSS = ("src/sdlora/stages/train/losses.py", "error.mean(dim=(1, 2, 3))", "error
 def test_an_update_is_accepted_and_changed_settings_are_not(built: Project) -> None:
     before = {name: built.read(f"results/a/{name}") for name in ("metrics.csv", "train_log.csv")}
     built.edit(*LOSS)
-    assert built.plan("results/a/metrics.csv") == {"train", "export", "sample", "evaluate"}
+    assert built.plan("results/a/metrics.csv") == {"train", "export", "sample", "choose", "evaluate"}
     asked = built.command("sdlora", "accept", "a", check=False)
     assert asked.returncode and "train a (" in asked.stdout and "code was" in asked.stdout, "no answer is no"
-    assert built.plan("results/a/metrics.csv") == {"train", "export", "sample", "evaluate"}
+    assert built.plan("results/a/metrics.csv") == {"train", "export", "sample", "choose", "evaluate"}
     assert "the records and the pages of a say so" in built.command("sdlora", "accept", "a", "--yes").stdout
     assert not built.plan("results/a/metrics.csv", "results/a/report/index.html")
-    assert built.plan("results/b/metrics.csv") == {"train", "export", "sample", "evaluate"}, "b was not accepted"
+    assert built.plan("results/b/metrics.csv") == {"train", "export", "sample", "choose", "evaluate"}, (
+        "b was not accepted"
+    )
     assert b'"accepted":["' in built.read("results/a/report/index.html")
     assert {name: built.read(f"results/a/{name}") for name in before} == before
     assert "nothing to accept" in built.command("sdlora", "accept", "a", "--yes").stdout
@@ -285,7 +293,13 @@ def test_a_clone_after_dvc_pull_has_nothing_to_do(versioned: Project) -> None:
     assert not copy.plan("results/a/metrics.csv", "results/b/metrics.csv")
     assert "Data and pipelines are up to date" in copy.command("dvc", "status").stdout
     copy.edit("params.yaml", "rank: 4", "rank: 8")
-    assert copy.plan("results/a/metrics.csv", "results/b/metrics.csv") == {"train", "export", "sample", "evaluate"}
+    assert copy.plan("results/a/metrics.csv", "results/b/metrics.csv") == {
+        "train",
+        "export",
+        "sample",
+        "choose",
+        "evaluate",
+    }
     copy.command("dvc", "repro", "-q", "lora@b")
     assert copy.read("results/b/made/train.json") != versioned.read("results/b/made/train.json")
     assert "rank" in copy.command("dvc", "params", "diff").stdout
@@ -301,7 +315,12 @@ def test_a_clone_after_dvc_pull_has_nothing_to_do(versioned: Project) -> None:
 
 def test_same_inputs_same_bytes(built: Project, fresh: Project) -> None:
     fresh.snakemake("results/a/metrics.csv")
-    for made in ("results/a/made/train.json", "results/a/made/sample.json", "results/a/made/evaluate.json"):
+    for made in (
+        "results/a/made/train.json",
+        "results/a/made/sample.json",
+        "results/a/made/choose.json",
+        "results/a/made/evaluate.json",
+    ):
         ours, theirs = (records.read_json(p.folder / made)["outputs"] for p in (built, fresh))
         assert ours == theirs
 
@@ -309,6 +328,7 @@ def test_same_inputs_same_bytes(built: Project, fresh: Project) -> None:
 FOLDERS = (
     "data/sets/small/pad-edge-64/pictures", "data/sets/small/pad-edge-64/train",
     "data/sets/small/pad-edge-64/latents/tiny", "results/a/checkpoints", "results/a/export", "results/a/samples",
+    "results/a/test_samples",
 )  # fmt: skip
 
 

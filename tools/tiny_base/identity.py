@@ -17,6 +17,7 @@ from PIL import Image
 from sdlora import records
 from sdlora.errors import DataError
 from sdlora.images.pictures import read_rgb
+from sdlora.stages.sample.parts import reporting
 from tools.tiny_base import heads, measures
 from tools.tiny_base.characters import CHARACTERS, Character, padded, portrait, portraits, strangers
 from tools.tiny_base.datasets import REFERENCES, TRAIN
@@ -122,7 +123,7 @@ def references(character: Character) -> dict[str, Picture]:
     return {f"references/{number:03d}.png": picture for number, picture in enumerate(held_out, start=1)}
 
 
-def read_cases(character: Character, manifest: Path, version: Path, step: int) -> list[Case]:
+def read_cases(character: Character, manifest: Path, version: Path, step: int, beside: int | None = None) -> list[Case]:
     """A version's samples at a step, each with its truth.
 
     Args:
@@ -130,21 +131,21 @@ def read_cases(character: Character, manifest: Path, version: Path, step: int) -
         manifest: The dataset's `manifest.jsonl`: which picture has which id.
         version: Its folder of results.
         step: 0 is the base.
+        beside: The step that it is compared with: both are of the same references and seeds.
 
     Raises:
         DataError: If there are no samples of that step, or they are of other pictures.
     """
     pictures = references(character)
     names = {row["id"]: row["name"] for row in records.read_jsonl(manifest)}
-    rows = [row for row in records.read_jsonl(version / "samples" / "index.jsonl") if row["step"] == step]
+    both = {step, step if beside is None else beside}
+    rows = [row for row in reporting(version, both) if row["step"] == step]
     if not rows:
-        raise DataError(f"{version}: no samples of step {step} in samples/index.jsonl")
+        raise DataError(f"{version}: no samples of step {step} in samples/ or test_samples/")
     unknown = sorted({row["reference"] for row in rows if names.get(row["reference"]) not in pictures})
     if unknown:
         raise DataError(f"{version}: {unknown[0]} is not a reference of {character.trigger} in {manifest}")
-    return [
-        Case(np.asarray(read_rgb(version / "samples" / row["file"])), pictures[names[row["reference"]]]) for row in rows
-    ]
+    return [Case(np.asarray(read_rgb(version / row["file"])), pictures[names[row["reference"]]]) for row in rows]
 
 
 def main() -> None:
@@ -160,8 +161,8 @@ def main() -> None:
     cases: dict[str, list[Case]] = {"step_0": [], "chosen": []}
     for version in args.versions:
         step = args.step if args.step is not None else records.read_json(version / "best.json")["best_step"]
-        cases["step_0"] += read_cases(character, manifest, version, 0)
-        cases["chosen"] += read_cases(character, manifest, version, step)
+        cases["step_0"] += read_cases(character, manifest, version, 0, step)
+        cases["chosen"] += read_cases(character, manifest, version, step, 0)
     found = {name: figures(rows, character) for name, rows in cases.items()}
     records.write_json(args.out, found)
     print(records.canonical_json(found))

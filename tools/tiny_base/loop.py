@@ -2,7 +2,7 @@
 
 import io
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,8 +131,13 @@ def take_along(state: Path, begun: Path) -> None:
     The optimizer's moments, six times as large, are learnt anew there in a warm-up.
     """
     known = torch.load(state, weights_only=True)
-    weights = {str(number): one.half() for number, one in enumerate(known["ema"])}
-    tensors.write(begun, {**weights, "step": torch.tensor(known["step"])})
+    write_begun(begun, known["ema"], known["step"])
+
+
+def write_begun(begun: Path, weights: Iterable[Tensor], step: int) -> None:
+    """Write what `_State.resume` goes on from: trained parameters as fp16, in their order, and the step."""
+    numbered = {str(number): one.half() for number, one in enumerate(weights)}
+    tensors.write(begun, {**numbered, "step": torch.tensor(step)})
 
 
 def train(

@@ -11,7 +11,7 @@ from diffusers import AutoencoderKL
 
 from sdlora import records
 from sdlora.flow import hashing
-from tools.tiny_base import blip, diffusion, loop, pictures, vae
+from tools.tiny_base import begin, blip, diffusion, loop, pictures, vae
 from tools.tiny_base.recipe import BaseRecipe
 
 FOLDERS = {"vae": "vae", "decoder": "vae-decoder", "blip": "tiny-blip", "diffusion": "tiny-sd"}
@@ -19,17 +19,28 @@ PARTS = tuple(FOLDERS)
 BEGUN = Path("tools/tiny_base/begun")
 
 
-def make(recipe: BaseRecipe, work: Path, out: Path, device: str, only: Sequence[str] = PARTS, threads: int = 1) -> None:
+def make(
+    recipe: BaseRecipe,
+    work: Path,
+    out: Path,
+    device: str,
+    only: Sequence[str] = PARTS,
+    threads: int = 1,
+    other: Path | None = None,
+) -> None:
     """Draw the pictures and train the parts; each resumes where it was stopped.
 
     Parts of `only` that do not need each other (blip; decoder and diffusion, once the VAE is there)
-    may run at the same time, each in a process of its own. The models are published when all are there.
+    may run at the same time, each in a process of its own. With `other`, a base's folder, the VAE is that
+    one's, and the UNet goes on from that one's. The models are published when all are there.
     """
     parts = threads if device == "cpu" else 1
     pictures.make(work, "pictures", recipe.pictures, recipe.seed, recipe.size_px)
     pictures.make(work, "larger", recipe.larger_pictures, recipe.seed + 1, recipe.larger_px)
     plain, larger = pictures.load(work, "pictures"), pictures.load(work, "larger")
     made = {part: work / folder for part, folder in FOLDERS.items()}
+    if other is not None:
+        _begin(other, plain.captions, recipe.seed + 3, work, made["vae"])
     wanted = [part for part in PARTS if part in only and not is_whole(made[part])]
     if "vae" in wanted:
         with _unfinished(made["vae"]) as folder:
@@ -57,6 +68,16 @@ def make(recipe: BaseRecipe, work: Path, out: Path, device: str, only: Sequence[
         for name in ("tiny-blip", "tiny-sd"):
             _forget_places(work / name)
             records.publish_folder(work / name, out / name)
+
+
+def _begin(other: Path, captions: Sequence[str], seed: int, work: Path, made_vae: Path) -> None:
+    """Keep another base's VAE and go on from its networks, where `work` has not come further itself."""
+    if not is_whole(made_vae):
+        with _unfinished(made_vae) as folder:
+            shutil.copytree(other / "vae", folder)
+    if not (work / "diffusion.begun.safetensors").exists():
+        known = begin.begin_from(other, captions, seed, work)
+        print(f"begun from {other}, which knows {known} of the tokens", flush=True)
 
 
 def take_along(work: Path, begun: Path) -> None:
@@ -110,6 +131,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("models/.work"), help="pictures, states, previews")
     parser.add_argument("--take-along", action="store_true", help=f"write what --work has to {BEGUN}; train nothing")
+    parser.add_argument(
+        "--begin-from", type=Path, metavar="FOLDER", help="a base: its VAE is kept, its UNet and words are gone on with"
+    )
     parser.add_argument("--out", type=Path, default=Path("models"), help="where tiny-sd and tiny-blip are written")
     parser.add_argument("--share", type=float, default=1.0, help="of pictures and steps; below 1 a rehearsal")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -122,8 +146,9 @@ def main() -> None:
     if args.share == 1.0:
         take_up(BEGUN, args.work)
     torch.set_num_threads(args.threads)
-    recipe = BaseRecipe() if args.share == 1.0 else BaseRecipe().shortened(args.share)
-    make(recipe, args.work, args.out, args.device, args.only, args.threads)
+    recipe = BaseRecipe() if args.begin_from is None else BaseRecipe().from_another()
+    recipe = recipe if args.share == 1.0 else recipe.shortened(args.share)
+    make(recipe, args.work, args.out, args.device, args.only, args.threads, args.begin_from)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from PIL import Image
 from sdlora import records
 from sdlora.errors import DataError
 from sdlora.images.pictures import read_rgb
+from sdlora.stages.sample.parts import reporting
 from tools.tiny_base import datasets, measures, pictures, styles, world
 from tools.tiny_base.pictures import Pixels
 
@@ -46,16 +47,17 @@ def recognised(samples: Sequence[Image.Image], known: Candidates) -> float:
     return round(float(np.mean([known.styles[int(place)] == styles.HELD_OUT_STYLE for place in nearest])), 4)
 
 
-def read_samples(version: Path, step: int) -> list[Image.Image]:
-    """A version's samples at a step; 0 is the base.
+def read_samples(version: Path, step: int, beside: int | None = None) -> list[Image.Image]:
+    """A version's samples at a step, 0 is the base; of the references and seeds that `beside` is drawn with, too.
 
     Raises:
         DataError: If there are none.
     """
-    rows = [row for row in records.read_jsonl(version / "samples" / "index.jsonl") if row["step"] == step]
+    both = {step, step if beside is None else beside}
+    rows = [row for row in reporting(version, both) if row["step"] == step]
     if not rows:
-        raise DataError(f"{version}: no samples of step {step} in samples/index.jsonl")
-    return [read_rgb(version / "samples" / row["file"]) for row in rows]
+        raise DataError(f"{version}: no samples of step {step} in samples/ or test_samples/")
+    return [read_rgb(version / row["file"]) for row in rows]
 
 
 def main() -> None:
@@ -66,8 +68,8 @@ def main() -> None:
     args = parser.parse_args()
     step = args.step if args.step is not None else records.read_json(args.version / "best.json")["best_step"]
     found = {}
-    for name, number in (("step_0", 0), ("chosen", step)):
-        samples = read_samples(args.version, number)
+    for name, number, beside in (("step_0", 0, step), ("chosen", step, 0)):
+        samples = read_samples(args.version, number, beside)
         found[name] = {"samples": len(samples), "recognised": recognised(samples, candidates(samples[0].width))}
     records.write_json(args.out, found)
     print(records.canonical_json(found))

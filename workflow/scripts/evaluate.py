@@ -8,8 +8,7 @@ from sdlora.stages.evaluate.run import evaluate_version
 
 
 def work(recipe: EvaluateRecipe) -> list[Path]:
-    out = recipe.folder
-    return evaluate_version(recipe.evaluate, out / "samples", recipe.references, out, recipe.chosen, recipe)
+    return evaluate_version(recipe.evaluate, recipe.folder, recipe.references, recipe)
 
 
 command.run(EvaluateRecipe, work)

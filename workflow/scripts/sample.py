@@ -1,4 +1,4 @@
-"""Draw every reference's prompt at every checkpoint: `python workflow/scripts/sample.py --help`."""
+"""Draw the choosing references' prompts at every checkpoint: `python workflow/scripts/sample.py --help`."""
 
 from sdlora.flow import command
 from sdlora.stages.sample.recipe import SampleRecipe

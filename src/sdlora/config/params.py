@@ -185,7 +185,7 @@ SAMPLER_OPTIONS = {"karras": ("euler", "dpmpp_2m", "unipc"), "eta": ("ddim",), "
 
 
 class Sample(Section):
-    """Pictures drawn at every checkpoint, one for each reference and seed."""
+    """Pictures drawn, one for each reference and seed: few at every checkpoint, more where one was chosen."""
 
     weights: Literal["raw", "ema"] = Field("raw", description="the LoRA as trained, or its average (train.ema)")
     lora_scale: float = Field(1.0, ge=0, le=4, description="strength of the LoRA")
@@ -205,7 +205,14 @@ class Sample(Section):
     negative_prompt: str = Field("", description="what the picture should not be")
     second_prompt: str | None = Field(None, description="what a second text encoder is told (sdxl); null = the same")
     second_negative_prompt: str | None = Field(None, description="and what it should not be; null = the same")
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((42,), min_length=1, description="one picture each")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (42,), min_length=1, description="at every checkpoint, of each reference that chooses: one picture each"
+    )
+    report_seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (42, 43, 44, 45),
+        min_length=1,
+        description="at the chosen checkpoint and at step 0, of each reference that reports: one picture each",
+    )
     hires: Hires | None = Field(None, description="null = off")
     max_references: int = Field(10, ge=1, le=1000, description="references drawn and measured, first by id")
     batch_size: int = Field(1, ge=1, le=1000, description="pictures drawn at once: more is faster and takes memory")
@@ -353,10 +360,11 @@ class Version(Section):
     def _metrics_have_what_they_need(self) -> Self:
         for name in self.evaluate.metrics:
             needs = choices.pick(choices.METRICS, name).needs
-            if "seeds" in needs and len(set(self.sample.seeds)) < 2:
-                raise ValueError(
-                    f"evaluate.metrics has {name}, which compares seeds, but sample.seeds has one: add one"
-                )
+            for option in ("seeds", "report_seeds"):
+                if "seeds" in needs and len(set(getattr(self.sample, option))) < 2:
+                    raise ValueError(
+                        f"evaluate.metrics has {name}, which compares seeds, but sample.{option} has one: add one"
+                    )
             if "describe" in needs and self.caption.by == "none":
                 raise ValueError(f"evaluate.metrics has {name}, which describes samples, but caption.by is none")
             if "training" in needs and self.sample.max_references < 2:

@@ -1,13 +1,13 @@
 """The DAG's names: which jobs the versions need, what each reads and where it writes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from sdlora import choices
-from sdlora.config.params import Base, Dataset, Fit, Params, Version
+from sdlora.config.params import Base, Dataset, Evaluate, Fit, Params, Version
 from sdlora.config.train import MENUS, Train
 from sdlora.errors import ParamsError
 from sdlora.flow import inputs
@@ -16,13 +16,14 @@ from sdlora.flow.hashing import FileHashes
 from sdlora.flow.recipe import Recipe
 from sdlora.stages.adopt.recipe import Adopted, AdoptRecipe
 from sdlora.stages.caption.recipe import CaptionRecipe
+from sdlora.stages.choose.recipe import ChooseRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
 from sdlora.stages.evaluate.recipe import Describing, EvaluateRecipe, Learning
 from sdlora.stages.export.recipe import ExportRecipe
 from sdlora.stages.fit.recipe import FitRecipe
 from sdlora.stages.flip.recipe import FlipRecipe
 from sdlora.stages.report.recipe import ReportAllRecipe, ReportRecipe
-from sdlora.stages.sample.recipe import SampleRecipe
+from sdlora.stages.sample.recipe import REPORT_SEEDS, SampleRecipe
 from sdlora.stages.scrape import pin
 from sdlora.stages.scrape.recipe import ScrapeRecipe
 from sdlora.stages.train.recipe import TrainRecipe
@@ -133,28 +134,31 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
         train = lora = _adopting(params, name, seen)
         yield lora
     of_version: dict[str, Any] = {"wildcards": {"version": name}}
-    model = {"base_identity": inputs.base_identity(base, seen.hashes), "threads": params.threads}
     family = choices.FAMILIES[base.family]
-    needs: set[str] = set().union(*(choices.pick(choices.METRICS, name).needs for name in version.evaluate.metrics))
+    needs = _needs(version.evaluate.metrics)
+    drawing: dict[str, Any] = {
+        **of_version, "base_identity": inputs.base_identity(base, seen.hashes), "base": _weights(base),
+        "threads": params.threads, "size_px": version.fit.size_px or base.size_px, "references": references,
+        "trigger": dataset.trigger if "untriggered" in needs else None, "validation": version.evaluate.validation,
+    }  # fmt: skip
+    painters = (family, choices.SCHEDULERS[version.sample.scheduler])
+    maker = seen.maker(SampleRecipe, painters)
     sample = SampleRecipe(
-        **of_version, **model, **seen.maker(SampleRecipe, (family, choices.SCHEDULERS[version.sample.scheduler])),
-        inputs=(train.made, before["pad", "caption"].made), base=_weights(base), sample=version.sample,
-        size_px=version.fit.size_px or base.size_px, references=references,
-        trigger=dataset.trigger if "untriggered" in needs else None,
+        **drawing, **maker, inputs=(train.made, before["pad", "caption"].made),
+        sample=version.sample.model_copy(update={"report_seeds": REPORT_SEEDS}),
     )  # fmt: skip
     yield sample
-    metrics = tuple(choices.METRICS[metric] for metric in version.evaluate.metrics)
-    asked = (*metrics, *([family] if "learner" in needs else []))
-    asked += (choices.CAPTIONERS[version.caption.by],) if "describe" in needs else ()
+    choosing = _choosing(version.evaluate)
+    choose = ChooseRecipe(
+        **drawing, **seen.maker(ChooseRecipe, (*painters, *_measurers(choosing, version, base))),
+        inputs=(sample.made, before["pad", "fit"].made), sample=version.sample, chosen=version.chosen,
+        drawing_code=maker["code"], drawing_software=maker["software"], **_asking(choosing, params, name, seen),
+    )  # fmt: skip
+    yield choose
     evaluate = EvaluateRecipe(
-        **of_version, **seen.maker(EvaluateRecipe, asked), inputs=(sample.made, before["pad", "fit"].made),
-        evaluate=version.evaluate, chosen=version.chosen, references=references,
-        learning=Learning(
-            base=_weights(base), **model, lora_scale=version.sample.lora_scale, average=version.sample.weights == "ema"
-        ) if "learner" in needs else None,
-        describing=Describing(
-            **_captioner(version, base, seen), caption=version.caption, trigger=dataset.trigger, threads=params.threads
-        ) if "describe" in needs else None,
+        **of_version, **seen.maker(EvaluateRecipe, _measurers(version.evaluate, version, base)),
+        inputs=(sample.made, choose.made, before["pad", "fit"].made), references=references,
+        **_asking(version.evaluate, params, name, seen),
     )  # fmt: skip
     yield evaluate
     yield ReportRecipe(
@@ -162,6 +166,40 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
         version=name, settings=summary(version), references=references,
         dataset=before[version.fit.method, "flip"].folder, votes=inputs.votes_identity(seen.hashes),
     )  # fmt: skip
+
+
+def _needs(metrics: Iterable[str]) -> set[str]:
+    return set().union(*(choices.pick(choices.METRICS, name).needs for name in metrics))
+
+
+def _choosing(evaluate: Evaluate) -> Evaluate:
+    """The section without what does not choose, so that changing that draws and chooses nothing again."""
+    resamples = Evaluate.model_fields["bootstrap_samples"].default
+    return evaluate.model_copy(update={"metrics": evaluate.choose_by, "bootstrap_samples": resamples})
+
+
+def _measurers(evaluate: Evaluate, version: Version, base: Base) -> tuple[str, ...]:
+    """Menu entries that measuring uses."""
+    needs = _needs(evaluate.metrics)
+    return (
+        *(choices.METRICS[metric] for metric in evaluate.metrics),
+        *([choices.FAMILIES[base.family]] if "learner" in needs else []),
+        *([choices.CAPTIONERS[version.caption.by]] if "describe" in needs else []),
+    )
+
+
+def _asking(evaluate: Evaluate, params: Params, name: str, seen: Seen) -> dict[str, Any]:
+    """What is measured, and the networks that are asked for it."""
+    version, needs = params.versions[name], _needs(evaluate.metrics)
+    base, trigger = params.bases[version.base], params.datasets[version.dataset].trigger
+    learning = Learning(
+        base=_weights(base), base_identity=inputs.base_identity(base, seen.hashes), threads=params.threads,
+        lora_scale=version.sample.lora_scale, average=version.sample.weights == "ema",
+    ) if "learner" in needs else None  # fmt: skip
+    describing = Describing(
+        **_captioner(version, base, seen), caption=version.caption, trigger=trigger, threads=params.threads
+    ) if "describe" in needs else None  # fmt: skip
+    return {"evaluate": evaluate, "learning": learning, "describing": describing}
 
 
 def _training(

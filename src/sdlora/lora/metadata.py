@@ -116,16 +116,24 @@ def header(
         "ss_dataset_dirs": _json(about.folders),
         "ss_bucket_info": _json(_buckets(about)),
         "sshs_model_hash": digest,
-        "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": version.architecture,
-        "modelspec.implementation": version.implementation,
-        "modelspec.title": name,
-        "modelspec.resolution": f"{width}x{height}",
-        "modelspec.prediction_type": {"v_prediction": "v"}.get(about.prediction_type, about.prediction_type),
-        "modelspec.trigger_phrase": trigger_of(settings, about),
-        "modelspec.hash_sha256": f"0x{digest}",
+        **{f"modelspec.{key}": value for key, value in _modelspec(name, settings, version, about, digest).items()},
     }
     return {key: str(value) for key, value in values.items()}
+
+
+def _modelspec(name: str, settings: Train, version: BaseVersion, about: About, digest: str) -> dict[str, str | None]:
+    """Stability AI's ModelSpec 1.0.0, by key."""
+    width, height = about.size_px
+    return {
+        "sai_model_spec": "1.0.0",
+        "architecture": version.architecture,
+        "implementation": version.implementation,
+        "title": name,
+        "resolution": f"{width}x{height}",
+        "prediction_type": {"v_prediction": "v"}.get(about.prediction_type, about.prediction_type),
+        "trigger_phrase": trigger_of(settings, about),
+        "hash_sha256": f"0x{digest}",
+    }
 
 
 def trigger_of(settings: Train, about: About) -> str:

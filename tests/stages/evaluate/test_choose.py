@@ -1,7 +1,8 @@
 """The choice of a checkpoint and what is claimed of it, counted where the truth is known; comparing two versions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,12 +10,13 @@ import pytest
 from sdlora import choices, records
 from sdlora.config.params import Evaluate
 from sdlora.errors import DataError
-from sdlora.stages.evaluate.choose import best_step, explain, split
+from sdlora.stages.evaluate.choose import best_step, choose, explain
 from sdlora.stages.evaluate.compare import compare, over_trainings
 from sdlora.stages.evaluate.mean_rank import MEAN_RANK, mean_ranks
 from sdlora.stages.evaluate.metric import Metric
 from sdlora.stages.evaluate.statistics import mean_interval
-from sdlora.stages.evaluate.tables import Values, is_tested, metrics_columns, metrics_rows, rule_step
+from sdlora.stages.evaluate.tables import Table, Values, is_tested, metrics_columns, metrics_rows, rule_step
+from sdlora.stages.sample.parts import split
 
 PSNR: Metric = choices.pick(choices.METRICS, "psnr_db")
 EFFNET: Metric = choices.pick(choices.METRICS, "effnet_lite0_distance")
@@ -37,9 +39,91 @@ def correlated_gains(random: np.random.Generator, references: int) -> Values:
     return values
 
 
-def explained(values: Values, settings: Evaluate = BY_PSNR) -> dict[str, object]:
-    names = [f"r{number:02}" for number in range(len(values[settings.choose_by[0], 0]))]
-    return explain(values, names, {name: METRICS[name] for name in settings.metrics}, settings)
+def with_seeds(random: np.random.Generator, references: int, seeds: int, gain: float = 0.0) -> tuple[Table, Table]:
+    """Both parts where a picture's seed is half of its variance; the test averages so many seeds, validation has one.
+
+    Args:
+        random: Where values come from.
+        references: Of both parts together.
+        seeds: Of each test reference.
+        gain: What step 900 is worth above the others, in standard deviations of a picture's value.
+    """
+    half, count = references // 2, CHECKPOINTS + 1
+    pictures = {key: np.sqrt(0.5) * np.asarray(found) for key, found in simulated(random, references).items()}
+    noise = np.sqrt(0.5) * random.normal(size=(seeds, count, references))
+    tables = []
+    for part, of_seeds in ((slice(half), noise[:1]), (slice(half, None), noise)):
+        luck = of_seeds.mean(axis=0)
+        values = {
+            key: (found + luck[number] + (gain if key[1] == 900 else 0))[part].tolist()
+            for number, (key, found) in enumerate(pictures.items())
+        }
+        tables.append(Table([f"r{number:02}" for number in range(references)][part], values, [*range(len(of_seeds))]))
+    return tables[0], tables[1]
+
+
+def called_better(tables: Sequence[tuple[Table, Table]]) -> float:
+    """How often, of some runs, a checkpoint is called better than step 0."""
+    metrics = {"psnr_db": PSNR}
+    found = [
+        explain(validation, test, metrics, BY_PSNR, choose(validation, metrics, ("psnr_db",)))["resolved"]
+        for validation, test in tables
+    ]
+    return float(np.mean(found))
+
+
+def test_four_seeds_find_what_one_misses_and_are_fooled_no_more() -> None:
+    def share(seeds: int, gain: float) -> float:
+        random = np.random.default_rng(seeds)
+        return called_better([with_seeds(random, 10, seeds, gain) for _ in range(600)])
+
+    assert share(4, 1.5) > share(1, 1.5) + 0.2
+    assert max(share(1, 0.0), share(4, 0.0)) <= 0.05
+
+
+@pytest.mark.parametrize("alike", [0.0, 1.0])
+def test_two_ranks_are_hardly_ever_fooled(alike: float) -> None:
+    """On test references a mean rank is among two steps; the metrics agree by chance, or always."""
+    random, fooled = np.random.default_rng(8), []
+    settings = Evaluate(metrics=(*METRICS,), choose_by=(*METRICS,))
+    for _ in range(600):
+        values = simulated(random, 10)
+        other = simulated(random, 10)
+        for (_, step), found in [*values.items()]:
+            distance = -np.sqrt(1 - alike) * np.asarray(other["psnr_db", step]) - np.sqrt(alike) * np.asarray(found)
+            values["effnet_lite0_distance", step] = distance.tolist()
+        fooled.append(bool(explained(values, settings)["resolved"]))
+    assert np.mean(fooled) <= 0.05
+
+
+def parts(values: Values, references: list[str] | None = None) -> tuple[Table, Table | None]:
+    """The tables of both parts, where every step has pictures of either; the choice's are looked at alone."""
+    names = references or [f"r{number:02}" for number in range(len(next(iter(values.values()))))]
+    tables = [
+        Table(part, {key: [found[names.index(name)] for name in part] for key, found in values.items()}, [42])
+        for part in split(names, 0.5)
+    ]
+    return tables[0], tables[1] if tables[1].references else None
+
+
+def explained(
+    values: Values,
+    settings: Evaluate = BY_PSNR,
+    chosen: int | None = None,
+    names: list[str] | None = None,
+) -> dict[str, object]:
+    """What the stages `choose` and `evaluate` say of some values."""
+    metrics = {name: METRICS[name] for name in settings.metrics}
+    validation, test = parts(values, names)
+    choice = choose(validation, metrics, settings.choose_by, chosen)
+    if test is not None:
+        kept = {key: found for key, found in test.values.items() if key[1] in choice.steps}
+        test = Table(test.references, kept, test.seeds)
+    if len(settings.choose_by) > 1:
+        for table in filter(None, (validation, test)):
+            table.values.update(mean_ranks(table.values, metrics, settings.choose_by))
+        metrics = {MEAN_RANK.name: MEAN_RANK, **metrics}
+    return explain(validation, test, metrics, settings, choice)
 
 
 @pytest.mark.parametrize("nothing_learnt", [simulated, correlated_gains])
@@ -95,9 +179,9 @@ def test_the_test_references_do_not_choose() -> None:
 
 
 def test_references_are_split_once() -> None:
-    assert split(10, 0.5) == ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])
-    assert split(20, 0.3) == ([*range(6)], [*range(6, 20)])
-    assert split(9, 0.5) == ([*range(9)], []) and split(10, 0.4) == ([*range(10)], [])
+    assert split(range(10), 0.5) == ([0, 1, 2, 3, 4], [5, 6, 7, 8, 9])
+    assert split(range(20), 0.3) == ([*range(6)], [*range(6, 20)])
+    assert split(range(9), 0.5) == ([*range(9)], []) and split(range(10), 0.4) == ([*range(10)], [])
     best = explained(simulated(np.random.default_rng(0), 10))
     assert best["validation"]["references"] == ["r00", "r01", "r02", "r03", "r04"]  # type: ignore[index]
     assert best["test"]["references"] == ["r05", "r06", "r07", "r08", "r09"]  # type: ignore[index]
@@ -137,8 +221,9 @@ def test_without_an_independent_test_nothing_is_better(count: int) -> None:
 def test_the_choice_follows_the_metric() -> None:
     values: Values = {("psnr_db", 0): [9.0], ("psnr_db", 100): [5.0], ("psnr_db", 200): [7.0], ("psnr_db", 300): [7.0]}
     values |= {("effnet_lite0_distance", step): [v] for step, v in ((0, 0.9), (100, 0.5), (200, 0.7), (300, 0.6))}
-    assert best_step(values, PSNR, [0]) == 200, "the earliest of equals; step 0 is no checkpoint"
-    assert best_step(values, EFFNET, [0]) == 100, "the lowest distance"
+    table = Table(["r"], values, [42])
+    assert best_step(table, PSNR) == 200, "the earliest of equals; step 0 is no checkpoint"
+    assert best_step(table, EFFNET) == 100, "the lowest distance"
     by_distance = Evaluate(metrics=("psnr_db", "effnet_lite0_distance"), choose_by="effnet_lite0_distance")
     assert "the lowest mean effnet_lite0_distance on all 1 references" in str(explained(values, by_distance)["rule"])
 
@@ -147,9 +232,11 @@ def measured(folder: Path, psnr: list[float], feature: list[float], references: 
     """What evaluating a version leaves, of step 0 and one checkpoint."""
     values: Values = {("psnr_db", 0): [1.0] * len(psnr), ("psnr_db", 100): psnr}
     values |= {("effnet_lite0_distance", 0): [1.0] * len(psnr), ("effnet_lite0_distance", 100): feature}
-    records.write_csv(folder / "metrics.csv", metrics_columns(len(psnr)), metrics_rows(values, 100))
+    validation, test = parts(values, references)
+    columns = metrics_columns(len(validation.references), len(test.references) if test else 0)
+    records.write_csv(folder / "metrics.csv", columns, metrics_rows(validation, test, 100))
     settings = Evaluate(metrics=(*METRICS,), choose_by="psnr_db")
-    records.write_json(folder / "best.json", explain(values, references, METRICS, settings))
+    records.write_json(folder / "best.json", explained(values, settings, names=references))
     return folder
 
 
@@ -251,9 +338,9 @@ def test_several_metrics_choose_by_their_mean_rank() -> None:
     ranks = mean_ranks(values, METRICS, settings.choose_by)
     assert {step: set(found) for (_, step), found in ranks.items()} == {0: {4.0}, 100: {2.0}, 200: {2.0}, 300: {2.0}}
     values["effnet_lite0_distance", 100] = values["effnet_lite0_distance", 0]
-    values |= mean_ranks(values, METRICS, settings.choose_by)
-    assert set(values["mean_rank", 0]) == {3.75} and set(values["mean_rank", 100]) == {2.25}, "ties share their ranks"
-    best = explain(values, [f"r{n}" for n in range(10)], {"mean_rank": MEAN_RANK, **METRICS}, settings)
+    ranks = mean_ranks(values, METRICS, settings.choose_by)
+    assert set(ranks["mean_rank", 0]) == {3.75} and set(ranks["mean_rank", 100]) == {2.25}, "ties share their ranks"
+    best: Any = explained(values, settings)
     assert best["best_step"] == 200 and best["choose_by"] == "mean_rank" and best["resolved"]
     assert best["why"].startswith("better than step 0: step 200: mean rank ") and "mean mean" not in best["rule"]
     assert best["rule"].endswith("(over psnr_db, effnet_lite0_distance)")
@@ -266,15 +353,14 @@ def test_several_metrics_choose_by_their_mean_rank() -> None:
 
 def test_a_person_overrules_the_rule_and_both_are_told() -> None:
     values = plain(_0=[8.0] * 10, _100=[9.0 + n / 50 for n in range(10)], _200=[8.5 + n / 50 for n in range(10)])
-    names, metrics = [f"r{number}" for number in range(10)], {"psnr_db": PSNR}
-    by_rule = explain(values, names, metrics, BY_PSNR)
+    by_rule = explained(values)
     assert by_rule["best_step"] == 100 and by_rule["resolved"] and by_rule["overruled"] is None
-    by_hand = explain(values, names, metrics, BY_PSNR, chosen=200)
+    by_hand = explained(values, chosen=200)
     assert by_hand["best_step"] == 200 and not by_hand["resolved"]
     assert by_hand["overruled"] == {key: by_rule[key] for key in ("best_step", "why", "resolved")}
     assert str(by_hand["why"]).startswith("step 200") and "a person chose it" in str(by_hand["why"])
     assert (rule_step(by_hand), is_tested(by_hand), is_tested(by_rule)) == (100, False, True)
-    both = explain(values, names, metrics, BY_PSNR, chosen=100)
+    both = explained(values, chosen=100)
     assert both["resolved"] and both["overruled"] is None, "the rule says the same, without looking"
     with pytest.raises(DataError, match="chosen is 150, but the checkpoints are 100, 200"):
-        explain(values, names, metrics, BY_PSNR, chosen=150)
+        explained(values, chosen=150)

@@ -1,5 +1,7 @@
 """From samples and references to tables."""
 
+from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +9,14 @@ import pytest
 from helpers import ROOT
 from PIL import Image, ImageFilter
 
-from sdlora import records
+from sdlora import choices, records
 from sdlora.config.params import Evaluate
 from sdlora.errors import DataError
 from sdlora.images.pictures import png_bytes
+from sdlora.stages.choose.choose import choose_by_samples
 from sdlora.stages.evaluate.psnr import psnr_db
 from sdlora.stages.evaluate.run import at_size_of, evaluate_version, write_curves
+from sdlora.stages.sample.parts import FOLDERS, TEST, all_drawn, split
 
 RANDOM = np.random.default_rng(0)
 
@@ -58,7 +62,7 @@ def test_tables_read_like_the_report(tmp_path: Path) -> None:
             records.write_bytes(tmp_path / "samples" / file, png_bytes(Image.fromarray(drawn)))
             rows.append({"step": step, "reference": name, "seed": 1, "file": file, "prompt": "x"})
     records.write_jsonl(tmp_path / "samples" / "index.jsonl", rows)
-    evaluate_version(Evaluate(), tmp_path / "samples", tmp_path / "references", tmp_path)
+    evaluated(tmp_path, Evaluate())
     table = records.read_csv(tmp_path / "metrics.csv")
     assert list(table[0]) == ["step", "metric", "image1", "image2", "mean", "ci_low", "ci_high"]
     metrics = ("effnet_lite0_distance", "psnr_db", "ssim")
@@ -78,19 +82,46 @@ def test_tables_read_like_the_report(tmp_path: Path) -> None:
 def test_no_references_is_a_clear_error(tmp_path: Path) -> None:
     records.write_jsonl(tmp_path / "samples" / "index.jsonl", [])
     with pytest.raises(DataError, match="held_out"):
-        evaluate_version(Evaluate(), tmp_path / "samples", tmp_path, tmp_path)
+        evaluated(tmp_path, Evaluate())
 
 
-def lay(folder: Path, references: dict[str, np.ndarray], drawn: dict[int, dict[str, np.ndarray]]) -> None:
-    """Samples and references as the stages before write them, one seed each."""
-    rows = []
+def evaluated(folder: Path, settings: Evaluate, chosen: int | None = None) -> list[Path]:
+    """What the stages `choose` and `evaluate` do with what was drawn."""
+    names = sorted({row["reference"] for row in all_drawn(folder)})
+    choice = choose_by_samples(settings, folder, folder / "references", names, chosen)
+    records.write_json(folder / "choice.json", asdict(choice))
+    return evaluate_version(settings, folder, folder / "references")
+
+
+def lay(
+    folder: Path,
+    references: dict[str, np.ndarray],
+    drawn: dict[int, dict[str, np.ndarray]],
+    seeds: tuple[int, ...] = (1,),
+    tested: tuple[int, ...] | None = None,
+) -> None:
+    """Samples and references as the stages before write them.
+
+    Args:
+        folder: The version's.
+        references: By id.
+        drawn: Step -> the picture of each reference.
+        seeds: Of test references; with each further one the picture is moved by a pixel.
+        tested: Steps that draw the test references; None: all of them.
+    """
     for name, pixels in references.items():
         records.write_bytes(folder / "references/pictures" / f"{name}.png", png_bytes(Image.fromarray(pixels)))
+    for part, names in zip(FOLDERS, split(sorted(references), 0.5), strict=True):
+        rows = []
         for step, pictures in drawn.items():
-            file = f"step-{step:06d}/{name}.png"
-            records.write_bytes(folder / "samples" / file, png_bytes(Image.fromarray(pictures[name])))
-            rows.append({"step": step, "reference": name, "seed": 1, "file": file, "prompt": name})
-    records.write_jsonl(folder / "samples" / "index.jsonl", rows)
+            if part == TEST and tested is not None and step not in tested:
+                continue
+            for (place, seed), name in product(enumerate(seeds if part == TEST else seeds[:1]), names):
+                file = f"step-{step:06d}/{name}-seed{seed}.png"
+                picture = Image.fromarray(np.roll(pictures[name], place, axis=0))
+                records.write_bytes(folder / FOLDERS[part] / file, png_bytes(picture))
+                rows.append({"step": step, "reference": name, "seed": seed, "file": file, "prompt": name})
+        records.write_jsonl(folder / FOLDERS[part] / "index.jsonl", rows)
 
 
 def references_of(dataset: str) -> dict[str, np.ndarray]:
@@ -112,7 +143,7 @@ def test_a_planted_blur_does_not_win(dataset: str, tmp_path: Path) -> None:
     chosen = {}
     for metric in ("psnr_db", Evaluate().choose_by[0]):
         settings = Evaluate(metrics=(metric,), choose_by=metric)
-        evaluate_version(settings, tmp_path / "samples", tmp_path / "references", tmp_path)
+        evaluated(tmp_path, settings)
         chosen[metric] = records.read_json(tmp_path / "best.json")["best_step"]
     assert chosen == {"psnr_db": 100, Evaluate().choose_by[0]: 200}, "PSNR is what the blur was planted for"
 
@@ -128,7 +159,7 @@ def test_an_over_fit_is_flagged_beside_the_choice(tmp_path: Path) -> None:
     rows = [{"split": "train", "file": f"pictures/t{number}.png"} for number in range(len(learnt))]
     records.write_jsonl(tmp_path / "references/fit.jsonl", [*rows, {"split": "reference", "file": "none"}])
     settings = Evaluate(metrics=("psnr_db", "memorisation_ratio"), choose_by="psnr_db")
-    evaluate_version(settings, tmp_path / "samples", tmp_path / "references", tmp_path)
+    evaluated(tmp_path, settings)
     (warning,) = records.read_json(tmp_path / "best.json")["warnings"]
     assert warning.startswith("memorised: samples are 0.00 times as far")
 
@@ -138,4 +169,72 @@ def test_what_a_metric_lacks_is_a_clear_error(tmp_path: Path) -> None:
     lay(tmp_path, truth, {0: truth, 10: truth})
     settings = Evaluate(metrics=("memorisation_ratio",), choose_by="memorisation_ratio")
     with pytest.raises(DataError, match="needs two held-out pictures"):
-        evaluate_version(settings, tmp_path / "samples", tmp_path / "references", tmp_path)
+        evaluated(tmp_path, settings)
+
+
+def test_means_are_over_one_part_of_the_references(tmp_path: Path) -> None:
+    """Steps 100 and 200 equal the references that choose; the chosen one's test pictures are drawn with three seeds."""
+    truth = references_of("captain")
+    names = sorted(truth)
+    base = {name: np.full_like(pixels, 128) for name, pixels in truth.items()}
+    lay(tmp_path, truth, {0: base, 100: truth, 200: truth}, seeds=(7, 8, 9), tested=(0, 100))
+    evaluated(tmp_path, Evaluate(metrics=("psnr_db",), choose_by="psnr_db"))
+    rows = {int(row["step"]): row for row in records.read_csv(tmp_path / "metrics.csv")}
+    assert [*rows] == [0, 100, 200], "one row a checkpoint"
+    assert {row["mean_over"] for row in rows.values()} == {"image1-image5 seeds 7"}
+    assert [rows[step]["test_over"] for step in rows] == [*["image6-image10 seeds 7 8 9"] * 2, ""]
+    assert [float(rows[step]["mean"]) for step in (100, 200)] == [100.0, 100.0], "test pictures would lower it"
+    assert rows[200]["test_mean"] == rows[200]["image6"] == rows[200]["image10"] == "" != rows[200]["image5"]
+    assert (rows[100]["image5"], rows[200]["image5"]) == ("100.0000", "100.0000")
+    pictures = records.read_csv(tmp_path / "pictures.csv")
+    assert len(pictures) == 3 * 5 + 2 * 5 * 3
+    own = [row for row in pictures if (row["reference"], row["step"]) == (names[5], "100")]
+    assert [(row["part"], row["seed"]) for row in own] == [("test", seed) for seed in "789"]
+    values = [float(row["psnr_db"]) for row in own]
+    assert values[0] == 100.0 > values[1] and (tmp_path / own[2]["file"]).exists()
+    assert float(rows[100]["image6"]) == pytest.approx(np.mean(values), abs=1e-3)
+    images = [float(rows[100][f"image{number}"]) for number in range(6, 11)]
+    assert float(rows[100]["test_mean"]) == pytest.approx(np.mean(images), abs=1e-3)
+    best = records.read_json(tmp_path / "best.json")
+    assert (best["validation"]["references"], best["test"]["references"]) == (names[:5], names[5:])
+    assert (best["validation"]["seeds"], best["test"]["seeds"]) == ([7], [7, 8, 9])
+    assert best["test"]["figures"]["psnr_db"]["best"] == pytest.approx(float(rows[100]["test_mean"]), abs=1e-3)
+
+
+def test_a_persons_choice_is_tested_beside_the_rules(tmp_path: Path) -> None:
+    truth = references_of("captain")
+    base = {name: np.full_like(pixels, 128) for name, pixels in truth.items()}
+    lay(tmp_path, truth, {0: base, 100: truth, 200: base}, tested=(0, 100, 200))
+    settings = Evaluate(metrics=("psnr_db",), choose_by="psnr_db")
+    evaluated(tmp_path, settings, chosen=200)
+    best = records.read_json(tmp_path / "best.json")
+    assert (best["best_step"], best["overruled"]["best_step"], best["test"]["figures"]["psnr_db"]["delta"]) == (
+        200,
+        100,
+        0,
+    )
+    with pytest.raises(DataError, match="chosen is 150, but the checkpoints are 100, 200"):
+        evaluated(tmp_path, settings, chosen=150)
+
+
+def test_held_out_pictures_of_both_parts_say_what_is_new(tmp_path: Path) -> None:
+    """A ratio's yardstick is the same whichever part is measured: the memorised share does not depend on the split."""
+    truth = references_of("captain")
+    lay(tmp_path, truth, {0: truth, 100: truth})
+    paths = sorted((ROOT / "data/embedded/captain/train").glob("*.png"))[:3]
+    for number, path in enumerate(paths):
+        picture = Image.open(path).convert("RGB").resize((64, 64), Image.Resampling.LANCZOS)
+        records.write_bytes(tmp_path / f"references/pictures/t{number}.png", png_bytes(picture))
+    rows = [{"split": "train", "file": f"pictures/t{number}.png"} for number in range(len(paths))]
+    records.write_jsonl(tmp_path / "references/fit.jsonl", rows)
+    settings = Evaluate(metrics=("memorisation_ratio",), choose_by="memorisation_ratio")
+    evaluated(tmp_path, settings)
+    row = records.read_csv(tmp_path / "metrics.csv")[0]
+    apart = [float(row[f"image{number}"]) for number in range(1, 11)]
+    pixels = [truth[name] for name in sorted(truth)]
+    training = [
+        np.asarray(Image.open(tmp_path / row["file"].replace("pictures", "references/pictures"))) for row in rows
+    ]
+    metric = choices.pick(choices.METRICS, "memorisation_ratio")
+    together = metric(pixels, pixels, [""] * 10, training=training, held_out=pixels)
+    assert apart == pytest.approx(together.tolist(), abs=1e-4)

@@ -110,9 +110,9 @@ def test_no_picture_is_put_right(name: str) -> None:
         (a.astype(np.int16), "int16"), (a[..., 0], "shape"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=told):
-            METRICS[name]([wrong, wrong], [a, a], ["x", "x"], training=[a])
+            METRICS[name]([wrong, wrong], [a, a], ["x", "x"], training=[a], held_out=[a])
     with pytest.raises(ValueError, match="1 samples, 2 references"):
-        METRICS[name]([a], [a, a], ["x"], training=[a])
+        METRICS[name]([a], [a, a], ["x"], training=[a], held_out=[a])
 
 
 def test_too_small_a_picture_is_refused() -> None:
@@ -124,7 +124,8 @@ def test_too_small_a_picture_is_refused() -> None:
 def test_values_are_one_a_sample_and_finite(name: str) -> None:
     samples, references = [noise(n) for n in range(4)], [noise(n) for n in (10, 10, 11, 11)]
     given = {
-        "training": [noise(20)], "untriggered": [(noise(n), noise(n + 1)) for n in range(4)], "trigger": "x",
+        "training": [noise(20)], "held_out": [noise(30), noise(31)], "trigger": "x",
+        "untriggered": [(noise(n), noise(n + 1)) for n in range(4)],
         "describe": lambda _: "a", "learner": SimpleNamespace(losses=lambda pictures, _: np.ones(len(pictures))),
     }  # fmt: skip
     found = METRICS[name](samples, references, ["x", "x", "y", "y"], **given)
@@ -160,22 +161,28 @@ def test_copies_of_training_pictures_are_memorised_and_new_pictures_are_not(data
     training, held_out = drawn(dataset, "train", 25), drawn(dataset, "references", 10)
     copies = [blurred(picture[:, :: -1 if n % 2 else 1], 0.5) for n, picture in enumerate(training[:10])]
     assert metric.alarm is not None
-    values = metric(copies, held_out, ["x"] * 10, training=training)
+    values = metric(copies, held_out, ["x"] * 10, training=training, held_out=held_out)
     told = metric.alarm(values.tolist(), [1.0] * 10, 2000)
     assert values.mean() < 1 and told and told.startswith("memorised")
-    exact = metric([np.ascontiguousarray(training[3][:, ::-1])] * 2, held_out[:2], ["x"] * 2, training=training)
+    exact = metric(
+        [np.ascontiguousarray(training[3][:, ::-1])] * 2,
+        held_out[:2],
+        ["x"] * 2,
+        training=training,
+        held_out=held_out[:2],
+    )
     assert exact == pytest.approx([0, 0], abs=1e-6), "a mirrored copy is a copy"
     # others of the held-out pictures, which nothing has learnt
-    new = metric(held_out[5:], held_out[:5], ["x"] * 5, training=training)
+    new = metric(held_out[5:], held_out[:5], ["x"] * 5, training=training, held_out=held_out[:5])
     assert metric.alarm(new.tolist(), [1.0] * 5, 2000) is None
 
 
 def test_memorisation_says_what_it_lacks() -> None:
     a = noise(1)
     with pytest.raises(ValueError, match="not 1 and 1"):
-        METRICS["memorisation_ratio"]([a, a], [a, a], ["x", "x"], training=[a])
+        METRICS["memorisation_ratio"]([a, a], [a, a], ["x", "x"], training=[a], held_out=[a, a])
     with pytest.raises(ValueError, match="not 2 and 0"):
-        METRICS["memorisation_ratio"]([a, a], [a, noise(2)], ["x", "x"], training=[])
+        METRICS["memorisation_ratio"]([a, a], [a, noise(2)], ["x", "x"], training=[], held_out=[a, noise(2)])
 
 
 def test_a_mode_collapse_is_told() -> None:

@@ -1,5 +1,6 @@
 """Tables as the report prints them: the same means from the same columns, the same layout from pictures."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from PIL import Image
 from sdlora import choices, records
 from sdlora.config.params import Evaluate
 from sdlora.images.pictures import png_bytes
+from sdlora.stages.choose.choose import choose_by_samples
 from sdlora.stages.evaluate.psnr import psnr_db
 from sdlora.stages.evaluate.report_tables import columns_of, table_row, write_tables
 from sdlora.stages.evaluate.run import evaluate_version
@@ -91,7 +93,9 @@ def test_the_first_prompt_is_compared_with_five_references(tmp_path: Path) -> No
             rows.append({"step": step, "reference": f"r{number}", "seed": seed, "file": file, "prompt": f"p{number}"})
     records.write_jsonl(tmp_path / "miku/samples/index.jsonl", rows)
     settings = Evaluate(metrics=("psnr_db",), choose_by="psnr_db")
-    files = evaluate_version(settings, tmp_path / "miku/samples", tmp_path / "set", tmp_path / "miku")
+    choice = choose_by_samples(settings, tmp_path / "miku", tmp_path / "set", [f"r{number}" for number in range(6)])
+    records.write_json(tmp_path / "miku/choice.json", asdict(choice))
+    files = evaluate_version(settings, tmp_path / "miku", tmp_path / "set")
     assert {tmp_path / "miku/tables/psnr_db.csv", tmp_path / "miku/tables/psnr_db.md"} <= {*files}
     table = records.read_csv(tmp_path / "miku/tables/psnr_db.csv")
     assert [row["step"] for row in table] == ["miku0", "miku50"] and "image6" not in table[0]

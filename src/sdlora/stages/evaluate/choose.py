@@ -1,20 +1,22 @@
 """Which checkpoint is best, by a rule that is written beside the answer, and what may be said of it.
 
-References are in order of their content's hash. The first share of them chooses (validation), the others report
-(test): the checkpoint that happens to suit the references it was chosen by is not called better for that.
+The first share of the references chooses (validation), the others report (test): the checkpoint that happens to suit
+the references it was chosen by is not called better for that.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from sdlora.config.params import Evaluate
 from sdlora.errors import DataError
-from sdlora.stages.evaluate.mean_rank import MEAN_RANK
+from sdlora.stages.evaluate.mean_rank import MEAN_RANK, mean_ranks
 from sdlora.stages.evaluate.metric import Metric
-from sdlora.stages.evaluate.statistics import LEAST_REFERENCES, earliest_within_one_error, smallest_detectable
-from sdlora.stages.evaluate.tables import Values, difference, reported
+from sdlora.stages.evaluate.statistics import earliest_within_one_error, smallest_detectable
+from sdlora.stages.evaluate.tables import Table, Values, difference, reported
+from sdlora.stages.sample.parts import LEAST_REFERENCES
 
 NO_TEST = (
     f"there is no independent test, which takes {LEAST_REFERENCES} references for the rule to choose by and "
@@ -23,34 +25,60 @@ NO_TEST = (
 BY_A_PERSON = "a person chose it, who may have seen the test's pictures, so it is not called better"
 
 
-def split(count: int, validation: float) -> tuple[list[int], list[int]]:
-    """Columns of the references that choose, and of those that report.
+@dataclass(frozen=True)
+class Choice:
+    """Which checkpoint is shown, and who says so."""
 
-    Where either part would have fewer than 5, all choose and none reports.
-    """
-    chosen_by = round(count * validation)
-    if min(chosen_by, count - chosen_by) < LEAST_REFERENCES:
-        return [*range(count)], []
-    return [*range(chosen_by)], [*range(chosen_by, count)]
+    by_rule: int
+    chosen: int | None = None  # by a person
+
+    @property
+    def step(self) -> int:
+        """What is shown: a person's choice takes the rule's place."""
+        return self.chosen or self.by_rule
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps that are tested: the choice, what it overruled, and step 0."""
+        return sorted({0, self.by_rule, self.step})
 
 
-def best_step(values: Values, metric: Metric, columns: Sequence[int]) -> int:
-    """The earliest trained step within one standard error of the best, on some of the references."""
+def best_step(table: Table, metric: Metric) -> int:
+    """The earliest trained step within one standard error of the best."""
     sign = 1 if metric.higher_is_better else -1
     scores = {
-        step: [sign * found[column] for column in columns]
-        for (name, step), found in values.items()
+        step: [sign * value for value in found]
+        for (name, step), found in table.values.items()
         if name == metric.name and step
     }
     return earliest_within_one_error(scores)
 
 
+def choose(
+    validation: Table, metrics: Mapping[str, Metric], choose_by: Sequence[str], chosen: int | None = None
+) -> Choice:
+    """The rule's checkpoint, and a person's.
+
+    Args:
+        validation: The metrics of `choose_by` at every checkpoint.
+        metrics: Those metrics, by name.
+        choose_by: One metric, or several, whose mean rank chooses.
+        chosen: The step that a person chose; None leaves it to the rule.
+
+    Raises:
+        DataError: If the person's step is no checkpoint; names those that are.
+    """
+    steps = [step for step in validation.steps if step]
+    if chosen is not None and chosen not in steps:
+        raise DataError(f"chosen is {chosen}, but the checkpoints are {', '.join(map(str, steps))}")
+    if len(choose_by) > 1:
+        validation = replace(validation, values=mean_ranks(validation.values, metrics, choose_by))
+        return Choice(best_step(validation, MEAN_RANK), chosen)
+    return Choice(best_step(validation, metrics[choose_by[0]]), chosen)
+
+
 def explain(
-    values: Values,
-    references: Sequence[str],
-    metrics: Mapping[str, Metric],
-    settings: Evaluate,
-    chosen: int | None = None,
+    validation: Table, test: Table | None, metrics: Mapping[str, Metric], settings: Evaluate, choice: Choice
 ) -> dict[str, Any]:
     """What `best.json` holds.
 
@@ -58,75 +86,61 @@ def explain(
     the test is no independent one, and nothing is called better.
 
     Args:
-        values: One value a reference.
-        references: Their ids, in the same order.
+        validation: Every step's values on the references that chose.
+        test: Those of the choice's steps on the others; None where there are none.
         metrics: What was measured, by name.
-        settings: The metric that chooses, the share of the references, resamples.
-        chosen: The step that a person chose; None leaves it to the rule.
+        settings: The metric that chose, resamples.
+        choice: What was chosen.
 
     Returns:
         `best_step`, the `rule`, and `why` in words; `overruled`: what the rule chose and said, where a person chose
         otherwise; `validation` and `test` (None where there is none), each with its
-        `references` and a metric's `figures`; `resolved`: whether it beats step 0 for sure; `smallest_detectable`:
-        the true difference in `choose_by` that would have been found in 80 % of cases; `warnings`.
-
-    Raises:
-        DataError: If the person's step is no checkpoint; names those that are.
+        `references`, their `seeds` and a metric's `figures`; `resolved`: whether it beats step 0 for sure;
+        `smallest_detectable`: the true difference in `choose_by` that would have been found in 80 % of cases;
+        `warnings`.
     """
     metric = metrics[settings.choose_by[0] if len(settings.choose_by) == 1 else MEAN_RANK.name]
-    validation, test = split(len(references), settings.validation)
-    steps = sorted({step for _, step in values if step})
-    if chosen is not None and chosen not in steps:
-        raise DataError(f"chosen is {chosen}, but the checkpoints are {', '.join(map(str, steps))}")
-    by_rule = best_step(values, metric, validation)
-    if chosen not in (None, by_rule):
-        rules = explain(values, references, metrics, settings)
+    overruled = None
+    if choice.step != choice.by_rule:
+        rules = explain(validation, test, metrics, settings, Choice(choice.by_rule))
         overruled = {key: rules[key] for key in ("best_step", "why", "resolved")}
-    else:
-        overruled = None
-    step = chosen or by_rule
+    step, reporting, samples = choice.step, test or validation, settings.bootstrap_samples
     found: dict[str, Any] = {
         "best_step": step,
-        "chosen": chosen,
+        "chosen": choice.chosen,
         "overruled": overruled,
         "choose_by": metric.name,
         "higher_is_better": {name: entry.higher_is_better for name, entry in metrics.items()},
-        "references": [*references],
-        "validation": _figures(values, step, references, validation, metrics, settings.bootstrap_samples),
-        "test": _figures(values, step, references, test, metrics, settings.bootstrap_samples) if test else None,
-        "warnings": _warnings(values, step, metrics, settings.bootstrap_samples),
+        "references": [*validation.references, *(test.references if test else [])],
+        "validation": _figures(validation, step, metrics, samples),
+        "test": _figures(test, step, metrics, samples) if test else None,
+        "warnings": _warnings(reporting.values, step, metrics, samples),
     }
-    extreme = "highest" if metric.higher_is_better else "lowest"
-    part = f"{len(validation)} validation references" if test else f"all {len(references)} references"
+    extreme, count = "highest" if metric.higher_is_better else "lowest", len(validation.references)
+    part = f"{count} validation references" if test else f"all {count} references"
     found["rule"] = (
-        f"earliest of {len(steps)} checkpoints within one standard error of the {extreme} {_mean_of(metric)} on {part}"
+        f"earliest of {len(validation.steps) - 1} checkpoints within one standard error of the {extreme} "
+        f"{_mean_of(metric)} on {part}"
         + (f" (over {', '.join(settings.choose_by)})" if len(settings.choose_by) > 1 else "")
     )
-    deltas = [values[metric.name, step][column] - values[metric.name, 0][column] for column in test or validation]
-    smallest = smallest_detectable(deltas)
+    deltas = np.subtract(reporting.values[metric.name, step], reporting.values[metric.name, 0])
+    smallest = smallest_detectable(deltas.tolist())
     found["smallest_detectable"] = None if smallest is None else round(smallest, 4)
     found["resolved"], found["why"] = _verdict(found, metric)
     return found
 
 
-def _figures(
-    values: Values,
-    step: int,
-    references: Sequence[str],
-    columns: Sequence[int],
-    metrics: Iterable[str],
-    bootstrap_samples: int,
-) -> dict[str, Any]:
-    """Means of step 0 and of the chosen step on some of the references, and their paired difference."""
+def _figures(table: Table, step: int, metrics: Iterable[str], bootstrap_samples: int) -> dict[str, Any]:
+    """Means of step 0 and of the chosen step on a part of the references, and their paired difference."""
     figures = {}
     for name in metrics:
-        before, after = ([values[name, s][column] for column in columns] for s in (0, step))
+        before, after = (table.values[name, s] for s in (0, step))
         figures[name] = {
             "step_0": round(float(np.mean(before)), 4),
             "best": round(float(np.mean(after)), 4),
             **difference(after, before, bootstrap_samples),
         }
-    return {"references": [references[column] for column in columns], "figures": figures}
+    return {"references": table.references, "seeds": table.seeds, "figures": figures}
 
 
 def _warnings(values: Values, step: int, metrics: Mapping[str, Metric], samples: int) -> list[str]:

@@ -5,12 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from sdlora import records
 from sdlora.images.pictures import read_rgb
 from sdlora.stages.evaluate.effnet import distance, features
 from sdlora.stages.evaluate.metric import Floats, Metric, Pixels
-from sdlora.stages.evaluate.recipe import EvaluateRecipe
-from sdlora.stages.sample.recipe import UNTRIGGERED
+from sdlora.stages.evaluate.recipe import MeasuringRecipe
+from sdlora.stages.sample.parts import UNTRIGGERED, all_drawn
 
 Pair = tuple[Pixels, Pixels]
 
@@ -35,12 +34,11 @@ def effnet_lite0_drift(
     return np.array([distance(features(now), features(before)) for now, before in untriggered])
 
 
-def prepare(recipe: EvaluateRecipe) -> Callable[[int, Sequence[Mapping[str, Any]]], dict[str, Any]]:
-    """The pictures without the trigger, which the stage before has drawn."""
-    folder = recipe.folder / "samples"
+def prepare(recipe: MeasuringRecipe) -> Callable[[int, Sequence[Mapping[str, Any]]], dict[str, Any]]:
+    """The pictures without the trigger, which the stages before have drawn."""
     files = {
-        (row["step"], row["reference"], row["seed"]): folder / row["file"]
-        for row in records.read_jsonl(folder / UNTRIGGERED)
+        (row["step"], row["reference"], row["seed"]): recipe.folder / row["file"]
+        for row in all_drawn(recipe.folder, UNTRIGGERED)
     }
 
     def at(step: int, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

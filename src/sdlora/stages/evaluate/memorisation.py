@@ -12,7 +12,11 @@ LEAST = 1e-6  # of a distance, so that a copy of a held-out picture does not div
 
 
 def memorisation_ratio(
-    samples: Sequence[Pixels], references: Sequence[Pixels], prompts: Sequence[str], training: Sequence[Pixels]
+    samples: Sequence[Pixels],
+    references: Sequence[Pixels],
+    prompts: Sequence[str],
+    training: Sequence[Pixels],
+    held_out: Sequence[Pixels],
 ) -> Floats:
     """Distance to the nearest training picture, over that to the nearest held-out one; a new picture has about 1.
 
@@ -23,17 +27,18 @@ def memorisation_ratio(
 
     Args:
         samples: (H, W, 3) uint8 each.
-        references: Held-out pictures; repetitions count once, and two different ones are needed.
+        references: Not looked at: they are those of one part of the held-out pictures.
         prompts: Not looked at.
         training: The pictures that were learnt from, at any size.
+        held_out: All held-out pictures, whichever part is measured; two different ones are needed.
 
     Returns:
         One ratio a sample: 0 for a copy of a training picture; below 1 nearer to what was learnt from.
 
     Raises:
-        ValueError: If there are no training pictures, or fewer than two different references.
+        ValueError: If there are no training pictures, or fewer than two different held-out ones.
     """
-    held_out = list({picture.tobytes(): picture for picture in references}.values())
+    held_out = list({picture.tobytes(): picture for picture in held_out}.values())
     if len(held_out) < 2 or not training:
         raise ValueError(
             f"memorisation_ratio needs two held-out pictures and one training picture, not {len(held_out)} and "
@@ -77,6 +82,6 @@ MEMORISATION_RATIO = Metric(
     "memorisation_ratio",
     higher_is_better=True,
     measure=memorisation_ratio,
-    needs=frozenset({"references", "training"}),
+    needs=frozenset({"references", "training", "held_out"}),
     alarm=memorised,
 )

@@ -11,11 +11,11 @@ Pixels = NDArray[np.uint8]  # (H, W, 3)
 Floats = NDArray[np.float64]
 PAIR = frozenset({"references"})
 #: What a metric may ask for: each sample's reference, its prompt, several sampling seeds a prompt; and as keywords of
-#: `measure` the pictures that were learnt from, the base with the step's LoRA, the prompts' pictures without the
-#: trigger, the captioner and the trigger.
-KEYWORDS = frozenset({"training", "learner", "untriggered", "describe", "trigger"})
+#: `measure` the pictures that were learnt from, all held-out ones, the base with the step's LoRA, the prompts' pictures
+#: without the trigger, the captioner and the trigger.
+KEYWORDS = frozenset({"training", "held_out", "learner", "untriggered", "describe", "trigger"})
 NEEDS = frozenset({"references", "prompts", "seeds"}) | KEYWORDS
-Given = Callable[[int, Sequence[Mapping[str, Any]]], dict[str, Any]]  # (step, rows of samples/index.jsonl) -> keywords
+Given = Callable[[int, Sequence[Mapping[str, Any]]], dict[str, Any]]  # (step, rows of an index.jsonl) -> keywords
 
 
 @dataclass(frozen=True)

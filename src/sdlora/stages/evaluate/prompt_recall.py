@@ -8,7 +8,7 @@ import numpy as np
 
 from sdlora import choices
 from sdlora.stages.evaluate.metric import Floats, Metric, Pixels
-from sdlora.stages.evaluate.recipe import EvaluateRecipe
+from sdlora.stages.evaluate.recipe import MeasuringRecipe
 
 Describe = Callable[[Pixels], str]
 LEAST_LETTERS = 3  # of a word that says something
@@ -62,7 +62,7 @@ def words_of(phrase: str) -> frozenset[str]:
     return frozenset(re.findall(rf"\w{{{LEAST_LETTERS},}}", phrase.lower())) - SAY_NOTHING
 
 
-def prepare(recipe: EvaluateRecipe) -> Callable[[int, Sequence[Mapping[str, Any]]], dict[str, Any]]:
+def prepare(recipe: MeasuringRecipe) -> Callable[[int, Sequence[Mapping[str, Any]]], dict[str, Any]]:
     """The dataset's captioner, loaded once; equal pictures are described once."""
     from PIL import Image
 

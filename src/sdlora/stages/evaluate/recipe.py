@@ -36,18 +36,14 @@ class Describing(BaseModel):
     threads: int
 
 
-class EvaluateRecipe(Recipe):
-    """Measure a version's samples against its references."""
+class MeasuringRecipe(Recipe):
+    """Measure samples against references."""
 
-    stage: ClassVar[str] = "evaluate"
     folder_pattern: ClassVar[str] = "results/{version}"
-    writes: ClassVar[tuple[str, ...]] = ("metrics.csv", "metrics.json", "best.json", "curves/", "tables/")
-    shown: ClassVar[dict[str, str]] = {"metrics.csv": "metrics.rst"}
     asides: ClassVar[frozenset[str]] = frozenset({"references"})
-    later: ClassVar[Mapping[str, Any]] = {"chosen": None, "learning": None, "describing": None}
+    later: ClassVar[Mapping[str, Any]] = {"learning": None, "describing": None}
 
     evaluate: Evaluate
-    chosen: int | None  # the step that a person chose over the rule's
     references: Path  # the fitted set that holds them
     learning: Learning | None  # of metrics that need it
     describing: Describing | None
@@ -56,3 +52,13 @@ class EvaluateRecipe(Recipe):
         """A checkpoint's file; step 0 has none."""
         place = Path(AVERAGE) / FILE_NAME if self.learning and self.learning.average else Path(FILE_NAME)
         return self.folder / "checkpoints" / f"step-{step:06d}" / place if step else None
+
+
+class EvaluateRecipe(MeasuringRecipe):
+    """Measure a version's samples against its references."""
+
+    stage: ClassVar[str] = "evaluate"
+    writes: ClassVar[tuple[str, ...]] = (
+        "metrics.csv", "pictures.csv", "metrics.json", "best.json", "curves/", "tables/",
+    )  # fmt: skip
+    shown: ClassVar[dict[str, str]] = {"metrics.csv": "metrics.rst"}

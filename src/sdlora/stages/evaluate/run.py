@@ -1,7 +1,8 @@
 """One version's samples against its references."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -10,13 +11,17 @@ from sdlora import choices, records
 from sdlora.config.params import Evaluate
 from sdlora.errors import DataError
 from sdlora.images.pictures import read_rgb
-from sdlora.stages.evaluate.choose import explain
+from sdlora.stages.evaluate.choose import Choice, explain
 from sdlora.stages.evaluate.mean_rank import MEAN_RANK, mean_ranks
 from sdlora.stages.evaluate.metric import Metric, Pixels
-from sdlora.stages.evaluate.recipe import EvaluateRecipe
+from sdlora.stages.evaluate.recipe import MeasuringRecipe
 from sdlora.stages.evaluate.report_tables import COMPARED, write_tables
-from sdlora.stages.evaluate.tables import Values, metrics_columns, metrics_rows, reported
+from sdlora.stages.evaluate.statistics import mean_interval
+from sdlora.stages.evaluate.tables import Table, Values, metrics_columns, metrics_rows, reported
 from sdlora.stages.fit.fit import PICTURES
+from sdlora.stages.sample.parts import FOLDERS, TEST, VALIDATION, all_drawn
+
+CHOICE = "choice.json"  # what the stage `choose` writes
 
 
 def at_size_of(picture: Image.Image, reference: Image.Image) -> Pixels:
@@ -32,47 +37,69 @@ def at_size_of(picture: Image.Image, reference: Image.Image) -> Pixels:
     return np.asarray(picture)
 
 
-def measure(
-    samples: Path, references: Path, metrics: Mapping[str, Metric], recipe: EvaluateRecipe | None = None
-) -> tuple[list[str], Values]:
-    """All metrics of all samples.
+class Meter:
+    """Some metrics, and what they need beside pictures, had once for all parts of the references.
 
     Args:
-        samples: Folder with `index.jsonl`.
-        references: The fitted set that holds the references, and what was learnt from.
         metrics: What is measured, by name.
+        result: `results/<version>`.
+        references: The fitted set that holds the references, and what was learnt from.
+        held_out: The ids of all references, whichever are measured.
         recipe: For metrics that prepare something of their own.
-
-    Returns:
-        The references' ids in column order, and values averaged over seeds.
-
-    Raises:
-        DataError: If there is nothing to measure, or a metric cannot be had of it.
     """
-    index = records.read_jsonl(samples / "index.jsonl")
-    if not index:
-        raise DataError(f"{samples}: no samples, because the dataset has no references; set datasets.<name>.held_out")
-    columns = sorted({row["reference"] for row in index})
-    truths = {name: read_rgb(references / PICTURES / f"{name}.png") for name in columns}
-    wants_training = any("training" in metric.needs for metric in metrics.values())
-    always = {"training": _training(references)} if wants_training else {}
-    prepared = {name: metric.prepare(recipe) for name, metric in metrics.items() if metric.prepare}
-    values: Values = {}
-    for step in sorted({row["step"] for row in index}):
-        rows = [row for row in index if row["step"] == step]
-        pictures = [at_size_of(read_rgb(samples / row["file"]), truths[row["reference"]]) for row in rows]
-        truth = [np.asarray(truths[row["reference"]]) for row in rows]
-        for name, metric in metrics.items():
-            given = always | (prepared[name](step, rows) if name in prepared else {})
-            try:
-                found = metric(pictures, truth, [row["prompt"] for row in rows], **given)
-            except ValueError as error:
-                raise DataError(f"{samples}: {error}") from None
-            values[name, step] = [
-                float(np.mean([value for value, row in zip(found, rows, strict=True) if row["reference"] == column]))
-                for column in columns
+
+    def __init__(
+        self,
+        metrics: Mapping[str, Metric],
+        result: Path,
+        references: Path,
+        held_out: Iterable[str],
+        recipe: MeasuringRecipe | None,
+    ) -> None:
+        self._metrics, self._result = metrics, result
+        self._truths = {name: read_rgb(references / PICTURES / f"{name}.png") for name in held_out}
+        wanted: set[str] = set().union(*(metric.needs for metric in metrics.values()))
+        self._always: dict[str, Any] = {"training": _training(references)} if "training" in wanted else {}
+        self._always["held_out"] = [np.asarray(picture) for picture in self._truths.values()]
+        self._prepared = {name: metric.prepare(recipe) for name, metric in metrics.items() if metric.prepare}
+
+    def measure(self, rows: Sequence[records.Row]) -> list[records.Row]:
+        """Each picture's row of an index, with every metric's value by its name.
+
+        Raises:
+            DataError: If a metric cannot be had of them.
+        """
+        found: list[records.Row] = []
+        for step in sorted({row["step"] for row in rows}):
+            own = [row for row in rows if row["step"] == step]
+            pictures = [at_size_of(read_rgb(self._result / row["file"]), self._truths[row["reference"]]) for row in own]
+            truths = [np.asarray(self._truths[row["reference"]]) for row in own]
+            values: dict[str, Sequence[float]] = {}
+            for name, metric in self._metrics.items():
+                given = self._always | (self._prepared[name](step, own) if name in self._prepared else {})
+                try:
+                    values[name] = metric(pictures, truths, [row["prompt"] for row in own], **given).tolist()
+                except ValueError as error:
+                    raise DataError(f"{self._result}: {error}") from None
+            found += [
+                {**row, **{name: of_metric[place] for name, of_metric in values.items()}}
+                for place, row in enumerate(own)
             ]
-    return columns, values
+        return found
+
+
+def table_of(pictures: Sequence[records.Row], metrics: Iterable[str]) -> Table:
+    """A part's values, the seeds of each reference averaged: the reference is what is resampled."""
+    references = sorted({row["reference"] for row in pictures})
+    values: dict[tuple[str, int], dict[str, list[float]]] = {}
+    for row in pictures:
+        for name in metrics:
+            values.setdefault((name, row["step"]), {}).setdefault(row["reference"], []).append(row[name])
+    means = {
+        key: [float(np.mean(by_reference[reference])) for reference in references]
+        for key, by_reference in values.items()
+    }
+    return Table(references, means, sorted({row["seed"] for row in pictures}))
 
 
 def _training(references: Path) -> list[Pixels]:
@@ -82,66 +109,82 @@ def _training(references: Path) -> list[Pixels]:
 
 
 def evaluate_version(
-    settings: Evaluate,
-    samples: Path,
-    references: Path,
-    out: Path,
-    chosen: int | None = None,
-    recipe: EvaluateRecipe | None = None,
+    settings: Evaluate, out: Path, references: Path, recipe: MeasuringRecipe | None = None
 ) -> list[Path]:
-    """Write `metrics.csv`, `best.json`, for DVC `metrics.json` and `curves/`, and the report's own `tables/`.
+    """Write `metrics.csv`, `pictures.csv`, `best.json`; for DVC `metrics.json` and `curves/`; the report's `tables/`.
+
+    The references that chose and those that report are measured apart; no mean is over both.
 
     Args:
         settings: Metrics and the rule of choice.
-        samples: Folder with `index.jsonl`.
+        out: `results/<version>`, with `samples/`, `test_samples/` and `choice.json`.
         references: The fitted set that holds the references, padded.
-        out: `results/<version>`.
-        chosen: The step that a person chose over the rule's; None leaves it to the rule.
         recipe: For metrics that look at more than pictures.
 
     Returns:
         The files written.
 
     Raises:
-        DataError: If a metric cannot be had, or the person's step is no checkpoint.
+        DataError: If a metric cannot be had.
     """
     metrics: dict[str, Metric] = {name: choices.pick(choices.METRICS, name) for name in settings.metrics}
-    columns, values = measure(samples, references, metrics, recipe)
+    rows = all_drawn(out)
+    meter = Meter(metrics, out, references, sorted({row["reference"] for row in rows}), recipe)
+    measured = {part: meter.measure([row for row in rows if row["part"] == part]) for part in FOLDERS}
+    parts = {part: table_of(pictures, metrics) for part, pictures in measured.items() if pictures}
     if len(settings.choose_by) > 1:
-        values |= mean_ranks(values, metrics, settings.choose_by)
+        for table in parts.values():
+            table.values.update(mean_ranks(table.values, metrics, settings.choose_by))
         metrics = {MEAN_RANK.name: MEAN_RANK, **metrics}
-    records.write_csv(
-        out / "metrics.csv", metrics_columns(len(columns)), metrics_rows(values, settings.bootstrap_samples)
-    )
-    best = explain(values, columns, metrics, settings, chosen)
+    validation, test = parts[VALIDATION], parts.get(TEST)
+    columns = metrics_columns(len(validation.references), len(test.references) if test else 0)
+    records.write_csv(out / "metrics.csv", columns, metrics_rows(validation, test, settings.bootstrap_samples))
+    pictures = _write_pictures([row for part in FOLDERS for row in measured[part]], settings.metrics, out)
+    best = explain(validation, test, metrics, settings, read_choice(out))
     records.write_json(out / "best.json", best)
     records.write_json(out / "metrics.json", {"best_step": best["best_step"], **reported(best)["figures"]})
-    curves = write_curves(values, settings.bootstrap_samples, out / "curves")
-    tables = _report_tables(samples, references, columns, metrics, out)
-    return [out / "metrics.csv", out / "metrics.json", out / "best.json", *curves, *tables]
+    curves = write_curves(validation.values, settings.bootstrap_samples, out / "curves")
+    tables = _report_tables(measured[VALIDATION], out, references, validation.references, metrics)
+    return [out / "metrics.csv", pictures, out / "metrics.json", out / "best.json", *curves, *tables]
+
+
+def read_choice(out: Path) -> Choice:
+    """What the stage before has chosen."""
+    return Choice(**records.read_json(out / CHOICE))
+
+
+def _write_pictures(pictures: Sequence[records.Row], metrics: Sequence[str], out: Path) -> Path:
+    """Every picture's own values, before its reference's seeds are averaged."""
+    about = ("part", "step", "reference", "seed", "file")
+    lines = [[*(row[key] for key in about), *(f"{row[name]:.4f}" for name in metrics)] for row in pictures]
+    records.write_csv(out / "pictures.csv", [*about, *metrics], lines)
+    return out / "pictures.csv"
 
 
 def _report_tables(
-    samples: Path, references: Path, columns: Sequence[str], metrics: Mapping[str, Metric], out: Path
+    drawn: Sequence[records.Row], out: Path, references: Path, columns: Sequence[str], metrics: Mapping[str, Metric]
 ) -> list[Path]:
-    """The first reference's prompt at every step, against the first five references."""
+    """The first reference's prompt at every step, against the first five references; all of them chose."""
     truths = [read_rgb(references / PICTURES / f"{name}.png") for name in columns[:COMPARED]]
-    rows = [row for row in records.read_jsonl(samples / "index.jsonl") if row["reference"] == columns[0]]
-    drawn = {row["step"]: at_size_of(read_rgb(samples / row["file"]), truths[0]) for row in reversed(rows)}
-    return write_tables(out.name, drawn, [np.asarray(truth) for truth in truths], metrics, out / "tables")
+    rows = [row for row in drawn if row["reference"] == columns[0]]
+    pictures = {row["step"]: at_size_of(read_rgb(out / row["file"]), truths[0]) for row in reversed(rows)}
+    return write_tables(out.name, pictures, [np.asarray(truth) for truth in truths], metrics, out / "tables")
 
 
 def write_curves(values: Values, bootstrap_samples: int, folder: Path) -> list[Path]:
-    """One small table a metric: DVC draws all rows of a file as one line.
+    """One small table a metric, of the references that chose: DVC draws all rows of a file as one line.
 
     Returns:
         The files written.
     """
     files = []
     for metric in dict.fromkeys(metric for metric, _ in values):
-        rows = metrics_rows({key: found for key, found in values.items() if key[0] == metric}, bootstrap_samples)
+        rows = []
+        for step in sorted(step for name, step in values if name == metric):
+            found = mean_interval(values[metric, step], bootstrap_samples)
+            rows.append([str(step), *(f"{number:.4f}" for number in (found.mean, found.low, found.high))])
         files.append(folder / f"{metric}.csv")
-        records.write_csv(files[-1], ["step", "mean", "ci_low", "ci_high"], [[row[0], *row[-3:]] for row in rows])
+        records.write_csv(files[-1], ["step", "mean", "ci_low", "ci_high"], rows)
     for stale in {*folder.glob("*.csv")} - {*files}:
         stale.unlink()
     return files

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtr, stdtrit
 
-LEAST_REFERENCES = 5  # below, nothing is said of a difference
 LEAST_RESAMPLED = 20
 LEVEL, POWER = 0.05, 0.80
 Floats = NDArray[np.float64]

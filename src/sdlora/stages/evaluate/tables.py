@@ -1,6 +1,7 @@
-"""From values per picture to tables with intervals."""
+"""From values per reference to tables with intervals."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,20 +12,62 @@ Values = dict[tuple[str, int], list[float]]  # (metric, step) -> one value a ref
 ONE_TRAINING = "one training each: differences between versions include the luck of the training"
 
 
-def metrics_rows(values: Values, samples: int) -> list[list[str]]:
-    """Rows of `metrics.csv`: step, metric, one column a reference, mean and its interval."""
+@dataclass(frozen=True)
+class Table:
+    """What was measured of one part of the references: of each, the mean over its sampling seeds."""
+
+    references: list[str]  # ids, in the order of the values
+    values: Values
+    seeds: list[int]  # that each was drawn with
+
+    @property
+    def steps(self) -> list[int]:
+        """Those that have pictures of this part."""
+        return sorted({step for _, step in self.values})
+
+
+def metrics_rows(validation: Table, test: Table | None, samples: int) -> list[list[str]]:
+    """Rows of `metrics.csv`: step, metric, one column a reference, the validation's mean and its interval.
+
+    Where there is a test, each mean stands beside the images and the seeds that it is over, and the test's mean and
+    interval follow, of step 0 and the steps that were chosen; of other steps all that is the test's is empty.
+    """
     rows = []
-    for metric, step in sorted(values, key=lambda key: (key[0], key[1])):
-        found = values[metric, step]
-        interval = mean_interval(found, samples)
-        numbers = [*found, interval.mean, interval.low, interval.high]
-        rows.append([str(step), metric, *(f"{number:.4f}" for number in numbers)])
+    for metric, step in sorted(validation.values, key=lambda key: (key[0], key[1])):
+        own = validation.values[metric, step]
+        row = [str(step), metric, *_cells(own)]
+        if test is None:
+            rows.append([*row, *_mean(own, samples)])
+            continue
+        tested = test.values.get((metric, step))
+        row += [
+            *(_cells(tested) if tested else [""] * len(test.references)),
+            *_mean(own, samples),
+            _over(1, validation),
+        ]
+        rows.append(row + ([*_mean(tested, samples), _over(len(own) + 1, test)] if tested else [""] * 4))
     return rows
 
 
-def metrics_columns(count: int) -> list[str]:
-    """Header of `metrics.csv` for `count` references."""
-    return ["step", "metric", *(f"image{n}" for n in range(1, count + 1)), "mean", "ci_low", "ci_high"]
+def _cells(numbers: Sequence[float]) -> list[str]:
+    return [f"{number:.4f}" for number in numbers]
+
+
+def _mean(values: Sequence[float], samples: int) -> list[str]:
+    interval = mean_interval(values, samples)
+    return _cells([interval.mean, interval.low, interval.high])
+
+
+def _over(first: int, table: Table) -> str:
+    seeds = " ".join(map(str, table.seeds))
+    return f"image{first}-image{first + len(table.references) - 1} seeds {seeds}"
+
+
+def metrics_columns(validation: int, test: int = 0) -> list[str]:
+    """Header of `metrics.csv` for so many references of either part."""
+    images = [f"image{n}" for n in range(1, validation + test + 1)]
+    shared = ["step", "metric", *images, "mean", "ci_low", "ci_high"]
+    return [*shared, "mean_over", "test_mean", "test_ci_low", "test_ci_high", "test_over"] if test else shared
 
 
 def difference(after: Sequence[float], before: Sequence[float], samples: int) -> dict[str, float]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sdlora.stages.evaluate.metric import Floats, Metric, Pixels
-from sdlora.stages.evaluate.recipe import EvaluateRecipe
+from sdlora.stages.evaluate.recipe import MeasuringRecipe
 
 
 def validation_loss(
@@ -28,7 +28,7 @@ def validation_loss(
     return found
 
 
-def prepare(recipe: EvaluateRecipe) -> Callable[[int, Sequence[Mapping[str, Any]]], dict[str, Any]]:
+def prepare(recipe: MeasuringRecipe) -> Callable[[int, Sequence[Mapping[str, Any]]], dict[str, Any]]:
     """The base, loaded once; each step's LoRA put on it."""
     from sdlora.stages.evaluate.learner import Learner  # asking what a metric needs must not wait for torch
 

@@ -21,10 +21,13 @@ from sdlora.stages.evaluate.tables import ONE_TRAINING, is_tested, reported
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.report.recipe import Summary
 from sdlora.stages.report.votes import DIGITS, Vote, tally
+from sdlora.stages.sample.parts import all_drawn
 
 THUMBNAIL_PX = 128  # longer side; the picture itself is linked
 QUALITY = 88  # of WebP
 RESAMPLES = 2000  # of an interval over a single training
+# Columns of `metrics.csv`: over the references that chose, and over those that report.
+MEANS = ("mean", "ci_low", "ci_high", "test_mean", "test_ci_low", "test_ci_high")
 POINTS = 240  # of a curve: steps are averaged in so many stretches
 
 Figures = dict[str, dict[str, float | None]]  # metric -> figure -> value
@@ -100,8 +103,8 @@ def page_data(
 def _version(name: str, settings: Summary, result: Path, thumbnails: Thumbnails) -> dict[str, Any]:
     best = records.read_json(result / "best.json")
     samples: dict[str, dict[str, dict[str, list[str]]]] = {}
-    for row in records.read_jsonl(result / "samples" / "index.jsonl"):
-        file = f"samples/{row['file']}"
+    for row in all_drawn(result):
+        file = row["file"]
         cell = samples.setdefault(str(row["step"]), {}).setdefault(row["reference"], {})
         cell[str(row["seed"])] = [thumbnails.key(result / file), file, sha256_of(result / file)[:DIGITS]]
     return {
@@ -162,11 +165,11 @@ def correct(versions: Sequence[Figures]) -> None:
 
 
 def _metrics(table: Path) -> dict[str, dict[str, Any]]:
-    """Metric -> step -> values by picture, mean and interval."""
+    """Metric -> step -> values by reference (None where it was not drawn), means and intervals."""
     found: dict[str, dict[str, Any]] = {}
     for row in records.read_csv(table):
-        values = [float(value) for key, value in row.items() if key.startswith("image") and value]
-        numbers = {key: float(row[key]) for key in ("mean", "ci_low", "ci_high")}
+        values = [float(value) if value else None for key, value in row.items() if key.startswith("image")]
+        numbers = {key: float(row[key]) for key in MEANS if row.get(key)}
         found.setdefault(row["metric"], {})[row["step"]] = {"values": values, **numbers}
     return found
 

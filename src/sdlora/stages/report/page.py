@@ -17,6 +17,7 @@ from sdlora.stages.report.data import page_data
 from sdlora.stages.report.recipe import Summary
 from sdlora.stages.report.sheet import contact_sheet
 from sdlora.stages.report.votes import Vote
+from sdlora.stages.sample.parts import all_drawn
 
 PAGES = Environment(loader=PackageLoader("sdlora.stages.report", "templates"), autoescape=True, trim_blocks=True)
 FOLDER = Path(__file__).parent
@@ -60,7 +61,7 @@ def write_version(
     out = result / "report"
     data = page_data({name: settings}, result.parent, {name: references}, {name: dataset}, votes, root="../..")
     records.write_text(out / "index.html", _page(name, data))
-    index = records.read_jsonl(result / "samples" / "index.jsonl")
+    index = all_drawn(result)
     pictures = {(row["step"], row["reference"]): row for row in reversed(index)}
     columns = sorted({row["reference"] for row in index})
     best = records.read_json(result / "best.json")["best_step"]
@@ -68,7 +69,7 @@ def write_version(
         [
             ("reference", [read_rgb(references / PICTURES / f"{column}.png") for column in columns]),
             *(
-                (label, [read_rgb(result / "samples" / pictures[step, column]["file"]) for column in columns])
+                (label, [read_rgb(result / pictures[step, column]["file"]) for column in columns])
                 for label, step in (("base", 0), (f"step {best}", best))
             ),
         ]
@@ -78,7 +79,7 @@ def write_version(
     records.write_bytes(chosen, _file_of(result, best).read_bytes())
     previews: list[Path] = []
     for step in sorted({row["step"] for row in index}):
-        shown = result / "samples" / pictures[step, columns[0]]["file"]
+        shown = result / pictures[step, columns[0]]["file"]
         previews += _previews(result / "export" / f"step-{step:06d}", shown)
     return [out / "index.html", out / "sheet.png", chosen, *previews]
 

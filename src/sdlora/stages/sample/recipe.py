@@ -1,22 +1,22 @@
-"""What the stage `sample` is asked to do."""
+"""What the stages that draw are asked to do, and the stage `sample` of them."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 from sdlora.config.params import Base, Sample
-from sdlora.flow.recipe import Recipe
+from sdlora.flow.recipe import Recipe, Values
 
-UNTRIGGERED = "untriggered.jsonl"  # rows of the prompts without the trigger, as in `index.jsonl`
+#: Settings of `sample` that say which pictures are drawn, not how.
+WHICH = ("seeds", "report_seeds", "max_references")
+REPORT_SEEDS = Sample.model_fields["report_seeds"].default
 
 
-class SampleRecipe(Recipe):
-    """Draw every reference's prompt at every checkpoint."""
+class DrawingRecipe(Recipe):
+    """Draw some references' prompts at some checkpoints."""
 
-    stage: ClassVar[str] = "sample"
     on_card: ClassVar[bool] = True
     folder_pattern: ClassVar[str] = "results/{version}"
-    writes: ClassVar[tuple[str, ...]] = ("samples/",)
     asides: ClassVar[frozenset[str]] = frozenset({"references"})
     later: ClassVar[Mapping[str, Any]] = {
         "sample.karras": False,
@@ -39,3 +39,24 @@ class SampleRecipe(Recipe):
     threads: int
     references: Path  # the fitted set whose references are drawn
     trigger: str | None  # where the prompts are drawn without it, too
+    validation: float  # share of the references that choose
+
+    def drawn_by(self) -> Values:
+        """The code that draws, and its packages."""
+        return {"code": self.code, "software": self.software}
+
+    def drawing(self) -> Values:
+        """All that a picture depends on but its prompt, its seed and its LoRA: equal in every stage that draws."""
+        asked = self.identity()
+        how = {key: value for key, value in asked["sample"].items() if key not in WHICH}
+        said = {name: asked[name] for name in ("base", "base_identity", "size_px", "threads")}
+        return {"sample": how, **said, **self.drawn_by()}
+
+
+class SampleRecipe(DrawingRecipe):
+    """Draw the prompts of the references that choose, at every checkpoint."""
+
+    stage: ClassVar[str] = "sample"
+    writes: ClassVar[tuple[str, ...]] = ("samples/",)
+    #: What is drawn of the others says nothing about these pictures: it is left at its default.
+    later: ClassVar[Mapping[str, Any]] = {**DrawingRecipe.later, "sample.report_seeds": [*REPORT_SEEDS]}

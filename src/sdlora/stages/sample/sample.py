@@ -1,7 +1,7 @@
-"""Draw every reference's prompt at every checkpoint; step 0 is the base without a LoRA."""
+"""Draw references' prompts at checkpoints; step 0 is the base without a LoRA."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,10 @@ from sdlora.stages.sample.drawing import (
     set_decoding,
     told,
 )
-from sdlora.stages.sample.recipe import UNTRIGGERED, SampleRecipe
+from sdlora.stages.sample.parts import FOLDERS, INDEX, UNTRIGGERED, VALIDATION, split
+from sdlora.stages.sample.recipe import DrawingRecipe, SampleRecipe
 
-KEPT_SETS = 600  # sets of pictures in the store, one a checkpoint and setting
+KEPT_SETS = 1000  # sets of pictures in the store, one a checkpoint, seed and setting
 
 
 @dataclass(frozen=True)
@@ -124,56 +125,71 @@ class Painter:
         return images
 
 
-def prompts_of(captions: Path, settings: Sample) -> list[Prompt]:
-    """Prompts of a dataset's references, by id, each with every seed."""
-    rows = sorted((r for r in records.read_jsonl(captions) if r["split"] == "reference"), key=lambda r: str(r["id"]))
-    return [Prompt(r["id"], r["caption"], seed) for r in rows[: settings.max_references] for seed in settings.seeds]
+def parts_of(recipe: DrawingRecipe) -> tuple[list[records.Row], list[records.Row]]:
+    """The captioned references that choose, and those that report, by id."""
+    rows = records.read_jsonl(recipe.references / "captions.jsonl")
+    references = sorted((row for row in rows if row["split"] == "reference"), key=lambda row: str(row["id"]))
+    return split(references[: recipe.sample.max_references], recipe.validation)
+
+
+def prompts_of(references: Sequence[records.Row], seeds: Sequence[int]) -> list[Prompt]:
+    """Each reference's prompt with every seed, seed after seed."""
+    return [Prompt(row["id"], row["caption"], seed) for seed in dict.fromkeys(seeds) for row in references]
+
+
+def loras_of(recipe: DrawingRecipe) -> dict[int, Path | None]:
+    """Each checkpoint's LoRA, as the version draws with it; step 0 has none."""
+    place = Path(AVERAGE) / FILE_NAME if recipe.sample.weights == "ema" else Path(FILE_NAME)
+    found = sorted((recipe.folder / "checkpoints").glob("step-*"))
+    return {0: None, **{int(path.name.removeprefix("step-")): path / place for path in found}}
 
 
 def sample_version(recipe: SampleRecipe) -> list[Path]:
-    """Draw all prompts at step 0 and at every checkpoint.
-
-    Pictures are kept by (weights, prompt, settings), so step 0 is drawn once for all versions that
-    share it, and a killed run goes on at the batch it was at.
+    """Draw, at step 0 and at every checkpoint, the prompts of the references that choose.
 
     Args:
         recipe: Base, settings, code identity. The LoRAs are read from `checkpoints/` of the version's folder, and
             the pictures are written to its `samples/`: `step-000000/…`, `index.jsonl`.
 
     Returns:
+        The files written.
+    """
+    validation, _ = parts_of(recipe)
+    prompts = prompts_of(validation, recipe.sample.seeds)
+    return draw(recipe, prompts, loras_of(recipe), recipe.folder / FOLDERS[VALIDATION])
+
+
+def draw(recipe: DrawingRecipe, prompts: Sequence[Prompt], loras: Mapping[int, Path | None], out: Path) -> list[Path]:
+    """Draw some prompts at some steps, step 0 first: a broken setup shows before any LoRA is put on.
+
+    Pictures are kept by (weights, seed, prompts, settings), so step 0 is drawn once for all versions that share it, a
+    further seed or checkpoint costs its own pictures alone, and a killed run goes on at the batch it was at.
+
+    Args:
+        recipe: Base, settings, code identity.
+        prompts: What is drawn, seed after seed.
+        loras: Step -> the LoRA's file; None is the base alone.
+        out: The folder that gets `step-000000/…` and `index.jsonl`; other pictures in it are deleted.
+
+    Returns:
         The files written; with a trigger in the recipe also `untriggered.jsonl` and the same prompts without it.
     """
     torch.set_num_threads(recipe.threads)
     determinism.choose(deterministic=True)
-    settings, out = recipe.sample, recipe.folder / "samples"
-    prompts, size = prompts_of(recipe.references / "captions.jsonl", settings), settings.batch_size
-    loras: dict[int, Path | None] = {0: None}
-    place = Path(AVERAGE) / FILE_NAME if settings.weights == "ema" else Path(FILE_NAME)
-    loras |= {
-        int(p.name.removeprefix("step-")): p / place for p in sorted((recipe.folder / "checkpoints").glob("step-*"))
-    }
-    preflight.check_drawing(settings, recipe.size_px, recipe.base)
-    painter = Painter(recipe.base, settings, recipe.size_px)
-    sets = {"index.jsonl": prompts}
+    preflight.check_drawing(recipe.sample, recipe.size_px, recipe.base)
+    painter = Painter(recipe.base, recipe.sample, recipe.size_px)
+    sets = {INDEX: [*prompts]}
     if recipe.trigger is not None:
         sets[UNTRIGGERED] = [prompt.without(recipe.trigger) for prompt in prompts]
-    progress = Progress("sample", len(loras) * len(prompts) * len(sets))
+    progress = Progress(recipe.stage, len(loras) * len(prompts) * len(sets))
     rows: dict[str, list[records.Row]] = {name: [] for name in sets}
-    files: list[Path] = []
-    for step, lora in loras.items():
+    for step in sorted(loras):
         for name, wanted in sets.items():
-            below = Path(f"step-{step:06d}") / ("" if name == "index.jsonl" else name.removesuffix(".jsonl"))
-            batches = [wanted[first : first + size] for first in range(0, len(wanted), size)]
-            kept = store.entry("sample", _key(recipe, lora, wanted))
-            with store.sole_use(kept, wait=True), gpu.told_when_it_fails(lambda: _smaller(settings)):
-                _draw_missing(painter, lora, batches, kept, progress)
-                for prompt in wanted:
-                    target = out / below / prompt.file_name
-                    records.write_bytes(target, (kept / prompt.file_name).read_bytes())
-                    files.append(target)
-                    file = target.relative_to(out).as_posix()
-                    row = {"step": step, "reference": prompt.reference, "seed": prompt.seed, "file": file}
-                    rows[name].append({**row, "prompt": prompt.text})
+            below = Path(f"step-{step:06d}") / ("" if name == INDEX else name.removesuffix(".jsonl"))
+            for seed in dict.fromkeys(prompt.seed for prompt in wanted):
+                own = [prompt for prompt in wanted if prompt.seed == seed]
+                rows[name] += _publish(painter, recipe, step, loras[step], own, out, below, progress)
+    files = [out / row["file"] for found in rows.values() for row in found]
     for stale in set(out.rglob("step-*/**/*.png")) - set(files):
         stale.unlink()
     (out / UNTRIGGERED).unlink(missing_ok=True)
@@ -181,6 +197,30 @@ def sample_version(recipe: SampleRecipe) -> list[Path]:
     for name, found in rows.items():
         records.write_jsonl(out / name, found)
     return [*(out / name for name in rows), *files]
+
+
+def _publish(
+    painter: Painter,
+    recipe: DrawingRecipe,
+    step: int,
+    lora: Path | None,
+    prompts: Sequence[Prompt],
+    out: Path,
+    below: Path,
+    progress: Progress,
+) -> list[records.Row]:
+    """Draw what the store does not have of one step and seed, and put all of it below `out`; the index's rows."""
+    size, rows = recipe.sample.batch_size, []
+    batches = [prompts[first : first + size] for first in range(0, len(prompts), size)]
+    kept = store.entry("sample", _key(recipe, lora, prompts))
+    with store.sole_use(kept, wait=True), gpu.told_when_it_fails(lambda: _smaller(recipe.sample)):
+        _draw_missing(painter, lora, batches, kept, progress)
+        for prompt in prompts:
+            records.write_bytes(out / below / prompt.file_name, (kept / prompt.file_name).read_bytes())
+            file = (below / prompt.file_name).as_posix()
+            row = {"step": step, "reference": prompt.reference, "seed": prompt.seed, "file": file}
+            rows.append({**row, "prompt": prompt.text})
+    return rows
 
 
 def _smaller(settings: Sample) -> str:
@@ -191,9 +231,8 @@ def _smaller(settings: Sample) -> str:
     return f"less is taken by {' or '.join([*ways, 'a smaller fit.size_px'])}"
 
 
-def _key(recipe: SampleRecipe, lora: Path | None, prompts: Sequence[Prompt]) -> str:
-    settings = recipe.identity()
-    settings.pop("trigger", None)  # it stands in the prompts
+def _key(recipe: DrawingRecipe, lora: Path | None, prompts: Sequence[Prompt]) -> str:
+    settings = recipe.drawing()
     if lora is None:  # the strength of a LoRA says nothing about the base alone
         unused = ("lora_scale", "weights")
         settings["sample"] = {key: value for key, value in settings["sample"].items() if key not in unused}

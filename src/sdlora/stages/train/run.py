@@ -40,6 +40,7 @@ from sdlora.stages.train.longer import go_on, is_undamaged
 from sdlora.stages.train.loop import Diverged, Run, holding, passes_of, train_loop
 from sdlora.stages.train.optimizers import Groups, point_to_save
 from sdlora.stages.train.recipe import TrainRecipe
+from sdlora.stages.train.texts import ConditioningOf
 
 CHECKPOINTS = "checkpoints"
 LOG_COLUMNS = ("step", "loss", "learning_rate", "d")  # d: Prodigy's factor on the rate; 1 for the others
@@ -160,6 +161,22 @@ def _add_trained(model: ModelFamily, settings: Train, base: Base, trigger: str) 
     return groups
 
 
+def _over_prior(run: Run, kept: list[Example]) -> Run:
+    """The same run over the prior's pictures."""
+    order = BatchOrder.of(kept, run.settings.seed, run.settings.batch_size)
+    return replace(run, examples=kept, order=order, latents_of=latents.cached)
+
+
+def _conditioning_of(
+    model: ModelFamily, settings: Train, cached: ConditioningOf, accelerator: Accelerator, trigger: str
+) -> ConditioningOf:
+    """Where a batch's conditioning comes from: the cache, or text encoders that learn."""
+    if not settings.learns_text:
+        return cached
+    spoken = pivotal.spoken(trigger) if settings.pivotal is not None else None
+    return texts.learning(model, accelerator.autocast, spoken)
+
+
 def prepare(
     settings: Train,
     flip: Flip,
@@ -198,10 +215,6 @@ def prepare(
     parameters = [p for group in groups for p in group["params"]]
     optimizer = choices.pick(choices.OPTIMIZERS, settings.optimizer)(groups, settings)
     schedule = choices.pick(choices.LR_SCHEDULES, settings.lr_schedule)(optimizer, settings)
-    conditioning_of = data.conditioning_of
-    if settings.learns_text:
-        spoken = pivotal.spoken(trigger) if settings.pivotal is not None else None
-        conditioning_of = texts.learning(model, accelerator.autocast, spoken)
     run = Run(
         settings=settings,
         flip=flip,
@@ -209,7 +222,7 @@ def prepare(
         examples=data.examples,
         order=BatchOrder.of(data.examples, settings.seed, settings.batch_size),
         latents_of=data.latents_of,
-        conditioning_of=conditioning_of,
+        conditioning_of=_conditioning_of(model, settings, data.conditioning_of, accelerator, trigger),
         parameters=parameters,
         optimizer=accelerator.prepare_optimizer(optimizer),
         lr_schedule=schedule,
@@ -219,9 +232,7 @@ def prepare(
         trigger=trigger,
         initial=types.initial_tensors(model.denoiser, settings),
     )
-    if kept:
-        order = BatchOrder.of(kept, settings.seed, settings.batch_size)
-        run.prior = replace(run, examples=kept, order=order, latents_of=latents.cached)
+    run.prior = _over_prior(run, kept) if kept else None
     run.passes = passes_of(run)
     if settings.compile == "blocks":
         compile_blocks(run)

@@ -50,7 +50,7 @@ const sampleOf = (version, step, reference) => {
 const seedOf = (version, step, reference) => ($("seed").value in version.samples[step][reference] ? $("seed").value : Object.keys(version.samples[step][reference])[0]);
 function figureOf(version, step, reference) {
   const metric = $("figure").value, row = version.metrics[metric]?.[step], place = version.best.references.indexOf(reference);
-  return row && place >= 0 ? number(row.values[place], 2) : "";
+  return row && place >= 0 ? number(row.values[place], 2) : ""; // of a test reference, only where it was drawn
 }
 function drawGrid() {
   const columns = columnsShown(), references = data.references[columns[0].version.references];
@@ -60,7 +60,8 @@ function drawGrid() {
     element("td", {}, cell(references[id].picture, "reference", "")),
     ...columns.map(({ version, step, chosen, head: text }) => {
       const sample = sampleOf(version, step, id);
-      return element("td", { class: chosen && "chosen" }, sample ? cell(sample[0], text, figureOf(version, step, id), { version: version.name, step, reference: id }) : "");
+      const figure = sample ? [figureOf(version, step, id), seedOf(version, step, id) !== $("seed").value && `seed ${seedOf(version, step, id)}`].filter(Boolean).join(", ") : "";
+      return element("td", { class: chosen && "chosen" }, sample ? cell(sample[0], text, figure, { version: version.name, step, reference: id }) : "");
     })));
   $("grid").replaceChildren(element("thead", {}, head), element("tbody", {}, ...rows));
 }
@@ -117,7 +118,7 @@ function drawViewer() {
 }
 $("viewer").addEventListener("keydown", (event) => {
   if (!shown?.where || event.target.closest("select, img-comparison-slider")) return;
-  const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], steps = drawnSteps(versionOf[shown.where.version]);
+  const version = versionOf[shown.where.version], step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], steps = drawnSteps(version).filter((at) => version.samples[at][shown.where.reference]);
   const next = step && steps[steps.indexOf(shown.where.step) + step];
   if (next === undefined) return;
   const where = { ...shown.where, step: next }, sample = sampleOf(versionOf[where.version], next, where.reference);
@@ -176,7 +177,7 @@ function tables() {
   $("note").textContent = data.note ? `Of versions, ${data.note}.` : "";
   const lines = data.versions.flatMap((version) => version.steps.map((step) => element("tr", { class: step === version.best.best_step && "chosen" },
     element("td", {}, version.name), element("td", {}, String(step)), ...(voted ? [votesOf(version, step)] : []),
-    ...allMetrics.map((metric) => { const row = version.metrics[metric]?.[step]; return element("td", {}, row ? `${number(row.mean)} [${number(row.ci_low)}, ${number(row.ci_high)}]` : ""); }))));
+    ...allMetrics.map((metric) => { const row = version.metrics[metric]?.[step]; return element("td", {}, row ? `${number(row.mean)} [${number(row.ci_low)}, ${number(row.ci_high)}]${row.test_mean === undefined ? "" : `; test ${number(row.test_mean)} [${number(row.test_ci_low)}, ${number(row.test_ci_high)}]`}` : ""); }))));
   $("checkpoints").replaceChildren(element("thead", {}, element("tr", {}, ...["version", "step", ...(voted ? ["votes won"] : []), ...allMetrics].map((head) => element("th", {}, head)))), element("tbody", {}, ...lines));
 }
 
@@ -277,6 +278,7 @@ fill($("columns"), [...(several ? [["*", "every version at its chosen step"]] : 
 fill($("figure"), [...allMetrics.map((metric) => [metric, metric]), ["", "nothing"]]);
 fill($("seed"), seeds.map((seed) => [seed, seed]));
 $("seed-label").hidden = seeds.length < 2;
+if (data.versions.some((version) => version.best.test)) $("parts-note").textContent = "The references that report are drawn with the chosen step and without the LoRA alone; a picture whose seed is not the one above says which it has.";
 for (const id of ["columns", "figure", "seed"]) $(id).addEventListener("change", drawGrid);
 $("beside").addEventListener("change", drawViewer);
 fill($("set"), Object.keys(data.datasets).map((name) => [name, name.replace(/^data\/sets\//, "")]));

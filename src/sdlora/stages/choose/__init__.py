@@ -1,0 +1,1 @@
+"""Choose a checkpoint, and draw what reports on it."""
