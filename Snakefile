@@ -16,6 +16,7 @@ from sdlora.config.params import RESULTS_OF_ALL
 from sdlora.errors import SdloraError
 from sdlora.flow import asking, command, freshness, inputs, lock, plan
 from sdlora.stages.adopt.recipe import AdoptRecipe
+from sdlora.stages.animate.recipe import AnimateRecipe
 from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.choose.recipe import ChooseRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
@@ -75,6 +76,7 @@ include: "workflow/rules/sample.smk"
 include: "workflow/rules/choose.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/animate.smk"
 include: "workflow/rules/compare.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/unknown.smk"
