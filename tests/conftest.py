@@ -69,6 +69,13 @@ def _one_precision_a_test() -> None:
 
 
 @pytest.fixture(scope="session")
+def small_sd(tmp_path_factory: pytest.TempPathFactory) -> Base:
+    from shapes import save_small_sd  # imports diffusers: 5 s
+
+    return save_small_sd(tmp_path_factory.mktemp("sd"))
+
+
+@pytest.fixture(scope="session")
 def small_sd3(tmp_path_factory: pytest.TempPathFactory) -> Base:
     from shapes import save_small_sd3  # imports diffusers: 5 s
 

@@ -9,6 +9,7 @@ from diffusers import (
     AutoencoderKLTemporalDecoder,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -85,7 +86,8 @@ def save_small_sd(folder: Path) -> Base:
     )  # fmt: skip
     StableDiffusionPipeline(
         vae=small_vae(), text_encoder=CLIPTextModel(text), tokenizer=tokenizer, unet=unet,
-        scheduler=EulerDiscreteScheduler(), safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+        scheduler=PNDMScheduler.from_pretrained(TINY.model, subfolder="scheduler"), safety_checker=None,
+        feature_extractor=None, requires_safety_checker=False,
     ).save_pretrained(folder)  # fmt: skip
     return Base(model=str(folder), family="sd", size_px=64, captioner="-")
 

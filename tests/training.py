@@ -134,9 +134,9 @@ def header_of(path: Path) -> dict[str, str]:
 class Place:
     """A directory of its own in which a version is trained as its job would train it."""
 
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, base: Base = TINY) -> None:
         folder.mkdir(exist_ok=True)
-        self.folder, self._monkeypatch = folder, monkeypatch
+        self.folder, self._monkeypatch, self._base = folder, monkeypatch, base
 
     def train(
         self,
@@ -153,8 +153,8 @@ class Place:
             {"optimizer": "adamw", "lr_schedule": "constant", "mixed_precision": "no", **settings}
         )
         inputs = tuple(make_dataset(self.folder / "set"))
-        made_by = {"code": code, "software": {"torch": "2"}, "inputs": inputs, "trigger": trigger}
-        recipe = recipe_of(train, self.folder / "set", version, **made_by)
+        made_by: dict[str, Any] = {"code": code, "software": {"torch": "2"}, "inputs": inputs, "base": self._base}
+        recipe = recipe_of(train, self.folder / "set", version, trigger=trigger, **made_by)
         files = train_version(recipe)
         files += export_version(export_recipe_of(recipe, Export.model_validate(export or {})))
         assert all(path.exists() for path in files)

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,10 +45,10 @@ print(json.dumps({"losses": [row[1] for row in log], "pixels": numpy.asarray(pic
 """
 
 
-def used(source: Path) -> dict[str, Any]:
+def used(source: Path, python: Path) -> dict[str, Any]:
     """What `USE` prints with the package of a folder."""
     done = subprocess.run(
-        [sys.executable, "-c", USE], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
+        [python, "-c", USE], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300,
         env={**environment(), "PYTHONPATH": f"{source}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -57,7 +56,7 @@ def used(source: Path) -> dict[str, Any]:
 
 
 @pytest.mark.workflow
-def test_without_the_folder_and_the_call_everything_agrees_to_rounding(tmp_path: Path) -> None:
+def test_without_the_folder_and_the_call_everything_agrees_to_rounding(served: Path, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"))
     shutil.rmtree(tmp_path / "src/sdlora/cpu")
     family = tmp_path / "src/sdlora/models/family.py"
@@ -67,7 +66,7 @@ def test_without_the_folder_and_the_call_everything_agrees_to_rounding(tmp_path:
         text = text.replace(line, instead)
     family.write_text(text, encoding="utf-8")
 
-    fast, plain = used(ROOT / "src"), used(tmp_path / "src")
+    fast, plain = used(ROOT / "src", served), used(tmp_path / "src", served)
     assert fast["fast"] == ["PackedConv2d", "PackedLinear", "PackedLora"] and fast["passes"] == "Replay"
     assert plain["fast"] == [] and plain["passes"] == "NoneType"
     assert len(plain["losses"]) == 24

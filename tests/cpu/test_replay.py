@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from training import examples, settings
 
-from sdlora.config.params import Flip
+from sdlora.config.params import Base, Flip
 from sdlora.config.train import Ema, Pivotal, Prior, TextEncoder
 from sdlora.cpu.replay import Replay, called_directly, without_identities
 from sdlora.stages.train.dataset import Example
@@ -26,10 +26,10 @@ EQUAL: list[dict[str, object]] = [
 ]  # fmt: skip
 
 
-def losses_and_parameters(train: dict[str, object], shown: list[Example], replayed: bool) -> list[Tensor]:
+def losses_and_parameters(train: dict[str, object], shown: list[Example], base: Base, replayed: bool) -> list[Tensor]:
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
-    run = prepare(settings(**train), Flip(), TINY, shown, trigger="captain")
+    run = prepare(settings(**train), Flip(), base, shown, trigger="captain")
     run.passes = passes_of(run, 1) if replayed else None
     losses = [optimizer_step(run, step) for step in range(5)]
     if replayed:
@@ -37,16 +37,16 @@ def losses_and_parameters(train: dict[str, object], shown: list[Example], replay
     return [*losses, *(p.detach() for p in run.parameters)]
 
 
-def assert_equal(train: dict[str, object], shown: list[Example]) -> None:
-    ours, autograds = (losses_and_parameters(train, shown, replayed) for replayed in (True, False))
+def assert_equal(train: dict[str, object], shown: list[Example], base: Base) -> None:
+    ours, autograds = (losses_and_parameters(train, shown, base, replayed) for replayed in (True, False))
     assert len(ours) == len(autograds)
     assert all(torch.equal(one, other) for one, other in zip(ours, autograds, strict=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("train", EQUAL, ids=str)
-def test_replayed_steps_give_the_same_bytes(train: dict[str, object]) -> None:
-    assert_equal(train, examples())
+def test_replayed_steps_give_the_same_bytes(train: dict[str, object], small_sd: Base) -> None:
+    assert_equal(train, examples(), small_sd if train else TINY)
 
 
 def _half(sides: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -54,22 +54,22 @@ def _half(sides: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.slow
-def test_every_shape_has_its_own_list_and_masks_are_part_of_the_batch() -> None:
+def test_every_shape_has_its_own_list_and_masks_are_part_of_the_batch(small_sd: Base) -> None:
     masked = [Example(e.id, e.mean, e.std, e.text, mask=(torch.ones(1, 16, 8),) * 2) for e in examples(1)]
     wide = [Example(f"w{e.id}", _half(e.mean), _half(e.std), e.text, mask=e.mask) for e in masked]
     shown = [*examples(1), *wide]
     AcceleratorState._reset_state(reset_partial_state=True)
-    run = prepare(settings(), Flip(), TINY, shown, trigger="captain")
+    run = prepare(settings(), Flip(), small_sd, shown, trigger="captain")
     run.passes = passes_of(run, 0)
     for step in range(4):
         optimizer_step(run, step)
     assert isinstance(run.passes, Replay) and len(run.passes._traced) == 2
-    assert_equal({}, shown)
+    assert_equal({}, shown, small_sd)
 
 
 @pytest.mark.slow
-def test_a_shape_is_traced_only_when_it_came_often() -> None:
-    run = prepare(settings(), Flip(), TINY, examples())
+def test_a_shape_is_traced_only_when_it_came_often(small_sd: Base) -> None:
+    run = prepare(settings(), Flip(), small_sd, examples())
     run.passes = passes_of(run, 2)
     assert isinstance(run.passes, Replay)
     for step in range(3):
@@ -79,10 +79,10 @@ def test_a_shape_is_traced_only_when_it_came_often() -> None:
 
 
 @pytest.mark.slow
-def test_a_run_is_let_go_without_the_garbage_collector() -> None:
+def test_a_run_is_let_go_without_the_garbage_collector(small_sd: Base) -> None:
     gc.disable()
     try:
-        run = prepare(settings(), Flip(), TINY, examples(1))
+        run = prepare(settings(), Flip(), small_sd, examples(1))
         optimizer_step(run, 0)
         run.passes = passes_of(run, 0)
         optimizer_step(run, 1)
@@ -102,9 +102,9 @@ def test_a_run_is_let_go_without_the_garbage_collector() -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_autograd_where_passes_change(train: dict[str, object]) -> None:
+def test_autograd_where_passes_change(train: dict[str, object], small_sd: Base) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
-    run = prepare(settings(**train), Flip(), TINY, examples(), identity="sha256:tiny", trigger="captain")
+    run = prepare(settings(**train), Flip(), small_sd, examples(), identity="sha256:tiny", trigger="captain")
     assert run.passes is None
 
 

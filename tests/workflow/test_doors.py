@@ -19,9 +19,9 @@ from sdlora.stages.fit.recipe import FitRecipe
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project in which nothing has run; tests put back what they change."""
-    return make_project(tmp_path_factory.mktemp("a b") / "project")
+    return make_project(tmp_path_factory.mktemp("a b") / "project", python=served)
 
 
 def edited(project: Project, before: str, after: str) -> None:
@@ -112,7 +112,7 @@ def test_what_a_deleted_version_left_is_not_called_up_to_date(project: Project) 
     [
         (SMALL.encode("utf-16"), "params.yaml:1: byte 0xff is not UTF-8"),
         (SMALL.replace("trigger: captain", "trigger: caf\xe9").encode("latin-1"), "params.yaml:12: byte 0xe9 is not"),
-        (b"a: " + b"[" * 9000, "params.yaml: nested too deeply"),
+        (b"a: " + b"[" * 3000, "params.yaml: nested too deeply"),
         (b"a: &a [*a, *a]", "is missing"),
         ("\n".join([f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else '1'}]" for n in range(12)]).encode(),
          "params.yaml: its anchors unfold to more than 200,000 values"),
@@ -127,7 +127,7 @@ def test_a_hostile_params_file_is_told(project: Project, content: bytes, message
 
 def test_snakemake_from_another_folder_is_told(project: Project, tmp_path: Path) -> None:
     edited(project, "", "")
-    elsewhere = Project(tmp_path)
+    elsewhere = Project(tmp_path, project.python)
     text = elsewhere.snakemake("-n", "-s", str(project.folder / "Snakefile"), check=False)
     assert "Snakemake runs in" in text and f"say `cd '{project.folder}'`" in text and "Traceback" not in text
 
@@ -170,10 +170,9 @@ def test_a_recipe_that_is_none_is_told(content: str, tmp_path: Path, monkeypatch
         command.run(FitRecipe, lambda _: [])
 
 
-def test_a_project_that_cannot_be_written_is_told(tmp_path: Path) -> None:
-    project = make_project(tmp_path / "project")
-    (project.folder / ".sdlora").write_text("a file in the place of the folder")
-    text = project.snakemake("-n", check=False)
+def test_a_project_that_cannot_be_written_is_told(fresh: Project) -> None:
+    (fresh.folder / ".sdlora").write_text("a file in the place of the folder")
+    text = fresh.snakemake("-n", check=False)
     assert ".sdlora" in text and "writable" in text and "Traceback" not in text
 
 

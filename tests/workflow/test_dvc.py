@@ -56,9 +56,9 @@ def test_dvc_is_told_all_that_a_version_reads_and_no_more(tmp_path: Path, monkey
 
 
 @pytest.fixture
-def project(tmp_path: Path) -> Project:
+def project(served: Path, tmp_path: Path) -> Project:
     """A project under git and DVC in which nothing has run."""
-    project = make_project(tmp_path / "project")
+    project = make_project(tmp_path / "project", python=served)
     project.command("git", "init", "-q", "-b", "main")
     project.command("dvc", "init", "-q")
     return project
@@ -95,7 +95,7 @@ def test_own_pictures_travel_with_dvc(project: Project, tmp_path: Path) -> None:
     project.command("git", "commit", "-q", "-m", "my pictures")
     project.command("dvc", "push", "-q")
     project.command("git", "clone", "-q", str(project.folder), str(tmp_path / "clone"))
-    clone = Project(tmp_path / "clone")
+    clone = Project(tmp_path / "clone", project.python)
     told = clone.snakemake("-n", "data/sets/small/manifest.jsonl", check=False)
     assert "there is no folder 'data/mine'; DVC knows it: say `dvc pull`" in told
     clone.command("dvc", "pull", "-q", "data/mine")

@@ -11,6 +11,7 @@ from helpers import ROOT, SMALL, Project, make_project
 from menu_cases import ON_A_GPU, cases, needs_a_gpu, needs_another_base, nested, packed
 from PIL import Image
 from ruamel.yaml import YAML
+from shapes import save_small_sd
 
 from sdlora import records
 from sdlora.config.params import Version
@@ -50,9 +51,10 @@ def flat(version: dict[str, dict[str, object]]) -> Iterator[tuple[str, object]]:
 
 @pytest.fixture(scope="module")
 def project(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """All of it, made in one run that goes on where a version is refused."""
+    """All of it, made in one run that goes on where a version is refused; a base with few layers does."""
     project = make_project(tmp_path_factory.mktemp("m") / "p", python=served)
-    params = YAML(typ="safe").load(SMALL)
+    save_small_sd(project.folder / "models/small-sd")
+    params = YAML(typ="safe").load(SMALL.replace("model: models/tiny-sd", "model: models/small-sd"))
     del params["defaults"]["train"], params["defaults"]["sample"]
     # versions that caption or mirror differently need datasets of their own
     params["datasets"] = {name: {**params["datasets"]["small"], "masks": "data/masks"} for name in NAMED}
@@ -73,9 +75,9 @@ def project(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> StableDiffusionPipeline:
+def pipeline(project: Project) -> StableDiffusionPipeline:
     torch.set_num_threads(1)
-    return StableDiffusionPipeline.from_pretrained(ROOT / "models/tiny-sd")
+    return StableDiffusionPipeline.from_pretrained(project.folder / "models/small-sd")
 
 
 @pytest.mark.parametrize("name", TRAINED)

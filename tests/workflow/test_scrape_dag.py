@@ -211,8 +211,8 @@ def test_dvc_brings_old_pictures_and_results_back(scraped: Scraped) -> None:
     assert len(scraped.rig.log) == asked
 
 
-def test_scraping_is_off_unless_it_is_turned_on(tmp_path: Path) -> None:
-    found = project_with_rig(tmp_path / "project", PARAMS.replace("scraping: true\n", ""))
+def test_scraping_is_off_unless_it_is_turned_on(served: Path, tmp_path: Path) -> None:
+    found = project_with_rig(tmp_path / "project", PARAMS.replace("scraping: true\n", ""), python=served)
     with found.rig:
         for words in (["results/a/metrics.csv"], ["-n", "results/a/metrics.csv"], [MANIFEST, "--forcerun", "scrape"]):
             text = found.project.snakemake(*words, check=False)
@@ -221,12 +221,12 @@ def test_scraping_is_off_unless_it_is_turned_on(tmp_path: Path) -> None:
         assert not found.rig.log
 
 
-def test_kill_9_and_again_gives_the_same_set_and_repeats_no_request(tmp_path: Path) -> None:
+def test_kill_9_and_again_gives_the_same_set_and_repeats_no_request(served: Path, tmp_path: Path) -> None:
     params = PARAMS.replace("      - {kind: selenium, query: pixel illustration, limit: 50}\n", "")
     params = params.replace("minimum: 50", "minimum: 45")
     found, straight = (
-        project_with_rig(tmp_path / "killed", params, 0.15),
-        project_with_rig(tmp_path / "straight", params),
+        project_with_rig(tmp_path / "killed", params, 0.15, served),
+        project_with_rig(tmp_path / "straight", params, python=served),
     )
     with straight.rig:
         straight.project.snakemake(MANIFEST)

@@ -197,13 +197,13 @@ def start(project: Project, *words: str) -> subprocess.Popen[bytes]:
 
 
 def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project) -> None:
-    built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 60, checkpoint_every: 10}")
+    built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 30, checkpoint_every: 5}")
     straight = Project(built.folder.parent / "straight", built.python)
     shutil.copytree(built.folder, straight.folder)
     store = built.folder / ".sdlora/store/train"
     before = set(store.iterdir())
     run = start(built, "snakemake", "--cores", "1", "results/b/train_log.csv")
-    wait_for(lambda: [p for new in set(store.iterdir()) - before for p in new.glob("state/step-000020/state.json")])
+    wait_for(lambda: [p for new in set(store.iterdir()) - before for p in new.glob("state/step-000010/state.json")])
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
     saved = max(
@@ -213,7 +213,7 @@ def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project)
     accepted = built.command("sdlora", "accept", "b", "--yes").stdout
     assert "train b (a training that was stopped): code was" in accepted
     text = built.snakemake("results/b/train_log.csv")
-    assert f"resuming from step {saved} of 60" in text
+    assert f"resuming from step {saved} of 30" in text
     straight.edit(*LOSS)
     straight.snakemake("results/b/train_log.csv")
     for name in ("results/b/made/train.json", "results/b/train_log.csv"):
@@ -255,16 +255,19 @@ def test_damaged_latents_are_encoded_again(built: Project) -> None:
     assert not built.plan("all")
 
 
-@pytest.fixture
-def versioned(built: Project, tmp_path: Path) -> Project:
-    """The built project under git and DVC, pushed to a remote folder."""
-    built.command("git", "init", "-q", "-b", "main")
-    built.command("dvc", "init", "-q")
-    built.command("dvc", "remote", "add", "-q", "-d", "store", str(tmp_path / "remote"))
-    built.command("dvc", "repro", "-q")
-    commit(built, "rank 4")
-    built.command("dvc", "push", "-q")
-    return built
+@pytest.fixture(scope="module")
+def versioned(built_once: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A copy of the built project under git and DVC, pushed to a remote folder; not changed by tests."""
+    folder = tmp_path_factory.mktemp("versioned")
+    versioned = Project(folder / "project", built_once.python)
+    shutil.copytree(built_once.folder, versioned.folder)
+    versioned.command("git", "init", "-q", "-b", "main")
+    versioned.command("dvc", "init", "-q")
+    versioned.command("dvc", "remote", "add", "-q", "-d", "store", str(folder / "remote"))
+    versioned.command("dvc", "repro", "-q")
+    commit(versioned, "rank 4")
+    versioned.command("dvc", "push", "-q")
+    return versioned
 
 
 def commit(project: Project, message: str) -> None:
@@ -272,8 +275,7 @@ def commit(project: Project, message: str) -> None:
     project.command("git", "commit", "-q", "-m", message)
 
 
-def clone(project: Project, name: str) -> Project:
-    folder = project.folder.parent / name
+def clone(project: Project, folder: Path) -> Project:
     project.command("git", "clone", "-q", str(project.folder), str(folder))
     copy = Project(folder, project.python)
     copy.command("dvc", "pull", "-q")
@@ -287,8 +289,8 @@ def test_dvc_records_what_snakemake_made_without_running_it(versioned: Project) 
     assert not versioned.plan("all")
 
 
-def test_a_clone_after_dvc_pull_has_nothing_to_do(versioned: Project) -> None:
-    copy = clone(versioned, "clone")
+def test_a_clone_after_dvc_pull_has_nothing_to_do(versioned: Project, tmp_path: Path) -> None:
+    copy = clone(versioned, tmp_path / "clone")
     assert not copy.plan("results/a/metrics.csv", "results/b/metrics.csv")
     assert "Data and pipelines are up to date" in copy.command("dvc", "status").stdout
     copy.edit("params.yaml", "rank: 4", "rank: 8")

@@ -39,13 +39,13 @@ def _one_prediction_a_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    return Place(tmp_path / "here", monkeypatch)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_sd: Base) -> Place:
+    return Place(tmp_path / "here", monkeypatch, small_sd)
 
 
 @pytest.fixture
-def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    return Place(tmp_path / "elsewhere", monkeypatch)
+def other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_sd: Base) -> Place:
+    return Place(tmp_path / "elsewhere", monkeypatch, small_sd)
 
 
 def staged(*stages: tuple[int, float, str]) -> dict[str, object]:
@@ -194,9 +194,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.workflow
 def test_a_full_disk_is_told_and_training_goes_on_when_there_is_room(
-    small_disk: Path, other: Place, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = Place(small_disk / "here", monkeypatch)
+    place, other = (Place(folder, monkeypatch) for folder in (small_disk / "here", tmp_path / "elsewhere"))
     with pytest.raises(DataError, match=r"No space left on device; .* MiB are free.*the state after step 2 is whole"):
         place.train()
     subprocess.run(["mount", "-o", "remount,size=16m", str(small_disk)], check=True)
