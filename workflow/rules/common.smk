@@ -90,6 +90,12 @@ def trainable(wildcards):
     return str(job.path)
 
 
+def probed(wildcards):
+    """Input function: the recipe of a probe, once it is clear that this machine can train."""
+    trainable(wildcards)
+    return str(job_of(ProbeRecipe, wildcards).path)
+
+
 def memory_of_training(wildcards):
     """Resource function, MiB: what the preflight predicts, where a cluster must know; here the training looks itself."""
     if workflow.is_main_process and workflow.non_local_exec:

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from sdlora.stages.train.checkpoint import (
     State,
     clear_leftovers,
     keep_states,
+    newest_manifest,
     newest_state,
     save_state,
     told_when_full,
@@ -55,16 +56,43 @@ def train_version(recipe: TrainRecipe) -> list[Path]:
     key = run_key(recipe.identity(), recipe.inputs)
     kept = store.entry("train", key)
     with store.sole_use(kept), told_when_full(kept):
-        if (kept / "done.json").exists() and is_undamaged(kept):
+        if _is_done(kept):
             print(f"train: these settings were trained before; publishing run {key[:12]} again", flush=True)
         else:
-            if (kept / "done.json").exists():  # damaged since: its last state would not bring back its checkpoints
-                shutil.rmtree(kept / "state", ignore_errors=True)
-                (kept / "done.json").unlink()
             _train(recipe, identity_of(recipe.identity(), recipe.inputs), kept)
         published = _publish(kept, recipe.folder)
     store.keep_newest("train", recipe.keep_runs)
     return published
+
+
+def train_until(recipe: TrainRecipe, step: int) -> None:
+    """Train as far as a checkpoint, in the store alone; whoever trains on does so from its state.
+
+    Args:
+        recipe: The whole training.
+        step: One of its checkpoints.
+    """
+    kept = store.entry("train", run_key(recipe.identity(), recipe.inputs))
+    with store.sole_use(kept), told_when_full(kept):
+        if not _is_done(kept):
+            with suppress(_Reached):
+                _train(recipe, identity_of(recipe.identity(), recipe.inputs), kept, step)
+    store.keep_newest("train", recipe.keep_runs)
+
+
+class _Reached(Exception):
+    """The checkpoint that a training was to stop at is written."""
+
+
+def _is_done(kept: Path) -> bool:
+    """Whether a kept run is finished and whole; one that is damaged will be trained anew."""
+    if not (kept / "done.json").exists():
+        return False
+    if is_undamaged(kept):
+        return True
+    shutil.rmtree(kept / "state", ignore_errors=True)  # its last state would not bring back its checkpoints
+    (kept / "done.json").unlink()
+    return False
 
 
 def _publish(kept: Path, out: Path) -> list[Path]:
@@ -77,7 +105,10 @@ def _publish(kept: Path, out: Path) -> list[Path]:
     return [out / name for name in names]
 
 
-def _train(recipe: TrainRecipe, identity: Identity, kept: Path) -> None:
+def _train(recipe: TrainRecipe, identity: Identity, kept: Path, until: int | None = None) -> None:
+    found = newest_manifest(kept)
+    if until is not None and found is not None and found.step >= until and found.identity == identity:
+        return
     torch.set_num_threads(recipe.threads)
     settings, base = recipe.train, recipe.base
     examples = load_examples(recipe.dataset, recipe.base_name, settings.cache_latents)
@@ -92,7 +123,7 @@ def _train(recipe: TrainRecipe, identity: Identity, kept: Path) -> None:
         return f"{what_is_kept(kept)}: start again, and training goes on from there"
 
     with gpu.told_when_it_fails(advice, safe), _told_what_is_left(kept):
-        _steps(recipe, identity, kept, examples)
+        _steps(recipe, identity, kept, examples, until)
 
 
 @contextmanager
@@ -104,7 +135,9 @@ def _told_what_is_left(kept: Path) -> Iterator[None]:
         raise Diverged(f"{error}; {what_is_kept(kept)}, and so are the LoRAs below {kept / CHECKPOINTS}") from None
 
 
-def _steps(recipe: TrainRecipe, identity: Identity, kept: Path, examples: list[Example]) -> None:
+def _steps(
+    recipe: TrainRecipe, identity: Identity, kept: Path, examples: list[Example], until: int | None = None
+) -> None:
     settings = recipe.train
     run = prepare(settings, recipe.flip, recipe.base, examples, recipe.encode, recipe.base_identity, recipe.trigger)
     clear_leftovers(kept)
@@ -113,10 +146,14 @@ def _steps(recipe: TrainRecipe, identity: Identity, kept: Path, examples: list[E
         print(f"train: resuming from step {state.step} of {settings.steps}", flush=True)
     else:
         state = go_on(kept, identity, settings)
+    if until is not None and state is not None and until <= state.step < settings.steps:
+        return
 
     def on_checkpoint(state: State) -> None:
         write_checkpoint(run, kept / CHECKPOINTS / f"step-{state.step:06d}")
         save_state(kept, state, identity)
+        if until is not None and until <= state.step < settings.steps:
+            raise _Reached
 
     log = train_loop(run, state, on_checkpoint)
     records.write_csv(
