@@ -106,8 +106,8 @@ def trial_of(raw: Mapping[str, Any], trials: Trials, name: str, where: Path) -> 
     versions = raw.get("versions") or {}
     if trials.like not in versions:
         raise ParamsError(
-            f"{where}: like is {trials.like!r}, which params.yaml does not have{suggest(trials.like, versions)}; put the "
-            f"version back, or move {where.parent} away"
+            f"{where}: like is {trials.like!r}, which params.yaml does not have{suggest(trials.like, versions)}; put "
+            f"the version back, or move {where.parent} away"
         )
     settings = _resolve(raw, _merge(versions[trials.like] or {}, trials.trials[name]))
     try:
@@ -116,6 +116,16 @@ def trial_of(raw: Mapping[str, Any], trials: Trials, name: str, where: Path) -> 
         told = [_told(item, Trial) for item in error.errors() if not _is_echo(item)]
         lines = (f"{where}: {'.'.join(map(str, (name, *place)))}: {reason}" for place, reason in dict.fromkeys(told))
         raise ParamsError("\n".join(lines)) from None
+
+
+def written_out(raw: Mapping[str, Any], trials: Trials, name: str) -> dict[str, Any]:
+    """What a version of `params.yaml` would state to be this trial, trained three times."""
+    found = _merge(raw["versions"][trials.like] or {}, trials.trials[name])
+    found = {key: value for key, value in found.items() if key not in ("chosen", "remark")}
+    evaluate = trial_settings(_resolve(raw, found), trials.by, ())["evaluate"]
+    if evaluate != _resolve(raw, found).get("evaluate"):
+        found["evaluate"] = {**found.get("evaluate", {}), **{key: evaluate[key] for key in ("metrics", "choose_by")}}
+    return {**found, "train": {**found.get("train", {}), "seeds": 3}}
 
 
 def _searches(folder: Path) -> dict[str, Trials]:

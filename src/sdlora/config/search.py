@@ -46,6 +46,7 @@ class Trials(Section):
     like: str
     by: str
     prune_at: tuple[int, ...]
+    batch: tuple[int, int] = (0, -1)  # the first and the last trial that are made now, or were made last
     trials: dict[Name, dict[str, Any]]  # what each states beside `like`, as a version does
 
     @field_validator("by")
@@ -67,7 +68,7 @@ class Trial(Version):
 
 
 def trial_settings(version: dict[str, Any], by: str, prune_at: tuple[int, ...]) -> dict[str, Any]:
-    """A version's resolved settings as a trial's: the study's metric chooses, it is trained once, and no person's word is kept."""
+    """A version's resolved settings as a trial's: the study's metric chooses, and it is trained once."""
     found = {key: value for key, value in version.items() if key not in ("chosen", "remark")}
     evaluate, train = version.get("evaluate") or {}, version.get("train") or {}
     metrics = tuple(dict.fromkeys((by, *evaluate.get("metrics", MEASURED))))

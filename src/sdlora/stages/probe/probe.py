@@ -7,13 +7,11 @@ import numpy as np
 from sdlora import choices, records
 from sdlora.stages.evaluate.choose import choose
 from sdlora.stages.evaluate.run import Meter, table_of
-from sdlora.stages.probe.recipe import ProbeRecipe
+from sdlora.stages.probe.recipe import PROBE, ProbeRecipe
 from sdlora.stages.sample.parts import FOLDERS, VALIDATION, drawn
 from sdlora.stages.sample.sample import draw, parts_of, prompts_of
 from sdlora.stages.train.loop import Diverged
 from sdlora.stages.train.run import train_until
-
-PROBE = "probe.json"
 
 
 def probe(recipe: ProbeRecipe) -> list[Path]:
@@ -27,7 +25,8 @@ def probe(recipe: ProbeRecipe) -> list[Path]:
     """
     out = recipe.folder
     folder = out / FOLDERS[VALIDATION]
-    found = {"by": recipe.evaluate.choose_by[0], "run": recipe.run.name, "values": {}, "chosen": None, "diverged": None}
+    found: records.Row = {"by": recipe.evaluate.choose_by[0], "run": recipe.run.name, "values": {}}
+    found |= {"chosen": None, "diverged": None}
     try:
         train_until(recipe.training, recipe.steps[-1])
     except Diverged as error:  # that these settings come to nothing is what was asked

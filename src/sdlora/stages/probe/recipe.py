@@ -13,13 +13,15 @@ from sdlora.stages.evaluate.recipe import MeasuringRecipe
 from sdlora.stages.sample.recipe import DrawingRecipe, SampleRecipe
 from sdlora.stages.train.recipe import TrainRecipe
 
+PROBE = "probe.json"
+
 
 class ProbeRecipe(DrawingRecipe, MeasuringRecipe):
     """Train a trial up to a checkpoint, draw the references that choose, and measure them."""
 
     stage: ClassVar[str] = "probe"
     folder_pattern: ClassVar[str] = "results/{version}/probes/step-{step}"
-    writes: ClassVar[tuple[str, ...]] = ("probe.json", "samples/")
+    writes: ClassVar[tuple[str, ...]] = (PROBE, "samples/")
     asides: ClassVar[frozenset[str]] = frozenset({"references", "training"})
     later: ClassVar[Mapping[str, Any]] = {**SampleRecipe.later, **MeasuringRecipe.later}
 
