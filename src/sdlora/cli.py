@@ -78,9 +78,15 @@ def _add_search(search: argparse.ArgumentParser) -> None:
         help="checkpoints at which a hopeless trial is given up, such as 300,600, or none (default: two on the way)",
     )  # fmt: skip
     search.add_argument("--startup", type=_positive, metavar="N", help="random trials before TPE learns (default: 5)")
-    search.add_argument("--seed", type=int, metavar="N", help="of what is proposed (default: 42)")
+    search.add_argument("--seed", type=_whole, metavar="N", help="of what is proposed (default: 42)")
     search.add_argument("--leave-out", type=int, action="append", default=[], metavar="N", help="a trial that fails")
     search.add_argument("--cores", metavar="N", help="of Snakemake (default: as its profile says)")
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
+    return int(text)
 
 
 def _positive(text: str) -> int:

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from sdlora.config.params import MOST_SEEDS, SECTIONS, Params, Version, training_names
+from sdlora.config.params import MOST_SEEDS, SECTIONS, Evaluate, Params, Version, training_names
 from sdlora.config.search import FOLDER, TRIALS, Trial, Trials, trial_settings
 from sdlora.config.sections import Section
 from sdlora.config.train import Train
@@ -122,8 +122,9 @@ def written_out(raw: Mapping[str, Any], trials: Trials, name: str) -> dict[str, 
     """What a version of `params.yaml` would state to be this trial, trained three times."""
     found = _merge(raw["versions"][trials.like] or {}, trials.trials[name])
     found = {key: value for key, value in found.items() if key not in ("chosen", "remark")}
-    evaluate = trial_settings(_resolve(raw, found), trials.by, ())["evaluate"]
-    if evaluate != _resolve(raw, found).get("evaluate"):
+    settings = _resolve(raw, found)
+    evaluate = trial_settings(settings, trials.by, ())["evaluate"]
+    if Evaluate.model_validate(evaluate) != Evaluate.model_validate(settings.get("evaluate") or {}):
         found["evaluate"] = {**found.get("evaluate", {}), **{key: evaluate[key] for key in ("metrics", "choose_by")}}
     return {**found, "train": {**found.get("train", {}), "seeds": 3}}
 

@@ -71,7 +71,7 @@ def trial_settings(version: dict[str, Any], by: str, prune_at: tuple[int, ...]) 
     """A version's resolved settings as a trial's: the study's metric chooses, and it is trained once."""
     found = {key: value for key, value in version.items() if key not in ("chosen", "remark")}
     evaluate, train = version.get("evaluate") or {}, version.get("train") or {}
-    metrics = tuple(dict.fromkeys((by, *evaluate.get("metrics", MEASURED))))
+    metrics = tuple(dict.fromkeys((*evaluate.get("metrics", MEASURED), by)))
     found["evaluate"] = {**evaluate, "metrics": metrics, "choose_by": by}
     found["train"] = {**train, "seeds": 1}
     return {**found, "prune_at": prune_at}

@@ -112,11 +112,13 @@ def verdict(search: "Search", journal: Journal) -> str:
         return f"none of {len(told)} trials has come to its end"
     tried = ", ".join(f"{key} {spelt(value)}" for key, value in best.params.items())
     found = [
-        f"best of {len(told)} trials ({len(finished)} came to their end): trial {best.number}, {tried}: "
+        f"Best of {len(told)} trials ({len(finished)} came to their end): trial {best.number}, {tried}: "
         f"{search.study.by} {_figure(best.value)} at step {best.chosen}, {_figure(best.base)} without a LoRA",
-        f"The best of {len(finished)} is also the luckiest of them: {_figure(best.value)} is the very number that chose it, "
-        f"from one training, on the references that choose. Expect less of it elsewhere.",
+        f"The best of {len(finished)} is also the luckiest of them: {_figure(best.value)} is the number that chose it, "
+        "from one training, on the references that choose. Expect less of it elsewhere.",
     ]
+    if best.base is not None and best.value is not None and (best.value <= best.base) == search.maximise:
+        found.append("No trial is better than no LoRA.")
     tested = Path("results") / search.trial_name(best.number) / "best.json"
     if tested.exists():
         found.append(_tested(records.read_json(tested), str(search.study.by)))

@@ -1,5 +1,6 @@
 """The command: ask what to try, let Snakemake make it, write down what came of it, and go on."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -44,13 +45,15 @@ def run(asked: Asked) -> None:
         ParamsError: If what is asked cannot be searched, or is another search than the one of that name.
         DataError: If Snakemake stops, or another process is at work on the study.
     """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", asked.name):
+        raise ParamsError(f"{asked.name!r} is no name of a search: letters, digits, and _ . - within")
     search = Search.of(asked)
-    search.check()
     if asked.at_once > search.params.keep_runs:
         raise ParamsError(
             f"--at-once is {asked.at_once}, but keep_runs is {search.params.keep_runs}: a trial that waits to go on "
             f"would be dropped; raise keep_runs in params.yaml"
         )
+    search.check()
     with store.sole_use(store.entry("search", asked.name)):
         search.begin()
         try:

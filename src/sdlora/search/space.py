@@ -137,14 +137,15 @@ class Space:
 
 def spelt(value: Any) -> str:
     """A value as YAML reads it."""
-    is_said = isinstance(value, str | int | float) and not isinstance(value, bool)
-    return str(value) if is_said else records.compact_json(value).strip()
+    if isinstance(value, str | int | float) and not isinstance(value, bool):
+        return str(value)
+    return records.compact_json(value).strip()
 
 
 def as_yaml(values: Mapping[str, Any]) -> str:
     """Settings as a person writes them: what has no section in it on one line."""
     writer, text = YAML(typ="safe", pure=True), StringIO()
-    writer.default_flow_style, writer.width, writer.sort_base_mapping_type_on_output = None, 116, False
+    writer.default_flow_style, writer.width = None, 116
     writer.dump(records.parse_json(records.compact_json(dict(values))), text)
     return text.getvalue()
 
@@ -162,7 +163,8 @@ def space_of(settings: Mapping[Key, str | Sequence[Any]], grid: bool) -> Space:
     known = dict(_keys(Version))
     for key in settings:
         _check_key(key, known)
-    space = Space({key: _axis(key, written, known[key]) for key, written in settings.items()})
+    # in an order of their own: what is drawn depends on it, and a file may have another than the command line
+    space = Space({key: _axis(key, settings[key], known[key]) for key in sorted(settings)})
     for key, axis in space.varied.items():
         for shared, why in SHARED.items():
             if f"{key}.".startswith(f"{shared}."):
