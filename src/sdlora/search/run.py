@@ -14,8 +14,9 @@ from sdlora.config.load import load, section_of, stated, trial_of
 from sdlora.config.params import Params, Version
 from sdlora.config.search import FOLDER, STUDY, TRIALS, Study, Trials
 from sdlora.errors import DataError, ParamsError, suggest
-from sdlora.flow import plan, store
-from sdlora.flow.identity import differing, identity_of, told
+from sdlora.flow import freshness, plan, store
+from sdlora.flow.identity import differing, identity_of, is_update, told
+from sdlora.flow.recipe import Recipe
 from sdlora.search import page
 from sdlora.search.journal import Journal, Outcome
 from sdlora.search.space import Key, Range, Space, as_yaml, nested, space_of, spelt, value_at
@@ -189,6 +190,31 @@ class Search:
             _write_yaml(self.folder / STUDY, text, {**self.study.model_dump(mode="json"), "settings": settings})
         path = self.folder / TRIALS
         self.known = section_of(path, Trials) if path.exists() else self.trials({})
+        if self.journal.told:
+            self._compare_with_what_was()
+
+    def _compare_with_what_was(self) -> None:
+        """Trials that were measured on other data or another base cannot be compared with those to come.
+
+        Raises:
+            DataError: If it is so; names what differs. An update of sdlora or of a package is a note alone.
+        """
+        jobs = {job.wildcards["version"]: job for job in plan.jobs(load(PARAMS)) if is_last_probe(job)}
+        for outcome in self.journal.told:
+            job = jobs.get(self.trial_name(outcome.number))
+            made = None if job is None else freshness.read_made(job.made)
+            if job is None or made is None or made.asked is None:  # not trained to its end, or its results are gone
+                continue
+            was, is_now = (_named({**asked, "made from": inputs}) for asked, inputs in (
+                (made.asked, made.inputs), (job.identity(), freshness.inputs_of(job))
+            ))  # fmt: skip
+            names = differing(was, is_now)
+            said = f"since trial {outcome.number} of {self.name} was measured, {told(names, was, is_now)}"
+            if names and not is_update(name.removeprefix("training.").removeprefix("drawing_") for name in names):
+                raise DataError(f"{said}; trials from here on could not be compared with it: begin another search")
+            if names:
+                print(f"note: {said}", file=sys.stderr)
+                return
 
     def make(self, asked: Asked) -> None:
         """Batch after batch, then all of the best trial."""
@@ -330,6 +356,11 @@ class Batch:
                     f"command goes on, and with --leave-out {missing[0]} without that trial"
                 ) from None
         return {n: records.read_json(path) for n, path in paths.items()}
+
+
+def is_last_probe(job: Recipe) -> bool:
+    """Whether a job measures a trial at its end."""
+    return isinstance(job, ProbeRecipe) and job.is_last
 
 
 def snakemake(targets: Sequence[str], further: Sequence[str]) -> None:
