@@ -60,7 +60,8 @@ def _add_search(search: argparse.ArgumentParser) -> None:
     search.usage = "sdlora search NAME [--like VERSION --set KEY=VALUES ...] [options] [-- SNAKEMAKE'S OPTIONS]"
     search.epilog = (
         "Values: 8,16,32 or 1e-5..1e-3:log or 100..900:step=100; one value is the same for all. The study is kept in "
-        "searches/NAME, the page is results/searches/NAME/index.html. Stopped or killed, `sdlora search NAME` goes on."
+        "searches/NAME, the page is results/searches/NAME/index.html. Stopped or killed, `sdlora search NAME` goes on. "
+        "Behind --: `--cores 4`, or `--workflow-profile profiles/slurm`. More: docs/scale.md."
     )
     search.add_argument("name", metavar="NAME")
     search.add_argument("--like", metavar="VERSION", help="the version that every trial is but for what is searched")
@@ -80,7 +81,6 @@ def _add_search(search: argparse.ArgumentParser) -> None:
     search.add_argument("--startup", type=_positive, metavar="N", help="random trials before TPE learns (default: 5)")
     search.add_argument("--seed", type=_whole, metavar="N", help="of what is proposed (default: 42)")
     search.add_argument("--leave-out", type=int, action="append", default=[], metavar="N", help="a trial that fails")
-    search.add_argument("--cores", metavar="N", help="of Snakemake (default: as its profile says)")
 
 
 def _whole(text: str) -> int:
@@ -110,8 +110,7 @@ def _search(args: argparse.Namespace) -> None:
         settings[key] = values
     fields = ("like", "by", "grid", "seed", "startup", "prune_at")
     study = {**{field: getattr(args, field) for field in fields}, "settings": settings or None}
-    cores = ("--cores", args.cores) if args.cores else ()
-    run(Asked(args.name, study, args.trials, args.at_once, tuple(args.leave_out), (*cores, *args.snakemake)))
+    run(Asked(args.name, study, args.trials, args.at_once, tuple(args.leave_out), tuple(args.snakemake)))
 
 
 def _accept(args: argparse.Namespace) -> None:

@@ -157,6 +157,31 @@ def test_a_grid_goes_on_with_what_was_given_up_and_trains_what_a_version_would(s
     assert theirs == ours
 
 
+def test_a_trial_that_fails_stops_the_search_and_is_left_out_by_hand(
+    searched: tuple[Project, str], tmp_path: Path
+) -> None:
+    project = Project(tmp_path / "project", searched[0].python)
+    shutil.copytree(searched[0].folder, project.folder)
+    more = ("sdlora", "search", "s", "--trials", "4")
+    failed = project.command(*more, "--", "--cores", "none", check=False)
+    assert failed.returncode == 1 and len(table(project)) == 3
+    assert "error: Snakemake ended with 1; trial 3: logs/s-trial3/ has what was said" in failed.stderr
+    assert "--leave-out: at work are 3" in project.command(*more, "--leave-out", "1", check=False).stderr
+    assert "Nothing to be done" in project.command(*more, "--leave-out", "3").stderr, "the best one is made already"
+    assert [row["came_to"] for row in table(project)][2:] == ["given up at step 2", "left out by hand"]
+
+
+def test_a_training_that_diverges_is_a_trial_too(searched: tuple[Project, str], tmp_path: Path) -> None:
+    project = Project(tmp_path / "project", searched[0].python)
+    shutil.copytree(searched[0].folder, project.folder)
+    words = ("--like", "a", "--set", "train.rank=2,4", "--set", "train.learning_rate=10", "--prune-at", "none")
+    said = project.command("sdlora", "search", "d", *words, "--trials", "1").stdout
+    assert "none of 1 trials has come to its end" in said and "Best of" not in said
+    (row,) = table(project, "d")
+    assert row["came_to"].startswith("diverged: the ") and row["psnr_db"] == ""
+    assert "Too few trials" in project.read("results/searches/d/index.html").decode()
+
+
 def test_what_would_mix_studies_is_refused(searched: tuple[Project, str], tmp_path: Path) -> None:
     project = Project(tmp_path / "project", searched[0].python)
     shutil.copytree(searched[0].folder, project.folder)
@@ -169,6 +194,7 @@ def test_what_would_mix_studies_is_refused(searched: tuple[Project, str], tmp_pa
     records.write_json(fit, {**made, "outputs": {**made["outputs"], **dict.fromkeys([*made["outputs"]][:1], "0")}})
     said = project.command("sdlora", "search", "s", "--trials", "4", check=False).stderr
     assert "since trial 0 of s was measured, made from" in said and "begin another search" in said
+    fit.write_bytes(searched[0].read("data/sets/small/pad-edge-64/made/fit.json"))
     project.edit("params.yaml", "learning_rate: 1e-3", "learning_rate: 1e-3, weight_decay: 0.5")
     said = project.command("sdlora", "search", "s", "--trials", "4", check=False).stderr
     assert (
