@@ -162,6 +162,7 @@ def test_a_trial_that_fails_stops_the_search_and_is_left_out_by_hand(
 ) -> None:
     project = Project(tmp_path / "project", searched[0].python)
     shutil.copytree(searched[0].folder, project.folder)
+    (project.folder / "searches/s/trials.yaml").unlink()  # the journal has what is needed
     more = ("sdlora", "search", "s", "--trials", "4")
     failed = project.command(*more, "--", "--cores", "none", check=False)
     assert failed.returncode == 1 and len(table(project)) == 3

@@ -18,6 +18,8 @@ from sdlora.config.search import JOURNAL, Study
 from sdlora.flow.hashing import sha256_text
 from sdlora.search.space import Key, Range, Space, Values
 
+LEFT_OUT = "left out by hand"
+
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -77,11 +79,13 @@ class Journal:
 
     def tell(self, outcome: Outcome) -> None:
         """Write down what came of the next trial: one line, whole or not at all."""
-        finished = outcome.value is not None
+        state = TrialState.PRUNED if outcome.value is None else TrialState.COMPLETE
+        if outcome.why == LEFT_OUT:  # nothing is known of these settings
+            state = TrialState.FAIL
         facts = {"chosen": outcome.chosen, "base": outcome.base, "why": outcome.why, "run": outcome.run}
         self._kept.add_trial(
             create_trial(
-                state=TrialState.COMPLETE if finished else TrialState.PRUNED,
+                state=state,
                 value=outcome.value,
                 params=self._categories(outcome.params),
                 distributions=self._distributions,

@@ -18,13 +18,13 @@ from sdlora.flow import freshness, plan, store
 from sdlora.flow.identity import differing, identity_of, is_update, told
 from sdlora.flow.recipe import Recipe
 from sdlora.search import page
-from sdlora.search.journal import Journal, Outcome
+from sdlora.search.journal import LEFT_OUT, Journal, Outcome
 from sdlora.search.space import Key, Range, Space, as_yaml, nested, space_of, spelt, value_at
 from sdlora.stages.probe.recipe import PROBE, ProbeRecipe
 
 PARAMS = Path("params.yaml")
 TRIALS_BY_DEFAULT = 20
-LEFT_OUT = "left out by hand"
+NOT_ALLOWED = "not allowed: "
 
 
 @dataclass(frozen=True)
@@ -188,10 +188,21 @@ class Search:
             settings = {k: axis.text if isinstance(axis, Range) else axis.values for k, axis in self.space.axes.items()}
             text = f"# What is searched: `sdlora search {self.name}`. docs/scale.md explains it."
             _write_yaml(self.folder / STUDY, text, {**self.study.model_dump(mode="json"), "settings": settings})
-        path = self.folder / TRIALS
-        self.known = section_of(path, Trials) if path.exists() else self.trials({})
+        self.known = self._known(is_new=not was)
         if self.journal.told:
             self._compare_with_what_was()
+
+    def _known(self, is_new: bool) -> Trials:
+        """The trials so far: those that the journal has, and those that were asked and have not come to their end."""
+        told = {self.trial_name(one.number): one for one in self.journal.told}
+        settings = {
+            name: self.settings(one.params) for name, one in told.items() if not one.why.startswith(NOT_ALLOWED)
+        }
+        path = self.folder / TRIALS
+        if is_new or not path.exists():
+            return self.trials(settings)
+        asked = section_of(path, Trials)
+        return self.trials({**settings, **asked.trials}, asked.batch)
 
     def _compare_with_what_was(self) -> None:
         """Trials that were measured on other data or another base cannot be compared with those to come.
@@ -292,7 +303,7 @@ class Batch:
             try:
                 load(PARAMS, {search.name: search.trials(wanted)})
             except ParamsError as error:
-                refused[number] = f"not allowed: {str(error).removeprefix(f'{search.folder / TRIALS}: {name}.')}"
+                refused[number] = f"{NOT_ALLOWED}{str(error).removeprefix(f'{search.folder / TRIALS}: {name}.')}"
             else:
                 settings = wanted
         search.known = search.trials(settings, (self._first, last))
