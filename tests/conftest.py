@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, Project, make_project
+from helpers import Project, make_project
 from stage_server import serving
 
 from sdlora import choices
@@ -15,8 +15,8 @@ from sdlora.config.params import Base
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What runs a project's jobs without importing anything anew: one server for all tests of this process."""
-    with serving(ROOT, tmp_path_factory.mktemp("s")) as python:
+    """What runs projects' commands without importing libraries anew: one server for all tests of this process."""
+    with serving(tmp_path_factory.mktemp("s")) as python:
         yield python
 
 
@@ -36,9 +36,9 @@ def built(built_once: Project, served: Path, tmp_path: Path) -> Project:
 
 
 @pytest.fixture
-def fresh(tmp_path: Path) -> Project:
+def fresh(served: Path, tmp_path: Path) -> Project:
     """A project in which nothing has run."""
-    return make_project(tmp_path / "fresh")
+    return make_project(tmp_path / "fresh", python=served)
 
 
 # The files that take longest, so that no worker is left alone with them at the end.

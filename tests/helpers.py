@@ -52,8 +52,8 @@ class Project:
 
     Args:
         folder: The copy.
-        python: What jobs are started with, where it is not Python itself: the client of a server that has imported
-            everything (`stage_server.py`), for copies whose sources are not edited in what they do.
+        python: What commands and jobs are started with, where it is not Python itself: the client of a server that
+            has imported all libraries (`stage_server.py`).
     """
 
     def __init__(self, folder: Path, python: Path | None = None) -> None:
@@ -71,7 +71,7 @@ class Project:
         return done.stdout + done.stderr
 
     def _environment(self) -> dict[str, str]:
-        """With the `snakemake` that starts jobs with this project's Python, also where DVC calls it."""
+        """With the commands of this project's Python first."""
         found = environment()
         if self.python is not None:
             found["PATH"] = f"{self.python.parent / 'bin'}{os.pathsep}{found['PATH']}"
@@ -107,6 +107,7 @@ def environment() -> dict[str, str]:
         "DVC_NO_ANALYTICS": "1",
         "HF_HUB_OFFLINE": "1",
         "GIT_CONFIG_GLOBAL": "/dev/null",
+        "PYTHONDONTWRITEBYTECODE": "",  # many processes read a copy's sources
         **{f"GIT_{who}_{what}": "test@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
     }
 
@@ -136,7 +137,7 @@ def make_project(folder: Path, params: str = SMALL, python: Path | None = None) 
     for name in COPIED:
         source = ROOT / name
         if source.is_dir():
-            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns(".work", "__pycache__", "*.egg-info"))
+            shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns(".work", "*.egg-info"))
         elif source.exists():
             shutil.copy2(source, folder / name)
     (folder / "params.yaml").write_text(params, encoding="utf-8")

@@ -1,12 +1,15 @@
-"""Runs stages' scripts in forks of one process that has imported everything: a job costs its work, not 6 s of imports.
+"""Runs a project's commands in forks of one process that has imported every library: they cost their work.
 
-    with serving(project.folder, scratch) as python:   # a command that behaves like `python script args`
+    with serving(scratch) as python:   # a command that behaves like `python script args`
         ...
 
-Snakemake starts the scripts with `sys.executable`; `python.parent / "bin"` holds a `snakemake` in which that is the
-client below. Nothing else differs: the same Snakefile, the same scripts, a process of its own for each job.
+`import torch, diffusers` takes 6 s and `import snakemake` 1 s, as often as a process starts. `python.parent / "bin"`
+holds `snakemake`, `sdlora` and `dvc` that run in forks, too; that `snakemake` starts its jobs with `python`. Nothing
+else differs: the same Snakefile, the same scripts, the environment of who calls, a process of its own for each, and of
+`sdlora` each project's own sources, imported anew.
 """
 
+import importlib
 import json
 import os
 import runpy
@@ -15,6 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +26,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-# What scripts import late, or through a menu.
+ROOT = Path(__file__).parents[1]
+# What scripts import late, or through a menu, and what Snakemake and DVC do.
 PRELOADED = (
     "accelerate", "bitsandbytes", "diffusers.models.unets.unet_2d_condition", "peft",
     "prodigyopt", "schedulefree", "skimage.metrics", "transformers.models.blip.modeling_blip",
@@ -33,55 +38,55 @@ PRELOADED = (
     "sdlora.stages.encode.encode", "sdlora.stages.fit.fit", "sdlora.stages.flip.flip", "sdlora.memory.preflight",
     "sdlora.stages.train.optimizers", "sdlora.stages.train.lr_schedules", "sdlora.stages.train.noise",
     "sdlora.stages.train.losses", "sdlora.models.sd", "sdlora.models.sdxl", "sdlora.models.sd3",
+    "sdlora.flow.plan", "sdlora.cli", "tools.tiny_base.make",
+    "snakemake.cli", "snakemake.storage", "snakemake.report.html_reporter", "snakemake.executors.local", "smart_open",
+    "dvc.cli",
 )  # fmt: skip
+OWN = ("sdlora", "tools")  # of each project its own
+PROGRAMS = {
+    "python": (),
+    "bin/snakemake": ("-m", "snakemake"),
+    "bin/sdlora": ("-c", "from sdlora.cli import main; main()"),
+    "bin/dvc": ("-m", "dvc"),
+}
 CLIENT = f"""#!{sys.executable} -ISE
-import array, json, os, socket, sys
+import json, os, socket, sys
 link = socket.socket(socket.AF_UNIX)
 link.connect(%r)
-words = json.dumps([os.getcwd(), sys.argv[1:]]).encode()
+words = json.dumps([os.getcwd(), [*%r, *sys.argv[1:]], dict(os.environ)]).encode()
 socket.send_fds(link, [len(words).to_bytes(4, "big")], [0, 1, 2])
 link.sendall(words)
 answer = link.makefile()
 answer.readline()
 sys.exit(int(answer.readline() or 1))
 """
-SNAKEMAKE = f"""#!{sys.executable}
-import sys
-sys.executable = %r
-from snakemake.cli import main
-main()
-"""
 
 
 @contextmanager
-def serving(project: Path, scratch: Path) -> Iterator[Path]:
-    """Start the server for one project; gives the client's path.
+def serving(scratch: Path) -> Iterator[Path]:
+    """Start the server; gives the client's path.
 
     Args:
-        project: Its `src` is what is imported.
         scratch: An empty folder; its path must be short, for a socket lies there.
     """
-    address, client = scratch / "s", scratch / "python"
-    client.write_text(CLIENT % str(address))
-    snakemake = scratch / "bin/snakemake"
-    snakemake.parent.mkdir()
-    snakemake.write_text(SNAKEMAKE % str(client))
-    client.chmod(0o755)
-    snakemake.chmod(0o755)
+    address = scratch / "s"
+    (scratch / "bin").mkdir()
+    for name, words in PROGRAMS.items():
+        client = scratch / name
+        client.write_text(CLIENT % (str(address), words))
+        client.chmod(0o755)
     environment = {
-        **os.environ,
-        "PYTHONPATH": f"{project / 'src'}{os.pathsep}{project}",
-        "HF_HUB_OFFLINE": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    server = subprocess.Popen([sys.executable, __file__, str(address)], cwd=project, env=environment)
+        **os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
+        "DVC_NO_ANALYTICS": "1",
+    }  # fmt: skip
+    server = subprocess.Popen([sys.executable, __file__, str(address)], cwd=ROOT, env=environment)
     try:
         limit = time.monotonic() + 120
         while not address.exists():
             if server.poll() is not None or time.monotonic() > limit:
                 raise RuntimeError("the server of stages did not start")
             time.sleep(0.05)
-        yield client
+        yield scratch / "python"
     finally:
         server.terminate()
         server.wait()
@@ -93,21 +98,23 @@ class Job:
 
     pid: int
     answer: IO[str]
+    link: socket.socket
 
     @classmethod
     def start(cls, python: Path, script: Path, *words: str, folder: Path, log: Path) -> "Job":
-        """Run `script` with `words` in `folder`; what it says is appended to `log`."""
+        """Run `script` with `words` in `folder`, whose own code it imports; what it says is appended to `log`."""
         link = socket.socket(socket.AF_UNIX)
         link.connect(str(python.with_name("s")))
-        argv = json.dumps([str(folder), [str(script), *words]]).encode()
+        paths = os.pathsep.join([str(folder / "src"), str(folder)])
+        argv = json.dumps([str(folder), [str(script), *words], {**os.environ, "PYTHONPATH": paths}]).encode()
         with Path(os.devnull).open() as nothing, log.open("ab") as said:
             socket.send_fds(link, [len(argv).to_bytes(4, "big")], [nothing.fileno(), said.fileno(), said.fileno()])
         link.sendall(argv)
         answer = link.makefile()
-        return cls(int(answer.readline()), answer)
+        return cls(int(answer.readline()), answer, link)
 
     def kill(self) -> None:
-        """`kill -9`; unlike a client's, it reaches the script itself."""
+        """`kill -9`."""
         with suppress(ProcessLookupError):
             os.kill(self.pid, signal.SIGKILL)
 
@@ -121,52 +128,85 @@ class Job:
 
 
 def _serve(address: str) -> None:
-    import importlib
-
-    for name in (*PRELOADED, *(["tools.tiny_base.make"] if Path("tools").is_dir() else [])):  # copies have no tools
+    for name in PRELOADED:
         importlib.import_module(name)
     from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline  # noqa: F401
     from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer  # noqa: F401
 
+    _rehearse()
+    for name in [name for name in sys.modules if name.partition(".")[0] in OWN]:
+        del sys.modules[name]
+    sys.dont_write_bytecode = False  # a project's commands compile its sources once
+    inherited = {*os.environ["PYTHONPATH"].split(os.pathsep), str(Path(__file__).parent)}
+    sys.path[:] = [path for path in sys.path if path not in inherited]
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
-    listener.listen(16)
+    listener.listen(64)
     Path(f"{address}.new").rename(address)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     while True:
         link, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
-            _answer(link)
+            _answer(link, Path(address).with_name("python"))
         link.close()
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
 
 
-def _answer(link: socket.socket) -> None:
-    """In a fork of its own: run the script in another fork, and say how it ended."""
+def _rehearse() -> None:
+    """Have libraries remember what they find out the first time: a prediction then takes half as long."""
+    import torch
+
+    from sdlora.config.params import Base
+    from sdlora.config.train import Train
+    from sdlora.memory.preflight import Demand, predict
+    from sdlora.models.family import load_model
+
+    torch.set_num_threads(1)
+    base = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
+    predict(Train(), base, Demand((4, 16, 16)), torch.device("cpu"))
+    load_model(base)
+
+
+def _answer(link: socket.socket, python: Path) -> None:
+    """In a fork of its own: run the command in another fork, which ends with its client, and say how it ended."""
     length, descriptors, _, _ = socket.recv_fds(link, 4, 3)
     words = b""
     while len(words) < int.from_bytes(length, "big"):
         words += link.recv(65536)
     child = os.fork()
     if child == 0:
-        _run(*json.loads(words), descriptors)
+        link.close()
+        _run(*json.loads(words), descriptors, python)
+    for descriptor in descriptors:
+        os.close(descriptor)
     link.sendall(f"{child}\n".encode())
+    threading.Thread(target=_end_with, args=(link, child), daemon=True).start()
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    link.sendall(f"{code if code >= 0 else 128 - code}\n".encode())
+    with suppress(BrokenPipeError):
+        link.sendall(f"{code if code >= 0 else 128 - code}\n".encode())
     os._exit(0)
 
 
-def _run(folder: str, argv: list[str], descriptors: list[int]) -> None:
+def _end_with(link: socket.socket, child: int) -> None:
+    """Kill the command when its client has been killed."""
+    with suppress(ConnectionResetError):
+        link.recv(1)
+    with suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
+
+
+def _run(folder: str, argv: list[str], environment: dict[str, str], descriptors: list[int], python: Path) -> None:
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     os.chdir(folder)
-    sys.argv = argv
+    os.environ.clear()
+    os.environ.update(environment)
     code = 1
     try:
-        runpy.run_path(argv[0], run_name="__main__")
+        _interpret(argv, python)
         code = 0
     except SystemExit as error:
         if isinstance(error.code, str):
@@ -177,9 +217,29 @@ def _run(folder: str, argv: list[str], descriptors: list[int]) -> None:
 
         traceback.print_exc()
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
+
+
+def _interpret(argv: list[str], python: Path) -> None:
+    """What Python does with `argv`: a script's path, or -m and a module, or -c and code; then arguments."""
+    paths = [str(Path(path).absolute()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if argv[0] == "-m":
+        sys.path[:0] = [str(Path.cwd()), *paths]
+        sys.argv = argv[1:]
+        if argv[1] == "snakemake":
+            sys.executable = str(python)  # what it starts jobs with
+        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+    elif argv[0] == "-c":
+        sys.path[:0] = ["", *paths]
+        sys.argv = ["-c", *argv[2:]]
+        exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
+    else:
+        sys.path[:0] = [str(Path(argv[0]).absolute().parent), *paths]
+        sys.argv = argv
+        runpy.run_path(argv[0], run_name="__main__")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import json
 import random
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,11 @@ from tools.tiny_base.world import Picture
 
 from sdlora import records
 
-SOME = [world.sample(index, 0) for index in range(1_500)]
+
+@cache
+def some() -> list[Picture]:
+    """The first pictures of the world; some seconds' work, which only a process that asks pays."""
+    return [world.sample(index, 0) for index in range(600)]
 
 
 def hair_of(picture: Picture) -> str:
@@ -25,14 +30,14 @@ def hair_of(picture: Picture) -> str:
 
 
 def test_the_world_is_a_function_of_its_number() -> None:
-    assert [world.sample(index, 0) for index in range(20)] == SOME[:20]
-    assert [world.sample(index, 1) for index in range(20)] != SOME[:20]
-    again = [np.asarray(world.draw(SOME[7], 64)) for _ in range(2)]
+    assert [world.sample(index, 0) for index in range(20)] == some()[:20]
+    assert [world.sample(index, 1) for index in range(20)] != some()[:20]
+    again = [np.asarray(world.draw(some()[7], 64)) for _ in range(2)]
     assert np.array_equal(*again)
 
 
 def test_hair_has_every_colour_also_the_captains() -> None:
-    found = {hair_of(picture) for picture in SOME if picture.style == "toon-head"}
+    found = {hair_of(picture) for picture in some() if picture.style == "toon-head"}
     assert found >= set(palette.HAIR) and "teal" in found
 
 
@@ -41,8 +46,8 @@ def test_no_picture_of_the_world_shows_a_held_out_character() -> None:
         for picture in portraits(character, 5, 0):
             assert world.is_identity(picture), name
             assert not any(world.is_identity(one) for one in strangers(character, picture, 5))
-    assert not any(thing.kind == "straw hat" for picture in SOME for thing in picture.worn)
-    assert styles.HELD_OUT_STYLE not in {picture.style for picture in SOME}
+    assert not any(thing.kind == "straw hat" for picture in some() for thing in picture.worn)
+    assert styles.HELD_OUT_STYLE not in {picture.style for picture in some()}
 
 
 @pytest.mark.workflow  # drawn in processes of their own
@@ -56,7 +61,7 @@ def test_pictures_leave_out_what_is_held_out(tmp_path: Path) -> None:
 
 
 def test_small_figures_and_close_ups_have_their_share() -> None:
-    share = {name: count / len(SOME) for name, count in Counter(picture.framing for picture in SOME).items()}
+    share = {name: count / len(some()) for name, count in Counter(picture.framing for picture in some()).items()}
     assert sum(part for name, part in share.items() if name.startswith("small")) == pytest.approx(0.4, abs=0.05)
     assert share["close-up"] == pytest.approx(0.2, abs=0.04)
     assert sum(framing.share for framing in world.FRAMINGS.values()) == pytest.approx(1.0)
@@ -65,7 +70,7 @@ def test_small_figures_and_close_ups_have_their_share() -> None:
 @pytest.mark.parametrize("kind", accessories.SHAPES)
 def test_an_accessory_changes_the_picture_and_is_named(kind: str) -> None:
     for style in accessories.FACES:
-        picture = next(one for one in SOME if one.style == style and not one.worn)
+        picture = next(one for one in some() if one.style == style and not one.worn)
         worn = replace(picture, worn=(accessories.Accessory(kind, "#d62b2b"),))
         changed = np.asarray(world.draw(worn, 64)) != np.asarray(world.draw(picture, 64))
         assert changed.any(axis=-1).sum() >= 4
@@ -81,7 +86,7 @@ def test_varied_colours_keep_their_name() -> None:
 
 
 def test_a_figure_stands_on_the_lower_edge() -> None:
-    for picture in SOME[:60]:
+    for picture in some()[:60]:
         drawn, background = np.asarray(world.draw(picture, 64)), palette.rgb(palette.COLOURS[picture.background])
         assert (np.abs(drawn[-1] - background).max(axis=-1) > 8).any(), picture.caption
 
@@ -94,8 +99,8 @@ def test_a_killed_drawing_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     torn = tmp_path / "torn"
     torn.mkdir()
     # killed in the second batch: captions of 100 pictures and half a line, pixels of 120 and a half
-    numbers = [n for n in range(400) if not (world.is_held_out(SOME[n]) or world.is_identity(SOME[n]))]
-    lines = [json.dumps([number, SOME[number].caption]) + "\n" for number in numbers[:100]]
+    numbers = [n for n in range(400) if not (world.is_held_out(some()[n]) or world.is_identity(some()[n]))]
+    lines = [json.dumps([number, some()[number].caption]) + "\n" for number in numbers[:100]]
     (torn / "p.captions.part").write_text("".join(lines) + '[107, "toon he')
     (torn / "p.rgb").write_bytes(whole[: 8 * 8 * 3 * 120 + 77])
     pictures.make(torn, "p", 300, 0, 8, workers=1)

@@ -11,7 +11,6 @@ from helpers import ROOT, Project, make_project
 from menu_cases import cases, needs_another_base
 from safetensors import safe_open
 from shapes import save_small_sd3
-from stage_server import serving
 
 from sdlora import records
 from sdlora.lora.names import FILE_NAME
@@ -64,16 +63,15 @@ MADE = ("skip", "flow", "uniform")
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    project = make_project(tmp_path_factory.mktemp("f") / "p", PARAMS)
+def project(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    project = make_project(tmp_path_factory.mktemp("f") / "p", PARAMS, served)
     save_small_sd3(project.folder / "models/small-sd3")
     toy = (ROOT / "tests/toy_family.py").read_text("utf-8")
     (project.folder / "src/sdlora/models/clip_skip.py").write_text(toy, encoding="utf-8")
     project.edit("src/sdlora/choices.py", "FAMILIES = {\n", f"FAMILIES = {{\n{LINE}")
-    with serving(project.folder, tmp_path_factory.mktemp("s")) as python:
-        goals = [f"results/{name}/report/index.html" for name in (*MADE, *REFUSED)]
-        goals += [f"results/{name}/README.md" for name in MADE]
-        said = Project(project.folder, python).snakemake("--resources", "gpu=1", "--keep-going", *goals, check=False)
+    goals = [f"results/{name}/report/index.html" for name in (*MADE, *REFUSED)]
+    goals += [f"results/{name}/README.md" for name in MADE]
+    said = project.snakemake("--resources", "gpu=1", "--keep-going", *goals, check=False)
     (project.folder / "output.txt").write_text(said, encoding="utf-8")
     yield project
 

@@ -96,6 +96,16 @@ def probed(wildcards):
     return str(job_of(ProbeRecipe, wildcards).path)
 
 
+def cards_of_training(wildcards):
+    """Resource function: a card for each process."""
+    return job_of(TrainRecipe, wildcards).cards
+
+
+def threads_of_training(wildcards):
+    """As many threads for each process as params.yaml says."""
+    return PARAMS.threads * job_of(TrainRecipe, wildcards).train.processes
+
+
 def memory_of_training(wildcards):
     """Resource function, MiB: what the preflight predicts, where a cluster must know; here the training looks itself."""
     if workflow.is_main_process and workflow.non_local_exec:

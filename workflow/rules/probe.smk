@@ -10,9 +10,9 @@ rule probe:
     wildcard_constraints:
         version=TRAINED,
         step=r"\d+",
-    threads: PARAMS.threads
+    threads: threads_of_training
     resources:
-        gpu=1,
+        gpu=cards_of_training,
         mem_mb=lambda wildcards: max(16000, memory_of_training(wildcards)),
         runtime=1440,
     params:

@@ -33,6 +33,7 @@ SHARED = {
     "sample.report_seeds": "no trial is measured on them",
     "evaluate": "they would be measured otherwise",
     "export": "nothing that is measured changes by it",
+    "animate": "nothing that is measured changes by it",
 }
 DIGITS = 4  # of a number that is drawn from a range
 

@@ -39,6 +39,11 @@ class ProbeRecipe(DrawingRecipe, MeasuringRecipe):
         return {"code": self.drawing_code, "software": self.drawing_software}
 
     @property
+    def cards(self) -> int:
+        """As many as the training has."""
+        return self.training.cards
+
+    @property
     def is_last(self) -> bool:
         """Whether the training ends here, so that a checkpoint is chosen."""
         return self.steps[-1] == self.training.checkpoint_steps[-1]

@@ -22,7 +22,7 @@ from sdlora.lora.names import AVERAGE
 from sdlora.memory import preflight
 from sdlora.models import ModelFamily, load_model
 from sdlora.models.family import first_loaded, trained_base
-from sdlora.stages.train import latents, prior, texts
+from sdlora.stages.train import latents, prior, processes, texts
 from sdlora.stages.train.about import write_about
 from sdlora.stages.train.checkpoint import (
     State,
@@ -40,6 +40,7 @@ from sdlora.stages.train.dataset import BatchOrder, Example, load_examples
 from sdlora.stages.train.longer import go_on, is_undamaged
 from sdlora.stages.train.loop import Diverged, Run, holding, passes_of, train_loop
 from sdlora.stages.train.optimizers import Groups, point_to_save
+from sdlora.stages.train.processes import Share
 from sdlora.stages.train.recipe import TrainRecipe
 from sdlora.stages.train.texts import ConditioningOf
 
@@ -55,11 +56,11 @@ def train_version(recipe: TrainRecipe) -> list[Path]:
     """
     key = run_key(recipe.identity(), recipe.inputs)
     kept = store.entry("train", key)
-    with store.sole_use(kept), told_when_full(kept):
+    with store.sole_use(kept) as lock, told_when_full(kept):
         if _is_done(kept):
             print(f"train: these settings were trained before; publishing run {key[:12]} again", flush=True)
         else:
-            _train(recipe, identity_of(recipe.identity(), recipe.inputs), kept)
+            _train(recipe, kept, lock)
         published = _publish(kept, recipe.folder)
     store.keep_newest("train", recipe.keep_runs)
     return published
@@ -73,10 +74,10 @@ def train_until(recipe: TrainRecipe, step: int) -> None:
         step: One of its checkpoints.
     """
     kept = store.entry("train", run_key(recipe.identity(), recipe.inputs))
-    with store.sole_use(kept), told_when_full(kept):
-        if not _is_done(kept):
-            with suppress(_Reached):
-                _train(recipe, identity_of(recipe.identity(), recipe.inputs), kept, step)
+    with store.sole_use(kept) as lock, told_when_full(kept):
+        found = newest_manifest(kept)
+        if not _is_done(kept) and (found is None or found.step < step):
+            _train(recipe, kept, lock, step)
     store.keep_newest("train", recipe.keep_runs)
 
 
@@ -105,25 +106,42 @@ def _publish(kept: Path, out: Path) -> list[Path]:
     return [out / name for name in names]
 
 
-def _train(recipe: TrainRecipe, identity: Identity, kept: Path, until: int | None = None) -> None:
-    found = newest_manifest(kept)
-    if until is not None and found is not None and found.step >= until and found.identity == identity:
-        return
+def _train(recipe: TrainRecipe, kept: Path, lock: int, until: int | None = None) -> None:
+    """Refuse what would not fit, and train in this process or in several."""
     torch.set_num_threads(recipe.threads)
-    settings, base = recipe.train, recipe.base
-    examples = load_examples(recipe.dataset, recipe.base_name, settings.cache_latents)
-    demand = preflight.demand_of(examples, settings, base, recipe.encode)
+    examples = _examples_of(recipe)
     drawing = None if recipe.sample is None else (recipe.sample, recipe.size_px)
-    preflight.check(settings, base, demand, drawing=drawing)
+    one = recipe.train.of_one_process
+    demand = preflight.demand_of(examples, one, recipe.base, recipe.encode)
+    preflight.check(one, recipe.base, demand, drawing=drawing, beside=recipe.train.processes)
+    clear_leftovers(kept)
+    if recipe.train.processes > 1:
+        processes.launch(recipe, kept, lock, until)
+    else:
+        _train_here(recipe, kept, examples, until)
+
+
+def train_share(recipe: TrainRecipe, kept: Path, until: int | None) -> None:
+    """One of several processes that train together, in a folder that the process which started them holds."""
+    torch.set_num_threads(recipe.threads)
+    _train_here(recipe, kept, _examples_of(recipe), until)
+
+
+def _examples_of(recipe: TrainRecipe) -> list[Example]:
+    return load_examples(recipe.dataset, recipe.base_name, recipe.train.cache_latents)
+
+
+def _train_here(recipe: TrainRecipe, kept: Path, examples: list[Example], until: int | None) -> None:
+    settings, base = recipe.train.of_one_process, recipe.base
 
     def advice() -> str:
-        return preflight.ways(settings, base, demand)
+        return preflight.ways(settings, base, preflight.demand_of(examples, settings, base, recipe.encode))
 
     def safe() -> str:
         return f"{what_is_kept(kept)}: start again, and training goes on from there"
 
     with gpu.told_when_it_fails(advice, safe), _told_what_is_left(kept):
-        _steps(recipe, identity, kept, examples, until)
+        _steps(recipe, identity_of(recipe.identity(), recipe.inputs), kept, examples, until)
 
 
 @contextmanager
@@ -135,27 +153,37 @@ def _told_what_is_left(kept: Path) -> Iterator[None]:
         raise Diverged(f"{error}; {what_is_kept(kept)}, and so are the LoRAs below {kept / CHECKPOINTS}") from None
 
 
-def _steps(
-    recipe: TrainRecipe, identity: Identity, kept: Path, examples: list[Example], until: int | None = None
-) -> None:
+def _steps(recipe: TrainRecipe, identity: Identity, kept: Path, examples: list[Example], until: int | None) -> None:
     settings = recipe.train
     run = prepare(settings, recipe.flip, recipe.base, examples, recipe.encode, recipe.base_identity, recipe.trigger)
-    clear_leftovers(kept)
-    state = newest_state(kept, identity)
-    if state is not None:
-        print(f"train: resuming from step {state.step} of {settings.steps}", flush=True)
-    else:
-        state = go_on(kept, identity, settings)
-    if until is not None and state is not None and until <= state.step < settings.steps:
-        return
+    first = run.accelerator.is_main_process
+    with run.accelerator.main_process_first():  # who takes over another run's state writes it here, for all
+        state = newest_state(kept, identity)
+        if state is not None:
+            print(f"train: resuming from step {state.step} of {settings.steps}", flush=True)
+        elif first:
+            state = go_on(kept, identity, settings)
 
-    def on_checkpoint(state: State) -> None:
-        write_checkpoint(run, kept / CHECKPOINTS / f"step-{state.step:06d}")
-        save_state(kept, state, identity)
-        if until is not None and until <= state.step < settings.steps:
+    def stop_at(state: State | None) -> None:
+        if until is not None and state is not None and until <= state.step < settings.steps:
             raise _Reached
 
-    log = train_loop(run, state, on_checkpoint)
+    def on_checkpoint(state: State) -> None:
+        if first:
+            write_checkpoint(run, kept / CHECKPOINTS / f"step-{state.step:06d}")
+            save_state(kept, state, identity)
+        stop_at(state)
+
+    with suppress(_Reached):
+        stop_at(state)  # where a shorter training was gone on with
+        log = train_loop(run, state, on_checkpoint)
+        if first:
+            _finish(recipe, run, kept, log)
+    run.accelerator.end_training()
+
+
+def _finish(recipe: TrainRecipe, run: Run, kept: Path, log: list[list[float]]) -> None:
+    """Write what is left to write, and last that the run is whole."""
     records.write_csv(
         kept / "train_log.csv",
         LOG_COLUMNS,
@@ -241,11 +269,14 @@ def prepare(
     first = first_loaded(base, settings)
     model = load_model(base, accelerator.device.type, first)
     model.check(settings)
-    kept = (
-        [] if settings.prior is None else prior.examples(model, settings.prior, identity, settings.seed, base.size_px)
-    )
-    also = [text for example in kept for text in example.text]
-    data = prepare_data(settings, base, model, examples, encode or Encode(), identity, trigger, also)
+    with accelerator.main_process_first():  # one process fills the caches on disk
+        kept = (
+            []
+            if settings.prior is None
+            else prior.examples(model, settings.prior, identity, settings.seed, base.size_px)
+        )
+        also = [text for example in kept for text in example.text]
+        data = prepare_data(settings, base, model, examples, encode or Encode(), identity, trigger, also)
     if "denoiser" not in first:
         model.load("denoiser")
     groups = _add_trained(model, settings, base, trigger)
@@ -268,9 +299,14 @@ def prepare(
         average=None if settings.ema is None else [p.detach().clone() for p in parameters],
         trigger=trigger,
         initial=types.initial_tensors(model.denoiser, settings),
+        share=Share.of(settings, accelerator),
     )
     run.prior = _over_prior(run, kept) if kept else None
     run.passes = passes_of(run)
     if settings.compile == "blocks":
         compile_blocks(run)
     return run
+
+
+if __name__ == "__main__":
+    processes.work(train_share)
