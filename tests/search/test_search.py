@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,20 +122,30 @@ def test_killed_three_times_it_is_the_same_study(prepared: Project, searched: tu
 
 def kill_when(project: Project, found: Callable[[], object], *words: str) -> None:
     """Start the search, as at first or with some words, and `kill -9` it and everything that works for it."""
-    run = subprocess.Popen(
-        [*SEARCH[:3], *words] if words else SEARCH, cwd=project.folder, env=project._environment(),
-        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    wait_for(found)
-    assert run.poll() is None, "it ended before it could be killed"
+    log = project.folder / "said.txt"
+    with log.open("a") as said:
+        run = subprocess.Popen(
+            [*SEARCH[:3], *words] if words else SEARCH, cwd=project.folder, env=project._environment(),
+            start_new_session=True, stdout=said, stderr=said,
+        )  # fmt: skip
+    wait_for(lambda: found() or run.poll() is not None)
+    assert run.poll() is None, f"it ended before it could be killed: {log.read_text()[-3000:]}"
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
-    for process in Path("/proc").glob("[0-9]*"):  # jobs are forks of the server
-        try:
+    for process in at_work(project):
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    wait_for(lambda: not at_work(project))
+
+
+def at_work(project: Project) -> list[int]:
+    """The processes in the project's folder: jobs are forks of the server, in no group with the search."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
             if (process / "cwd").resolve(strict=True) == project.folder.resolve():
-                os.kill(int(process.name), signal.SIGKILL)
-        except OSError:
-            continue
+                found.append(int(process.name))
+    return found
 
 
 def test_a_grid_goes_on_with_what_was_given_up_and_trains_what_a_version_would(searched: tuple[Project, str]) -> None:

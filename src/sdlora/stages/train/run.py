@@ -75,8 +75,9 @@ def train_until(recipe: TrainRecipe, step: int) -> None:
     """
     kept = store.entry("train", run_key(recipe.identity(), recipe.inputs))
     with store.sole_use(kept) as lock, told_when_full(kept):
-        found = newest_manifest(kept)
-        if not _is_done(kept) and (found is None or found.step < step):
+        done = _is_done(kept)
+        reached = newest_manifest(kept)
+        if not done and (reached is None or reached.step < step):
             _train(recipe, kept, lock, step)
     store.keep_newest("train", recipe.keep_runs)
 
