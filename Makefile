@@ -10,6 +10,8 @@
 # make PYTHON=python3.12   with another Python: 3.11 to 3.13
 # make TORCH_LOCK=requirements-cuda.lock   the package index's torch, with CUDA on Linux, by hash
 # make TORCH_INDEX=https://download.pytorch.org/whl/cu126   torch from another index: for an older driver or card
+# make sbom   what is installed, as CycloneDX: sbom.cdx.json
+# make audit  the locked packages against the advisory databases: needs the network
 # make lock   both lock files anew; needs uv
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -21,7 +23,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 SHELL := /bin/bash
 .DEFAULT_GOAL := run
-.PHONY: run test test-unit check format docs browser servers base bench lock clean
+.PHONY: run test test-unit check format docs browser servers base bench sbom audit lock clean
 
 # Packages are taken as they were locked, by hash; two have no wheel and are built, with a locked builder.
 FROM_SOURCE := antlr4-python3-runtime,connection_pool
@@ -105,6 +107,20 @@ base: $(INSTALLED)
 
 clean:
 	rm -rf .venv .snakemake logs
+
+# From the lock alone; the tools are no part of what they list.
+AUDIT := .venv/audit/bin
+$(AUDIT):
+	$(PYTHON) -m venv .venv/audit
+	$(AUDIT)/pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0 pip-audit==2.10.1
+
+sbom: $(AUDIT)
+	{ cat requirements.lock; echo $(TORCH); } | $(AUDIT)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.cdx.json -
+
+audit: $(AUDIT)
+	@said=$$($(AUDIT)/pip-audit --no-deps --disable-pip -r requirements.lock 2>&1); code=$$?; \
+	case "$$said" in *ConnectionError*) said="the advisory databases cannot be reached from here: nothing was audited";; esac; \
+	echo "$$said"; exit $$code
 
 lock:
 	$(UV) $(COMPILE) --all-extras --no-emit-package torch pyproject.toml -o requirements.lock

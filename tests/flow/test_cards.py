@@ -13,6 +13,7 @@ from helpers import ROOT, environment
 from sdlora.errors import DataError
 from sdlora.flow import cards, command
 from sdlora.flow.recipe import Recipe
+from sdlora.stages.animate.recipe import AnimateRecipe
 from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.choose.recipe import ChooseRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
@@ -166,6 +167,5 @@ def test_one_of_several_processes_is_refused(
 def test_the_rules_count_the_jobs_that_take_a_card() -> None:
     rules = {path.stem: path.read_text("utf-8") for path in (ROOT / "workflow/rules").glob("*.smk")}
     counted = {name for name, text in rules.items() if re.search("gpu=(1|cards_of_training)", text)}
-    assert counted == {
-        kind.stage for kind in (CaptionRecipe, ChooseRecipe, EncodeRecipe, SampleRecipe, TrainRecipe) if kind.on_card
-    }
+    on_cards = (AnimateRecipe, CaptionRecipe, ChooseRecipe, EncodeRecipe, SampleRecipe, TrainRecipe)
+    assert counted == {kind.stage for kind in on_cards if kind.on_card}

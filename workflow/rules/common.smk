@@ -96,6 +96,16 @@ def probed(wildcards):
     return str(job_of(ProbeRecipe, wildcards).path)
 
 
+def animated(wildcards):
+    """Input function: the recipe of a film, where the version says how it is made."""
+    if PARAMS.versions[wildcards.version].animate is None:
+        sys.exit(
+            f"error: version {wildcards.version} has no section animate, which says how its picture is made to move: "
+            f"write `animate: {{}}` into it for Stable Video Diffusion's own numbers"
+        )
+    return str(job_of(AnimateRecipe, wildcards).path)
+
+
 def cards_of_training(wildcards):
     """Resource function: a card for each process."""
     return job_of(TrainRecipe, wildcards).cards

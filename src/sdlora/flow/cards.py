@@ -45,8 +45,8 @@ def of_this_machine() -> list[str]:
     said = os.environ.get(VISIBLE)
     if said is not None:
         return [card.strip() for card in said.split(",") if card.strip() not in ("", "-1")]
-    if shutil.which("nvidia-smi") is not None:
-        told = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60).stdout
+    if tool := shutil.which("nvidia-smi"):
+        told = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False, timeout=60).stdout
         return [str(number) for number in range(sum(line.startswith("GPU ") for line in told.splitlines()))]
     return [str(number) for number in range(len([*_DRIVERS_CARDS.glob("*")]))]
 

@@ -16,6 +16,7 @@ from sdlora.flow.code import CODE_MEMORY, Code
 from sdlora.flow.hashing import FileHashes
 from sdlora.flow.recipe import Recipe
 from sdlora.stages.adopt.recipe import Adopted, AdoptRecipe
+from sdlora.stages.animate.recipe import AnimateRecipe
 from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.choose.recipe import ChooseRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
@@ -165,6 +166,12 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
         **_asking(version.evaluate, params, name, seen),
     )  # fmt: skip
     yield evaluate
+    if version.animate is not None:
+        yield AnimateRecipe(
+            **of_version, **seen.maker(AnimateRecipe, ()), inputs=(sample.made, choose.made), threads=params.threads,
+            animate=version.animate,
+            model_identity=inputs.identity_of(version.animate.model, version.animate.revision, seen.hashes),
+        )  # fmt: skip
     yield ReportRecipe(
         **of_version, **seen.maker(ReportRecipe, ()), inputs=(evaluate.made, lora.made),
         version=name, settings=summary(version), references=references,
