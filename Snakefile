@@ -24,6 +24,7 @@ from sdlora.stages.evaluate.recipe import EvaluateRecipe
 from sdlora.stages.export.recipe import ExportRecipe
 from sdlora.stages.fit.recipe import FitRecipe
 from sdlora.stages.flip.recipe import FlipRecipe
+from sdlora.stages.probe.recipe import ProbeRecipe
 from sdlora.stages.report.recipe import ReportAllRecipe, ReportRecipe
 from sdlora.stages.sample.recipe import SampleRecipe
 from sdlora.stages.scrape.recipe import ScrapeRecipe
@@ -71,6 +72,7 @@ include: "workflow/rules/caption.smk"
 include: "workflow/rules/flip.smk"
 include: "workflow/rules/encode.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/probe.smk"
 include: "workflow/rules/export.smk"
 include: "workflow/rules/adopt.smk"
 include: "workflow/rules/sample.smk"

@@ -90,6 +90,12 @@ def trainable(wildcards):
     return str(job.path)
 
 
+def probed(wildcards):
+    """Input function: the recipe of a probe, once it is clear that this machine can train."""
+    trainable(wildcards)
+    return str(job_of(ProbeRecipe, wildcards).path)
+
+
 def animated(wildcards):
     """Input function: the recipe of a film, where the version says how it is made."""
     if PARAMS.versions[wildcards.version].animate is None:

@@ -20,6 +20,7 @@ RESULTS_OF_ALL = {
     "report": "the page over all versions",
     "compare": "where comparisons of two versions lie",
     "base": "where the embedded base is measured",
+    "searches": "where the pages of searches lie",
 }
 Repeats = Annotated[int, Field(ge=1, le=1000)]
 

@@ -97,13 +97,14 @@ def averaged(accelerator: Accelerator, parameters: Sequence[nn.Parameter], loss:
     return means[0]
 
 
-def launch(recipe: TrainRecipe, kept: Path, lock: int) -> None:
+def launch(recipe: TrainRecipe, kept: Path, lock: int, until: int | None = None) -> None:
     """Train in as many processes as the recipe says (torchrun, as `accelerate launch` does it), and wait for them.
 
     Args:
         recipe: What is to be done.
         kept: The run's folder in the store.
         lock: The open file that holds it: the processes hold it, too, so that nobody else trains there while one lives.
+        until: The checkpoint that they stop at; None is the last.
 
     Raises:
         DataError: If one of them failed; torchrun has then ended the others.
@@ -111,6 +112,7 @@ def launch(recipe: TrainRecipe, kept: Path, lock: int) -> None:
     asked = kept / ASKED
     records.write_text(asked, recipe.text)
     words = ["--standalone", f"--nproc-per-node={recipe.train.processes}", "-m", PROGRAM, str(asked), str(kept)]
+    words += [] if until is None else [str(until)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(recipe.threads)}
     command = [sys.executable, "-m", "torch.distributed.run", *words]
     with subprocess.Popen(command, env=environment, pass_fds=[lock]) as together:
@@ -124,18 +126,19 @@ def launch(recipe: TrainRecipe, kept: Path, lock: int) -> None:
     asked.unlink()
 
 
-def work(train: Callable[[TrainRecipe, Path], None]) -> None:
+def work(train: Callable[[TrainRecipe, Path, int | None], None]) -> None:
     """What each process does: read the recipe and train; only the first tells how far it is."""
     parser = argparse.ArgumentParser()
     parser.add_argument("recipe", type=Path)
     parser.add_argument("kept", type=Path)
+    parser.add_argument("until", type=int, nargs="?")
     args = parser.parse_args()
     _die_with_parent()
     number = os.environ["RANK"]
     if number != "0":
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
     try:
-        train(TrainRecipe.read(args.recipe), args.kept)
+        train(TrainRecipe.read(args.recipe), args.kept, args.until)
     except SdloraError as error:
         sys.exit(f"error in process {number}: {error}")
 

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from sdlora.stages.train.checkpoint import (
     State,
     clear_leftovers,
     keep_states,
+    newest_manifest,
     newest_state,
     save_state,
     told_when_full,
@@ -56,16 +57,44 @@ def train_version(recipe: TrainRecipe) -> list[Path]:
     key = run_key(recipe.identity(), recipe.inputs)
     kept = store.entry("train", key)
     with store.sole_use(kept) as lock, told_when_full(kept):
-        if (kept / "done.json").exists() and is_undamaged(kept):
+        if _is_done(kept):
             print(f"train: these settings were trained before; publishing run {key[:12]} again", flush=True)
         else:
-            if (kept / "done.json").exists():  # damaged since: its last state would not bring back its checkpoints
-                shutil.rmtree(kept / "state", ignore_errors=True)
-                (kept / "done.json").unlink()
             _train(recipe, kept, lock)
         published = _publish(kept, recipe.folder)
     store.keep_newest("train", recipe.keep_runs)
     return published
+
+
+def train_until(recipe: TrainRecipe, step: int) -> None:
+    """Train as far as a checkpoint, in the store alone; whoever trains on does so from its state.
+
+    Args:
+        recipe: The whole training.
+        step: One of its checkpoints.
+    """
+    kept = store.entry("train", run_key(recipe.identity(), recipe.inputs))
+    with store.sole_use(kept) as lock, told_when_full(kept):
+        done = _is_done(kept)
+        reached = newest_manifest(kept)
+        if not done and (reached is None or reached.step < step):
+            _train(recipe, kept, lock, step)
+    store.keep_newest("train", recipe.keep_runs)
+
+
+class _Reached(Exception):
+    """The checkpoint that a training was to stop at is written."""
+
+
+def _is_done(kept: Path) -> bool:
+    """Whether a kept run is finished and whole; one that is damaged will be trained anew."""
+    if not (kept / "done.json").exists():
+        return False
+    if is_undamaged(kept):
+        return True
+    shutil.rmtree(kept / "state", ignore_errors=True)  # its last state would not bring back its checkpoints
+    (kept / "done.json").unlink()
+    return False
 
 
 def _publish(kept: Path, out: Path) -> list[Path]:
@@ -78,7 +107,7 @@ def _publish(kept: Path, out: Path) -> list[Path]:
     return [out / name for name in names]
 
 
-def _train(recipe: TrainRecipe, kept: Path, lock: int) -> None:
+def _train(recipe: TrainRecipe, kept: Path, lock: int, until: int | None = None) -> None:
     """Refuse what would not fit, and train in this process or in several."""
     torch.set_num_threads(recipe.threads)
     examples = _examples_of(recipe)
@@ -88,22 +117,22 @@ def _train(recipe: TrainRecipe, kept: Path, lock: int) -> None:
     preflight.check(one, recipe.base, demand, drawing=drawing, beside=recipe.train.processes)
     clear_leftovers(kept)
     if recipe.train.processes > 1:
-        processes.launch(recipe, kept, lock)
+        processes.launch(recipe, kept, lock, until)
     else:
-        _train_here(recipe, kept, examples)
+        _train_here(recipe, kept, examples, until)
 
 
-def train_share(recipe: TrainRecipe, kept: Path) -> None:
+def train_share(recipe: TrainRecipe, kept: Path, until: int | None) -> None:
     """One of several processes that train together, in a folder that the process which started them holds."""
     torch.set_num_threads(recipe.threads)
-    _train_here(recipe, kept, _examples_of(recipe))
+    _train_here(recipe, kept, _examples_of(recipe), until)
 
 
 def _examples_of(recipe: TrainRecipe) -> list[Example]:
     return load_examples(recipe.dataset, recipe.base_name, recipe.train.cache_latents)
 
 
-def _train_here(recipe: TrainRecipe, kept: Path, examples: list[Example]) -> None:
+def _train_here(recipe: TrainRecipe, kept: Path, examples: list[Example], until: int | None) -> None:
     settings, base = recipe.train.of_one_process, recipe.base
 
     def advice() -> str:
@@ -113,7 +142,7 @@ def _train_here(recipe: TrainRecipe, kept: Path, examples: list[Example]) -> Non
         return f"{what_is_kept(kept)}: start again, and training goes on from there"
 
     with gpu.told_when_it_fails(advice, safe), _told_what_is_left(kept):
-        _steps(recipe, identity_of(recipe.identity(), recipe.inputs), kept, examples)
+        _steps(recipe, identity_of(recipe.identity(), recipe.inputs), kept, examples, until)
 
 
 @contextmanager
@@ -125,7 +154,7 @@ def _told_what_is_left(kept: Path) -> Iterator[None]:
         raise Diverged(f"{error}; {what_is_kept(kept)}, and so are the LoRAs below {kept / CHECKPOINTS}") from None
 
 
-def _steps(recipe: TrainRecipe, identity: Identity, kept: Path, examples: list[Example]) -> None:
+def _steps(recipe: TrainRecipe, identity: Identity, kept: Path, examples: list[Example], until: int | None) -> None:
     settings = recipe.train
     run = prepare(settings, recipe.flip, recipe.base, examples, recipe.encode, recipe.base_identity, recipe.trigger)
     first = run.accelerator.is_main_process
@@ -136,14 +165,21 @@ def _steps(recipe: TrainRecipe, identity: Identity, kept: Path, examples: list[E
         elif first:
             state = go_on(kept, identity, settings)
 
+    def stop_at(state: State | None) -> None:
+        if until is not None and state is not None and until <= state.step < settings.steps:
+            raise _Reached
+
     def on_checkpoint(state: State) -> None:
         if first:
             write_checkpoint(run, kept / CHECKPOINTS / f"step-{state.step:06d}")
             save_state(kept, state, identity)
+        stop_at(state)
 
-    log = train_loop(run, state, on_checkpoint)
-    if first:
-        _finish(recipe, run, kept, log)
+    with suppress(_Reached):
+        stop_at(state)  # where a shorter training was gone on with
+        log = train_loop(run, state, on_checkpoint)
+        if first:
+            _finish(recipe, run, kept, log)
     run.accelerator.end_training()
 
 
