@@ -4,12 +4,14 @@
 # make check  formatting, types, lint, dry run
 # make docs   write docs/params.md from the schema
 # make browser  Debian's Chromium: for the selenium source, and for make test
-# make slurm    Debian's Slurm: for make test
+# make servers  Debian's Slurm and sshd: for make test
 # make bench  time training: benchmarks/results/train.csv and docs/benchmarks.md (options: BENCH="--steps 3")
 # make base   train the embedded base anew (hours on a CPU; WORK=folder: where states are kept, to go on from)
 # make PYTHON=python3.12   with another Python: 3.11 to 3.13
 # make TORCH_LOCK=requirements-cuda.lock   the package index's torch, with CUDA on Linux, by hash
 # make TORCH_INDEX=https://download.pytorch.org/whl/cu126   torch from another index: for an older driver or card
+# make sbom   what is installed, as CycloneDX: sbom.cdx.json
+# make audit  the locked packages against the advisory databases: needs the network
 # make lock   both lock files anew; needs uv
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -21,7 +23,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 SHELL := /bin/bash
 .DEFAULT_GOAL := run
-.PHONY: run test test-unit check format docs browser slurm base bench lock clean
+.PHONY: run test test-unit check format docs browser servers base bench sbom audit lock clean
 
 # Packages are taken as they were locked, by hash; two have no wheel and are built, with a locked builder.
 FROM_SOURCE := antlr4-python3-runtime,connection_pool
@@ -47,7 +49,7 @@ run: $(INSTALLED)
 	echo "page:   results/v8/report/index.html" && \
 	$(BIN)/python -c 'import json; print("best:  ", json.load(open("results/v8/best.json"))["why"])'
 
-test: $(INSTALLED) check browser slurm
+test: $(INSTALLED) check browser servers
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=10
 
 test-unit: $(INSTALLED)
@@ -65,14 +67,14 @@ browser: $(INSTALLED)
 	  echo "Chromium is needed; say: sudo apt-get install chromium"; exit 1; \
 	fi
 
-# Daemons of a cluster of one node, which tests start and stop; where they cannot be had those tests say so.
-slurm:
-	@PATH="$$PATH:/usr/sbin"; command -v sbatch >/dev/null && command -v munged >/dev/null && exit 0; \
+# A cluster of one node and a remote over SSH, which tests start and stop; where they cannot be had those tests say so.
+servers:
+	@PATH="$$PATH:/usr/sbin"; command -v sbatch >/dev/null && command -v munged >/dev/null && command -v sshd >/dev/null && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && \
-	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge; \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge openssh-server; \
 	else \
-	  echo "no Slurm here, and its tests need root: they are left out"; \
+	  echo "no Slurm or no sshd here, and installing them needs root: their tests are left out"; \
 	fi
 
 check: $(INSTALLED)
@@ -105,6 +107,20 @@ base: $(INSTALLED)
 
 clean:
 	rm -rf .venv .snakemake logs
+
+# From the lock alone; the tools are no part of what they list.
+AUDIT := .venv/audit/bin
+$(AUDIT):
+	$(PYTHON) -m venv .venv/audit
+	$(AUDIT)/pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0 pip-audit==2.10.1
+
+sbom: $(AUDIT)
+	{ cat requirements.lock; echo $(TORCH); } | $(AUDIT)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.cdx.json -
+
+audit: $(AUDIT)
+	@said=$$($(AUDIT)/pip-audit --no-deps --disable-pip -r requirements.lock 2>&1); code=$$?; \
+	case "$$said" in *ConnectionError*) said="the advisory databases cannot be reached from here: nothing was audited";; esac; \
+	echo "$$said"; exit $$code
 
 lock:
 	$(UV) $(COMPILE) --all-extras --no-emit-package torch pyproject.toml -o requirements.lock

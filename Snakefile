@@ -14,8 +14,9 @@ from sdlora import errors, gpu
 from sdlora.config.load import load
 from sdlora.config.params import RESULTS_OF_ALL
 from sdlora.errors import SdloraError
-from sdlora.flow import asking, command, freshness, inputs, lock, plan
+from sdlora.flow import asking, command, freshness, inputs, lock, plan, runs
 from sdlora.stages.adopt.recipe import AdoptRecipe
+from sdlora.stages.animate.recipe import AnimateRecipe
 from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.choose.recipe import ChooseRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
@@ -23,6 +24,7 @@ from sdlora.stages.evaluate.recipe import EvaluateRecipe
 from sdlora.stages.export.recipe import ExportRecipe
 from sdlora.stages.fit.recipe import FitRecipe
 from sdlora.stages.flip.recipe import FlipRecipe
+from sdlora.stages.probe.recipe import ProbeRecipe
 from sdlora.stages.report.recipe import ReportAllRecipe, ReportRecipe
 from sdlora.stages.sample.recipe import SampleRecipe
 from sdlora.stages.scrape.recipe import ScrapeRecipe
@@ -48,6 +50,7 @@ try:
     # where a job runs on another machine, or is one that runs now, the main process has looked, or the job itself will
     TRAINED_OR_ELSEWHERE = {job.made for job in JOBS}
     if workflow.is_main_process and lock.acquire(sys.argv[1:]):
+        logger.addHandler(runs.Events(lambda: workflow.dryrun))
         fresh = {job.made for job in freshness.settle(JOBS)}
         if command.runs_here(sys.argv[1:]):
             TRAINED_OR_ELSEWHERE = fresh
@@ -69,12 +72,14 @@ include: "workflow/rules/caption.smk"
 include: "workflow/rules/flip.smk"
 include: "workflow/rules/encode.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/probe.smk"
 include: "workflow/rules/export.smk"
 include: "workflow/rules/adopt.smk"
 include: "workflow/rules/sample.smk"
 include: "workflow/rules/choose.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/animate.smk"
 include: "workflow/rules/compare.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/unknown.smk"

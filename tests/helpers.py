@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -117,6 +118,17 @@ def wait_for(found: Callable[[], object], seconds: float = 120) -> None:
     while not found():
         assert time.monotonic() < limit, "waited in vain"
         time.sleep(0.05)
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback on which nobody listens."""
+    held = [socket.socket() for _ in range(count)]
+    for one in held:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in held]
+    for one in held:
+        one.close()
+    return ports
 
 
 def make_project(folder: Path, params: str = SMALL, python: Path | None = None) -> Project:

@@ -43,6 +43,7 @@ SPECIAL: dict[tuple[str, str], list[Settings]] = {
     ("train", "prior"): [{"prior": {"prompt": "toon head", "pictures": 2}}],
     ("train", "steps"): [{"steps": 2}],
     ("train", "checkpoint_every"): [{"checkpoint_every": 1}],
+    ("train", "processes"): [{"processes": 2, "batch_size": 2}],
     ("sample", "weights"): [{"weights": "raw"}, {"weights": "ema", "train.ema": {"decay": 0.9}}],
     ("sample", "karras"): [{"karras": True, "scheduler": name} for name in ("euler", "dpmpp_2m", "unipc")],
     ("sample", "eta"): [{"eta": 0.5, "scheduler": "ddim"}],

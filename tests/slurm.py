@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from helpers import free_ports
+
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
 # linuxproc and task/none need no cgroups; accounting is off, as on many small clusters; a job that was put back into
 # the queue starts again as soon as its old credential has expired, and below 6 s Slurm takes its default of 120 s
@@ -73,7 +75,7 @@ def cluster(folder: Path, cores: int = 4) -> Iterator[dict[str, str]]:
     """
     folder.chmod(0o711)
     names = {"host": socket.gethostname(), "folder": folder, "cores": cores, "memory": 8000 * cores}
-    control, node = _free_ports(2)
+    control, node = free_ports(2)
     (folder / "slurm.conf").write_text(CONFIG.format(**names, control=control, node=node), "utf-8")
     (folder / "gres.conf").write_text(CARDS.format(**names), "utf-8")
     # jobs' own steps are started without Slurm's variables, and would look for /etc/slurm
@@ -118,16 +120,6 @@ def _munge(folder: Path, environment: dict[str, str]) -> "subprocess.Popen[bytes
         daemon = subprocess.Popen(words, env=environment, stdout=said, stderr=said)
     _wait((folder / "munge.socket").exists, folder)
     return daemon
-
-
-def _free_ports(count: int) -> list[int]:
-    held = [socket.socket() for _ in range(count)]
-    for one in held:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
 
 
 def _said(words: list[str], environment: dict[str, str]) -> bytes:

@@ -135,7 +135,7 @@ class Place:
     """A directory of its own in which a version is trained as its job would train it."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, base: Base = TINY) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         self.folder, self._monkeypatch, self._base = folder, monkeypatch, base
 
     def train(

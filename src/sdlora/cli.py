@@ -15,7 +15,11 @@ from sdlora.errors import ParamsError, SdloraError, suggest
 
 def main(words: list[str] | None = None) -> None:
     """Run a command; a mistake is a sentence on stderr and exit code 1."""
-    args = _parser().parse_args(words)
+    words = sys.argv[1:] if words is None else words
+    own, further = words, []
+    if words[:1] == ["search"] and "--" in words:  # what follows is Snakemake's
+        own, further = words[: words.index("--")], words[words.index("--") + 1 :]
+    args = _parser().parse_args(own, argparse.Namespace(snakemake=further))
     try:
         args.run(args)
     except SdloraError as error:
@@ -46,9 +50,68 @@ def _parser() -> argparse.ArgumentParser:
     preflight.add_argument("--ram", action="store_true", help="only the RAM that its job needs, in MiB: for a cluster")
     provenance = command("provenance", _provenance, "write what a version was made from: an RO-Crate in its folder")
     provenance.add_argument("version", metavar="VERSION")
+    command("runs", _runs, "write results/report/runs.html: what ran when, how long, and on what")
+    _add_search(command("search", _search, "try settings of a version, and learn from each what to try next"))
     versions = command("versions", _versions, "the table of all versions as Markdown")
     versions.add_argument("table", type=Path, nargs="?", default=Path("results/report/versions.csv"))
     return parser
+
+
+def _add_search(search: argparse.ArgumentParser) -> None:
+    search.usage = "sdlora search NAME [--like VERSION --set KEY=VALUES ...] [options] [-- SNAKEMAKE'S OPTIONS]"
+    search.epilog = (
+        "Values: 8,16,32 or 1e-5..1e-3:log or 100..900:step=100; one value is the same for all. The study is kept in "
+        "searches/NAME, the page is results/searches/NAME/index.html. Stopped or killed, `sdlora search NAME` goes on. "
+        "Behind --: `--cores 4`, or `--workflow-profile profiles/slurm`. More: docs/scale.md."
+    )
+    search.add_argument("name", metavar="NAME")
+    search.add_argument("--like", metavar="VERSION", help="the version that every trial is but for what is searched")
+    search.add_argument(
+        "--set", action="append", metavar="KEY=VALUES", help="what a key may be, such as train.rank=8,16"
+    )
+    search.add_argument("--by", metavar="METRIC", help="what is measured (default: the version's evaluate.choose_by)")
+    search.add_argument("--grid", action="store_true", default=None, help="every combination of lists, and no TPE")
+    search.add_argument("--trials", type=_positive, metavar="N", help="in all (default: 20, or the whole grid)")
+    search.add_argument(
+        "--at-once", type=_positive, default=1, metavar="N", help="trials made together, as on a cluster"
+    )
+    search.add_argument(
+        "--prune-at", type=_steps, metavar="STEPS",
+        help="checkpoints at which a hopeless trial is given up, such as 300,600, or none (default: two on the way)",
+    )  # fmt: skip
+    search.add_argument("--startup", type=_positive, metavar="N", help="random trials before TPE learns (default: 5)")
+    search.add_argument("--seed", type=_whole, metavar="N", help="of what is proposed (default: 42)")
+    search.add_argument("--leave-out", type=int, action="append", default=[], metavar="N", help="a trial that fails")
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 on")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
+def _steps(text: str) -> tuple[int, ...]:
+    return () if text == "none" else tuple(_positive(one) for one in text.split(","))
+
+
+def _search(args: argparse.Namespace) -> None:
+    from sdlora.search.run import Asked, run  # imports Optuna
+
+    settings: dict[str, str] = {}
+    for one in args.set or ():
+        key, equals, values = one.partition("=")
+        if not equals or key in settings:
+            raise ParamsError(f"--set {one}: {'the key is set twice' if equals else 'write KEY=VALUES'}")
+        settings[key] = values
+    fields = ("like", "by", "grid", "seed", "startup", "prune_at")
+    study = {**{field: getattr(args, field) for field in fields}, "settings": settings or None}
+    run(Asked(args.name, study, args.trials, args.at_once, tuple(args.leave_out), tuple(args.snakemake)))
 
 
 def _accept(args: argparse.Namespace) -> None:
@@ -116,6 +179,13 @@ def _provenance(args: argparse.Namespace) -> None:
     from sdlora.flow import provenance
 
     provenance.run(args.version)
+
+
+def _runs(args: argparse.Namespace) -> None:
+    from sdlora.flow import runs
+
+    for path in runs.write(Path("results/report")):
+        print(path)
 
 
 def _versions(args: argparse.Namespace) -> None:

@@ -1,6 +1,7 @@
 """One card a job: pretended cards, real processes and locks; no torch, no GPU."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from helpers import ROOT, environment
 from sdlora.errors import DataError
 from sdlora.flow import cards, command
 from sdlora.flow.recipe import Recipe
+from sdlora.stages.animate.recipe import AnimateRecipe
 from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.choose.recipe import ChooseRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
@@ -29,7 +31,7 @@ place, names = Path(sys.argv[1]), ["0", "1", "2", "GPU-8f/3"]
 
 def job(number):
     source = random.Random(number)
-    held = cards.lease(names, place / "locks")
+    (held,) = cards.lease(names, place / "locks")
     mark = place / f"mark-{names.index(held.card)}"
     os.close(os.open(mark, os.O_CREAT | os.O_EXCL))
     time.sleep(source.random() * 0.004)
@@ -74,15 +76,15 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in (cards.VISIBLE, *cards.ALLOCATOR, "CUDA_DEVICE_ORDER", "WORLD_SIZE", "SLURM_JOB_ID"):
         monkeypatch.setenv(name, "")  # comes back as it was
         monkeypatch.delenv(name)
-    monkeypatch.setattr(cards, "_held", None)
+    monkeypatch.setattr(cards, "_held", [])
     return tmp_path
 
 
 @pytest.mark.workflow
 def test_a_job_sees_its_card_alone(machine: Path) -> None:
     assert cards.of_this_machine() == ["0", "1"]
-    other = cards.lease(["0"], cards.folder())
-    cards.take_one()
+    (other,) = cards.lease(["0"], cards.folder())
+    cards.take(1)
     assert (os.environ[cards.VISIBLE], os.environ["CUDA_DEVICE_ORDER"]) == ("1", "PCI_BUS_ID")
     other.give_back()
     assert cards.of_this_machine() == ["1"], "and so do the processes that it starts"
@@ -95,7 +97,7 @@ def test_memory_is_not_torn_by_pictures_of_many_sizes(
 ) -> None:
     if users_own is not None:
         monkeypatch.setenv(users_own, "max_split_size_mb:128")
-    cards.take_one()
+    cards.take(1)
     found = {name: os.environ[name] for name in cards.ALLOCATOR if name in os.environ}
     assert found == (
         {cards.ALLOCATOR[0]: "expandable_segments:True"} if users_own is None else {users_own: "max_split_size_mb:128"}
@@ -105,15 +107,15 @@ def test_memory_is_not_torn_by_pictures_of_many_sizes(
 def test_only_the_cards_that_are_named_are_used(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(cards.VISIBLE, "3, GPU-2")
     assert cards.of_this_machine() == ["3", "GPU-2"]
-    cards.lease(["GPU-2"], cards.folder()).give_back()
-    taken = cards.lease(["3"], cards.folder())
-    cards.take_one()
+    cards.lease(["GPU-2"], cards.folder())[0].give_back()
+    (taken,) = cards.lease(["3"], cards.folder())
+    cards.take(1)
     assert os.environ[cards.VISIBLE] == "GPU-2" and "CUDA_DEVICE_ORDER" not in os.environ
     taken.give_back()
     for nothing in ("", "-1"):
         monkeypatch.setenv(cards.VISIBLE, nothing)
         assert cards.of_this_machine() == []
-        cards.take_one()
+        cards.take(1)
         assert os.environ[cards.VISIBLE] == nothing
 
 
@@ -150,7 +152,7 @@ def started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], str
 
 @pytest.mark.workflow
 def test_a_script_has_its_card_before_its_work(machine: Path, started: Callable[[], str]) -> None:
-    other = cards.lease(["0"], cards.folder())
+    (other,) = cards.lease(["0"], cards.folder())
     assert started() == "error: this is 1"
     other.give_back()
 
@@ -164,7 +166,6 @@ def test_one_of_several_processes_is_refused(
 
 def test_the_rules_count_the_jobs_that_take_a_card() -> None:
     rules = {path.stem: path.read_text("utf-8") for path in (ROOT / "workflow/rules").glob("*.smk")}
-    counted = {name for name, text in rules.items() if "gpu=1" in text}
-    assert counted == {
-        kind.stage for kind in (CaptionRecipe, ChooseRecipe, EncodeRecipe, SampleRecipe, TrainRecipe) if kind.on_card
-    }
+    counted = {name for name, text in rules.items() if re.search("gpu=(1|cards_of_training)", text)}
+    on_cards = (AnimateRecipe, CaptionRecipe, ChooseRecipe, EncodeRecipe, SampleRecipe, TrainRecipe)
+    assert counted == {kind.stage for kind in on_cards if kind.on_card}

@@ -39,7 +39,7 @@ def test_every_value_of_every_field_is_in_some_version() -> None:
     for case in ON_A_CPU:
         assert {(name, json.dumps(value)) for name, value in case.settings} <= placed, str(case)
     sections = {case.section for case in ON_A_CPU}
-    of_no_section = {"base", "dataset", "preset", "remark", "chosen", "lora"}
+    of_no_section = {"base", "dataset", "preset", "remark", "chosen", "lora", "animate"}  # the last: test_animate.py
     assert sections == Version.model_fields.keys() - of_no_section
 
 

@@ -59,6 +59,20 @@ def test_a_picture_opens_beside_another_and_steps_by_key(index: Page) -> None:
     index.until("!document.querySelector('#viewer').open")
 
 
+def test_the_first_look_is_the_chosen_step_beside_the_base(index: Page) -> None:
+    assert text(index, ".verdict .headline") == "Not tested: too few references"
+    assert count(index, ".cards .glance") == 2 and count(index, ".cards .glance td") == 4
+    index.click(".cards .glance button")
+    index.until("document.querySelector('#viewer').open")
+    assert text(index, "#viewer-title") == "a, " + text(index, "#grid thead th:nth-child(4)").rpartition(", ")[2]
+    index.press("Escape")
+    index.open(str(index.run("location.href")).replace("report/index.html", "b/report/index.html"), 1400)
+    heads = "[...document.querySelectorAll('.glance th')].map((head) => head.innerText)"
+    assert index.run(heads)[:2] == ["reference", "no LoRA"]
+    shown = "[...document.querySelectorAll('.glance tr')].map((row) => row.querySelectorAll('img').length)"
+    assert index.run(shown) == [2, 2, 2]
+
+
 def test_arrow_keys_walk_the_grid_and_enter_opens(index: Page) -> None:
     index.run("document.querySelector('#grid tbody tr td:nth-child(3) button').focus()")
     index.press("ArrowDown", "ArrowRight")

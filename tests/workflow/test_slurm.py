@@ -13,7 +13,7 @@ from helpers import Project, environment, wait_for
 from sdlora import records
 
 pytestmark = pytest.mark.skipif(
-    bool(slurm.missing()), reason=f"of Slurm's daemons there is no {', '.join(slurm.missing())}: `make slurm` as root"
+    bool(slurm.missing()), reason=f"of Slurm's daemons there is no {', '.join(slurm.missing())}: `make servers` as root"
 )
 RAM_OF_A = ("sdlora", "preflight", "a", "--ram")
 ON_SLURM = ("--workflow-profile", "profiles/slurm", "--latency-wait", "10")

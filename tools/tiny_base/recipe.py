@@ -44,7 +44,7 @@ class BaseRecipe:
 
         At 5e-4 a trained decoder loses: 400 steps took it from 27.1 to 23.9 dB, at 1e-4 it rose.
         """
-        return replace(self, unet_steps=12_000, decoder_learning_rate=1e-4)
+        return replace(self, unet_steps=12_000, decoder_steps=2_000, decoder_learning_rate=1e-4)
 
     def shortened(self, share: float) -> "BaseRecipe":
         """The same recipe with a share of its pictures and steps and a quarter of its batches, for a rehearsal."""

@@ -73,7 +73,7 @@ def clip_tokenizer(captions: Sequence[str], folder: Path) -> CLIPTokenizer:
     tokens = [*alphabet, *endings, *["".join(merge) for merge in merges]]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
     vocab = {token: number for number, token in enumerate(dict.fromkeys(tokens))}
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77, pad_token="<|endoftext|>")
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77, pad_token=tokens[-1])
     (folder / "merges.txt").unlink()
     (folder / "vocab.json").unlink()
     tokenizer.save_pretrained(folder)

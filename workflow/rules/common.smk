@@ -90,6 +90,32 @@ def trainable(wildcards):
     return str(job.path)
 
 
+def probed(wildcards):
+    """Input function: the recipe of a probe, once it is clear that this machine can train."""
+    trainable(wildcards)
+    return str(job_of(ProbeRecipe, wildcards).path)
+
+
+def animated(wildcards):
+    """Input function: the recipe of a film, where the version says how it is made."""
+    if PARAMS.versions[wildcards.version].animate is None:
+        sys.exit(
+            f"error: version {wildcards.version} has no section animate, which says how its picture is made to move: "
+            f"write `animate: {{}}` into it for Stable Video Diffusion's own numbers"
+        )
+    return str(job_of(AnimateRecipe, wildcards).path)
+
+
+def cards_of_training(wildcards):
+    """Resource function: a card for each process."""
+    return job_of(TrainRecipe, wildcards).cards
+
+
+def threads_of_training(wildcards):
+    """As many threads for each process as params.yaml says."""
+    return PARAMS.threads * job_of(TrainRecipe, wildcards).train.processes
+
+
 def memory_of_training(wildcards):
     """Resource function, MiB: what the preflight predicts, where a cluster must know; here the training looks itself."""
     if workflow.is_main_process and workflow.non_local_exec:

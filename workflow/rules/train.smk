@@ -8,9 +8,9 @@ rule train:
         "logs/{version}/train.log",
     wildcard_constraints:
         version=TRAINED,
-    threads: PARAMS.threads
+    threads: threads_of_training
     resources:
-        gpu=1,
+        gpu=cards_of_training,
         mem_mb=memory_of_training,
         runtime=1440,
     params:

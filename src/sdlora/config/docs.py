@@ -51,6 +51,7 @@ ORIGINS: dict[str, tuple[str, str]] = {
     "input_perturbation": ("deviation", "2301.11706"),
     "steps": ("optimizer steps", "the write-ups"),
     "batch_size": ("pictures", "the write-ups"),
+    "processes": ("processes", "torchrun, accelerate"),
     "accumulation": ("passes", "the write-ups"),
     "checkpoint_every": ("optimizer steps", "the write-ups"),
     "max_grad_norm": ("norm", "diffusers' scripts"),

@@ -1,20 +1,28 @@
-"""Read `params.yaml`: the only reader, and how every mistake in it is told."""
+"""Read `params.yaml`, and the versions that searches have made: the only reader, and how every mistake is told."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from sdlora.config.params import MOST_SEEDS, SECTIONS, Params, Version, training_names
+from sdlora.config.params import MOST_SEEDS, SECTIONS, Evaluate, Params, Version, training_names
+from sdlora.config.search import FOLDER, TRIALS, Trial, Trials, trial_settings
+from sdlora.config.sections import Section
 from sdlora.config.train import Train
 from sdlora.errors import ParamsError, suggest
 
+Kept = TypeVar("Kept", bound=Section)
 
-def load(path: Path) -> Params:
-    """Read and validate `params.yaml`.
+
+def load(path: Path, asked: Mapping[str, Trials] | None = None) -> Params:
+    """Read and validate `params.yaml`, and beside it what searches ask for.
+
+    Args:
+        path: The file.
+        asked: Trials by the name of their search, in the place of those in its file.
 
     Raises:
         ParamsError: With file, line, key path, value and the nearest valid name of every mistake.
@@ -41,7 +49,89 @@ def load(path: Path) -> Params:
     problems += list(_unknown_names(params, raw))
     if problems:
         raise ParamsError(_message(path, tree, problems))
+    searches = {**_searches(path.parent / FOLDER), **(asked or {})}
+    return _with_trials(params, raw, path.parent / FOLDER, searches) if searches else params
+
+
+def _with_trials(params: Params, raw: Mapping[str, Any], folder: Path, searches: Mapping[str, Trials]) -> Params:
+    """The same with the trials of searches among its versions."""
+    for search, trials in searches.items():
+        where = folder / search / TRIALS
+        for name in trials.trials:
+            if name in params.versions:
+                raise ParamsError(f"{where}: there is a version {name!r} already: give one of them another name")
+        found = {name: trial_of(raw, trials, name, where) for name in trials.trials}
+        try:
+            params = Params.model_validate({**dict(params), "versions": {**params.versions, **found}})
+        except ValidationError as error:
+            raise ParamsError("\n".join(f"{where}: {_explain(item, raw)[1]}" for item in error.errors())) from None
+        for place, reason in _unknown_names(params, raw):
+            raise ParamsError(f"{where}: {'.'.join(map(str, place))}: {reason}")
     return params
+
+
+def stated(path: Path) -> dict[str, Any]:
+    """What `params.yaml` says, unvalidated: its versions before anything is put below them."""
+    found = _plain(_read(path))
+    return found if isinstance(found, dict) else {}
+
+
+def section_of(path: Path, kind: type[Kept]) -> Kept:
+    """A file that is one section.
+
+    Raises:
+        ParamsError: With file, line, key path and value of every mistake.
+    """
+    tree = _read(path)
+    raw = _plain(tree)
+    try:
+        return kind.model_validate(raw)
+    except ValidationError as error:
+        told = [_told(item, kind) for item in error.errors() if not _is_echo(item)]
+        raise ParamsError(_message(path, tree, told)) from None
+
+
+def trial_of(raw: Mapping[str, Any], trials: Trials, name: str, where: Path) -> Trial:
+    """One trial: what it states over the version that it is like.
+
+    Args:
+        raw: What `params.yaml` states.
+        trials: Of the trial's search.
+        name: The trial.
+        where: The file that is blamed.
+
+    Raises:
+        ParamsError: If the version is not there, or the settings are none.
+    """
+    versions = raw.get("versions") or {}
+    if trials.like not in versions:
+        raise ParamsError(
+            f"{where}: like is {trials.like!r}, which params.yaml does not have{suggest(trials.like, versions)}; put "
+            f"the version back, or move {where.parent} away"
+        )
+    settings = _resolve(raw, _merge(versions[trials.like] or {}, trials.trials[name]))
+    try:
+        return Trial.model_validate(trial_settings(settings, trials.by, trials.prune_at))
+    except ValidationError as error:
+        told = [_told(item, Trial) for item in error.errors() if not _is_echo(item)]
+        lines = (f"{where}: {'.'.join(map(str, (name, *place)))}: {reason}" for place, reason in dict.fromkeys(told))
+        raise ParamsError("\n".join(lines)) from None
+
+
+def written_out(raw: Mapping[str, Any], trials: Trials, name: str) -> dict[str, Any]:
+    """What a version of `params.yaml` would state to be this trial, trained three times."""
+    found = _merge(raw["versions"][trials.like] or {}, trials.trials[name])
+    found = {key: value for key, value in found.items() if key not in ("chosen", "remark")}
+    settings = _resolve(raw, found)
+    evaluate = trial_settings(settings, trials.by, ())["evaluate"]
+    if Evaluate.model_validate(evaluate) != Evaluate.model_validate(settings.get("evaluate") or {}):
+        found["evaluate"] = {**found.get("evaluate", {}), **{key: evaluate[key] for key in ("metrics", "choose_by")}}
+    return {**found, "train": {**found.get("train", {}), "seeds": 3}}
+
+
+def _searches(folder: Path) -> dict[str, Trials]:
+    """The trials of every search, by its name."""
+    return {path.parent.name: section_of(path, Trials) for path in sorted(folder.glob(f"*/{TRIALS}"))}
 
 
 Problem = tuple[tuple[str | int, ...], str]
@@ -193,15 +283,26 @@ def _explain(item: Any, raw: Mapping[str, Any]) -> Problem:
         chosen = ("presets", str(stated.get("preset")), *place[2:]) if isinstance(stated, dict) else place
         general = ("defaults", *place[2:])
         place = chosen if _has(raw, chosen) else general if _has(raw, general) else place
+    return place, _reason(item, _fields_at(tuple(item["loc"][:-1])))
+
+
+def _told(item: Any, kind: type[Section]) -> Problem:
+    """A mistake in a section that is no part of `params.yaml`."""
+    inside = any(key in SECTIONS for key in item["loc"][:-1])
+    return tuple(item["loc"]), _reason(item, _fields_at(tuple(item["loc"][:-1])) if inside else [*kind.model_fields])
+
+
+def _reason(item: Any, fields: list[str]) -> str:
+    """Why a value is refused; `fields` are the names that would have been valid."""
     if item["type"] == "extra_forbidden":
-        return place, f"unknown key{suggest(str(place[-1]), _fields_at(tuple(item['loc'][:-1])))}"
+        return f"unknown key{suggest(str(item['loc'][-1]), fields)}"
     if item["type"] == "missing":
-        return place, "is missing"
+        return "is missing"
     reason = str(item["msg"]).removeprefix("Value error, ")
     reason = reason[0].lower() + reason[1:]
     value = item["input"]
     shown = "" if isinstance(value, dict) or item["type"] == "value_error" else f"{value!r} is not allowed: "
-    return place, shown + reason
+    return shown + reason
 
 
 def _has(raw: Any, place: tuple[str | int, ...]) -> bool:

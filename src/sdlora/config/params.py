@@ -9,6 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from sdlora import choices
+from sdlora.config.animate import Animate
 from sdlora.config.sections import Name, Section, Unit, on_menu
 from sdlora.config.sources import BingSource, FolderSource, HubSource, Scrape, SeleniumSource, Source
 from sdlora.config.train import Ema, LrStage, Pivotal, Prior, TextEncoder, Train
@@ -19,6 +20,7 @@ RESULTS_OF_ALL = {
     "report": "the page over all versions",
     "compare": "where comparisons of two versions lie",
     "base": "where the embedded base is measured",
+    "searches": "where the pages of searches lie",
 }
 Repeats = Annotated[int, Field(ge=1, le=1000)]
 
@@ -355,6 +357,7 @@ class Version(Section):
     sample: Sample = Sample()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
+    animate: Animate | None = Field(None, description="a picture that moves; null = none, {} = the model's own numbers")
 
     @model_validator(mode="after")
     def _metrics_have_what_they_need(self) -> Self:
@@ -471,7 +474,8 @@ class Params(Section):
 #: Every section by the key it stands under, for error messages and docs/params.md.
 SECTIONS: dict[str, type[Section]] = {
     "bases": Base, "datasets": Dataset, "versions": Version, "lora": Lora, "fit": Fit, "caption": Caption, "flip": Flip,
-    "encode": Encode, "train": Train, "sample": Sample, "evaluate": Evaluate, "export": Export, "hires": Hires,
-    "lr_stages": LrStage, "ema": Ema, "text_encoder": TextEncoder, "pivotal": Pivotal, "prior": Prior, "scrape": Scrape,
+    "encode": Encode, "train": Train, "sample": Sample, "evaluate": Evaluate, "export": Export, "animate": Animate,
+    "hires": Hires, "lr_stages": LrStage, "ema": Ema, "text_encoder": TextEncoder,
+    "pivotal": Pivotal, "prior": Prior, "scrape": Scrape,
     "folder": FolderSource, "bing": BingSource, "selenium": SeleniumSource, "hub": HubSource,
 }  # fmt: skip

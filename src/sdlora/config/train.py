@@ -128,6 +128,13 @@ class Train(Section):
     steps: int = Field(1000, ge=1, le=1_000_000, description="optimizer steps in all")
     batch_size: int = Field(1, ge=1, le=512, description="pictures a forward pass")
     accumulation: int = Field(1, ge=1, le=512, description="forward passes an optimizer step")
+    processes: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="processes that compute a step together, each on a GPU of its own where there are any; must "
+        "divide accumulation or batch_size",
+    )
     checkpoint_every: int = Field(100, ge=1, description="optimizer steps between checkpoints")
     max_grad_norm: float = Field(1.0, gt=0, description="gradients are clipped to this norm")
     latents: Literal["sample", "mean"] = Field("sample", description="draw from the posterior each step, or its mean")
@@ -198,6 +205,11 @@ class Train(Section):
                 f"checkpoint_every is {self.checkpoint_every} but steps is {self.steps}: no checkpoint would be "
                 f"written; checkpoint_every must be at most steps"
             )
+        if self.accumulation % self.processes and self.batch_size % self.processes:
+            found.append(
+                f"processes: {self.processes} divides neither accumulation ({self.accumulation}) nor batch_size "
+                f"({self.batch_size}), so a step's pictures cannot be shared out evenly"
+            )
         if (self.lr_schedule == "staged") != bool(self.lr_stages):
             found.append("lr_stages belongs to lr_schedule: staged, and staged needs lr_stages")
         if self.lr_stages and (self.lr_warmup_steps or self.lr_stages[-1].until_step != self.steps):
@@ -263,6 +275,13 @@ class Train(Section):
         if self.keep_tokens > 1 and not self.changes_tags:
             found.append("keep_tokens has no effect without shuffle_tags or tag_dropout")
         return found
+
+    @property
+    def of_one_process(self) -> "Train":
+        """What one of the processes computes at a time, on which its memory depends."""
+        if self.accumulation % self.processes == 0:
+            return self
+        return self.model_copy(update={"batch_size": self.batch_size // self.processes})
 
     @property
     def changes_tags(self) -> bool:

@@ -119,8 +119,8 @@ def _change(job: Recipe, hashes: FileHashes) -> Iterator[Change]:
     others = [name for name in names if not name.startswith(UPDATED)]
     if others:
         raise DataError(
-            f"{where}: {told(others, before, after)}; an update can be accepted, changed settings or data cannot: set "
-            f"them back, or run the version again"
+            f"{where}: {told(others, before, after)}; an update can be accepted, "  # noqa: S608 - no SQL
+            f"changed settings or data cannot: set them back, or run the version again"
         )
     if made.inputs != freshness.inputs_of(job):
         raise DataError(f"{where}: what it was made from has changed; run the version again")

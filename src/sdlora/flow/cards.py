@@ -1,4 +1,4 @@
-"""Each job that computes on a GPU has a card of its own; the kernel takes it back when the process dies.
+"""Each job that computes on a GPU has a card of its own, or several; the kernel takes it back when the process dies.
 
 Imports no torch: a job sees its card alone, and its allocator knows what to do, from before CUDA starts.
 """
@@ -22,7 +22,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 LOOKED_S = 0.2  # between two looks for a card that became free
 _DRIVERS_CARDS = Path("/proc/driver/nvidia/gpus")
-_held: "Lease | None" = None
+_held: "list[Lease]" = []
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ def of_this_machine() -> list[str]:
     said = os.environ.get(VISIBLE)
     if said is not None:
         return [card.strip() for card in said.split(",") if card.strip() not in ("", "-1")]
-    if shutil.which("nvidia-smi") is not None:
-        told = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60).stdout
+    if tool := shutil.which("nvidia-smi"):
+        told = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False, timeout=60).stdout
         return [str(number) for number in range(sum(line.startswith("GPU ") for line in told.splitlines()))]
     return [str(number) for number in range(len([*_DRIVERS_CARDS.glob("*")]))]
 
@@ -58,18 +58,20 @@ def folder() -> Path:
     return cache / "sdlora" / "cards" / (f"{name}-{job}" if job else name)
 
 
-def lease(cards: Sequence[str], locks: Path) -> Lease:
-    """Take a card that nobody has; wait until there is one.
+def lease(cards: Sequence[str], locks: Path, count: int = 1) -> list[Lease]:
+    """Take cards that nobody has; wait until there are as many.
 
     Args:
-        cards: Names, at least one.
+        cards: Names, at least `count`.
         locks: A folder with one lock file a card.
+        count: How many; who waits for more holds none, so that two that wait do not wait for each other.
 
     Raises:
         DataError: If the locks cannot be written.
     """
     waited = False
     while True:
+        found: list[Lease] = []
         for card in random.sample(cards, len(cards)):
             try:
                 locks.mkdir(parents=True, exist_ok=True)
@@ -78,34 +80,42 @@ def lease(cards: Sequence[str], locks: Path) -> Lease:
                 raise DataError(f"{locks}: {error.strerror}; who uses which GPU is kept there") from None
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return Lease(card, lock)
             except BlockingIOError:
                 lock.close()
+                continue
+            found.append(Lease(card, lock))
+            if len(found) == count:
+                return sorted(found, key=lambda one: cards.index(one.card))
+        for one in found:
+            one.give_back()
         if not waited:
-            print(f"waiting for a GPU: other jobs use {', '.join(cards)}", flush=True)
+            print(f"waiting for {'a GPU' if count == 1 else f'{count} GPUs'}: other jobs use some", flush=True)
         waited = True
-        time.sleep(LOOKED_S)
+        time.sleep(LOOKED_S * random.uniform(0.5, 1.5))  # two that look at the same time do not do so for ever
 
 
-def take_one() -> None:
-    """Give this process a card of its own until it ends, where there is any. Called before CUDA starts.
+def take(count: int) -> None:
+    """Give this process cards of its own until it ends, where there are any. Called before CUDA starts.
 
     Raises:
-        ParamsError: If this is one of several processes that were started for one job.
+        ParamsError: If this is one of several processes that were started for one job, or if there are fewer cards.
     """
-    global _held
     check_processes(os.environ.get("WORLD_SIZE", "1"))
     cards = of_this_machine()
     if not cards:
         return
+    if len(cards) < count:
+        raise ParamsError(
+            f"train.processes is {count}, one GPU each, but this machine has {len(cards)} ({', '.join(cards)})"
+        )
     if VISIBLE not in os.environ:
         os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # as the driver numbers them
-    _held = lease(cards, folder())
-    os.environ[VISIBLE] = _held.card
+    _held[:] = lease(cards, folder(), count)
+    os.environ[VISIBLE] = ",".join(one.card for one in _held)
     if not any(name in os.environ for name in ALLOCATOR):  # pictures of many sizes would tear the card's memory apart
         os.environ[ALLOCATOR[0]] = "expandable_segments:True"
     if len(cards) > 1:
-        print(f"on GPU {_held.card} of {', '.join(cards)}", flush=True)
+        print(f"on GPU {os.environ[VISIBLE]} of {', '.join(cards)}", flush=True)
 
 
 def check_processes(count: str) -> None:
@@ -117,6 +127,6 @@ def check_processes(count: str) -> None:
     if count not in ("", "1"):
         raise ParamsError(
             f"this was started as one of {count} processes (accelerate launch, torchrun), each of which would write "
-            f"the same files: start it by `snakemake` alone; one training uses one GPU, and several run beside "
-            f"each other (gpu in profiles/default/profile.yaml)"
+            f"the same files: start it by `snakemake` alone. For one training on several GPUs say train.processes in "
+            f"params.yaml; several trainings run beside each other (gpu in profiles/default/profile.yaml)"
         )

@@ -39,8 +39,8 @@ def run(kind: type[Asked], work: Callable[..., Iterable[Path]], **arguments: typ
     try:
         recipe = _read(kind, args.recipe)
         check_code(recipe, Path(sys.argv[0]))
-        if kind.on_card:
-            cards.take_one()
+        if recipe.cards:
+            cards.take(recipe.cards)
         outputs = list(work(recipe, **options))
         freshness.write_made(recipe, outputs)
     except SdloraError as error:

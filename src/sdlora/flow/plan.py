@@ -8,6 +8,7 @@ from typing import Any
 
 from sdlora import choices
 from sdlora.config.params import Base, Dataset, Evaluate, Fit, Params, Version
+from sdlora.config.search import Trial
 from sdlora.config.train import MENUS, Train
 from sdlora.errors import ParamsError
 from sdlora.flow import inputs
@@ -15,6 +16,7 @@ from sdlora.flow.code import CODE_MEMORY, Code
 from sdlora.flow.hashing import FileHashes
 from sdlora.flow.recipe import Recipe
 from sdlora.stages.adopt.recipe import Adopted, AdoptRecipe
+from sdlora.stages.animate.recipe import AnimateRecipe
 from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.choose.recipe import ChooseRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
@@ -22,8 +24,9 @@ from sdlora.stages.evaluate.recipe import Describing, EvaluateRecipe, Learning
 from sdlora.stages.export.recipe import ExportRecipe
 from sdlora.stages.fit.recipe import FitRecipe
 from sdlora.stages.flip.recipe import FlipRecipe
+from sdlora.stages.probe.recipe import ProbeRecipe
 from sdlora.stages.report.recipe import ReportAllRecipe, ReportRecipe
-from sdlora.stages.sample.recipe import REPORT_SEEDS, SampleRecipe
+from sdlora.stages.sample.recipe import REPORT_SEEDS, DrawingRecipe, SampleRecipe
 from sdlora.stages.scrape import pin
 from sdlora.stages.scrape.recipe import ScrapeRecipe
 from sdlora.stages.train.recipe import TrainRecipe
@@ -155,17 +158,42 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
         drawing_code=maker["code"], drawing_software=maker["software"], **_asking(choosing, params, name, seen),
     )  # fmt: skip
     yield choose
+    if isinstance(version, Trial) and isinstance(train, TrainRecipe):
+        yield from _probes(version, base, train, sample, choose, seen)
     evaluate = EvaluateRecipe(
         **of_version, **seen.maker(EvaluateRecipe, _measurers(version.evaluate, version, base)),
         inputs=(sample.made, choose.made, before["pad", "fit"].made), references=references,
         **_asking(version.evaluate, params, name, seen),
     )  # fmt: skip
     yield evaluate
+    if version.animate is not None:
+        yield AnimateRecipe(
+            **of_version, **seen.maker(AnimateRecipe, ()), inputs=(sample.made, choose.made), threads=params.threads,
+            animate=version.animate,
+            model_identity=inputs.identity_of(version.animate.model, version.animate.revision, seen.hashes),
+        )  # fmt: skip
     yield ReportRecipe(
         **of_version, **seen.maker(ReportRecipe, ()), inputs=(evaluate.made, lora.made),
         version=name, settings=summary(version), references=references,
         dataset=before[version.fit.method, "flip"].folder, votes=inputs.votes_identity(seen.hashes),
     )  # fmt: skip
+
+
+def _probes(
+    version: Trial, base: Base, train: TrainRecipe, sample: SampleRecipe, choose: ChooseRecipe, seen: Seen
+) -> Iterator[ProbeRecipe]:
+    """A trial's measurements: at some checkpoints on its way, and of all where it ends."""
+    entries = (*_train_entries(version.train), *sample.entries, *_measurers(choose.evaluate, version, base))
+    before = tuple(dict.fromkeys((*train.inputs, *sample.inputs[1:], *choose.inputs[1:])))
+    for step in version.probes:
+        last = step == version.probes[-1]
+        yield ProbeRecipe(
+            **{name: getattr(sample, name) for name in DrawingRecipe.model_fields if name not in Recipe.model_fields},
+            **{name: getattr(choose, name) for name in ("evaluate", "learning", "describing")},
+            **seen.maker(ProbeRecipe, entries), wildcards={**sample.wildcards, "step": str(step)}, inputs=before,
+            training=train, steps=(0, *train.checkpoint_steps) if last else (0, step),
+            drawing_code=choose.drawing_code, drawing_software=choose.drawing_software,
+        )  # fmt: skip
 
 
 def _needs(metrics: Iterable[str]) -> set[str]:

@@ -89,6 +89,11 @@ class Recipe(BaseModel):
         return STORE / "recipes" / (self.script or self.stage) / f"{self.name}.json"
 
     @property
+    def cards(self) -> int:
+        """How many GPUs its job computes on, where there are any."""
+        return int(self.on_card)
+
+    @property
     def text(self) -> str:
         """What that file holds."""
         return records.compact_json(self.model_dump(mode="json"))

@@ -31,8 +31,11 @@ def entries(kind: str) -> list[Path]:
 
 
 @contextmanager
-def sole_use(folder: Path, wait: bool = False) -> Iterator[None]:
-    """Hold an entry; the kernel lets go when the process dies.
+def sole_use(folder: Path, wait: bool = False) -> Iterator[int]:
+    """Hold an entry; the kernel lets go when the process dies, and those that were given the open file.
+
+    Yields:
+        The open file's descriptor.
 
     Raises:
         DataError: If another live process holds it and `wait` is false.
@@ -42,7 +45,7 @@ def sole_use(folder: Path, wait: bool = False) -> Iterator[None]:
             fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:
             raise DataError(f"another process is at work in {folder}; wait for it or stop it") from None
-        yield
+        yield handle.fileno()
 
 
 def keep_newest(kind: str, count: int) -> None:

@@ -40,6 +40,7 @@ def check(
     device: str | None = None,
     phases: list[Phase] | None = None,
     drawing: tuple[Sample, int] | None = None,
+    beside: int = 1,
 ) -> None:
     """Refuse a run that would not fit, before anything is loaded; one whose need nobody can tell may start.
 
@@ -52,12 +53,14 @@ def check(
         phases: The prediction, if it is known already.
         drawing: What will be drawn with the LoRA, on a GPU, and its side in px: training would be for nothing
             if that did not fit.
+        beside: Processes that train together. GPUs are one each; RAM is shared.
 
     Raises:
         ResourceError: With the prediction, what is free, and the changes that would make it fit.
     """
     where = torch.device(device or default_device())
-    available = free_bytes(where) if free is None else free
+    sharing = 1 if where.type == "cuda" else beside
+    available = (free_bytes(where) if free is None else free) // sharing
     try:
         phases = phases or predict(settings, base, demand, where)
         if drawing is not None and where.type == "cuda" and phases[-1].name != "draw":
@@ -69,6 +72,7 @@ def check(
     needed = _needed(worst.total, where)
     place = "GPU memory" if where.type == "cuda" else "RAM"
     said = f"{_gib(needed)} of {place} at the worst moment ({worst.name}), {_gib(available)} are free"
+    said += f" for each of {sharing} processes" if sharing > 1 else ""
     if needed <= available:
         nearly = needed > NEARLY_FULL * available
         print(f"preflight: {said}{'; that is close: other programs should be closed' if nearly else ''}", flush=True)
@@ -237,13 +241,14 @@ def show(params: Params, name: str, device: str | None) -> None:
     quieten()
     version = params.versions[name]
     base, where = params.bases[version.base], torch.device(device or default_device())
-    demand = demand_of_version(version, base)
+    train, demand = version.train.of_one_process, demand_of_version(version, base)
     try:
-        phases = predict(version.train, base, demand, where)
+        phases = predict(train, base, demand, where)
     except Unpredictable as reason:
         here = where.type == "cpu" or gpu.found() is not None
         raise ResourceError(f"{name}: {reason}" + ("" if here else "; there is no GPU here")) from None
     drawing = version.sample, version.fit.size_px or base.size_px
     drawn = draw_phase(*drawing, base, where)
     print(table([encode_phase(version, base, where), *phases, drawn], free_bytes(where)))
-    check(version.train, base, demand, device=where.type, phases=[*phases, drawn], drawing=drawing)
+    all_phases, beside = [*phases, drawn], train.processes
+    check(train, base, demand, device=where.type, phases=all_phases, drawing=drawing, beside=beside)

@@ -17,20 +17,20 @@ def training_mib(params: Params, name: str) -> int:
     """RAM of a version's training in MiB, rounded up to 100, with a tenth for what no tensor holds.
 
     With a CPU build of torch it is the worst moment of the training. With CUDA it is what passes through RAM on the way
-    to the card: each network's weights, twice, as a file and as tensors.
+    to the card: each network's weights, twice, as a file and as tensors. Every process of several takes as much.
 
     Raises:
         Unpredictable: If it trains in RAM, and a step cannot be taken on tensors without numbers.
     """
     quieten()
     version = params.versions[name]
-    base = params.bases[version.base]
+    train, base = version.train.of_one_process, params.bases[version.base]
     device = "cpu" if torch.version.cuda is None else "cuda"
     if device == "cpu":
-        phases = predict(version.train, base, demand_of_version(version, base), torch.device("cpu"))
+        phases = predict(train, base, demand_of_version(version, base), torch.device("cpu"))
         needed = max(phase.total for phase in phases)
     else:
         model = choices.pick(choices.FAMILIES, base.family).outline(base, torch.device("cpu"))
         needed = 2 * sum(size_of(part.parameters()) for part in model.parts())
-    mib = LIBRARIES_MIB[device] + 1.1 * needed / MIB
+    mib = train.processes * (LIBRARIES_MIB[device] + 1.1 * needed / MIB)
     return -(-round(mib) // 100) * 100

@@ -136,13 +136,13 @@ class ModelFamily:
         if self.base.vae is not None and "vae" in kinds:
             from diffusers import AutoencoderKL
 
-            options["vae"] = _from_pretrained(AutoencoderKL, self.base.vae, self.base.vae_revision, dtype=self.dtype)
+            options["vae"] = from_pretrained(AutoencoderKL, self.base.vae, self.base.vae_revision, dtype=self.dtype)
         if self.base.model.endswith(".safetensors"):
             if not Path(self.base.model).is_file():
                 raise MissingError(f"the base model: there is no file {self.base.model!r}")
             return self.text2img.from_single_file(self.base.model, **options)
         options |= self._load_options()
-        return _from_pretrained(self.text2img, self.base.model, self.base.revision, **options)
+        return from_pretrained(self.text2img, self.base.model, self.base.revision, **options)
 
     def _load_options(self) -> dict[str, Any]:
         return self.load_options
@@ -385,7 +385,7 @@ def trained_base(base: Base, settings: Train, device: torch.device) -> Base:
     return base.model_copy(update={"dtype": precision})
 
 
-def _from_pretrained(kind: Any, model: str, revision: str | None, **options: Any) -> Any:
+def from_pretrained(kind: Any, model: str, revision: str | None, **options: Any) -> Any:
     """Load a pipeline or network; weights that are wanted in fp16 from files in fp16, where there are such."""
     options |= revision_option(model, revision)
     if options["dtype"] == torch.float16:

@@ -314,6 +314,12 @@ def test_what_cannot_be_compared_is_told(tmp_path: Path) -> None:
     stranger = measured(tmp_path / "v9", [1.0] * 10, [1.0] * 10, [*NAMES[:9], "z"])
     with pytest.raises(DataError, match="different references"):
         compare(one, stranger, 100, tmp_path / "none.csv")
+    noisy = measured(tmp_path / "v7", [1.0] * 10, [1.0] * 10, NAMES)
+    best = records.read_json(noisy / "best.json")
+    best["test"]["seeds"] = [42, 43]
+    records.write_json(noisy / "best.json", best)
+    with pytest.raises(DataError, match=r"one was drawn with the seeds 42, v7 with 42, 43: .* sample\.report_seeds"):
+        compare(one, noisy, 100, tmp_path / "none.csv")
     with pytest.raises(DataError, match="is not measured yet"):
         compare(one, tmp_path / "nowhere", 100, tmp_path / "none.csv")
 

@@ -104,7 +104,7 @@ ELSEWHERE = {
     "mask": "test_masks.py", "mask_floor": "test_masks.py",
     "shuffle_tags": "test_captions.py", "keep_tokens": "test_captions.py",
     "tag_dropout": "test_captions.py", "cache_latents": "test_caches.py", "cache_text": "test_caches.py",
-    "seeds": "test_params.py: test_several_seeds_are_versions_of_their_own",
+    "seeds": "test_params.py: test_several_seeds_are_versions_of_their_own", "processes": "test_processes.py",
     "gradient_checkpointing": "test_gradient_checkpointing_changes_memory_not_the_gradient",
     "compile": "test_compiled.py",
     "timestep_sampling": "test_objective.py", "timestep_shift": "test_objective.py",

@@ -27,6 +27,7 @@ class Measured:
 
     steps: list[int]
     references: list[str]
+    seeds: list[int]  # with which each was drawn
     doubt: str  # why nothing may be called better; empty where it may
     higher_is_better: dict[str, bool]
     values: dict[str, Floats]  # metric -> (trainings, references)
@@ -46,14 +47,17 @@ def measured(results: Sequence[Path], step: int | None = None) -> Measured:
     doubt = next((one.doubt for one in found if one.doubt), "")
     shared = [metric for metric in first.values if all(metric in one.values for one in found)]
     values = {metric: np.concatenate([one.values[metric] for one in found]) for metric in shared}
-    return Measured([one.steps[0] for one in found], first.references, doubt, first.higher_is_better, values)
+    return Measured(
+        [one.steps[0] for one in found], first.references, first.seeds, doubt, first.higher_is_better, values
+    )
 
 
 def _one(result: Path, step: int | None) -> Measured:
     if not (result / "best.json").exists():
         raise DataError(f"{result.name} is not measured yet: say `snakemake {result}/metrics.csv`")
     best: dict[str, Any] = records.read_json(result / "best.json")
-    shown, wanted = reported(best)["references"], best["best_step"] if step is None else step
+    part, wanted = reported(best), best["best_step"] if step is None else step
+    shown = part["references"]
     columns = [f"image{number}" for number, name in enumerate(best["references"], 1) if name in shown]
     rows = [row for row in records.read_csv(result / "metrics.csv") if int(row["step"]) == wanted]
     values = {
@@ -62,7 +66,7 @@ def _one(result: Path, step: int | None) -> Measured:
         if row["metric"] != MEAN_RANK
     }
     doubt = "" if is_tested(best) else BY_A_PERSON if best["test"] else NO_TEST
-    return Measured([wanted], shown, doubt, best["higher_is_better"], values)
+    return Measured([wanted], shown, part["seeds"], doubt, best["higher_is_better"], values)
 
 
 def against(first: Measured, second: Measured, metric: str, bootstrap_samples: int) -> dict[str, float]:
@@ -95,7 +99,7 @@ def compare(
         trainings: The folders of all trainings of a version, its own first, by its name.
 
     Raises:
-        DataError: If one is not measured, or the two were measured on different references.
+        DataError: If one is not measured, or the two were measured on different references or drawn with other seeds.
     """
     if one.name == other.name:
         raise DataError(f"{one.name} is compared with itself; name another version, or {BASE}")
@@ -106,6 +110,12 @@ def compare(
     first, second = _side(one.name, other.name, folders), _side(other.name, one.name, folders)
     if first.references != second.references:
         raise DataError(f"{one.name} and {other.name} were measured on different references; they cannot be compared")
+    if first.seeds != second.seeds:
+        raise DataError(
+            f"{one.name} was drawn with the seeds {_listed(first.seeds)}, {other.name} with {_listed(second.seeds)}: a "
+            f"difference would hold that of their noise; give both the same sample.report_seeds (sample.seeds where "
+            f"nothing is tested). Only pictures are drawn for it"
+        )
     doubt = first.doubt or second.doubt
     note = doubt or (SEVERAL if several else ONE_LORA if BASE in (one.name, other.name) else ONE_TRAINING)
     shared = [metric for metric in first.values if metric in second.values]
@@ -155,3 +165,7 @@ def over_trainings(results: Sequence[Path], bootstrap_samples: int) -> dict[str,
         own = {"mean": round(float(table.mean()), 4), "between": round(spread, 4)}
         found[metric] = {**own, **figures, "p": None if trained.doubt else figures["p"]}
     return found
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))

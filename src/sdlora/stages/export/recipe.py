@@ -14,7 +14,7 @@ class ExportRecipe(Recipe):
     stage: ClassVar[str] = "export"
     folder_pattern: ClassVar[str] = "results/{version}"
     writes: ClassVar[tuple[str, ...]] = ("export/", "README.md")
-    later: ClassVar[Mapping[str, Any]] = {"train.seeds": 1}
+    later: ClassVar[Mapping[str, Any]] = {"train.seeds": 1, "train.processes": 1}
 
     version: str  # in the files' names
     train: Train

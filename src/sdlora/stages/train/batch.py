@@ -61,10 +61,13 @@ def draw_batch(run: Run, step: int, part: int) -> Batch:
 
 
 def drawn(run: Run, number: int) -> Drawn:
-    """Batch `number` on the CPU: a function of (seed, number) alone, and of no network unless latents are made live."""
+    """Batch `number` on the CPU, or this process's rows of it.
+
+    A function of (seed, number) alone, and of no network unless latents are made live.
+    """
     seed = run.settings.seed
     latents, noises, input_noises, timesteps, texts, shown = [], [], [], [], [], []
-    for draw, place in run.order.draws(number):
+    for draw, place in run.share.rows(run.order.draws(number)):
         example = run.examples[place]
         side = orientation(example, run.flip.probability, seed, draw)
         source = generator("draw", seed, draw, example.id)

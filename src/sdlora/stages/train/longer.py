@@ -1,4 +1,4 @@
-"""Going on with a finished run when its version is given more steps."""
+"""Going on with a finished run when its version is given more steps, or with one by another number of processes."""
 
 from pathlib import Path
 
@@ -15,12 +15,14 @@ from sdlora.stages.train.checkpoint import Manifest, State, newest_manifest, rea
 
 #: Names that may differ between a run and a longer one. The schedule is compared rate by rate instead.
 LENGTH = {"train.steps", "train.checkpoint_every", "train.lr_stages", "checkpoint_steps"}
+#: The name of what changes no draw: by how many processes a step is computed.
+PROCESSES = "train.processes"
 #: Names that change under a run without anybody editing its settings.
 SURROUNDINGS = (*UPDATED, "base_identity", "threads", "dataset.")
 
 
 def go_on(kept: Path, identity: Identity, settings: Train) -> State | None:
-    """The last state of the longest finished run that is this one but for its length, made this run's own.
+    """The last state of the longest run that is this one but for its length or its processes, made this run's own.
 
     Its checkpoints are copied, too. A run whose learning rates were others, such as a cosine over another total, is
     named and left alone.
@@ -39,11 +41,12 @@ def go_on(kept: Path, identity: Identity, settings: Train) -> State | None:
     for folder, manifest in sorted(known, key=lambda row: row[1].step, reverse=True):
         names = differing(manifest.identity, identity)
         run, done = f"run {folder.name[:12]}", (folder / "done.json").exists()
-        if done and set(names) <= LENGTH and manifest.step < settings.steps:
+        longer = done and set(names) <= LENGTH and manifest.step < settings.steps
+        if longer or (not done and names == [PROCESSES]):
             try:
                 with store.sole_use(folder):
                     return _taken_over(folder, manifest, kept, identity, settings)
-            except DataError as reason:
+            except DataError as reason:  # in use, damaged, or with other rates
                 said.append(f"{run} is the same but for its length ({manifest.step} steps), but {reason}")
         elif not done and all(name.startswith(SURROUNDINGS) for name in names):
             changes = told(names, manifest.identity, identity)
@@ -70,7 +73,7 @@ def _taken_over(folder: Path, manifest: Manifest, kept: Path, identity: Identity
     missing = {step for step in settings.checkpoint_steps if step <= manifest.step} - set(before.checkpoint_steps)
     if missing:
         raise DataError(f"it kept no checkpoint at step {min(missing)}")
-    if not is_undamaged(folder) or (state := read_state(manifest)) is None:
+    if ((folder / "done.json").exists() and not is_undamaged(folder)) or (state := read_state(manifest)) is None:
         raise DataError("its files are damaged")
     _set_schedule(state, before, settings)
     for step in settings.checkpoint_steps:
@@ -78,7 +81,11 @@ def _taken_over(folder: Path, manifest: Manifest, kept: Path, identity: Identity
             name = f"checkpoints/step-{step:06d}"
             records.publish_folder(folder / name, kept / name)
     save_state(kept, state, identity)
-    print(f"train: the same but for its length: going on from step {state.step} of run {folder.name[:12]}", flush=True)
+    shared_out_anew = differing(manifest.identity, identity) == [PROCESSES]
+    what = "its processes" if shared_out_anew else "its length"
+    print(f"train: the same but for {what}: going on from step {state.step} of run {folder.name[:12]}", flush=True)
+    if shared_out_anew:
+        print("train: the last digits will differ from those of a run on as many processes from the start", flush=True)
     return state
 
 

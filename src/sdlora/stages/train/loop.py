@@ -28,6 +28,7 @@ from sdlora.stages.train.checkpoint import State
 from sdlora.stages.train.dataset import BatchOrder, Example
 from sdlora.stages.train.latents import LatentsOf
 from sdlora.stages.train.losses import masked_mean
+from sdlora.stages.train.processes import ALL, Share, averaged
 from sdlora.stages.train.texts import ConditioningOf
 
 READ_EVERY = 20  # steps between two readings of losses
@@ -56,6 +57,7 @@ class Run:
     average: list[Tensor] | None = None  # the EMA of `parameters`
     prior: "Run | None" = None  # the same run over the prior's pictures
     trigger: str = ""
+    share: Share = ALL  # what of each step this process computes
     initial: dict[str, Tensor] | None = None  # A and B at the start, where they were taken out of the base
     passes: Passes | None = None  # faster than autograd's, where the device has such
     ahead: Callable[[int], Callable[[], list[Drawn]]] | None = None  # batches that wait to be sent to the device
@@ -93,21 +95,21 @@ def passed(run: Run, batch: Batch) -> Tensor | None:
     """A batch's share of a step's loss by the faster passes, its gradients added; None where autograd has to do it."""
     if run.passes is None:
         return None
-    return run.passes.run(batch, lambda shown: loss_of(run, shown) / run.settings.accumulation)
+    return run.passes.run(batch, lambda shown: loss_of(run, shown) / run.share.batches)
 
 
 def backward(run: Run, batch: Batch, weight: float = 1.0) -> Tensor:
     """Add a batch's gradients to the parameters', and return its share of a step's loss."""
-    loss = weight * loss_of(run, batch) / run.settings.accumulation
+    loss = weight * loss_of(run, batch) / run.share.batches
     run.accelerator.backward(loss)
     return loss.detach()
 
 
-def draws(run: Run, number: int) -> list[Drawn]:
-    """Batch `number` of the run and, with prior preservation, of its prior."""
+def draws(run: Run, index: int) -> list[Drawn]:
+    """This process's batch `index` of the run and, with prior preservation, of its prior."""
     if run.ahead is not None:
-        return run.ahead(number)()
-    return [drawn(one, number) for one in (run, run.prior) if one is not None]
+        return run.ahead(index)()
+    return [drawn(one, run.share.batch(index)) for one in (run, run.prior) if one is not None]
 
 
 @contextmanager
@@ -119,36 +121,37 @@ def drawing_ahead(run: Run, first: int) -> Iterator[None]:
     if run.accelerator.device.type == "cpu" or run.settings.cache_latents == "none":
         yield
         return
-    parts = run.settings.accumulation
-    with Ahead(lambda number: ready(run, number), first * parts, run.settings.steps * parts) as run.ahead:
+    parts = run.share.batches
+    with Ahead(lambda index: ready(run, index), first * parts, run.settings.steps * parts) as run.ahead:
         try:
             yield
         finally:
             run.ahead = None
 
 
-def ready(run: Run, number: int) -> Callable[[], list[Drawn]]:
-    """Batch `number`, drawn and packed; calling it sends it."""
-    return to_device(draws(replace(run, ahead=None), number), run.accelerator.device)
+def ready(run: Run, index: int) -> Callable[[], list[Drawn]]:
+    """This process's batch `index`, drawn and packed; calling it sends it."""
+    return to_device(draws(replace(run, ahead=None), index), run.accelerator.device)
 
 
 def optimizer_step(run: Run, step: int) -> Tensor:
-    """One optimizer step over all accumulated batches.
+    """One optimizer step over all accumulated batches, and those of the other processes.
 
     Returns:
         The mean loss, still on the device.
     """
     settings = run.settings
     total = torch.zeros((), device=run.accelerator.device)
-    for part in range(settings.accumulation):
+    for index in range(step * run.share.batches, (step + 1) * run.share.batches):
         if settings.dropout:
-            torch.manual_seed(seed_of("dropout", settings.seed, step, part))
-        shown, *prior = draws(run, step * settings.accumulation + part)
+            torch.manual_seed(seed_of("dropout", settings.seed, step, *run.share.noise_of(index)))
+        shown, *prior = draws(run, index)
         batch = batch_of(run, shown)
         loss = passed(run, batch)
         total += backward(run, batch) if loss is None else loss.detach()
         if run.prior is not None and settings.prior is not None:  # its activations come when the others are gone
             total += backward(run.prior, batch_of(run.prior, prior[0]), settings.prior.weight)
+    total = averaged(run.accelerator, run.parameters, total)
     run.accelerator.clip_grad_norm_(run.parameters, settings.max_grad_norm)
     run.optimizer.step()
     run.optimizer.zero_grad(set_to_none=True)
@@ -186,7 +189,7 @@ def train_loop(run: Run, start: State | None, on_checkpoint: Callable[[State], N
                 log += rows_of(waiting)
                 waiting.clear()
                 scale = told_of_overflow(run, scale, step + 1)
-            if log:
+            if log and run.accelerator.is_main_process:
                 progress.update(step + 1, f"loss {sum(row[1] for row in log[-50:]) / len(log[-50:]):.4f}")
             if step + 1 in checkpoints:
                 on_checkpoint(_sound(snapshot(run, step + 1, log)))

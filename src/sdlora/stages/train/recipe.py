@@ -17,7 +17,11 @@ class TrainRecipe(Recipe):
     folder_pattern: ClassVar[str] = "results/{version}"
     writes: ClassVar[tuple[str, ...]] = ("checkpoints/", "train_log.csv", "config.yaml")
     asides: ClassVar[frozenset[str]] = frozenset({"dataset", "base_name", "keep_runs", "sample", "size_px"})
-    later: ClassVar[Mapping[str, Any]] = {"train.seeds": 1, "train.compile": "none"}
+    later: ClassVar[Mapping[str, Any]] = {
+        "train.seeds": 1,
+        "train.compile": "none",
+        "train.processes": 1,
+    }
 
     train: Train  # every null replaced by what it means
     checkpoint_steps: tuple[int, ...]
@@ -32,3 +36,8 @@ class TrainRecipe(Recipe):
     keep_runs: int  # finished runs kept in the store
     sample: Sample | None = None  # how it will be drawn, for which there must be memory, too
     size_px: int = 0  # side of what is drawn
+
+    @property
+    def cards(self) -> int:
+        """One for each of its processes."""
+        return self.train.processes

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,12 +22,13 @@ from sdlora.lora.names import AVERAGE
 from sdlora.memory import preflight
 from sdlora.models import ModelFamily, load_model
 from sdlora.models.family import first_loaded, trained_base
-from sdlora.stages.train import latents, prior, texts
+from sdlora.stages.train import latents, prior, processes, texts
 from sdlora.stages.train.about import write_about
 from sdlora.stages.train.checkpoint import (
     State,
     clear_leftovers,
     keep_states,
+    newest_manifest,
     newest_state,
     save_state,
     told_when_full,
@@ -39,6 +40,7 @@ from sdlora.stages.train.dataset import BatchOrder, Example, load_examples
 from sdlora.stages.train.longer import go_on, is_undamaged
 from sdlora.stages.train.loop import Diverged, Run, holding, passes_of, train_loop
 from sdlora.stages.train.optimizers import Groups, point_to_save
+from sdlora.stages.train.processes import Share
 from sdlora.stages.train.recipe import TrainRecipe
 from sdlora.stages.train.texts import ConditioningOf
 
@@ -54,17 +56,45 @@ def train_version(recipe: TrainRecipe) -> list[Path]:
     """
     key = run_key(recipe.identity(), recipe.inputs)
     kept = store.entry("train", key)
-    with store.sole_use(kept), told_when_full(kept):
-        if (kept / "done.json").exists() and is_undamaged(kept):
+    with store.sole_use(kept) as lock, told_when_full(kept):
+        if _is_done(kept):
             print(f"train: these settings were trained before; publishing run {key[:12]} again", flush=True)
         else:
-            if (kept / "done.json").exists():  # damaged since: its last state would not bring back its checkpoints
-                shutil.rmtree(kept / "state", ignore_errors=True)
-                (kept / "done.json").unlink()
-            _train(recipe, identity_of(recipe.identity(), recipe.inputs), kept)
+            _train(recipe, kept, lock)
         published = _publish(kept, recipe.folder)
     store.keep_newest("train", recipe.keep_runs)
     return published
+
+
+def train_until(recipe: TrainRecipe, step: int) -> None:
+    """Train as far as a checkpoint, in the store alone; whoever trains on does so from its state.
+
+    Args:
+        recipe: The whole training.
+        step: One of its checkpoints.
+    """
+    kept = store.entry("train", run_key(recipe.identity(), recipe.inputs))
+    with store.sole_use(kept) as lock, told_when_full(kept):
+        done = _is_done(kept)
+        reached = newest_manifest(kept)
+        if not done and (reached is None or reached.step < step):
+            _train(recipe, kept, lock, step)
+    store.keep_newest("train", recipe.keep_runs)
+
+
+class _Reached(Exception):
+    """The checkpoint that a training was to stop at is written."""
+
+
+def _is_done(kept: Path) -> bool:
+    """Whether a kept run is finished and whole; one that is damaged will be trained anew."""
+    if not (kept / "done.json").exists():
+        return False
+    if is_undamaged(kept):
+        return True
+    shutil.rmtree(kept / "state", ignore_errors=True)  # its last state would not bring back its checkpoints
+    (kept / "done.json").unlink()
+    return False
 
 
 def _publish(kept: Path, out: Path) -> list[Path]:
@@ -77,22 +107,42 @@ def _publish(kept: Path, out: Path) -> list[Path]:
     return [out / name for name in names]
 
 
-def _train(recipe: TrainRecipe, identity: Identity, kept: Path) -> None:
+def _train(recipe: TrainRecipe, kept: Path, lock: int, until: int | None = None) -> None:
+    """Refuse what would not fit, and train in this process or in several."""
     torch.set_num_threads(recipe.threads)
-    settings, base = recipe.train, recipe.base
-    examples = load_examples(recipe.dataset, recipe.base_name, settings.cache_latents)
-    demand = preflight.demand_of(examples, settings, base, recipe.encode)
+    examples = _examples_of(recipe)
     drawing = None if recipe.sample is None else (recipe.sample, recipe.size_px)
-    preflight.check(settings, base, demand, drawing=drawing)
+    one = recipe.train.of_one_process
+    demand = preflight.demand_of(examples, one, recipe.base, recipe.encode)
+    preflight.check(one, recipe.base, demand, drawing=drawing, beside=recipe.train.processes)
+    clear_leftovers(kept)
+    if recipe.train.processes > 1:
+        processes.launch(recipe, kept, lock, until)
+    else:
+        _train_here(recipe, kept, examples, until)
+
+
+def train_share(recipe: TrainRecipe, kept: Path, until: int | None) -> None:
+    """One of several processes that train together, in a folder that the process which started them holds."""
+    torch.set_num_threads(recipe.threads)
+    _train_here(recipe, kept, _examples_of(recipe), until)
+
+
+def _examples_of(recipe: TrainRecipe) -> list[Example]:
+    return load_examples(recipe.dataset, recipe.base_name, recipe.train.cache_latents)
+
+
+def _train_here(recipe: TrainRecipe, kept: Path, examples: list[Example], until: int | None) -> None:
+    settings, base = recipe.train.of_one_process, recipe.base
 
     def advice() -> str:
-        return preflight.ways(settings, base, demand)
+        return preflight.ways(settings, base, preflight.demand_of(examples, settings, base, recipe.encode))
 
     def safe() -> str:
         return f"{what_is_kept(kept)}: start again, and training goes on from there"
 
     with gpu.told_when_it_fails(advice, safe), _told_what_is_left(kept):
-        _steps(recipe, identity, kept, examples)
+        _steps(recipe, identity_of(recipe.identity(), recipe.inputs), kept, examples, until)
 
 
 @contextmanager
@@ -104,21 +154,37 @@ def _told_what_is_left(kept: Path) -> Iterator[None]:
         raise Diverged(f"{error}; {what_is_kept(kept)}, and so are the LoRAs below {kept / CHECKPOINTS}") from None
 
 
-def _steps(recipe: TrainRecipe, identity: Identity, kept: Path, examples: list[Example]) -> None:
+def _steps(recipe: TrainRecipe, identity: Identity, kept: Path, examples: list[Example], until: int | None) -> None:
     settings = recipe.train
     run = prepare(settings, recipe.flip, recipe.base, examples, recipe.encode, recipe.base_identity, recipe.trigger)
-    clear_leftovers(kept)
-    state = newest_state(kept, identity)
-    if state is not None:
-        print(f"train: resuming from step {state.step} of {settings.steps}", flush=True)
-    else:
-        state = go_on(kept, identity, settings)
+    first = run.accelerator.is_main_process
+    with run.accelerator.main_process_first():  # who takes over another run's state writes it here, for all
+        state = newest_state(kept, identity)
+        if state is not None:
+            print(f"train: resuming from step {state.step} of {settings.steps}", flush=True)
+        elif first:
+            state = go_on(kept, identity, settings)
+
+    def stop_at(state: State | None) -> None:
+        if until is not None and state is not None and until <= state.step < settings.steps:
+            raise _Reached
 
     def on_checkpoint(state: State) -> None:
-        write_checkpoint(run, kept / CHECKPOINTS / f"step-{state.step:06d}")
-        save_state(kept, state, identity)
+        if first:
+            write_checkpoint(run, kept / CHECKPOINTS / f"step-{state.step:06d}")
+            save_state(kept, state, identity)
+        stop_at(state)
 
-    log = train_loop(run, state, on_checkpoint)
+    with suppress(_Reached):
+        stop_at(state)  # where a shorter training was gone on with
+        log = train_loop(run, state, on_checkpoint)
+        if first:
+            _finish(recipe, run, kept, log)
+    run.accelerator.end_training()
+
+
+def _finish(recipe: TrainRecipe, run: Run, kept: Path, log: list[list[float]]) -> None:
+    """Write what is left to write, and last that the run is whole."""
     records.write_csv(
         kept / "train_log.csv",
         LOG_COLUMNS,
@@ -204,11 +270,14 @@ def prepare(
     first = first_loaded(base, settings)
     model = load_model(base, accelerator.device.type, first)
     model.check(settings)
-    kept = (
-        [] if settings.prior is None else prior.examples(model, settings.prior, identity, settings.seed, base.size_px)
-    )
-    also = [text for example in kept for text in example.text]
-    data = prepare_data(settings, base, model, examples, encode or Encode(), identity, trigger, also)
+    with accelerator.main_process_first():  # one process fills the caches on disk
+        kept = (
+            []
+            if settings.prior is None
+            else prior.examples(model, settings.prior, identity, settings.seed, base.size_px)
+        )
+        also = [text for example in kept for text in example.text]
+        data = prepare_data(settings, base, model, examples, encode or Encode(), identity, trigger, also)
     if "denoiser" not in first:
         model.load("denoiser")
     groups = _add_trained(model, settings, base, trigger)
@@ -231,9 +300,14 @@ def prepare(
         average=None if settings.ema is None else [p.detach().clone() for p in parameters],
         trigger=trigger,
         initial=types.initial_tensors(model.denoiser, settings),
+        share=Share.of(settings, accelerator),
     )
     run.prior = _over_prior(run, kept) if kept else None
     run.passes = passes_of(run)
     if settings.compile == "blocks":
         compile_blocks(run)
     return run
+
+
+if __name__ == "__main__":
+    processes.work(train_share)

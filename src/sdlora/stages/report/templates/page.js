@@ -23,11 +23,26 @@ const ruleStep = (version) => (version.best.overruled ?? version.best).best_step
 const drawnSteps = (version) => version.steps.filter((step) => version.samples[step]); // a comparison shows only those that were chosen
 const stepOf = (version, step) => (!step ? "no LoRA" : version.foreign.length ? "as it came" : `step ${step}`);
 const chosenOf = (version) => [...new Set([version.best.best_step, ruleStep(version)])].map((step) => ({ step, by: !version.best.overruled ? "" : step === ruleStep(version) ? "the rule" : "a person" }));
+/** What may be said of the chosen step, in as few words as it takes. */
+function headline(version) {
+  if (version.best.overruled) return ["Chosen by a person", ""];
+  if (!version.best.test) return ["Not tested: too few references", ""];
+  return version.best.resolved ? ["Better than without the LoRA", "better"] : ["Unresolved: these references show no sure difference", ""];
+}
+/** The chosen step beside the references and the base, large: what a visitor looks for first. */
+function glance(version) {
+  const step = version.best.best_step, part = version.best.test ?? version.best.validation, references = data.references[version.references];
+  const ids = part.references.filter((id) => references[id] && version.samples[0]?.[id] && version.samples[step]?.[id]).slice(0, several ? 4 : 6);
+  const drawn = (at) => (id) => cell(sampleOf(version, at, id)[0], `${stepOf(version, at)}: ${references[id].prompt}`, "", { version: version.name, step: at, reference: id });
+  const rows = [[several ? "" : "reference", (id) => cell(references[id].picture, "reference", "")], ["no LoRA", drawn(0)], [stepOf(version, step), drawn(step)]];
+  return ids.length ? element("div", { class: "scroll" }, element("table", { class: "glance" }, ...rows.slice(several ? 2 : 0).map(([head, make]) => element("tr", {}, several ? null : element("th", { scope: "row" }, head), ...ids.map((id) => element("td", {}, make(id))))))) : null;
+}
 function verdicts() {
   const box = $("verdicts");
   if (data.versions.length > 1) box.className = "cards";
   box.append(...data.versions.map((version) => element("div", { class: "verdict" },
     data.versions.length > 1 ? element("strong", {}, element("a", { href: `${data.root}/${version.name}/report/index.html` }, version.name)) : null,
+    element("p", { class: `headline ${headline(version)[1]}` }, headline(version)[0]), glance(version),
     element("p", {}, version.foreign.length ? `${version.best.why}.`.replace("step 1:", "as it came:") : `${version.best.why}.`), element("p", { class: "rule" }, version.best.overruled ? `Chosen by a person. The rule, ${version.best.rule}, says: ${version.best.overruled.why}.` : version.foreign.length ? `From elsewhere: ${version.foreign.join("; ")}.` : `Chosen by: ${version.best.rule}${version.best.chosen ? ", and by a person" : ""}.`),
     ...version.best.warnings.map((warning) => element("p", { class: "warning" }, `${warning}.`)),
     version.accepted.length ? element("details", {}, element("summary", {}, "Accepted after an update of code or packages"), element("ul", {}, ...version.accepted.map((line) => element("li", {}, line)))) : null)));
@@ -273,10 +288,10 @@ function drawTally() {
 $("vote").addEventListener("keydown", (event) => { if (pair && ["1", "2"].includes(event.key) && event.target.tagName !== "SELECT") vote(Number(event.key) - 1); });
 
 /* Start */
-verdicts();
 fill($("columns"), [...(several ? [["*", "every version at its chosen step"]] : []), ...data.versions.map((version) => [version.name, `checkpoints of ${version.name}`])]);
 fill($("figure"), [...allMetrics.map((metric) => [metric, metric]), ["", "nothing"]]);
 fill($("seed"), seeds.map((seed) => [seed, seed]));
+verdicts();
 $("seed-label").hidden = seeds.length < 2;
 if (data.versions.some((version) => version.best.test)) $("parts-note").textContent = "The references that report are drawn with the chosen step and without the LoRA alone; a picture whose seed is not the one above says which it has.";
 for (const id of ["columns", "figure", "seed"]) $(id).addEventListener("change", drawGrid);

@@ -1,0 +1,40 @@
+"""The section `animate`: how a chosen picture is made to move."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from sdlora.config.sections import Section
+
+Side = Annotated[int, Field(ge=64, le=2048, multiple_of=64)]
+
+
+class Animate(Section):
+    """A drawn picture that Stable Video Diffusion makes move (2311.15127): `results/<version>/animation.gif`."""
+
+    model: str = Field("stabilityai/stable-video-diffusion-img2vid-xt", description="folder or hub id of the pipeline")
+    revision: str | None = Field(None, description="commit, branch or tag on the hub; null = main")
+    dtype: Literal["fp32", "fp16", "bf16"] = Field("fp16", description="type of the weights; fp16 needs a GPU")
+    reference: int = Field(
+        1, ge=1, description="whose picture, of those that the chosen checkpoint has drawn, by number"
+    )
+    width_px: Side = Field(1024, description="of the frames while they are made, a multiple of 64")
+    height_px: Side = Field(576, description="likewise; the picture is padded to it, and the padding is cut off again")
+    frames: int = Field(25, ge=2, le=200, description="frames made; the xt model learnt 25, the first one 14")
+    fps: int = Field(7, ge=1, le=30, description="frames a second, which the model is told, too")
+    motion_bucket_id: int = Field(127, ge=0, le=255, description="how much moves")
+    noise_aug_strength: float = Field(0.02, ge=0, le=1, description="noise on the picture: more moves it further away")
+    min_guidance_scale: float = Field(1.0, ge=1, le=20, description="guidance of the first frame")
+    max_guidance_scale: float = Field(3.0, ge=1, le=20, description="guidance of the last frame")
+    inference_steps: int = Field(25, ge=1, le=200, description="denoising steps")
+    decode_chunk_size: int = Field(4, ge=1, le=200, description="frames decoded at once: more is faster, takes memory")
+    seed: int = Field(42, ge=0, description="seed of the noise")
+
+    @model_validator(mode="after")
+    def _guidance_rises(self) -> Self:
+        if self.min_guidance_scale > self.max_guidance_scale:
+            raise ValueError(
+                f"min_guidance_scale is {self.min_guidance_scale:g}, above max_guidance_scale "
+                f"({self.max_guidance_scale:g})"
+            )
+        return self

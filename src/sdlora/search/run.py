@@ -1,0 +1,436 @@
+"""The command: ask what to try, let Snakemake make it, write down what came of it, and go on."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sdlora import choices, records
+from sdlora.config.load import load, section_of, stated, trial_of
+from sdlora.config.params import Params, Version
+from sdlora.config.search import FOLDER, STUDY, TRIALS, Study, Trials
+from sdlora.errors import DataError, ParamsError, suggest
+from sdlora.flow import freshness, plan, store
+from sdlora.flow.identity import differing, identity_of, is_update, told
+from sdlora.flow.recipe import Recipe
+from sdlora.search import page
+from sdlora.search.journal import LEFT_OUT, Journal, Outcome
+from sdlora.search.space import Key, Range, Space, as_yaml, nested, space_of, spelt, value_at
+from sdlora.stages.probe.recipe import PROBE, ProbeRecipe
+
+PARAMS = Path("params.yaml")
+TRIALS_BY_DEFAULT = 20
+NOT_ALLOWED = "not allowed: "
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line says; None is what it does not say."""
+
+    name: str
+    study: Mapping[str, Any]  # fields of `Study`
+    trials: int | None
+    at_once: int
+    leave_out: tuple[int, ...]
+    snakemake: tuple[str, ...]  # further options
+
+
+def run(asked: Asked) -> None:
+    """Make the trials that are not there yet, then all of the best one, and the page.
+
+    Raises:
+        ParamsError: If what is asked cannot be searched, or is another search than the one of that name.
+        DataError: If Snakemake stops, or another process is at work on the study.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", asked.name):
+        raise ParamsError(f"{asked.name!r} is no name of a search: letters, digits, and _ . - within")
+    search = Search.of(asked)
+    if asked.at_once > search.params.keep_runs:
+        raise ParamsError(
+            f"--at-once is {asked.at_once}, but keep_runs is {search.params.keep_runs}: a trial that waits to go on "
+            f"would be dropped; raise keep_runs in params.yaml"
+        )
+    search.check()
+    with store.sole_use(store.entry("search", asked.name)):
+        search.begin()
+        try:
+            search.make(asked)
+        except KeyboardInterrupt:
+            raise DataError(f"stopped; `sdlora search {asked.name}` goes on") from None
+
+
+@dataclass
+class Search:
+    """A study and what it is made of."""
+
+    name: str
+    study: Study  # every null replaced by what it means
+    space: Space
+    raw: dict[str, Any]  # what params.yaml states
+    params: Params
+
+    @classmethod
+    def of(cls, asked: Asked) -> "Search":
+        """From the command line and the file, which must say the same."""
+        params, raw = load(PARAMS), stated(PARAMS)
+        study = _study(asked)
+        if study.like not in raw["versions"]:
+            raise ParamsError(f"params.yaml has no version {study.like!r}{suggest(study.like, raw['versions'])}")
+        version = params.versions[study.like]
+        space = space_of(study.settings, study.grid)
+        found = cls(asked.name, study.model_copy(update={"by": _metric(study, version)}), space, raw, params)
+        found.study = found.study.model_copy(update={"prune_at": found._prune_at()})
+        return found
+
+    @property
+    def folder(self) -> Path:
+        """Where the study is kept."""
+        return FOLDER / self.name
+
+    @property
+    def maximise(self) -> bool:
+        """Whether higher is better."""
+        return bool(choices.pick(choices.METRICS, str(self.study.by)).higher_is_better)
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """All that must stay as it was while trials are compared."""
+        asked = self.study.model_dump(mode="json")
+        version = self.params.versions[self.study.like].model_dump(mode="json", exclude={"remark", "chosen"})
+        return {**asked, "settings": self.space.texts, "version": version}
+
+    def trial_name(self, number: int) -> str:
+        """The version of a trial."""
+        return f"{self.name}-trial{number}"
+
+    def trials(self, settings: Mapping[str, dict[str, Any]], batch: tuple[int, int] = (0, -1)) -> Trials:
+        """What `trials.yaml` holds for some settings by name."""
+        study = self.study
+        return Trials(
+            like=study.like, by=str(study.by), prune_at=study.prune_at or (), batch=batch, trials=dict(settings)
+        )
+
+    def settings(self, params: Mapping[Key, Any]) -> dict[str, Any]:
+        """What a trial states, from what it tries."""
+        return nested({**self.space.fixed, **params})
+
+    def check(self) -> None:
+        """Refuse what no trial could be, before anything runs.
+
+        Raises:
+            ParamsError: If no trial may have a value, or trials cannot share what is made of the dataset.
+        """
+        version = self.params.versions[self.study.like]
+        if version.lora is not None:
+            raise ParamsError(f"version {self.study.like} names a LoRA from elsewhere: nothing is trained")
+        if self.params.datasets[version.dataset].held_out == 0:
+            raise ParamsError(f"datasets.{version.dataset}.held_out is 0: there is nothing to measure trials against")
+        if (self.folder / TRIALS).exists():
+            return
+        good = [self._possible(key, value) for key, axis in self.space.axes.items() for value in axis.ends]
+        tried = {self.trial_name(number): settings for number, settings in enumerate(good)}
+        plan.jobs(load(PARAMS, {self.name: self.trials(tried)}))
+
+    def _possible(self, key: Key, value: Any) -> dict[str, Any]:
+        """Settings of a trial that may have a value: with the version's own, or the first or last of the other keys."""
+        varied = self.space.varied
+        others: list[dict[Key, Any]] = [{}, *({k: axis.ends[end] for k, axis in varied.items()} for end in (0, -1))]
+        problems = []
+        for other in others:
+            settings = self.settings({**other, key: value})
+            try:
+                trial_of(self.raw, self.trials({"settings": settings}), "settings", self.folder / STUDY)
+            except ParamsError as error:
+                problems.append(error)
+            else:
+                return settings
+        raise problems[0]
+
+    def _prune_at(self) -> tuple[int, ...]:
+        """The checkpoints at which trials are given up; those that are asked for must be some trial's."""
+        ends = [self._possible(key, value) for key, axis in self.space.axes.items() for value in axis.ends]
+        trials = self.trials({str(number): settings for number, settings in enumerate(ends)})
+        versions = [trial_of(self.raw, trials, name, self.folder / STUDY) for name in trials.trials]
+        steps = sorted({step for version in versions for step in version.train.checkpoint_steps[:-1]})
+        if self.study.prune_at is not None:
+            for step in self.study.prune_at:
+                if step not in steps:
+                    raise ParamsError(
+                        f"prune_at: {step} is no checkpoint before a training's end; those are "
+                        f"{', '.join(map(str, steps)) or 'none'}"
+                    )
+            return tuple(sorted(set(self.study.prune_at)))
+        shortest = min((version.train for version in versions), key=lambda train: train.steps)
+        on_the_way = shortest.checkpoint_steps[:-1]
+        thirds = [shortest.steps * part / 3 for part in (1, 2) if on_the_way]
+        return tuple(sorted({min(on_the_way, key=lambda step: abs(step - third)) for third in thirds}))
+
+    def begin(self) -> None:
+        """Write down what is searched, or see that it is what was.
+
+        Raises:
+            ParamsError: If the study began with something else; names both.
+        """
+        self.journal = Journal(self.folder, self.study, self.space, self.maximise)
+        wanted, was = _named(self.definition), _named(self.journal.definition)
+        if not was:
+            self.journal.begin(self.definition)
+        elif names := [name for name in differing(was, wanted) if name in was]:  # an update may bring further options
+            raise ParamsError(
+                f"search {self.name} began otherwise: {told(names, was, wanted)}; its trials cannot be compared with "
+                f"others: set that back, or give another search another name"
+            )
+        if not (self.folder / STUDY).exists():
+            settings = {k: axis.text if isinstance(axis, Range) else axis.values for k, axis in self.space.axes.items()}
+            text = f"# What is searched: `sdlora search {self.name}`. docs/scale.md explains it."
+            _write_yaml(self.folder / STUDY, text, {**self.study.model_dump(mode="json"), "settings": settings})
+        self.known = self._known(is_new=not was)
+        if self.journal.told:
+            self._compare_with_what_was()
+
+    def _known(self, is_new: bool) -> Trials:
+        """The trials so far: those that the journal has, and those that were asked and have not come to their end."""
+        told = {self.trial_name(one.number): one for one in self.journal.told}
+        settings = {
+            name: self.settings(one.params) for name, one in told.items() if not one.why.startswith(NOT_ALLOWED)
+        }
+        path = self.folder / TRIALS
+        if is_new or not path.exists():
+            return self.trials(settings)
+        asked = section_of(path, Trials)
+        return self.trials({**settings, **asked.trials}, asked.batch)
+
+    def _compare_with_what_was(self) -> None:
+        """Trials that were measured on other data or another base cannot be compared with those to come.
+
+        Raises:
+            DataError: If it is so; names what differs. An update of sdlora or of a package is a note alone.
+        """
+        jobs = {job.wildcards["version"]: job for job in plan.jobs(load(PARAMS)) if is_last_probe(job)}
+        for outcome in self.journal.told:
+            job = jobs.get(self.trial_name(outcome.number))
+            made = None if job is None else freshness.read_made(job.made)
+            if job is None or made is None or made.asked is None:  # not trained to its end, or its results are gone
+                continue
+            was, is_now = (_named({**asked, "made from": inputs}) for asked, inputs in (
+                (made.asked, made.inputs), (job.identity(), freshness.inputs_of(job))
+            ))  # fmt: skip
+            names = differing(was, is_now)
+            said = f"since trial {outcome.number} of {self.name} was measured, {told(names, was, is_now)}"
+            if names and not is_update(name.removeprefix("training.").removeprefix("drawing_") for name in names):
+                raise DataError(f"{said}; trials from here on could not be compared with it: begin another search")
+            if names:
+                print(f"note: {said}", file=sys.stderr)
+                return
+
+    def make(self, asked: Asked) -> None:
+        """Batch after batch, then all of the best trial."""
+        count = asked.trials or (self.space.combinations if self.study.grid else TRIALS_BY_DEFAULT)
+        if self.study.grid:
+            count = min(count, self.space.combinations)
+        while (done := len(self.journal.told)) < count:
+            first, last = self.known.batch
+            if not first <= done <= last:
+                first, last = done, min(done + asked.at_once, count) - 1
+            left_out, asked = set(asked.leave_out), replace(asked, leave_out=())
+            if not left_out <= {*range(done, last + 1)}:
+                raise ParamsError(f"--leave-out: at work are {', '.join(map(str, range(done, last + 1)))}")
+            batch = Batch(self, first, last, asked.snakemake)
+            for outcome in batch.outcomes(done, left_out):
+                self.journal.tell(outcome)
+                print(self._line(outcome, count), flush=True)
+            best = self.journal.best()
+            if best is not None and best.run is not None:
+                store.entry("train", best.run)  # the newest again: others come after it, and keep_runs are kept
+            self.write_page()
+        best = self.journal.best()
+        if best is not None:
+            name = self.trial_name(best.number)
+            snakemake([f"results/{name}/metrics.csv", f"results/{name}/report/index.html"], asked.snakemake)
+        self.write_page()
+        print(page.verdict(self, self.journal))
+        if best is not None:
+            print(page.lines(self, best))
+
+    def write_page(self) -> None:
+        """The table and the page, as far as the study is."""
+        page.write(self, self.journal)
+
+    def _line(self, outcome: Outcome, count: int) -> str:
+        tried = ", ".join(f"{key} {spelt(value)}" for key, value in outcome.params.items())
+        best = self.journal.best()
+        came = outcome.why if outcome.value is None else f"{self.study.by} {outcome.value:.5g} at step {outcome.chosen}"
+        so_far = "" if best is None else f" (best so far: trial {best.number}, {best.value:.5g})"
+        return f"trial {outcome.number} of {count}: {tried}: {came}{so_far}"
+
+
+class Batch:
+    """Trials that are made together.
+
+    Args:
+        search: Theirs.
+        first: The first of them, also where it is finished.
+        last: The last.
+        further: Options for Snakemake.
+    """
+
+    def __init__(self, search: Search, first: int, last: int, further: Sequence[str]) -> None:
+        self._search, self._first, self._further = search, first, further
+        self._params, self._refused = self._asked(last)
+        self._trials = {
+            number: trial_of(search.raw, search.known, search.trial_name(number), search.folder / TRIALS)
+            for number in self._params
+            if number not in self._refused
+        }
+
+    def _asked(self, last: int) -> tuple[dict[int, dict[Key, Any]], dict[int, str]]:
+        """What each trial tries, and why some may not; those that may are versions from here on."""
+        search = self._search
+        params: dict[int, dict[Key, Any]] = {}
+        refused: dict[int, str] = {}
+        settings = dict(search.known.trials)
+        for number in range(self._first, last + 1):
+            name = search.trial_name(number)
+            if name in settings:  # it was asked before the command was stopped
+                params[number] = {key: value_at(settings[name], key) for key in search.space.varied}
+                continue
+            params[number] = search.journal.propose(number, self._first, [*params.values()])
+            wanted = {**settings, name: search.settings(params[number])}
+            try:
+                load(PARAMS, {search.name: search.trials(wanted)})
+            except ParamsError as error:
+                refused[number] = f"{NOT_ALLOWED}{str(error).removeprefix(f'{search.folder / TRIALS}: {name}.')}"
+            else:
+                settings = wanted
+        search.known = search.trials(settings, (self._first, last))
+        text = f"# The trials of the search {search.name}, which are versions like those of params.yaml."
+        _write_yaml(search.folder / TRIALS, text, search.known.model_dump(mode="json"))
+        return params, refused
+
+    def outcomes(self, done: int, left_out: set[int]) -> list[Outcome]:
+        """What comes of the trials from number `done` on, in order."""
+        found = {n: Outcome(n, self._params[n], None, why=why) for n, why in self._refused.items()}
+        found |= {n: Outcome(n, self._params[n], None, why=LEFT_OUT) for n in left_out}
+        found = {n: outcome for n, outcome in found.items() if n >= done}
+        alive = [n for n in self._trials if n >= done and n not in found]
+        on_the_way: dict[int, dict[int, float]] = {n: {} for n in alive}
+        if self._search.journal.can_give_up(self._first):
+            for step in sorted({step for n in alive for step in self._trials[n].probes[:-1]}):
+                those = [n for n in alive if n not in found and step in self._trials[n].probes[:-1]]
+                for n, probe in self._probed(dict.fromkeys(those, step)).items():
+                    if probe["diverged"] is None:
+                        on_the_way[n][step] = probe["values"][str(step)]
+                    if given_up := self._given_up(n, step, probe, on_the_way[n]):
+                        found[n] = given_up
+        alive = [n for n in alive if n not in found]
+        for n, probe in self._probed({n: self._trials[n].probes[-1] for n in alive}).items():
+            found[n] = self._finished(n, probe)
+        return [found[n] for n in sorted(found)]
+
+    def _given_up(
+        self, number: int, step: int, probe: Mapping[str, Any], on_the_way: Mapping[int, float]
+    ) -> Outcome | None:
+        params, run = self._params[number], probe["run"]
+        if probe["diverged"] is not None:
+            return Outcome(number, params, None, on_the_way=on_the_way, why=f"diverged: {probe['diverged']}", run=run)
+        if self._search.journal.is_hopeless(self._first, params, on_the_way):
+            base = probe["values"]["0"]
+            return Outcome(number, params, None, None, on_the_way, base, f"given up at step {step}", run)
+        return None
+
+    def _finished(self, number: int, probe: Mapping[str, Any]) -> Outcome:
+        params, run, values = self._params[number], probe["run"], probe["values"]
+        if probe["diverged"] is not None:
+            return Outcome(number, params, None, why=f"diverged: {probe['diverged']}", run=run)
+        steps = self._trials[number].probes[:-1]
+        passed = {step: values[str(step)] for step in steps}
+        return Outcome(
+            number, params, values[str(probe["chosen"])], probe["chosen"], passed, values["0"], run=run
+        )  # fmt: skip
+
+    def _probed(self, steps: Mapping[int, int]) -> dict[int, Any]:
+        """What some trials are measured at, after Snakemake has made it."""
+        names = {number: self._search.trial_name(number) for number in steps}
+        pattern = f"{ProbeRecipe.folder_pattern}/{PROBE}"
+        paths = {n: Path(pattern.format(version=names[n], step=step)) for n, step in steps.items()}
+        if paths:
+            try:
+                snakemake([*map(str, paths.values())], self._further)
+            except DataError as error:
+                missing = [str(n) for n, path in paths.items() if not path.exists()] or [*map(str, paths)]
+                raise DataError(
+                    f"{error}; trial {', '.join(missing)}: logs/{names[int(missing[0])]}/ has what was said. The same "
+                    f"command goes on, and with --leave-out {missing[0]} without that trial"
+                ) from None
+        return {n: records.read_json(path) for n, path in paths.items()}
+
+
+def is_last_probe(job: Recipe) -> bool:
+    """Whether a job measures a trial at its end."""
+    return isinstance(job, ProbeRecipe) and job.is_last
+
+
+def snakemake(targets: Sequence[str], further: Sequence[str]) -> None:
+    """Make files, in a run of the pipeline's own.
+
+    Raises:
+        DataError: If it did not make all of them.
+    """
+    program = shutil.which("snakemake") or str(Path(sys.executable).with_name("snakemake"))
+    sys.stdout.flush()
+    with subprocess.Popen([program, "--keep-going", *further, "--", *targets]) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # it was told, too, and ends its jobs
+            process.wait()
+            raise
+    if code:
+        raise DataError(f"Snakemake ended with {code}")
+
+
+def _study(asked: Asked) -> Study:
+    """What is searched, from the file, the command line, or both."""
+    path = FOLDER / asked.name / STUDY
+    given = {key: value for key, value in asked.study.items() if value is not None}
+    if not path.exists():
+        for option, field in (("--like VERSION", "like"), ("--set KEY=VALUES", "settings")):
+            if field not in given:
+                raise ParamsError(f"there is no {path} yet: say {option}")
+        return Study(**given)
+    kept = section_of(path, Study)
+    wanted = kept.model_copy(update=given)
+    both = [
+        {**study.model_dump(mode="json"), "settings": space_of(study.settings, study.grid).texts}
+        for study in (kept, wanted)
+    ]
+    was, is_now = map(_named, both)
+    if names := differing(was, is_now):
+        raise ParamsError(
+            f"{path} says otherwise: {told(names, was, is_now)}; a study stays what it was: leave the options out, or "
+            f"give another search another name"
+        )
+    return kept
+
+
+def _metric(study: Study, version: Version) -> str:
+    """What trials are measured by."""
+    own = version.evaluate.choose_by
+    if study.by is None and len(own) > 1:
+        raise ParamsError(f"evaluate.choose_by of {study.like} names {', '.join(own)}: say --by with one of them")
+    by = study.by or own[0]
+    if by not in choices.METRICS:
+        raise ParamsError(f"--by: there is no metric {by!r}{suggest(by, choices.METRICS)}")
+    return by
+
+
+def _named(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Every value by its dotted name, as JSON has it."""
+    return identity_of(records.parse_json(records.compact_json(dict(values))), [])
+
+
+def _write_yaml(path: Path, comment: str, values: Mapping[str, Any]) -> None:
+    records.write_text(path, f"{comment}\n{as_yaml(values)}")

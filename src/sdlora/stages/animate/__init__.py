@@ -1,0 +1,1 @@
+"""A drawn picture that moves."""

@@ -1,0 +1,1 @@
+"""Train a search's trial up to a checkpoint, and measure it there."""

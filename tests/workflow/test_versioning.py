@@ -1,0 +1,106 @@
+"""Versions under git and DVC: what is pushed is pulled, experiments come and go, nothing is trained twice."""
+
+import csv
+import shutil
+from pathlib import Path
+
+import pytest
+import remotes
+from helpers import Project
+
+from sdlora.flow.hashing import sha256_of
+
+LORA = "results/b/b.safetensors"
+
+
+@pytest.fixture(scope="module")
+def versioned(built_once: Project, served: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """The built project under git and DVC, in a folder whose name has a space."""
+    folder = tmp_path_factory.mktemp("versioned") / "my project"
+    shutil.copytree(built_once.folder, folder)
+    project = Project(folder, served)
+    project.command("git", "init", "-q", "-b", "main")
+    project.command("dvc", "init", "-q")
+    project.command("dvc", "repro", "-q")
+    commit(project, "rank 4")
+    return project
+
+
+@pytest.fixture
+def copied(versioned: Project, tmp_path: Path) -> Project:
+    """A copy that a test may change."""
+    shutil.copytree(versioned.folder, tmp_path / "my project")
+    return Project(tmp_path / "my project", versioned.python)
+
+
+def commit(project: Project, message: str) -> None:
+    project.command("git", "add", "-A")
+    project.command("git", "commit", "-q", "-m", message)
+
+
+def has_nothing_to_do(project: Project) -> bool:
+    return not project.plan("results/a/metrics.csv", "results/b/metrics.csv")
+
+
+@pytest.mark.parametrize("kind", remotes.REMOTES)
+def test_what_is_pushed_is_pulled(versioned: Project, kind: str, tmp_path: Path) -> None:
+    if kind in remotes.missing():
+        pytest.skip(f"there is no {remotes.SSHD}: `make servers` as root")
+    with remotes.REMOTES[kind](tmp_path) as remote:
+        versioned.command("dvc", "remote", "add", "-q", "-f", "-d", "store", remote.url)
+        for name, value in remote.options.items():
+            versioned.command("dvc", "remote", "modify", "-q", "store", name, value)
+        commit(versioned, kind)
+        versioned.command("dvc", "push", "-q")
+        versioned.command("git", "clone", "-q", str(versioned.folder), str(tmp_path / "clone"))
+        clone = Project(tmp_path / "clone", versioned.python)
+        assert not (clone.folder / LORA).exists()
+        clone.command("dvc", "pull", "-q")
+    assert sha256_of(clone.folder / LORA) == sha256_of(versioned.folder / LORA)
+    assert has_nothing_to_do(clone)
+    assert "up to date" in clone.command("dvc", "status").stdout
+
+
+def test_experiments_come_and_go(copied: Project) -> None:
+    """As docs/reproducibility.md has them: here, and in a copy from the queue."""
+    before = sha256_of(copied.folder / LORA)
+    copied.command("dvc", "exp", "run", "-S", "versions.b.train.rank=8", "-n", "rank8", "lora@b")
+    here = sha256_of(copied.folder / LORA)
+    assert "versions.b.train.rank  4       8" in copied.command("dvc", "exp", "diff").stdout
+    copied.command("git", "checkout", ".")
+    copied.command("dvc", "checkout", "-q")
+    assert sha256_of(copied.folder / LORA) == before
+    assert has_nothing_to_do(copied)
+
+    copied.command("dvc", "exp", "run", "--queue", "-S", "versions.b.train.rank=2", "-n", "rank2", "lora@b")
+    assert sha256_of(copied.folder / LORA) == before
+    copied.command("dvc", "exp", "run", "--run-all")
+    assert sha256_of(copied.folder / LORA) == before
+    shown = csv.DictReader(copied.command("dvc", "exp", "show", "--csv").stdout.splitlines())
+    ranks = {row["Experiment"] or row["rev"]: row["versions.b.train.rank"] for row in shown}
+    assert ranks == {"workspace": "4", "main": "4", "rank8": "8", "rank2": "2"}
+
+    # what was trained in the queue's copy is not trained here
+    for name, its in (("rank8", here), ("rank2", None)):
+        copied.command("dvc", "exp", "apply", name)
+        assert sha256_of(copied.folder / LORA) not in {before, *([] if its else [here])}
+        assert its in (None, sha256_of(copied.folder / LORA))
+        assert has_nothing_to_do(copied)
+
+
+def test_a_version_is_renamed_added_and_removed(copied: Project) -> None:
+    copied.edit("params.yaml", "run: [a, b]", "run: [a, rank-4, c]")
+    copied.edit("params.yaml", "  b:\n", "  c:\n    train: {rank: 2}\n  rank-4:\n")
+    # a name is no setting: both are the same trainings as before
+    said = copied.command("dvc", "repro").stdout
+    assert said.count("these settings were trained before") == 2 and "loss" not in said
+    last = "checkpoints/step-000004/pytorch_lora_weights.safetensors"
+    for renamed, name in (("rank-4", "b"), ("c", "a")):
+        assert copied.read(f"results/{renamed}/{last}") == copied.read(f"results/{name}/{last}")
+    assert "results/b/" not in copied.command("dvc", "status").stdout
+    commit(copied, "rank-4")
+    # what only b had is collected; what is in use stays
+    copied.command("dvc", "gc", "--workspace", "--force")
+    shutil.rmtree(copied.folder / "results/rank-4/export")
+    copied.command("dvc", "checkout", "-q")
+    assert not copied.plan("results/rank-4/metrics.csv", "results/c/metrics.csv")
