@@ -3,7 +3,6 @@
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from sdlora import records
 pytestmark = pytest.mark.skipif(
     bool(slurm.missing()), reason=f"of Slurm's daemons there is no {', '.join(slurm.missing())}: `make servers` as root"
 )
-RAM_OF_A = (sys.executable, "-c", "from sdlora.cli import main; main()", "preflight", "a", "--ram")
+RAM_OF_A = ("sdlora", "preflight", "a", "--ram")
 ON_SLURM = ("--workflow-profile", "profiles/slurm", "--latency-wait", "10")
 
 
