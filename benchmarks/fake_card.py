@@ -60,6 +60,7 @@ class FakeAccelerate:
     """The calls that accelerate makes for one process on one GPU, but for the scaler, which asks for numbers."""
 
     scaler = None
+    num_processes = 1
 
     def __init__(self, precision: str, device: torch.device) -> None:
         self._precision, self.device = precision, device

@@ -17,6 +17,7 @@ from sdlora.stages.animate.recipe import AnimateRecipe
 from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.choose.recipe import ChooseRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
+from sdlora.stages.probe.recipe import ProbeRecipe
 from sdlora.stages.sample.recipe import SampleRecipe
 from sdlora.stages.train.recipe import TrainRecipe
 
@@ -167,5 +168,5 @@ def test_one_of_several_processes_is_refused(
 def test_the_rules_count_the_jobs_that_take_a_card() -> None:
     rules = {path.stem: path.read_text("utf-8") for path in (ROOT / "workflow/rules").glob("*.smk")}
     counted = {name for name, text in rules.items() if re.search("gpu=(1|cards_of_training)", text)}
-    on_cards = (AnimateRecipe, CaptionRecipe, ChooseRecipe, EncodeRecipe, SampleRecipe, TrainRecipe)
+    on_cards = (AnimateRecipe, CaptionRecipe, ChooseRecipe, EncodeRecipe, ProbeRecipe, SampleRecipe, TrainRecipe)
     assert counted == {kind.stage for kind in on_cards if kind.on_card}

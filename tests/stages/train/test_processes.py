@@ -58,7 +58,14 @@ def losses(run: Path) -> torch.Tensor:
         return torch.tensor([float(row["loss"]) for row in csv.DictReader(file)])
 
 
+@pytest.fixture
+def in_forks(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchrun and what it starts import nothing anew."""
+    monkeypatch.setattr(sys, "executable", str(served))
+
+
 @pytest.mark.workflow
+@pytest.mark.usefixtures("in_forks")
 def test_two_processes_train_what_one_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options = {"batch_size": 2, "ema": {"decay": 0.9}, "cache_text": "disk"}
     one = Place(tmp_path / "one", monkeypatch).train(**options)
@@ -96,6 +103,7 @@ def test_who_is_killed_goes_on_with_another_number(
 
 
 @pytest.mark.workflow
+@pytest.mark.usefixtures("in_forks")
 def test_the_first_error_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Place(tmp_path / "here", monkeypatch)
     with pytest.raises(DataError, match="one of the 2 processes of this training failed"):
