@@ -11,7 +11,7 @@ from sdlora.flow.hashing import sha256_of
 from sdlora.lora.diffusers_file import read_lora, write_file
 from sdlora.lora.foreign import Foreign, lora_file, mixed, own_form, read_foreign, write_layers
 from sdlora.lora.kohya_file import to_kohya
-from sdlora.lora.names import AVERAGE, EMBEDDINGS, FILE_NAME, FOR_A1111, FOR_DIFFUSERS, stem_of
+from sdlora.lora.names import AVERAGE, EMBEDDINGS, FILE_NAME, FOR_A1111, FOR_DIFFUSERS, file_in, stem_of
 from sdlora.models import ModelFamily
 from sdlora.models.names import NoKohyaForm
 from sdlora.stages.adopt.recipe import FACTS, Adopted, AdoptRecipe
@@ -82,7 +82,7 @@ def _file(one: Adopted, results: Path) -> Path:
     checkpoint = result / "checkpoints" / f"step-{step:06d}"
     if (checkpoint / EMBEDDINGS).exists():
         raise DataError(f"{one.version} was trained with pivotal tuning: its LoRA is nothing without its embedding")
-    return checkpoint / (Path(AVERAGE) / FILE_NAME if one.average else FILE_NAME)
+    return file_in(checkpoint, one.average)
 
 
 def _plain(path: Path, model: ModelFamily) -> Foreign:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from sdlora.config.params import Base, Caption, Evaluate
 from sdlora.flow.recipe import Recipe
-from sdlora.lora.names import AVERAGE, FILE_NAME
+from sdlora.lora.names import file_in
 
 
 class Learning(BaseModel):
@@ -50,8 +50,8 @@ class MeasuringRecipe(Recipe):
 
     def lora_of(self, step: int) -> Path | None:
         """A checkpoint's file; step 0 has none."""
-        place = Path(AVERAGE) / FILE_NAME if self.learning and self.learning.average else Path(FILE_NAME)
-        return self.folder / "checkpoints" / f"step-{step:06d}" / place if step else None
+        average = self.learning is not None and self.learning.average
+        return file_in(self.folder / "checkpoints" / f"step-{step:06d}", average) if step else None
 
 
 class EvaluateRecipe(MeasuringRecipe):

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from sdlora.flow import store
 from sdlora.flow.identity import run_key
 from sdlora.flow.recipe import Values
-from sdlora.lora.names import AVERAGE, FILE_NAME
+from sdlora.lora.names import file_in
 from sdlora.stages.evaluate.recipe import MeasuringRecipe
 from sdlora.stages.sample.recipe import DrawingRecipe, SampleRecipe
 from sdlora.stages.train.recipe import TrainRecipe
@@ -55,5 +55,5 @@ class ProbeRecipe(DrawingRecipe, MeasuringRecipe):
 
     def lora_of(self, step: int) -> Path | None:
         """A checkpoint's file in the store; step 0 has none."""
-        place = Path(AVERAGE) / FILE_NAME if self.sample.weights == "ema" else Path(FILE_NAME)
-        return self.run / "checkpoints" / f"step-{step:06d}" / place if step else None
+        checkpoint = self.run / "checkpoints" / f"step-{step:06d}"
+        return file_in(checkpoint, self.sample.weights == "ema") if step else None

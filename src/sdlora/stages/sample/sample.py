@@ -14,7 +14,7 @@ from sdlora.config.params import Base, Sample
 from sdlora.flow import hashing, store
 from sdlora.images.pictures import png_bytes
 from sdlora.lora.attach import Fused, attach_lora, detach_lora, fuse_lora, unfuse_lora
-from sdlora.lora.names import AVERAGE, EMBEDDINGS, FILE_NAME
+from sdlora.lora.names import EMBEDDINGS, file_in
 from sdlora.lora.pivotal import attach_embeddings, detach_embeddings, with_token
 from sdlora.memory import preflight
 from sdlora.models import ModelFamily, load_model
@@ -139,9 +139,9 @@ def prompts_of(references: Sequence[records.Row], seeds: Sequence[int]) -> list[
 
 def loras_of(recipe: DrawingRecipe) -> dict[int, Path | None]:
     """Each checkpoint's LoRA, as the version draws with it; step 0 has none."""
-    place = Path(AVERAGE) / FILE_NAME if recipe.sample.weights == "ema" else Path(FILE_NAME)
+    average = recipe.sample.weights == "ema"
     found = sorted((recipe.folder / "checkpoints").glob("step-*"))
-    return {0: None, **{int(path.name.removeprefix("step-")): path / place for path in found}}
+    return {0: None, **{int(path.name.removeprefix("step-")): file_in(path, average) for path in found}}
 
 
 def sample_version(recipe: SampleRecipe) -> list[Path]:
