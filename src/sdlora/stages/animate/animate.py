@@ -10,11 +10,10 @@ from PIL import Image
 from sdlora import determinism, gpu, records
 from sdlora.config.animate import Animate
 from sdlora.errors import DataError, MissingError
-from sdlora.models.family import default_device, from_pretrained, quieten
+from sdlora.models.family import DTYPES, default_device, from_pretrained, quieten
 from sdlora.randomness import generator
 from sdlora.stages.animate.recipe import AnimateRecipe
-from sdlora.stages.evaluate.choose import Choice
-from sdlora.stages.evaluate.run import CHOICE
+from sdlora.stages.evaluate.run import read_choice
 from sdlora.stages.fit.fit import place
 from sdlora.stages.sample.parts import reporting
 
@@ -46,7 +45,7 @@ def picture_of(result: Path, number: int) -> Path:
     Raises:
         DataError: If there are not as many.
     """
-    choice = Choice(**records.read_json(result / CHOICE))
+    choice = read_choice(result)
     rows = reporting(result, [choice.step])
     first = [row for row in rows if row["seed"] == rows[0]["seed"]]
     if number > len(first):
@@ -65,7 +64,7 @@ def load(settings: Animate) -> StableVideoDiffusionPipeline:
     quieten()
     if settings.dtype == "fp16" and default_device() == "cpu":
         raise MissingError("animate.dtype is fp16, which needs a GPU; on a CPU use fp32 or bf16")
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[settings.dtype]
+    dtype = DTYPES[settings.dtype]
     pipeline = from_pretrained(StableVideoDiffusionPipeline, settings.model, settings.revision, dtype=dtype)
     if default_device() == "cuda":
         pipeline.enable_model_cpu_offload()
