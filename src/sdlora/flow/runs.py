@@ -127,16 +127,16 @@ def write(out: Path, folder: Path = FOLDER) -> list[Path]:
     Raises:
         DataError: If nothing ran here yet.
     """
-    from jinja2 import Environment, PackageLoader
+    from sdlora.stages.report.page import PAGES  # imports NumPy
 
     runs = read(folder)
     if not runs:
         raise DataError(f"{folder}: nothing ran here yet")
     rows = [[run.name, *_cells(job)] for run in runs for job in run.jobs]
     records.write_csv(out / "runs.csv", COLUMNS, rows)
-    pages = Environment(loader=PackageLoader("sdlora.stages.report"), autoescape=True, trim_blocks=True)
     shown = [_shown(run) for run in runs]
-    records.write_text(out / "runs.html", pages.get_template("runs.html").render(runs=shown, rules=_by_rule(runs)))
+    text = PAGES.get_template("runs.html").render(title="Runs", runs=shown, rules=_by_rule(runs))
+    records.write_text(out / "runs.html", text)
     return [out / "runs.html", out / "runs.csv"]
 
 
