@@ -10,8 +10,9 @@ from sdlora.cli import main
 from sdlora.config.load import load, stated, written_out
 from sdlora.config.search import Study, Trials
 from sdlora.errors import ParamsError
+from sdlora.flow.identity import nested
 from sdlora.search.journal import Journal, Outcome
-from sdlora.search.space import Range, Space, Values, nested, space_of
+from sdlora.search.space import Range, Space, Values, space_of
 
 ASKED = ("--like", "a", "--set", "train.rank=2,4")
 

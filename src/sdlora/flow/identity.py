@@ -1,6 +1,6 @@
 """What a run is, by name: settings, base, data, code and packages, so that a refusal can say what differs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,19 @@ def run_key(values: Values, inputs: Sequence[Path]) -> str:
 
 def section(identity: Identity, name: str) -> dict[str, Any]:
     """One section of the recipe, as it was before its names were dotted."""
+    before = f"{name}."
+    return nested({key.removeprefix(before): value for key, value in identity.items() if key.startswith(before)})
+
+
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """`{"train.rank": 8}` with its sections: `{"train": {"rank": 8}}`."""
     found: dict[str, Any] = {}
-    for key, value in identity.items():
-        if key.startswith(f"{name}."):
-            *outer, last = key.removeprefix(f"{name}.").split(".")
-            place = found
-            for part in outer:
-                place = place.setdefault(part, {})
-            place[last] = value
+    for key, value in flat.items():
+        *sections, last = key.split(".")
+        place = found
+        for section in sections:
+            place = place.setdefault(section, {})
+        place[last] = value
     return found
 
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,11 @@ from sdlora.config.params import Params, Version
 from sdlora.config.search import FOLDER, STUDY, TRIALS, Study, Trials
 from sdlora.errors import DataError, ParamsError, suggest
 from sdlora.flow import freshness, plan, store
-from sdlora.flow.identity import differing, identity_of, is_update, told
+from sdlora.flow.identity import differing, identity_of, is_update, nested, told
 from sdlora.flow.recipe import Recipe
 from sdlora.search import page
 from sdlora.search.journal import LEFT_OUT, Journal, Outcome
-from sdlora.search.space import Key, Range, Space, as_yaml, nested, space_of, spelt, value_at
+from sdlora.search.space import Key, Range, Space, as_yaml, space_of, spelt, value_at
 from sdlora.stages.probe.recipe import PROBE, ProbeRecipe
 
 PARAMS = Path("params.yaml")
@@ -131,9 +132,13 @@ class Search:
             raise ParamsError(f"datasets.{version.dataset}.held_out is 0: there is nothing to measure trials against")
         if (self.folder / TRIALS).exists():
             return
-        good = [self._possible(key, value) for key, axis in self.space.axes.items() for value in axis.ends]
-        tried = {self.trial_name(number): settings for number, settings in enumerate(good)}
+        tried = {self.trial_name(number): settings for number, settings in enumerate(self._extremes)}
         plan.jobs(load(PARAMS, {self.name: self.trials(tried)}))
+
+    @cached_property
+    def _extremes(self) -> list[dict[str, Any]]:
+        """Settings of a trial for every value at an end of a key, or in its list."""
+        return [self._possible(key, value) for key, axis in self.space.axes.items() for value in axis.ends]
 
     def _possible(self, key: Key, value: Any) -> dict[str, Any]:
         """Settings of a trial that may have a value: with the version's own, or the first or last of the other keys."""
@@ -152,8 +157,7 @@ class Search:
 
     def _prune_at(self) -> tuple[int, ...]:
         """The checkpoints at which trials are given up; those that are asked for must be some trial's."""
-        ends = [self._possible(key, value) for key, axis in self.space.axes.items() for value in axis.ends]
-        trials = self.trials({str(number): settings for number, settings in enumerate(ends)})
+        trials = self.trials({str(number): settings for number, settings in enumerate(self._extremes)})
         versions = [trial_of(self.raw, trials, name, self.folder / STUDY) for name in trials.trials]
         steps = sorted({step for version in versions for step in version.train.checkpoint_steps[:-1]})
         if self.study.prune_at is not None:

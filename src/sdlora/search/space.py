@@ -181,18 +181,6 @@ def space_of(settings: Mapping[Key, str | Sequence[Any]], grid: bool) -> Space:
     return space
 
 
-def nested(flat: Mapping[Key, Any]) -> dict[str, Any]:
-    """`{"train.rank": 8}` as a version states it: `{"train": {"rank": 8}}`."""
-    found: dict[str, Any] = {}
-    for key, value in flat.items():
-        *sections, last = key.split(".")
-        place = found
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = value
-    return found
-
-
 def value_at(settings: Mapping[str, Any], key: Key) -> Any:
     """What `nested` settings say of a key."""
     found: Any = settings
