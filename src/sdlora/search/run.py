@@ -1,10 +1,8 @@
 """The command: ask what to try, let Snakemake make it, write down what came of it, and go on."""
 
 import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,13 +17,12 @@ from sdlora.flow import freshness, plan, store
 from sdlora.flow.identity import differing, identity_of, is_update, nested, told
 from sdlora.flow.recipe import Recipe
 from sdlora.search import page
-from sdlora.search.journal import LEFT_OUT, Journal, Outcome
-from sdlora.search.space import Key, Range, Space, as_yaml, space_of, spelt, value_at
-from sdlora.stages.probe.recipe import PROBE, ProbeRecipe
+from sdlora.search.batch import NOT_ALLOWED, PARAMS, Batch, snakemake, write_yaml
+from sdlora.search.journal import Journal, Outcome
+from sdlora.search.space import Key, Range, Space, space_of, spelt
+from sdlora.stages.probe.recipe import ProbeRecipe
 
-PARAMS = Path("params.yaml")
 TRIALS_BY_DEFAULT = 20
-NOT_ALLOWED = "not allowed: "
 
 
 @dataclass(frozen=True)
@@ -191,7 +188,7 @@ class Search:
         if not (self.folder / STUDY).exists():
             settings = {k: axis.text if isinstance(axis, Range) else axis.values for k, axis in self.space.axes.items()}
             text = f"# What is searched: `sdlora search {self.name}`. docs/scale.md explains it."
-            _write_yaml(self.folder / STUDY, text, {**self.study.model_dump(mode="json"), "settings": settings})
+            write_yaml(self.folder / STUDY, text, {**self.study.model_dump(mode="json"), "settings": settings})
         self.known = self._known(is_new=not was)
         if self.journal.told:
             self._compare_with_what_was()
@@ -272,128 +269,9 @@ class Search:
         return f"trial {outcome.number} of {count}: {tried}: {came}{so_far}"
 
 
-class Batch:
-    """Trials that are made together.
-
-    Args:
-        search: Theirs.
-        first: The first of them, also where it is finished.
-        last: The last.
-        further: Options for Snakemake.
-    """
-
-    def __init__(self, search: Search, first: int, last: int, further: Sequence[str]) -> None:
-        self._search, self._first, self._further = search, first, further
-        self._params, self._refused = self._asked(last)
-        self._trials = {
-            number: trial_of(search.raw, search.known, search.trial_name(number), search.folder / TRIALS)
-            for number in self._params
-            if number not in self._refused
-        }
-
-    def _asked(self, last: int) -> tuple[dict[int, dict[Key, Any]], dict[int, str]]:
-        """What each trial tries, and why some may not; those that may are versions from here on."""
-        search = self._search
-        params: dict[int, dict[Key, Any]] = {}
-        refused: dict[int, str] = {}
-        settings = dict(search.known.trials)
-        for number in range(self._first, last + 1):
-            name = search.trial_name(number)
-            if name in settings:  # it was asked before the command was stopped
-                params[number] = {key: value_at(settings[name], key) for key in search.space.varied}
-                continue
-            params[number] = search.journal.propose(number, self._first, [*params.values()])
-            wanted = {**settings, name: search.settings(params[number])}
-            try:
-                load(PARAMS, {search.name: search.trials(wanted)})
-            except ParamsError as error:
-                refused[number] = f"{NOT_ALLOWED}{str(error).removeprefix(f'{search.folder / TRIALS}: {name}.')}"
-            else:
-                settings = wanted
-        search.known = search.trials(settings, (self._first, last))
-        text = f"# The trials of the search {search.name}, which are versions like those of params.yaml."
-        _write_yaml(search.folder / TRIALS, text, search.known.model_dump(mode="json"))
-        return params, refused
-
-    def outcomes(self, done: int, left_out: set[int]) -> list[Outcome]:
-        """What comes of the trials from number `done` on, in order."""
-        found = {n: Outcome(n, self._params[n], None, why=why) for n, why in self._refused.items()}
-        found |= {n: Outcome(n, self._params[n], None, why=LEFT_OUT) for n in left_out}
-        found = {n: outcome for n, outcome in found.items() if n >= done}
-        alive = [n for n in self._trials if n >= done and n not in found]
-        on_the_way: dict[int, dict[int, float]] = {n: {} for n in alive}
-        if self._search.journal.can_give_up(self._first):
-            for step in sorted({step for n in alive for step in self._trials[n].probes[:-1]}):
-                those = [n for n in alive if n not in found and step in self._trials[n].probes[:-1]]
-                for n, probe in self._probed(dict.fromkeys(those, step)).items():
-                    if probe["diverged"] is None:
-                        on_the_way[n][step] = probe["values"][str(step)]
-                    if given_up := self._given_up(n, step, probe, on_the_way[n]):
-                        found[n] = given_up
-        alive = [n for n in alive if n not in found]
-        for n, probe in self._probed({n: self._trials[n].probes[-1] for n in alive}).items():
-            found[n] = self._finished(n, probe)
-        return [found[n] for n in sorted(found)]
-
-    def _given_up(
-        self, number: int, step: int, probe: Mapping[str, Any], on_the_way: Mapping[int, float]
-    ) -> Outcome | None:
-        params, run = self._params[number], probe["run"]
-        if probe["diverged"] is not None:
-            return Outcome(number, params, None, on_the_way=on_the_way, why=f"diverged: {probe['diverged']}", run=run)
-        if self._search.journal.is_hopeless(self._first, params, on_the_way):
-            base = probe["values"]["0"]
-            return Outcome(number, params, None, None, on_the_way, base, f"given up at step {step}", run)
-        return None
-
-    def _finished(self, number: int, probe: Mapping[str, Any]) -> Outcome:
-        params, run, values = self._params[number], probe["run"], probe["values"]
-        if probe["diverged"] is not None:
-            return Outcome(number, params, None, why=f"diverged: {probe['diverged']}", run=run)
-        steps = self._trials[number].probes[:-1]
-        passed = {step: values[str(step)] for step in steps}
-        return Outcome(
-            number, params, values[str(probe["chosen"])], probe["chosen"], passed, values["0"], run=run
-        )  # fmt: skip
-
-    def _probed(self, steps: Mapping[int, int]) -> dict[int, Any]:
-        """What some trials are measured at, after Snakemake has made it."""
-        names = {number: self._search.trial_name(number) for number in steps}
-        pattern = f"{ProbeRecipe.folder_pattern}/{PROBE}"
-        paths = {n: Path(pattern.format(version=names[n], step=step)) for n, step in steps.items()}
-        if paths:
-            try:
-                snakemake([*map(str, paths.values())], self._further)
-            except DataError as error:
-                missing = [str(n) for n, path in paths.items() if not path.exists()] or [*map(str, paths)]
-                raise DataError(
-                    f"{error}; trial {', '.join(missing)}: logs/{names[int(missing[0])]}/ has what was said. The same "
-                    f"command goes on, and with --leave-out {missing[0]} without that trial"
-                ) from None
-        return {n: records.read_json(path) for n, path in paths.items()}
-
-
 def is_last_probe(job: Recipe) -> bool:
     """Whether a job measures a trial at its end."""
     return isinstance(job, ProbeRecipe) and job.is_last
-
-
-def snakemake(targets: Sequence[str], further: Sequence[str]) -> None:
-    """Make files, in a run of the pipeline's own.
-
-    Raises:
-        DataError: If it did not make all of them.
-    """
-    program = shutil.which("snakemake") or str(Path(sys.executable).with_name("snakemake"))
-    sys.stdout.flush()
-    with subprocess.Popen([program, "--keep-going", *further, "--", *targets]) as process:
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:  # it was told, too, and ends its jobs
-            process.wait()
-            raise
-    if code:
-        raise DataError(f"Snakemake ended with {code}")
 
 
 def _study(asked: Asked) -> Study:
@@ -434,7 +312,3 @@ def _metric(study: Study, version: Version) -> str:
 def _named(values: Mapping[str, Any]) -> dict[str, Any]:
     """Every value by its dotted name, as JSON has it."""
     return identity_of(records.parse_json(records.compact_json(dict(values))), [])
-
-
-def _write_yaml(path: Path, comment: str, values: Mapping[str, Any]) -> None:
-    records.write_text(path, f"{comment}\n{as_yaml(values)}")
