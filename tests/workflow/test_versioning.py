@@ -38,8 +38,57 @@ def commit(project: Project, message: str) -> None:
     project.command("git", "commit", "-q", "-m", message)
 
 
+def push(project: Project, remote: remotes.Remote, message: str) -> None:
+    """Make a remote the project's own, and push to it."""
+    project.command("dvc", "remote", "add", "-q", "-f", "-d", "store", remote.url)
+    for name, value in remote.options.items():
+        project.command("dvc", "remote", "modify", "-q", "store", name, value)
+    commit(project, message)
+    project.command("dvc", "push", "-q")
+
+
+def clone(project: Project, folder: Path) -> Project:
+    project.command("git", "clone", "-q", str(project.folder), str(folder))
+    return Project(folder, project.python)
+
+
 def has_nothing_to_do(project: Project) -> bool:
     return not project.plan("results/a/metrics.csv", "results/b/metrics.csv")
+
+
+def test_dvc_records_what_snakemake_made_without_running_it(versioned: Project) -> None:
+    assert "Data and pipelines are up to date" in versioned.command("dvc", "status").stdout
+    done = versioned.command("dvc", "repro")
+    assert "Running stage" not in done.stdout
+    assert not versioned.plan("all")
+
+
+def test_a_clone_after_dvc_pull_has_nothing_to_do(versioned: Project, tmp_path: Path) -> None:
+    with remotes.folder(tmp_path) as remote:
+        push(versioned, remote, "a folder")
+        copy = clone(versioned, tmp_path / "clone")
+        copy.command("dvc", "pull", "-q")
+    assert not copy.plan("results/a/metrics.csv", "results/b/metrics.csv")
+    assert "Data and pipelines are up to date" in copy.command("dvc", "status").stdout
+    copy.edit("params.yaml", "rank: 4", "rank: 8")
+    assert copy.plan("results/a/metrics.csv", "results/b/metrics.csv") == {
+        "train",
+        "export",
+        "sample",
+        "choose",
+        "evaluate",
+    }
+    copy.command("dvc", "repro", "-q", "lora@b")
+    assert copy.read("results/b/made/train.json") != versioned.read("results/b/made/train.json")
+    assert "rank" in copy.command("dvc", "params", "diff").stdout
+    assert "psnr_db" in copy.command("dvc", "metrics", "diff", "--all").stdout
+    assert not copy.plan("results/a/metrics.csv", "results/b/metrics.csv")
+    commit(copy, "rank 8")
+    # an older commit and back, with Snakemake's folder of the newer one still there
+    for revision in ("HEAD~1", "main"):
+        copy.command("git", "checkout", "-q", revision)
+        copy.command("dvc", "checkout", "-q")
+        assert not copy.plan("results/a/metrics.csv", "results/b/metrics.csv")
 
 
 @pytest.mark.parametrize("kind", remotes.REMOTES)
@@ -47,18 +96,13 @@ def test_what_is_pushed_is_pulled(versioned: Project, kind: str, tmp_path: Path)
     if kind in remotes.missing():
         pytest.skip(f"there is no {remotes.SSHD}: `make servers` as root")
     with remotes.REMOTES[kind](tmp_path) as remote:
-        versioned.command("dvc", "remote", "add", "-q", "-f", "-d", "store", remote.url)
-        for name, value in remote.options.items():
-            versioned.command("dvc", "remote", "modify", "-q", "store", name, value)
-        commit(versioned, kind)
-        versioned.command("dvc", "push", "-q")
-        versioned.command("git", "clone", "-q", str(versioned.folder), str(tmp_path / "clone"))
-        clone = Project(tmp_path / "clone", versioned.python)
-        assert not (clone.folder / LORA).exists()
-        clone.command("dvc", "pull", "-q")
-    assert sha256_of(clone.folder / LORA) == sha256_of(versioned.folder / LORA)
-    assert has_nothing_to_do(clone)
-    assert "up to date" in clone.command("dvc", "status").stdout
+        push(versioned, remote, kind)
+        copy = clone(versioned, tmp_path / "clone")
+        assert not (copy.folder / LORA).exists()
+        copy.command("dvc", "pull", "-q")
+    assert sha256_of(copy.folder / LORA) == sha256_of(versioned.folder / LORA)
+    assert has_nothing_to_do(copy)
+    assert "up to date" in copy.command("dvc", "status").stdout
 
 
 def test_experiments_come_and_go(copied: Project) -> None:

@@ -4,7 +4,6 @@ import os
 import shutil
 import signal
 import subprocess
-from pathlib import Path
 
 import pytest
 from helpers import ROOT, Project, environment, wait_for
@@ -253,65 +252,6 @@ def test_damaged_latents_are_encoded_again(built: Project) -> None:
     assert "encode" in built.plan("all")
     assert "encode: 1 new, 7 already in the cache" in built.snakemake("datasets")
     assert not built.plan("all")
-
-
-@pytest.fixture(scope="module")
-def versioned(built_once: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A copy of the built project under git and DVC, pushed to a remote folder; not changed by tests."""
-    folder = tmp_path_factory.mktemp("versioned")
-    versioned = Project(folder / "project", built_once.python)
-    shutil.copytree(built_once.folder, versioned.folder)
-    versioned.command("git", "init", "-q", "-b", "main")
-    versioned.command("dvc", "init", "-q")
-    versioned.command("dvc", "remote", "add", "-q", "-d", "store", str(folder / "remote"))
-    versioned.command("dvc", "repro", "-q")
-    commit(versioned, "rank 4")
-    versioned.command("dvc", "push", "-q")
-    return versioned
-
-
-def commit(project: Project, message: str) -> None:
-    project.command("git", "add", "-A")
-    project.command("git", "commit", "-q", "-m", message)
-
-
-def clone(project: Project, folder: Path) -> Project:
-    project.command("git", "clone", "-q", str(project.folder), str(folder))
-    copy = Project(folder, project.python)
-    copy.command("dvc", "pull", "-q")
-    return copy
-
-
-def test_dvc_records_what_snakemake_made_without_running_it(versioned: Project) -> None:
-    assert "Data and pipelines are up to date" in versioned.command("dvc", "status").stdout
-    done = versioned.command("dvc", "repro")
-    assert "Running stage" not in done.stdout
-    assert not versioned.plan("all")
-
-
-def test_a_clone_after_dvc_pull_has_nothing_to_do(versioned: Project, tmp_path: Path) -> None:
-    copy = clone(versioned, tmp_path / "clone")
-    assert not copy.plan("results/a/metrics.csv", "results/b/metrics.csv")
-    assert "Data and pipelines are up to date" in copy.command("dvc", "status").stdout
-    copy.edit("params.yaml", "rank: 4", "rank: 8")
-    assert copy.plan("results/a/metrics.csv", "results/b/metrics.csv") == {
-        "train",
-        "export",
-        "sample",
-        "choose",
-        "evaluate",
-    }
-    copy.command("dvc", "repro", "-q", "lora@b")
-    assert copy.read("results/b/made/train.json") != versioned.read("results/b/made/train.json")
-    assert "rank" in copy.command("dvc", "params", "diff").stdout
-    assert "psnr_db" in copy.command("dvc", "metrics", "diff", "--all").stdout
-    assert not copy.plan("results/a/metrics.csv", "results/b/metrics.csv")
-    commit(copy, "rank 8")
-    # an older commit and back, with Snakemake's folder of the newer one still there
-    for revision in ("HEAD~1", "main"):
-        copy.command("git", "checkout", "-q", revision)
-        copy.command("dvc", "checkout", "-q")
-        assert not copy.plan("results/a/metrics.csv", "results/b/metrics.csv")
 
 
 def test_same_inputs_same_bytes(built: Project, fresh: Project) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora import choices
+from sdlora.config.animate import Animate
 from sdlora.config.params import Base, Dataset, Evaluate, Fit, Params, Version
 from sdlora.config.search import Trial
 from sdlora.config.train import MENUS, Train
@@ -167,11 +168,7 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
     )  # fmt: skip
     yield evaluate
     if version.animate is not None:
-        yield AnimateRecipe(
-            **of_version, **seen.maker(AnimateRecipe, ()), inputs=(sample.made, choose.made), threads=params.threads,
-            animate=version.animate,
-            model_identity=inputs.identity_of(version.animate.model, version.animate.revision, seen.hashes),
-        )  # fmt: skip
+        yield _animating(version.animate, sample, choose, seen)
     yield ReportRecipe(
         **of_version, **seen.maker(ReportRecipe, ()), inputs=(evaluate.made, lora.made),
         version=name, settings=summary(version), references=references,
@@ -194,6 +191,15 @@ def _probes(
             training=train, steps=(0, *train.checkpoint_steps) if last else (0, step),
             drawing_code=choose.drawing_code, drawing_software=choose.drawing_software,
         )  # fmt: skip
+
+
+def _animating(animate: Animate, sample: SampleRecipe, choose: ChooseRecipe, seen: Seen) -> AnimateRecipe:
+    """A film of what the chosen checkpoint drew."""
+    return AnimateRecipe(
+        wildcards=sample.wildcards, **seen.maker(AnimateRecipe, ()), inputs=(sample.made, choose.made),
+        threads=sample.threads, animate=animate,
+        model_identity=inputs.identity_of(animate.model, animate.revision, seen.hashes),
+    )  # fmt: skip
 
 
 def _needs(metrics: Iterable[str]) -> set[str]:

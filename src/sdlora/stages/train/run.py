@@ -227,6 +227,13 @@ def _add_trained(model: ModelFamily, settings: Train, base: Base, trigger: str) 
     return groups
 
 
+def _prior_examples(model: ModelFamily, settings: Train, base: Base, identity: str) -> list[Example]:
+    """The pictures of prior preservation, drawn where they are not there yet; none without it."""
+    if settings.prior is None:
+        return []
+    return prior.examples(model, settings.prior, identity, settings.seed, base.size_px)
+
+
 def _over_prior(run: Run, kept: list[Example]) -> Run:
     """The same run over the prior's pictures."""
     order = BatchOrder.of(kept, run.settings.seed, run.settings.batch_size)
@@ -271,11 +278,7 @@ def prepare(
     model = load_model(base, accelerator.device.type, first)
     model.check(settings)
     with accelerator.main_process_first():  # one process fills the caches on disk
-        kept = (
-            []
-            if settings.prior is None
-            else prior.examples(model, settings.prior, identity, settings.seed, base.size_px)
-        )
+        kept = _prior_examples(model, settings, base, identity)
         also = [text for example in kept for text in example.text]
         data = prepare_data(settings, base, model, examples, encode or Encode(), identity, trigger, also)
     if "denoiser" not in first:
