@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
-from tools.tiny_base import accessories, datasets, palette, pictures, styles, world
+from tools.tiny_base import accessories, datasets, diffusion, palette, pictures, styles, world
 from tools.tiny_base.characters import CHARACTERS, portraits, strangers
 from tools.tiny_base.world import Picture
 
@@ -75,6 +76,19 @@ def test_an_accessory_changes_the_picture_and_is_named(kind: str) -> None:
         changed = np.asarray(world.draw(worn, 64)) != np.asarray(world.draw(picture, 64))
         assert changed.any(axis=-1).sum() >= 4
         assert f"red {kind}" in worn.caption and f"red {kind}" not in worn.say({kind})
+
+
+def test_the_unet_learns_plain_dress_and_half_of_the_critters() -> None:
+    captions = [picture.caption for picture in some()]
+    learnt = diffusion.Examples(torch.arange(len(captions)), captions).learnt()
+    assert [captions[number] for number in learnt.latents.tolist()] == learnt.captions
+    for picture in some():
+        wears = [thing.kind for thing in picture.worn]
+        assert accessories.is_plain(picture.caption) == (
+            not wears or (len(wears) == 1 and wears[0] in accessories.PLAIN)
+        )
+    critters = sum(text.startswith("critter") for text in captions)
+    assert sum(text.startswith("critter") for text in learnt.captions) == (critters + 1) // 2
 
 
 def test_varied_colours_keep_their_name() -> None:

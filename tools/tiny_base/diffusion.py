@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from tools.tiny_base import loop, readers, text
+from tools.tiny_base import accessories, loop, readers, text
 from tools.tiny_base.loop import Part
 from tools.tiny_base.recipe import BaseRecipe
 
@@ -98,6 +98,17 @@ class Examples:
     latents: Tensor
     captions: Sequence[str]
 
+    def learnt(self) -> "Examples":
+        """Those that the UNet learns from: plainly dressed ones, and of the critters, which are easy, every second.
+
+        Where it learnt from all, 8,000 steps left hats and glasses smeared over half of the faces.
+        """
+        plain = [number for number, caption in enumerate(self.captions) if accessories.is_plain(caption)]
+        critters = [number for number in plain if self.captions[number].startswith("critter")]
+        left_out = set(critters[1::2])
+        kept = [number for number in plain if number not in left_out]
+        return Examples(self.latents[kept], [self.captions[number] for number in kept])
+
 
 @dataclass(frozen=True)
 class Noising:
@@ -129,6 +140,11 @@ def build_networks(tokenizer: CLIPTokenizer, latent_size: int) -> nn.ModuleDict:
     text_encoder = build_text_encoder(tokenizer)
     text_encoder.set_attn_implementation("eager")  # SDPA's backward pass on a CPU makes a step 7 % slower
     return nn.ModuleDict({"unet": unet, "text_encoder": text_encoder}).train()
+
+
+def compiled(networks: nn.ModuleDict) -> nn.ModuleDict:
+    """The same networks, same parameters, through torch.compile: a CPU's step takes three quarters of the time."""
+    return nn.ModuleDict({name: torch.compile(one, dynamic=False) for name, one in networks.items()})
 
 
 def weighted_error(
@@ -169,7 +185,9 @@ def train(
     seed = recipe.seed + 3
     torch.manual_seed(seed)
     tokenizer = text.clip_tokenizer(plain.captions, work / "clip-tokenizer")
+    plain, larger = plain.learnt(), larger.learnt()
     networks = build_networks(tokenizer, plain.latents.shape[-1]).to(device)
+    called = compiled(networks) if recipe.compiled and device == "cpu" else networks
     noising = Noising.of(recipe)
     wording = text.Wording(recipe.caption_dropout, recipe.tag_dropout, recipe.foreign_words)
 
@@ -181,7 +199,7 @@ def train(
         words = [wording.of(examples.captions[int(number)], rng) for number in index]
         clean = examples.latents[index].float() * vae.config.scaling_factor
         drawn = noising.draw(clean, loop.part_generator(seed, step, part))
-        return weighted_error(networks, token_ids(tokenizer, words).to(device), drawn, noising.weights)
+        return weighted_error(called, token_ids(tokenizer, words).to(device), drawn, noising.weights)
 
     def preview(step: int) -> None:
         if step % PREVIEW_EVERY == 0:

@@ -118,6 +118,11 @@ def blip_quality(blip: Blip, found: Drawings) -> dict[str, object]:
     }
 
 
+def is_plain(picture: Picture) -> bool:
+    """Whether the UNet learns to draw such a picture."""
+    return accessories.is_plain(picture.caption)
+
+
 def is_small(picture: Picture) -> bool:
     """Whether the figure is one of the small ones."""
     return picture.framing.startswith("small")
@@ -127,8 +132,8 @@ def measure(models: Path, count: int, sheet: Path) -> dict[str, object]:
     """All figures on the first `count` held-out pictures; also writes a sheet of truths and drawings."""
     quieten()
     recipe = BaseRecipe()
-    truths = list(pictures.kept_back(recipe.seed, count))
-    small = list(pictures.kept_back(recipe.seed, max(2, count // 2), is_small))
+    truths = list(pictures.kept_back(recipe.seed, count, is_plain))
+    small = list(pictures.kept_back(recipe.seed, max(2, count // 2), lambda one: is_plain(one) and is_small(one)))
     autoencoder = AutoencoderKL.from_pretrained(models / "tiny-sd" / "vae")
     blip = Blip(str(models / "tiny-blip"), None, Caption(max_new_tokens=60), torch.get_num_threads())
     plain = drawings(models, truths)
