@@ -131,6 +131,21 @@ def test_a_part_that_is_whole_is_not_trained_again(rehearsal: Path) -> None:
     assert weights(rehearsal) == before
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_gradient_that_lies_otherwise_moves_its_own_weights(tmp_path: Path, parts: int) -> None:
+    torch.manual_seed(0)
+    network = torch.nn.Conv2d(3, 4, 3)
+    pictures = torch.randn(8, 3, 8, 8).to(memory_format=torch.channels_last)
+    before = network.weight.detach().clone()
+    gradient, _ = torch.autograd.grad(network(pictures).square().mean(), [*network.parameters()])
+    assert gradient.stride() != before.stride()
+    loop.train(
+        "conv", network, lambda step, part: network(part.of(pictures)).square().mean(), parts=parts, steps=1,
+        peak_learning_rate=1e-2, ema_decay=0.0, save_every=1, folder=tmp_path,
+    )  # fmt: skip
+    assert torch.equal((network.weight - before).sign(), -gradient.sign()), "AdamW's first step is the gradient's sign"
+
+
 def test_a_training_goes_on_elsewhere_from_its_averaged_weights(tmp_path: Path) -> None:
     here, begun, there = tmp_path / "here", tmp_path / "begun", tmp_path / "there"
     first, ended = train_line(here, 20)

@@ -201,6 +201,12 @@ def train(
         drawn = noising.draw(clean, loop.part_generator(seed, step, part))
         return weighted_error(called, token_ids(tokenizer, words).to(device), drawn, noising.weights)
 
+    if called is not networks:  # two threads that compile at once wait for each other for ever
+        with loop.one_thread_each(parts):
+            for step in (0, 3):  # both sizes
+                loss_of(step, Part(0, parts)).backward()  # type: ignore[no-untyped-call]
+        networks.zero_grad(set_to_none=True)
+
     def preview(step: int) -> None:
         if step % PREVIEW_EVERY == 0:
             save(networks, vae, tokenizer, work / "preview")
