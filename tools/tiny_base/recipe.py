@@ -42,7 +42,7 @@ class BaseRecipe:
 
     def from_another(self) -> "BaseRecipe":
         """The same recipe for a base whose VAE and UNet come from another: fewer steps of its decoder and its UNet."""
-        return replace(self, unet_steps=7_000, decoder_steps=1_500)
+        return replace(self, unet_steps=7_000, decoder_steps=1_000)
 
     def shortened(self, share: float) -> "BaseRecipe":
         """The same recipe with a share of its pictures and steps and a quarter of its batches, for a rehearsal."""
