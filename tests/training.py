@@ -13,14 +13,15 @@ from helpers import ROOT, TINY, environment
 from safetensors import safe_open
 from torch import nn
 
-from sdlora import records, tensors
+from sdlora import records
 from sdlora.config.params import Base, Export, Flip
 from sdlora.config.train import Train
-from sdlora.flow.hashing import sha256_of
+from sdlora.flow.hashing import sha256_of, sha256_text
 from sdlora.lora.attach import attach_lora, detach_lora
 from sdlora.lora.foreign import Foreign
 from sdlora.lora.metadata import About
 from sdlora.models import ModelFamily
+from sdlora.stages.encode import shards
 from sdlora.stages.export.export import export_version
 from sdlora.stages.export.recipe import ExportRecipe
 from sdlora.stages.train.dataset import Example
@@ -90,15 +91,16 @@ def hashes(run: Path) -> dict[str, str]:
 
 def make_dataset(folder: Path) -> list[Path]:
     """Three pictures' latents as the stages before would leave them; the records of those stages."""
-    captions, rows = [], []
+    captions, rows, latents = [], [], {}
     for example in examples(side=4):
         for side, mirrored in enumerate((False, True)):
-            file = f"{example.id}-{side}.safetensors"
-            tensors.write(folder / "latents/tiny" / file, {"mean": example.mean[side], "std": example.std[side]})
+            key = sha256_text(f"{example.id}-{side}")[:32]
+            latents[key] = (example.mean[side], example.std[side])
             place = {"bucket": [16, 16], "box": [0, 0, 16, 16], "original": [16, 16], "corner": [0, 0], "repeats": 1}
-            row = {"id": example.id, "mirrored": mirrored, "text": example.text[side], "file_name": f"{file}.png"}
+            row = {"id": example.id, "mirrored": mirrored, "text": example.text[side], "file_name": f"{key}.png"}
             captions.append({**row, **place})
-            rows.append({"id": example.id, "mirrored": mirrored, "file": file})
+            rows.append({"id": example.id, "mirrored": mirrored, "file": "all.safetensors", "key": key})
+    shards.write(folder / "latents/tiny/all.safetensors", latents)
     records.write_jsonl(folder / "train/metadata.jsonl", captions)
     records.write_jsonl(folder / "latents/tiny/index.jsonl", rows)
     made = folder / "made/flip.json"

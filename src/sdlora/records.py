@@ -14,13 +14,14 @@ from typing import Any
 Row = dict[str, Any]
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file so that a crash leaves either the old one or the whole new one."""
+def write_bytes(path: Path, content: bytes | Iterable[bytes]) -> None:
+    """Write a file, or pieces one after the other, so that a crash leaves either the old one or the whole new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as handle:
-            handle.write(content)
+            for piece in (content,) if isinstance(content, bytes) else content:
+                handle.write(piece)
             handle.flush()
             os.fsync(handle.fileno())
         part.replace(path)

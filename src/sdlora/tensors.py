@@ -10,7 +10,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 
 from sdlora import records
@@ -45,25 +44,34 @@ def pieces(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = N
         end = place + value.numel() * value.element_size()
         header[name] = {"dtype": _CODES[value.dtype], "shape": list(value.shape), "data_offsets": [place, end]}
         place = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
+    yield _head(header)
     for name in ordered:
         yield tensors[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
 
 
-def _digest(tensors: dict[str, Tensor]) -> str:
-    return hashlib.sha256(save({name: tensors[name] for name in sorted(tensors)})).hexdigest()
+def _head(header: Mapping[str, object]) -> bytes:
+    """What a safetensors file begins with, as safetensors itself writes it."""
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
-def write(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file atomically, the same bytes for the same tensors."""
-    whole = {name: tensors[name].contiguous() for name in sorted(tensors)}
-    records.write_bytes(path, save(whole, metadata={_KEY: _digest(whole)}))
+def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a safetensors file atomically, the same bytes for the same tensors; one tensor is copied at a time.
+
+    Its checksum is that of the same file without a checksum.
+    """
+    digest = hashlib.sha256()
+    for piece in pieces(tensors):
+        digest.update(piece)
+    records.write_bytes(path, pieces(tensors, {_KEY: digest.hexdigest()}))
 
 
 def read(path: Path) -> dict[str, Tensor]:
-    """Read a file of `write`.
+    """Read a file of `write`: its tensors are views of a private map of it.
+
+    The file is read through once, in pieces, for its checksum. What the tensors take are pages of the file, which the
+    system takes back where it needs memory, and reads again.
 
     Raises:
         DataError: If it is damaged.
@@ -72,11 +80,34 @@ def read(path: Path) -> dict[str, Tensor]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             expected = (file.metadata() or {}).get(_KEY)
+        found = _digest_of(path)
     except (SafetensorError, OSError) as error:
         raise DataError(f"{path}: damaged: {error}") from None
-    if expected != _digest(tensors):
+    if expected != found:
         raise DataError(f"{path}: damaged: its content does not fit its checksum")
     return tensors
+
+
+def _digest_of(path: Path) -> str:
+    """sha256 of a safetensors file as it would be without metadata."""
+    with path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        header.pop("__metadata__", None)
+        digest = hashlib.sha256(_head(header))
+        return hashlib.file_digest(file, lambda: digest).hexdigest()
+
+
+def names(path: Path) -> list[str]:
+    """The tensors of a file, by its header alone.
+
+    Raises:
+        DataError: If it has none that can be read.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path}: damaged: {error}") from None
 
 
 def is_whole(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from sdlora.memory import preflight
 from sdlora.memory.prediction import demand_of, encode_phase
 from sdlora.models import load_model
 from sdlora.stages.train.batch import draw_batch
+from sdlora.stages.train.dataset import Geometry
 from sdlora.stages.train.loop import backward, loss_of, optimizer_step, train_loop
 from sdlora.stages.train.run import prepare
 
@@ -120,9 +122,14 @@ def test_weights_are_counted_by_type(small_sd: Base) -> None:
 
 @pytest.mark.slow
 def test_caches_are_counted() -> None:
-    demand = demand_of(examples(3), settings(), TINY)
-    assert demand == preflight.Demand(LATENT, 3 * 2 * 2 * 4 * 16 * 16 * 4, 2)  # pictures, sides, mean and std
-    parts = preflight.predict(settings(), TINY, demand, CPU)[-1].parts
+    mapped = demand_of(examples(3), settings(), TINY)
+    assert mapped == preflight.Demand(LATENT, 0, 2), "the system takes pages of a file back where memory is short"
+    place = Geometry((64, 64), (0, 0, 64, 64), (64, 64), (0, 0))
+    shown = [replace(example, mean=(), std=(), geometry=(place, place)) for example in examples(3)]
+    train = settings(cache_latents="ram")
+    demand = demand_of(shown, train, TINY)
+    assert demand == replace(mapped, cached=3 * 2 * 2 * 4 * 16 * 16 * 4, encodes=True)  # pictures, sides, mean and std
+    parts = preflight.predict(train, TINY, demand, CPU)[-1].parts
     assert parts["latents"] == demand.cached
     assert parts["captions"] == 2 * 77 * 192 * 4
     with_vae = preflight.predict(settings(), TINY, preflight.Demand(LATENT, images=True), CPU)[-1]

@@ -38,5 +38,5 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, object]]:
 
 def write_file(path: Path, found: dict[str, Tensor], metadata: dict[str, str]) -> Path:
     """Write a safetensors file whose bytes are a function of what is in it."""
-    records.write_bytes(path, b"".join(tensors.pieces(found, metadata)))
+    records.write_bytes(path, tensors.pieces(found, metadata))
     return path

@@ -38,7 +38,7 @@ class Demand:
     """What a run brings along besides its settings."""
 
     latent: tuple[int, int, int]  # largest latents of one picture (C, h, w)
-    cached: int = 0  # bytes of latents kept in memory
+    cached: int = 0  # bytes of latents that the run makes and keeps in memory
     captions: int = 0  # distinct captions whose conditioning is kept in memory
     images: bool = False  # whether the VAE stays and encodes in every step
     texts: bool = False  # whether the text encoders stay and encode in every step
@@ -59,26 +59,28 @@ class Phase:
 
 
 def demand_of(examples: Sequence[Example], settings: Train, base: Base, encode: Encode | None = None) -> Demand:
-    """What a run's pictures and captions take, by the caches that its settings choose."""
+    """What a run's pictures and captions take, by the caches that its settings choose.
+
+    Latents from the disk are pages of files that the system takes back where memory is short, so they need not be free.
+    """
     outline = cache(lambda: choices.pick(choices.FAMILIES, base.family).outline(base, torch.device("cpu")))
     captions = len({text for example in examples for text in example.text})
     live = settings.text_cache == "none"
     tensors = [tensor for example in examples for tensor in (*example.mean, *example.std)]
     if tensors:
         shapes: list[tuple[int, ...]] = [tuple(tensor.shape) for tensor in tensors]
-        cached = size_of(tensors)
     else:  # made later, by the run itself
         shapes = [latent_shape(outline(), *place.size) for example in examples for place in example.geometry]
-        cached = 0 if settings.cache_latents == "none" else sum(2 * 4 * math.prod(shape) for shape in shapes)
+    images = not tensors and settings.cache_latents == "none"
+    encodes = not tensors and not images
+    cached = sum(2 * 4 * math.prod(shape) for shape in shapes) if encodes else 0
     if settings.prior is not None:
         shapes.append(latent_shape(outline(), base.size_px, base.size_px))
         captions += 1
     channels, height, width = max(shapes, key=lambda shape: shape[-1] * shape[-2])
-    images = not tensors and settings.cache_latents == "none"
     return Demand(
-        (channels, height, width), cached, 0 if live else captions, images, live,
-        encodes=not tensors and not images, vae=(encode or Encode()).dtype,
-    )  # fmt: skip
+        (channels, height, width), cached, 0 if live else captions, images, live, encodes, (encode or Encode()).dtype
+    )
 
 
 class _Shapes:

@@ -1,5 +1,7 @@
-"""Encode pictures once: the posterior's mean and deviation, stored by content."""
+"""Encode pictures once: the posterior's mean and deviation, stored by content in shards."""
 
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -9,6 +11,7 @@ from sdlora.flow import hashing, store
 from sdlora.flow.recipe import Values
 from sdlora.models import load_model
 from sdlora.progress import Progress
+from sdlora.stages.encode import shards
 from sdlora.stages.encode.posterior import posterior_of
 from sdlora.stages.encode.recipe import EncodeRecipe
 
@@ -27,9 +30,10 @@ def latent_key(picture: Path, values: Values) -> str:
 
 
 def encode_dataset(recipe: EncodeRecipe, folder: Path | None = None) -> list[Path]:
-    """Write `latents/<base>/<key>.safetensors` for each picture of `train/`, and an index.
+    """Write the latents of the pictures in `train/` to `latents/<base>/`, in shards, and an index of them.
 
-    Latents are kept in the store by their key, for all datasets and versions: the files here are links to them.
+    Shards are kept in the store, for all datasets and versions: the files here are links to them. A shard that is not
+    there is put together from what other shards have, and encoded as far as none has it.
 
     Args:
         recipe: Settings, base, code identity and threads.
@@ -42,23 +46,60 @@ def encode_dataset(recipe: EncodeRecipe, folder: Path | None = None) -> list[Pat
     torch.set_num_threads(recipe.threads)
     determinism.choose(deterministic=True)
     out, kept = latents_folder(folder, recipe.base_name), store.STORE / KIND
-    rows = [
-        {**row, "file": f"{latent_key(folder / 'train' / row['file_name'], values)}.safetensors"}
-        for row in records.read_jsonl(folder / "train" / "metadata.jsonl")
-    ]
-    new = [row for row in rows if not tensors.is_whole(kept / row["file"])]
-    if new:
-        model = load_model(recipe.base.model_copy(update={"dtype": recipe.encode.dtype}), kinds=("vae",))
-        progress = Progress("encode", len(new))
-        for number, row in enumerate(new, start=1):
-            with gpu.told_when_it_fails(lambda: "less is taken by a smaller fit.size_px or encode.dtype: fp16"):
-                mean, std = posterior_of(model, folder / "train" / row["file_name"])
-            tensors.write(kept / row["file"], {"mean": mean, "std": std})
-            progress.update(number)
-    print(f"encode: {len(new)} new, {len(rows) - len(new)} already in the cache", flush=True)
-    for row in rows:
-        store.take(kept / row["file"], out / row["file"])
+    rows = records.read_jsonl(folder / "train" / "metadata.jsonl")
+    files = [folder / "train" / row["file_name"] for row in rows]
+    keys = [latent_key(file, values) for file in files]
+    wanted = shards.shards_of(keys, shards.LIMIT)
+    new = _complete(recipe, kept, wanted, dict(zip(keys, files, strict=True)), out)
+    count = sum(key in new for key in keys)
+    print(f"encode: {count} new, {len(rows) - count} already in the cache", flush=True)
+    for left in out.glob("*.safetensors"):  # of other pictures
+        if left.name not in wanted:
+            left.unlink()
+    shards.drop_superseded(kept, wanted)
     store.drop_unused(kept)
+    shard_of = {key: name for name, group in wanted.items() for key in group}
     index = out / INDEX
-    records.write_jsonl(index, ({name: row[name] for name in ("id", "mirrored", "file")} for row in rows))
-    return [index, *sorted({out / row["file"] for row in rows})]
+    records.write_jsonl(
+        index,
+        (
+            {"id": row["id"], "mirrored": row["mirrored"], "file": shard_of[key], "key": key}
+            for row, key in zip(rows, keys, strict=True)
+        ),
+    )
+    return [index, *(out / name for name in sorted(wanted))]
+
+
+def _complete(
+    recipe: EncodeRecipe, kept: Path, wanted: Mapping[str, list[str]], files: Mapping[str, Path], out: Path
+) -> set[str]:
+    """Write those shards that the store has not, one after the other, and put them all into `out`.
+
+    Returns:
+        The keys of the pictures that were encoded.
+    """
+    missing = {name: group for name, group in wanted.items() if not tensors.is_whole(kept / name)}
+    asked = {key for group in missing.values() for key in group}
+    found = shards.gathered(kept, asked)
+    new = asked - found.keys()
+    encode = _encoder(recipe, len(new))
+    for name, group in wanted.items():
+        if name in missing:
+            shards.write(kept / name, {key: found[key] if key in found else encode(files[key]) for key in group})
+        store.take(kept / name, out / name)
+    return new
+
+
+def _encoder(recipe: EncodeRecipe, count: int) -> Callable[[Path], shards.Latents]:
+    """The base's VAE, loaded when it is first asked, which tells how far it is."""
+    base = recipe.base.model_copy(update={"dtype": recipe.encode.dtype})
+    model = cache(lambda: load_model(base, kinds=("vae",)))
+    progress = Progress("encode", count)
+
+    def encode(picture: Path) -> shards.Latents:
+        with gpu.told_when_it_fails(lambda: "less is taken by a smaller fit.size_px or encode.dtype: fp16"):
+            latents = posterior_of(model(), picture)
+        progress.advance()
+        return latents
+
+    return encode

@@ -9,11 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdlora import records, tensors
+from sdlora import records
 from sdlora.errors import DataError
 from sdlora.images import masks
 from sdlora.randomness import generator, uniform
+from sdlora.stages.encode import shards
 from sdlora.stages.encode.encode import INDEX, latents_folder
+from sdlora.stages.encode.shards import Latents
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,10 @@ class Example:
 
 
 def load_examples(folder: Path, base_name: str, cache_latents: str = "disk") -> list[Example]:
-    """Read `train/metadata.jsonl` and, where they are cached on disk, the latents of a base.
+    """Read `train/metadata.jsonl` and, where they are cached on disk, map the latents of a base.
 
     Raises:
-        DataError: If a latent file is damaged or the set is empty.
+        DataError: If a shard of latents is damaged or the set is empty.
     """
     rows = {(r["id"], r["mirrored"]): r for r in records.read_jsonl(folder / "train" / "metadata.jsonl")}
     if not rows:
@@ -59,13 +61,13 @@ def load_examples(folder: Path, base_name: str, cache_latents: str = "disk") -> 
     examples = []
     for picture in sorted({key[0] for key in rows}):
         sides = [rows[picture, side] for side in (False, True) if (picture, side) in rows]
-        loaded = [tensors.read(latents[picture, row["mirrored"]]) for row in sides] if latents else []
+        loaded = [latents[picture, row["mirrored"]] for row in sides] if latents else []
         mask_files = [folder / masks.TRAIN_FOLDER / row["file_name"] for row in sides]
         examples.append(
             Example(
                 picture,
-                tuple(item["mean"] for item in loaded),
-                tuple(item["std"] for item in loaded),
+                tuple(mean for mean, _ in loaded),
+                tuple(std for _, std in loaded),
                 tuple(row["text"] for row in sides),
                 geometry=tuple(_geometry(row) for row in sides),
                 files=tuple(folder / "train" / row["file_name"] for row in sides),
@@ -76,11 +78,17 @@ def load_examples(folder: Path, base_name: str, cache_latents: str = "disk") -> 
     return examples
 
 
-def _cached_latents(folder: Path) -> dict[tuple[str, bool], Path]:
+def _cached_latents(folder: Path) -> dict[tuple[str, bool], Latents]:
     rows = records.read_jsonl(folder / INDEX)
     if not rows:
         raise DataError(f"{folder}: no latents to learn from")
-    return {(row["id"], row["mirrored"]): folder / row["file"] for row in rows}
+    if any("key" not in row for row in rows):
+        raise DataError(f"{folder / INDEX}: written before latents were in shards; delete {folder} and run again")
+    found = {name: shards.read(folder / name) for name in sorted({row["file"] for row in rows})}
+    try:
+        return {(row["id"], row["mirrored"]): found[row["file"]][row["key"]] for row in rows}
+    except KeyError as error:
+        raise DataError(f"{folder / INDEX}: damaged: no shard has {error.args[0]}") from None
 
 
 def _geometry(row: records.Row) -> Geometry:
