@@ -78,14 +78,18 @@ def _complete(
     Returns:
         The keys of the pictures that were encoded.
     """
-    missing = {name: group for name, group in wanted.items() if not tensors.is_whole(kept / name)}
+    missing = {}
+    for name, group in wanted.items():
+        if tensors.is_whole(kept / name):
+            store.take(kept / name, out / name)  # at once, so that no other job thinks that nobody needs it
+        else:
+            missing[name] = group
     asked = {key for group in missing.values() for key in group}
     found = shards.gathered(kept, asked)
     new = asked - found.keys()
     encode = _encoder(recipe, len(new))
-    for name, group in wanted.items():
-        if name in missing:
-            shards.write(kept / name, {key: found[key] if key in found else encode(files[key]) for key in group})
+    for name, group in missing.items():
+        shards.write(kept / name, {key: found[key] if key in found else encode(files[key]) for key in group})
         store.take(kept / name, out / name)
     return new
 
