@@ -82,6 +82,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 	@echo "snakemake --lint (rules run in .venv, not in containers: that lint is left out)"
 	@! PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --lint 2>&1 | grep -E '^ +\* |rror' | grep -v 'Specify a conda environment'
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake -n --quiet rules
