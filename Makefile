@@ -25,8 +25,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := run
 .PHONY: run test test-unit check format docs browser servers base bench sbom audit lock clean
 
-# Packages are taken as they were locked, by hash; two have no wheel and are built, with a locked builder.
-FROM_SOURCE := antlr4-python3-runtime,connection_pool
+# Packages are taken as they were locked, by hash; three have no wheel and are built, with a locked builder.
+FROM_SOURCE := antlr4-python3-runtime,connection_pool,jsonpath-rw
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation
 BY_HASH := --require-hashes --no-deps --only-binary :all:
 COMPILE := pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"

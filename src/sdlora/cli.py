@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     preflight.add_argument("--ram", action="store_true", help="only the RAM that its job needs, in MiB: for a cluster")
     provenance = command("provenance", _provenance, "write what a version was made from: an RO-Crate in its folder")
     provenance.add_argument("version", metavar="VERSION")
+    provenance.add_argument("--croissant", action="store_true", help="its pictures and captions as Croissant, too")
     command("runs", _runs, "write results/report/runs.html: what ran when, how long, and on what")
     _add_search(command("search", _search, "try settings of a version, and learn from each what to try next"))
     versions = command("versions", _versions, "the table of all versions as Markdown")
@@ -178,7 +179,7 @@ def _preflight(args: argparse.Namespace) -> None:
 def _provenance(args: argparse.Namespace) -> None:
     from sdlora.flow import provenance
 
-    provenance.run(args.version)
+    provenance.run(args.version, args.croissant)
 
 
 def _runs(args: argparse.Namespace) -> None:
