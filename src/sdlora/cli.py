@@ -207,7 +207,8 @@ def facts() -> Iterator[tuple[str, str]]:
     """What a run depends on and a bug report needs."""
     yield "python", f"{platform.python_version()} at {sys.executable}"
     yield "system", f"{platform.system()} {platform.machine()}"
-    for name in ("sdlora", "snakemake", "dvc", "torch", "diffusers", "transformers", "peft", "bitsandbytes"):
+    yield "dvc", _dvc()
+    for name in ("sdlora", "snakemake", "torch", "diffusers", "transformers", "peft", "bitsandbytes"):
         try:
             yield name, metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -218,6 +219,15 @@ def facts() -> Iterator[tuple[str, str]]:
         yield name, shutil.which(name) or "not found"
     free = shutil.disk_usage(".").free / 2**30
     yield "disk", f"{free:.1f} GiB are free here"
+
+
+def _dvc() -> str:
+    """Its version, or what is missing without it: nothing but its own commands."""
+    there = importlib.util.find_spec("dvc") is not None
+    if there and shutil.which("dvc"):
+        return metadata.version("dvc")
+    why = "installed, but no command `dvc` is on the PATH" if there else "not installed"
+    return f"{why}: `dvc repro`, `exp`, `push`, `pull` and `checkout` are missing, and nothing else needs it"
 
 
 def _card() -> str:
