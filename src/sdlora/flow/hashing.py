@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -46,8 +46,13 @@ class FileHashes:
         self._changed = True
 
     def save(self) -> None:
-        """Write what was learnt, without the files that are gone; where that is not allowed, it is learnt again."""
+        """Write what was learnt, without the files that are gone; where that is not allowed, it is learnt again.
+
+        What was hashed goes to the disk first: after a power cut, a file that lost its end may keep its time and size,
+        and a hash that was remembered would speak for it.
+        """
         if self._changed:
+            os.sync()
             kept = {name: row for name, row in self._known.items() if Path(name).exists()}
             with suppress(OSError):
                 records.write_json(self._path, kept)
@@ -94,6 +99,11 @@ def sha256_of(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def are_whole(folder: Path, digests: Mapping[str, str]) -> bool:
+    """Whether files below a folder are there, with the bytes that their hashes say."""
+    return all(is_regular(folder / name) and sha256_of(folder / name) == digest for name, digest in digests.items())
 
 
 def sha256_text(text: str) -> str:
