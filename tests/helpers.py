@@ -18,7 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the hub's client is imported
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 ROOT = Path(__file__).parents[1]
 TINY = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
-COPIED = ("Snakefile", "dvc.yaml", "workflow", "profiles", "src", "models", ".gitignore", ".dvcignore")
+COPIED = ("Snakefile", "dvc.yaml", "workflow", "profiles", "src", "models", ".gitignore", ".dvcignore", "votes.jsonl")
 
 # Two versions that share everything but their rank, on six pictures of the embedded character.
 SMALL = """

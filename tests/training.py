@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -166,11 +165,11 @@ class Place:
         return [p for p in (self.folder / ".sdlora/store/train").iterdir() if p.is_dir()]
 
 
-def measured(base: Base, latent: tuple[int, int, int], **train: object) -> dict[str, object]:
-    """What a process that trains took, bytes, and its losses."""
+def measured(python: Path, base: Base, latent: tuple[int, int, int], **train: object) -> dict[str, object]:
+    """What a process that trains took, bytes, and its losses; `python` starts it."""
     asked = {"base": base.model_dump(mode="json"), "latent": latent, "train": train}
     done = subprocess.run(
-        [sys.executable, ROOT / "tests/measure_training.py", json.dumps(asked)],
+        [python, ROOT / "tests/measure_training.py", json.dumps(asked)],
         env={**environment(), "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}, cwd=ROOT, text=True,
         capture_output=True, timeout=900, check=False,
     )  # fmt: skip

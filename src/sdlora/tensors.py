@@ -16,6 +16,8 @@ from torch import Tensor
 from sdlora import records
 from sdlora.errors import DataError
 
+#: Types of weights, as `params.yaml` names them.
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 _KEY = "sha256"  # the only metadata key: with two, their order in the file would vary
 _CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",

@@ -67,11 +67,11 @@ def test_claims_are_empty_until_measured() -> None:
 
 
 @pytest.mark.workflow
-def test_a_short_run_writes_table_and_page(tmp_path: Path) -> None:
+def test_a_short_run_writes_table_and_page(served: Path, tmp_path: Path) -> None:
     words = ["--steps", "1", "--repeats", "1", "--threads", "1", "--loss-steps", "0", "--only", "ema"]
     words += ["--bases", "tiny", "--diffusers-script", str(tmp_path / "missing.py")]
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.train", *words, "--csv", tmp_path / "t.csv", "--page", tmp_path / "p.md"],
+        [served, "-m", "benchmarks.train", *words, "--csv", tmp_path / "t.csv", "--page", tmp_path / "p.md"],
         cwd=ROOT, env={**environment(), "PYTHONPATH": str(ROOT / "src")}, text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

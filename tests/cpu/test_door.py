@@ -24,7 +24,8 @@ import numpy, torch
 torch.set_num_threads(1)
 from helpers import TINY
 from training import examples, settings
-from sdlora.config.params import Flip, Sample
+from sdlora.config.params import Flip
+from sdlora.config.sample import Sample
 from sdlora.lora.names import FILE_NAME
 from sdlora.stages.sample.sample import Painter, Prompt
 from sdlora.stages.train.loop import train_loop

@@ -9,7 +9,7 @@ from helpers import ROOT
 from small_set import edited
 
 from sdlora import choices
-from sdlora.flow import plan
+from sdlora.flow import makers, plan
 from sdlora.flow.code import PACKAGE, Code
 
 STAGES = ("scrape", "fit", "caption", "flip", "encode", "train", "sample", "evaluate", "report")
@@ -143,8 +143,8 @@ def test_every_package_that_is_reached_is_known_by_its_version() -> None:
     for stage in STAGES:
         packages = Code().reach(ROOT / f"workflow/scripts/{stage}.py", everything).packages
         assert not packages & sys.stdlib_module_names
-        unknown = {p for p in packages if plan.package_version(plan.distribution(p)) == "none"}
-        assert not unknown, f"{stage}: name the distributions of {unknown} in plan.DISTRIBUTIONS"
+        unknown = {p for p in packages if makers.package_version(makers.distribution(p)) == "none"}
+        assert not unknown, f"{stage}: name the distributions of {unknown} in makers.DISTRIBUTIONS"
 
 
 def test_a_packages_version_counts_where_it_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,8 @@ from PIL import Image
 from shapes import save_small_sd, save_small_sdxl, small_vae
 from torch import Tensor
 
-from sdlora.config.params import Base, Sample
+from sdlora.config.params import Base
+from sdlora.config.sample import Sample
 from sdlora.config.train import Ema, Pivotal, Prior, TextEncoder, Train
 from sdlora.errors import ParamsError
 from sdlora.memory import preflight

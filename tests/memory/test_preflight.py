@@ -28,8 +28,8 @@ CPU = torch.device("cpu")
 LATENT = (4, 16, 16)
 
 
-def phase(name: str, **changes: object) -> preflight.Phase:
-    phases = preflight.predict(settings(**changes), TINY, demand_of(examples(), settings(), TINY), CPU)
+def phase(name: str, base: Base = TINY, **changes: object) -> preflight.Phase:
+    phases = preflight.predict(settings(**changes), base, demand_of(examples(), settings(), base), CPU)
     return next(phase for phase in phases if phase.name == name)
 
 
@@ -98,19 +98,24 @@ def test_adamw_keeps_eight_bytes_a_number_and_8bit_two() -> None:
 
 
 @pytest.mark.slow
-def test_weights_are_counted_by_type() -> None:
-    model = load_model(TINY, "cpu")
+def test_weights_are_counted_by_type(small_sd: Base) -> None:
+    model = load_model(small_sd, "cpu")
     real = {name: sum(p.numel() * 4 for p in getattr(model.pipeline, name).parameters())
             for name in ("unet", "vae", "text_encoder")}  # fmt: skip
     unet = real.pop("unet")  # comes when the others are gone
-    assert phase("load").parts == real and phase("train").parts["unet"] == unet
-    drawing = {"prior": {"prompt": "a head"}}
-    assert phase("load", **drawing).parts == {**real, "unet": unet}
-    assert phase("prior", **drawing).parts.items() >= {**real, "unet": unet}.items()
-    half = preflight.predict(
-        settings(), TINY.model_copy(update={"dtype": "bf16"}), demand_of(examples(), settings(), TINY), CPU
-    )[0]
-    assert half.parts == {name: size // 2 for name, size in real.items()}
+    demand = demand_of(examples(), settings(), small_sd)
+    plain, drawing, half = (
+        {one.name: one.parts for one in preflight.predict(settings(**changes), base, demand, CPU)}
+        for base, changes in (
+            (small_sd, {}),
+            (small_sd, {"prior": {"prompt": "a head"}}),
+            (small_sd.model_copy(update={"dtype": "bf16"}), {}),
+        )
+    )
+    assert plain["load"] == real and plain["train"]["unet"] == unet
+    assert drawing["load"] == {**real, "unet": unet}
+    assert drawing["prior"].items() >= {**real, "unet": unet}.items()
+    assert half["load"] == {name: size // 2 for name, size in real.items()}
 
 
 @pytest.mark.slow
@@ -126,11 +131,11 @@ def test_caches_are_counted() -> None:
 
 @pytest.mark.workflow
 @pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark of memory is read from /proc")
-def test_gradient_checkpointing_lowers_prediction_and_reality() -> None:
-    train = {"rank": 2, "steps": 1, "checkpoint_every": 1, "optimizer": "adamw", "batch_size": 48}
+def test_gradient_checkpointing_lowers_prediction_and_reality(served: Path) -> None:
+    train = {"rank": 2, "steps": 1, "checkpoint_every": 1, "optimizer": "adamw", "batch_size": 32}
     found = {}
     for on in (False, True):
-        process = measured(TINY, (4, 16, 16), **train, mixed_precision="no", gradient_checkpointing=on)
+        process = measured(served, TINY, (4, 16, 16), **train, mixed_precision="no", gradient_checkpointing=on)
         peak = int(str(process["peak"])) - int(str(process["resting"]))
         found[on] = peak, phase("train", **{**train, "gradient_checkpointing": on}).parts["activations and gradients"]
     assert found[True][0] < 0.6 * found[False][0]
@@ -138,20 +143,21 @@ def test_gradient_checkpointing_lowers_prediction_and_reality() -> None:
 
 
 @pytest.mark.slow
-def test_too_little_memory_is_told_with_ways_that_work() -> None:
-    train, demand = settings(batch_size=8, rank=64), demand_of(examples(), settings(), TINY)
-    needed = preflight.predict(train, TINY, demand, CPU)[-1].total
-    preflight.check(train, TINY, demand, free=needed, device="cpu")
+def test_too_little_memory_is_told_with_ways_that_work(small_sd: Base) -> None:
+    train, demand = settings(batch_size=8, rank=64), demand_of(examples(), settings(), small_sd)
+    phases = preflight.predict(train, small_sd, demand, CPU)
+    needed = phases[-1].total
+    preflight.check(train, small_sd, demand, free=needed, device="cpu", phases=phases)
     free = round(needed * 0.8)
     with pytest.raises(ResourceError) as told:
-        preflight.check(train, TINY, demand, free=free, device="cpu")
+        preflight.check(train, small_sd, demand, free=free, device="cpu", phases=phases)
     text = str(told.value)
     ways = ("train.batch_size: 1, train.accumulation: 8", "train.gradient_checkpointing: true", "base.dtype: bf16")
     for said in (f"needs {needed / 2**30:.2f} GiB of RAM", f"{free / 2**30:.2f} GiB are free", "(train)", *ways):
         assert said in text
     assert "train.rank: 16:" not in text  # saves too little here, so it is no advice
     for changes in ({"batch_size": 1, "accumulation": 8}, {"gradient_checkpointing": True}):
-        preflight.check(train.model_copy(update=changes), TINY, demand, free=free, device="cpu")
+        preflight.check(train.model_copy(update=changes), small_sd, demand, free=free, device="cpu")
 
 
 def test_a_training_that_cannot_be_predicted_may_start(
@@ -174,9 +180,9 @@ def test_a_training_that_cannot_be_predicted_may_start(
 
 
 @pytest.mark.slow
-def test_ways_are_combined_when_none_is_enough_and_a_hopeless_run_is_told() -> None:
-    train, demand = settings(batch_size=8, rank=64), demand_of(examples(), settings(), TINY)
-    base = TINY.model_copy(update={"dtype": "bf16"})
+def test_ways_are_combined_when_none_is_enough_and_a_hopeless_run_is_told(small_sd: Base) -> None:
+    train, demand = settings(batch_size=8, rank=64), demand_of(examples(), settings(), small_sd)
+    base = small_sd.model_copy(update={"dtype": "bf16"})
     least = preflight.predict(
         settings(batch_size=1, accumulation=8, gradient_checkpointing=True, rank=16), base, demand, CPU
     )
@@ -197,7 +203,7 @@ SDLORA = "from sdlora.cli import main; main()"
 
 
 @pytest.mark.workflow
-def test_a_version_shows_its_table() -> None:
+def test_a_version_shows_its_table(served: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error::RuntimeWarning", "-c", SDLORA, "preflight", "v8", "--device", "cpu"],
         cwd=ROOT, env={**environment(), "PYTHONPATH": str(ROOT / "src")}, text=True, capture_output=True, check=True,
@@ -207,7 +213,7 @@ def test_a_version_shows_its_table() -> None:
     totals = [float(cell) for cell in next(line for line in lines if "total" in line).split("|")[2:-1]]
     assert all(10 < total < 500 for total in totals)
     wrong = subprocess.run(
-        [sys.executable, "-c", SDLORA, "preflight", "v88"],
+        [served, "-c", SDLORA, "preflight", "v88"],
         cwd=ROOT, env={**environment(), "PYTHONPATH": str(ROOT / "src")}, text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert wrong.returncode == 1 and "did you mean v8" in wrong.stderr

@@ -8,7 +8,8 @@ from helpers import TINY
 from shapes import save_small_sd3
 from toy_family import ClipSkip
 
-from sdlora.config.params import Base, Sample
+from sdlora.config.params import Base
+from sdlora.config.sample import Sample
 from sdlora.errors import DataError, MissingError
 from sdlora.models import load_model
 from sdlora.stages.sample.sample import Painter, Prompt

@@ -11,7 +11,8 @@ from shapes import save_small_sdxl, small_vae
 from small_set import captain, make_set
 from training import examples
 
-from sdlora.config.params import Base, Flip, Sample
+from sdlora.config.params import Base, Flip
+from sdlora.config.sample import Sample
 from sdlora.config.train import Train
 from sdlora.lora.diffusers_file import write_lora
 from sdlora.lora.names import FILE_NAME

@@ -33,12 +33,13 @@ TEXT = SMALL.replace("  a:\n", "  a:\n    preset: mine\n", 1).replace(
 ).replace("presets: {}\n", "presets:\n  mine: {train: {noise: [offset]}}\n", 1)  # fmt: skip
 
 
-def recipes(folder: Path, *changes: tuple[str, str]) -> list[object]:
+def recipes(folder: Path, *changes: tuple[str, str]) -> list[tuple[str, object]]:
     """All that version a is made from."""
     params = edited(folder, *changes, text=TEXT)
     index = Path("results/a/made/report.json")
     jobs = {job.made: job for job in plan.jobs(params)}
-    found, waiting = [], [index]
+    found: list[tuple[str, object]] = []
+    waiting = [index]
     while waiting:
         job = jobs[waiting.pop()]
         found.append((str(job.made), job.identity()))
@@ -53,6 +54,18 @@ def test_dvc_is_told_all_that_a_version_reads_and_no_more(tmp_path: Path, monkey
     assert CHANGES.keys() == {*Params.model_fields, "defaults"}, "a new key needs a change here"
     before = recipes(tmp_path)
     assert {key for key, changes in CHANGES.items() if recipes(tmp_path, *changes) != before} == told
+
+
+def test_a_vote_concerns_the_page_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    stage = YAML(typ="safe").load((ROOT / "dvc.yaml").read_text("utf-8"))["stages"]["lora"]["do"]
+    assert "votes.jsonl" in stage["deps"] and (ROOT / "votes.jsonl").read_bytes() == b"", "DVC wants a file"
+    without = recipes(tmp_path)
+    Path("votes.jsonl").touch()
+    assert recipes(tmp_path) == without
+    Path("votes.jsonl").write_text("a vote\n", encoding="utf-8")
+    changed = [before for before, after in zip(without, recipes(tmp_path), strict=True) if before != after]
+    assert [name for name, _ in changed] == ["results/a/made/report.json"]
 
 
 @pytest.fixture

@@ -49,6 +49,12 @@ def flat(version: dict[str, dict[str, object]]) -> Iterator[tuple[str, object]]:
             yield f"{section}.{name}", value
 
 
+def dataset_of(name: str) -> str:
+    """Versions that fit, caption, mirror or encode otherwise need datasets of their own; refused ones leave none."""
+    own = {"fit", "caption", "flip", "encode"} & {*NAMED[name], *PRESETS.get(NAMED[name].get("preset"), {})}
+    return name if own or name.startswith("gpu") else "shared"
+
+
 @pytest.fixture(scope="module")
 def project(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """All of it, made in one run that goes on where a version is refused; a base with few layers does."""
@@ -56,10 +62,10 @@ def project(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     save_small_sd(project.folder / "models/small-sd")
     params = YAML(typ="safe").load(SMALL.replace("model: models/tiny-sd", "model: models/small-sd"))
     del params["defaults"]["train"], params["defaults"]["sample"]
-    # versions that caption or mirror differently need datasets of their own
-    params["datasets"] = {name: {**params["datasets"]["small"], "masks": "data/masks"} for name in NAMED}
-    versions = {name: {**settings, "dataset": name} for name, settings in NAMED.items()}
-    params |= {"presets": PRESETS, "dataset": "menu-0", "versions": versions, "run": [*NAMED]}
+    versions = {name: {**settings, "dataset": dataset_of(name)} for name, settings in NAMED.items()}
+    small = {**params["datasets"]["small"], "masks": "data/masks"}
+    params["datasets"] = {dataset_of(name): small for name in NAMED}
+    params |= {"presets": PRESETS, "dataset": dataset_of("menu-0"), "versions": versions, "run": [*NAMED]}
     with (project.folder / "params.yaml").open("w", encoding="utf-8") as handle:
         YAML(typ="safe", pure=True).dump(params, handle)
     for path in (project.folder / "data/embedded/small/train").iterdir():

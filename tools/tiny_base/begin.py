@@ -1,17 +1,23 @@
-"""Begin a diffusion model from another base's: its UNet, its text encoder, the words that both know.
+"""Begin a base from another one: its VAE, its UNet, its text encoder, and the words that both know.
 
-The other base's VAE has to be kept, too, so that its UNet sees the latents that it knows.
+The VAE goes on from the other's, too, so that its latents stay near those that the UNet knows.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from tools.tiny_base import diffusion, loop, text
+
+
+def begin_vae(base: Path, work: Path) -> None:
+    """Write what the part `vae` goes on from: `vae.begun.safetensors` (fp16, step 0)."""
+    autoencoder = AutoencoderKL.from_pretrained(base / "vae", torch_dtype=torch.float32)
+    loop.write_begun(work / "vae.begun.safetensors", [p.detach() for p in autoencoder.parameters()], 0)
 
 
 def begin_from(base: Path, captions: Sequence[str], seed: int, work: Path) -> int:

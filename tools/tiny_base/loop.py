@@ -225,12 +225,23 @@ class _Learner:
         found = list(self.pool.map(lambda part: self._gradients(step, part), self.parts))
         for parameter, *gradients in zip(self.parameters, *(each for _, each in found), strict=True):
             known = [one for one in gradients if one is not None]  # none: the loss does not see this parameter
-            parameter.grad = _mean(known) if known else None
+            parameter.grad = _laid_out_as(parameter, _mean(known)) if known else None
         return torch.stack([loss for loss, _ in found]).mean()
 
     def _gradients(self, step: int, part: Part) -> tuple[Tensor, tuple[Tensor | None, ...]]:
         loss = self.loss_of(step, part)
         return loss.detach(), torch.autograd.grad(loss, self.parameters, allow_unused=True)
+
+
+def _laid_out_as(parameter: nn.Parameter, gradient: Tensor) -> Tensor:
+    """A gradient in its parameter's own order of numbers.
+
+    A convolution of channels-last pictures gives its weight's gradient channels-last, and torch's fused AdamW reads it
+    on a CPU as if it were in the weight's order: it moves every number by another one's gradient.
+    """
+    if gradient.stride() == parameter.stride():
+        return gradient
+    return torch.empty_like(parameter).copy_(gradient)
 
 
 def _mean(gradients: list[Tensor]) -> Tensor:

@@ -31,8 +31,8 @@ def make(
     """Draw the pictures and train the parts; each resumes where it was stopped.
 
     Parts of `only` that do not need each other (blip; decoder and diffusion, once the VAE is there)
-    may run at the same time, each in a process of its own. With `other`, a base's folder, the VAE is that
-    one's, and the UNet goes on from that one's. The models are published when all are there.
+    may run at the same time, each in a process of its own. With `other`, a base's folder, VAE and UNet go
+    on from that one's. The models are published when all are there.
     """
     parts = threads if device == "cpu" else 1
     pictures.make(work, "pictures", recipe.pictures, recipe.seed, recipe.size_px)
@@ -40,7 +40,7 @@ def make(
     plain, larger = pictures.load(work, "pictures"), pictures.load(work, "larger")
     made = {part: work / folder for part, folder in FOLDERS.items()}
     if other is not None:
-        _begin(other, plain.captions, recipe.seed + 3, work, made["vae"])
+        _begin(other, plain.captions, recipe.seed + 3, work)
     wanted = [part for part in PARTS if part in only and not is_whole(made[part])]
     if "vae" in wanted:
         with _unfinished(made["vae"]) as folder:
@@ -70,11 +70,10 @@ def make(
             records.publish_folder(work / name, out / name)
 
 
-def _begin(other: Path, captions: Sequence[str], seed: int, work: Path, made_vae: Path) -> None:
-    """Keep another base's VAE and go on from its networks, where `work` has not come further itself."""
-    if not is_whole(made_vae):
-        with _unfinished(made_vae) as folder:
-            shutil.copytree(other / "vae", folder)
+def _begin(other: Path, captions: Sequence[str], seed: int, work: Path) -> None:
+    """Go on from another base's networks, where `work` has not come further itself."""
+    if not (work / "vae.begun.safetensors").exists():
+        begin.begin_vae(other, work)
     if not (work / "diffusion.begun.safetensors").exists():
         known = begin.begin_from(other, captions, seed, work)
         print(f"begun from {other}, which knows {known} of the tokens", flush=True)
@@ -132,7 +131,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("models/.work"), help="pictures, states, previews")
     parser.add_argument("--take-along", action="store_true", help=f"write what --work has to {BEGUN}; train nothing")
     parser.add_argument(
-        "--begin-from", type=Path, metavar="FOLDER", help="a base: its VAE is kept, its UNet and words are gone on with"
+        "--begin-from", type=Path, metavar="FOLDER", help="a base: its VAE, its UNet and its words are gone on with"
     )
     parser.add_argument("--out", type=Path, default=Path("models"), help="where tiny-sd and tiny-blip are written")
     parser.add_argument("--share", type=float, default=1.0, help="of pictures and steps; below 1 a rehearsal")

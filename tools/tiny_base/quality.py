@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from sdlora import records
-from sdlora.config.params import Base, Caption, Hires, Sample
+from sdlora.config.params import Base, Caption
+from sdlora.config.sample import Hires, Sample
 from sdlora.models.family import quieten
 from sdlora.progress import Progress
 from sdlora.stages.caption.blip import Blip

@@ -8,7 +8,8 @@ from pydantic import ValidationError
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
-from sdlora.config.params import MOST_SEEDS, SECTIONS, Evaluate, Params, Version, training_names
+from sdlora.config.evaluate import Evaluate
+from sdlora.config.params import MOST_SEEDS, SECTIONS, Params, Version, training_names
 from sdlora.config.search import FOLDER, TRIALS, Trial, Trials, trial_settings
 from sdlora.config.sections import Section
 from sdlora.config.train import Train

@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import Field, field_validator
 
 from sdlora import choices
-from sdlora.config.params import Evaluate, Version
+from sdlora.config.evaluate import Evaluate
+from sdlora.config.params import Version
 from sdlora.config.sections import Name, Section, on_menu
 
 FOLDER = Path("searches")  # beside params.yaml

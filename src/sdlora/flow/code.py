@@ -27,9 +27,9 @@ FORMAT = 1  # of what is remembered
 # Modules whose behaviour reaches a stage only through its recipe (plan.py resolves what they decide), or never; the
 # recipes' own as well.
 _NOT_CODE = {
-    "choices", "errors", "config.params", "config.sections", "config.sources", "config.train", "config.load",
-    "flow.plan", "flow.inputs", "flow.hashing", "flow.freshness", "flow.command", "flow.code", "flow.mtimes",
-    "flow.cards",
+    "choices", "errors", *(f"config.{path.stem}" for path in (PACKAGE / "config").glob("*.py")),
+    "flow.plan", "flow.makers", "flow.inputs", "flow.hashing", "flow.freshness", "flow.command", "flow.code",
+    "flow.mtimes", "flow.cards",
     # these refuse a training but never change what it writes
     "gpu", "memory.preflight", "memory.prediction", "memory.meter",
 }  # fmt: skip

@@ -60,8 +60,8 @@ def lora_identity(file: str | None, hashes: FileHashes) -> str | None:
 
 
 def votes_identity(hashes: FileHashes) -> str | None:
-    """Content of what people voted, where they have."""
-    return hashes.of(VOTES) if VOTES.is_file() else None
+    """Content of what people voted, where they have: an empty file is as none."""
+    return hashes.of(VOTES) if VOTES.is_file() and VOTES.stat().st_size else None
 
 
 def check_place(project: Path) -> None:

@@ -1,20 +1,18 @@
 """The DAG's names: which jobs the versions need, what each reads and where it writes."""
 
 from collections.abc import Iterable, Iterator
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from sdlora import choices
 from sdlora.config.animate import Animate
-from sdlora.config.params import Base, Dataset, Evaluate, Fit, Params, Version
+from sdlora.config.evaluate import Evaluate
+from sdlora.config.params import Base, Dataset, Fit, Params, Version
 from sdlora.config.search import Trial
 from sdlora.config.train import MENUS, Train
 from sdlora.errors import ParamsError
 from sdlora.flow import inputs
-from sdlora.flow.code import CODE_MEMORY, Code
-from sdlora.flow.hashing import FileHashes
+from sdlora.flow.makers import Seen
 from sdlora.flow.recipe import Recipe
 from sdlora.stages.adopt.recipe import Adopted, AdoptRecipe
 from sdlora.stages.animate.recipe import AnimateRecipe
@@ -31,46 +29,6 @@ from sdlora.stages.sample.recipe import REPORT_SEEDS, DrawingRecipe, SampleRecip
 from sdlora.stages.scrape import pin
 from sdlora.stages.scrape.recipe import ScrapeRecipe
 from sdlora.stages.train.recipe import TrainRecipe
-
-# Named otherwise than imported.
-DISTRIBUTIONS = {"PIL": "pillow", "ruamel": "ruamel.yaml", "skimage": "scikit-image", "yaml": "pyyaml"}
-
-
-class Seen:
-    """What files and code are, looked at once for all jobs."""
-
-    def __init__(self, hashes: FileHashes | None = None, code: Code | None = None) -> None:
-        self.hashes = hashes or FileHashes()
-        self._code = code or Code(CODE_MEMORY)
-        self._makers: dict[tuple[Path, tuple[str, ...]], dict[str, Any]] = {}
-
-    def maker(self, kind: type[Recipe], entries: tuple[str, ...]) -> dict[str, Any]:
-        """The identity of the code that a stage can reach with some menu entries, and of the packages it imports."""
-        script = kind.script_path()
-        if (script, entries) not in self._makers:
-            found = self._code.reach(script, entries)
-            software = {name: package_version(name) for name in sorted(map(distribution, found.packages))}
-            self._makers[script, entries] = {"code": found.identity, "software": software, "entries": entries}
-        return self._makers[script, entries]
-
-    def save(self) -> None:
-        """Remember it for the next process."""
-        self.hashes.save()
-        self._code.save()
-
-
-@cache
-def package_version(name: str) -> str:
-    """An installed package's version; `none` where it is not installed, as an optional one may be."""
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "none"
-
-
-def distribution(package: str) -> str:
-    """What a top-level import is called on the package index."""
-    return DISTRIBUTIONS.get(package, package.replace("_", "-"))
 
 
 def fit_name(params: Params, name: str, method: str | None = None) -> str:

@@ -4,7 +4,6 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from sdlora import records
@@ -17,8 +16,7 @@ from sdlora.lora.metadata import About, base_version, header, trigger_of
 from sdlora.lora.names import EMBEDDINGS, FOR_A1111, FOR_DIFFUSERS, FOR_EMBEDDINGS, FOR_LYCORIS, word_of
 from sdlora.lora.whole import whole_updates
 from sdlora.models.names import NoKohyaForm
-
-_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+from sdlora.tensors import DTYPES
 
 
 @dataclass(frozen=True)
@@ -106,7 +104,7 @@ def _of_type(dtype: str) -> str:
 
 
 def _typed(name: str, value: Tensor, dtype: str) -> Tensor:
-    typed = value.to(_TYPES[dtype])
+    typed = value.to(DTYPES[dtype])
     if not typed.isfinite().all() and value.isfinite().all():
         raise DataError(
             f"export.dtype is {dtype}, which cannot hold {value.abs().max():g} of {name}; choices: fp32, bf16. The "

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from sdlora import gpu
-from sdlora.config.params import Base, Params, Sample
+from sdlora.config.params import Base, Params
+from sdlora.config.sample import Sample
 from sdlora.config.train import Train
 from sdlora.errors import ParamsError, ResourceError
 from sdlora.memory.meter import free_bytes

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 from sdlora import choices
 from sdlora.config.params import Base
 from sdlora.errors import DataError
-from sdlora.models.family import DTYPES, ModelFamily, revision_option, unreachable
+from sdlora.models.family import ModelFamily
+from sdlora.models.loading import revision_option, unreachable
 from sdlora.randomness import generator
+from sdlora.tensors import DTYPES
 
 _LIBRARIES: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
 Config = tuple[str, dict[str, Any]]  # class of diffusers or transformers, its settings

@@ -1,7 +1,7 @@
 """The interface of a model family, and what families of diffusers' pipelines share."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from sdlora import choices, cpu
 from sdlora.config.params import Base
 from sdlora.config.train import Train
-from sdlora.errors import DataError, MissingError, ParamsError, download_command
+from sdlora.errors import DataError, MissingError, ParamsError
+from sdlora.models.loading import from_pretrained, revision_option
 from sdlora.models.names import KohyaForm
 from sdlora.models.objective import Epsilon, Objective, Velocity, objective_of
 from sdlora.speed import Speed
+from sdlora.tensors import DTYPES
 
 Conditioning = dict[str, Tensor]
 Tokens = dict[str, Tensor]
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 #: What a pipeline's networks are for.
 KINDS = ("denoiser", "vae", "text_encoders")
 
@@ -383,34 +384,6 @@ def trained_base(base: Base, settings: Train, device: torch.device) -> Base:
     if device.type == "cpu" or "fp32" in (base.dtype, precision) or precision == "no":
         return base
     return base.model_copy(update={"dtype": precision})
-
-
-def from_pretrained(kind: Any, model: str, revision: str | None, **options: Any) -> Any:
-    """Load a pipeline or network; weights that are wanted in fp16 from files in fp16, where there are such."""
-    options |= revision_option(model, revision)
-    if options["dtype"] == torch.float16:
-        with suppress(OSError, ValueError):
-            return kind.from_pretrained(model, **options, variant="fp16")
-    try:
-        return kind.from_pretrained(model, **options)
-    except (OSError, ValueError) as error:
-        raise unreachable(model, revision, error) from None
-
-
-def revision_option(model: str, revision: str | None) -> dict[str, str]:
-    """The revision as an option for the hub; local files have none."""
-    return {} if revision is None or Path(model).exists() else {"revision": revision}
-
-
-def unreachable(model: str, revision: str | None, error: Exception) -> Exception:
-    """What a user does when a base cannot be read; the error itself where the base is local."""
-    if Path(model).exists():
-        return error
-    return MissingError(
-        f"the base model {model!r} is neither a local folder nor reachable on the hub. On a machine with network: "
-        f"`{download_command(model, revision)}`, or set bases.<name>.model to a folder or a .safetensors file "
-        f"({str(error).splitlines()[0]})"
-    )
 
 
 def load_model(base: Base, device: str | None = None, kinds: Sequence[str] = KINDS) -> ModelFamily:

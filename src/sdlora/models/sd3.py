@@ -7,7 +7,8 @@ import torch
 from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
-from sdlora.models.family import Conditioning, ModelFamily, revision_option, unreachable
+from sdlora.models.family import Conditioning, ModelFamily
+from sdlora.models.loading import revision_option, unreachable
 from sdlora.models.objective import FlowMatching
 from sdlora.models.published import CLIP_L, OPENCLIP_BIG_G, VAE
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sdlora import choices, records
-from sdlora.config.params import Evaluate
+from sdlora.config.evaluate import Evaluate
 from sdlora.errors import DataError
 from sdlora.stages.evaluate.choose import best_step, choose, explain
 from sdlora.stages.evaluate.compare import compare, over_trainings

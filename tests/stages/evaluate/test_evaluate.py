@@ -10,7 +10,7 @@ from helpers import ROOT
 from PIL import Image, ImageFilter
 
 from sdlora import choices, records
-from sdlora.config.params import Evaluate
+from sdlora.config.evaluate import Evaluate
 from sdlora.errors import DataError
 from sdlora.images.pictures import png_bytes
 from sdlora.stages.choose.choose import choose_by_samples

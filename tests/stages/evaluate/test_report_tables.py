@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sdlora import choices, records
-from sdlora.config.params import Evaluate
+from sdlora.config.evaluate import Evaluate
 from sdlora.images.pictures import png_bytes
 from sdlora.stages.choose.choose import choose_by_samples
 from sdlora.stages.evaluate.psnr import psnr_db

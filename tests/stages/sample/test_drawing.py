@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from training import trained
 
 from sdlora import choices
-from sdlora.config.params import Base, Hires, Sample
+from sdlora.config.params import Base
+from sdlora.config.sample import Hires, Sample
 from sdlora.errors import ParamsError
 from sdlora.lora.names import FILE_NAME
 from sdlora.models import load_model

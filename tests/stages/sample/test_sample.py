@@ -12,7 +12,9 @@ from safetensors import SafetensorError
 from training import random_lora
 
 from sdlora import records
-from sdlora.config.params import Evaluate, Hires, Sample, Version
+from sdlora.config.evaluate import Evaluate
+from sdlora.config.params import Version
+from sdlora.config.sample import Hires, Sample
 from sdlora.errors import DataError
 from sdlora.flow import store
 from sdlora.images.pictures import png_bytes

@@ -11,7 +11,7 @@ from rig.pictures import picture
 from sdlora import records
 from sdlora.config.params import Dataset
 from sdlora.errors import DataError, ParamsError
-from sdlora.flow import hashing, plan
+from sdlora.flow import hashing, makers, plan
 from sdlora.flow.code import Code
 from sdlora.stages.scrape import pin
 from sdlora.stages.scrape.recipe import ScrapeRecipe
@@ -22,7 +22,7 @@ BING = {"kind": "bing", "query": "cat", "limit": 3}
 def recipe(*sources: dict[str, Any], **options: Any) -> ScrapeRecipe:
     stated = {"sources": sources or [BING], "trigger": "x"} | options
     dataset = Dataset.model_validate_json(records.canonical_json(stated))
-    return plan._scrape("cats", dataset, plan.Seen(hashing.FileHashes(Path("none.json")), Code()))
+    return plan._scrape("cats", dataset, makers.Seen(hashing.FileHashes(Path("none.json")), Code()))
 
 
 @pytest.fixture

@@ -10,12 +10,14 @@ from PIL import Image
 from sdlora import determinism, gpu, records
 from sdlora.config.animate import Animate
 from sdlora.errors import DataError, MissingError
-from sdlora.models.family import DTYPES, default_device, from_pretrained, quieten
+from sdlora.models.family import default_device, quieten
+from sdlora.models.loading import from_pretrained
 from sdlora.randomness import generator
 from sdlora.stages.animate.recipe import AnimateRecipe
 from sdlora.stages.evaluate.run import read_choice
 from sdlora.stages.fit.fit import place
 from sdlora.stages.sample.parts import reporting
+from sdlora.tensors import DTYPES
 
 FILE = "animation.gif"
 HUNDREDTH_S = 10  # what a GIF counts time in, ms

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sdlora import choices, records
-from sdlora.config.params import Evaluate
+from sdlora.config.evaluate import Evaluate
 from sdlora.errors import DataError
 from sdlora.stages.choose.recipe import ChooseRecipe
 from sdlora.stages.evaluate.choose import Choice, choose

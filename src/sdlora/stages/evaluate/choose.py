@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from sdlora.config.params import Evaluate
+from sdlora.config.evaluate import Evaluate
 from sdlora.errors import DataError
 from sdlora.stages.evaluate.mean_rank import MEAN_RANK, mean_ranks
 from sdlora.stages.evaluate.metric import Metric

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from sdlora.config.params import Base, Caption, Evaluate
+from sdlora.config.evaluate import Evaluate
+from sdlora.config.params import Base, Caption
 from sdlora.flow.recipe import Recipe
 from sdlora.lora.names import file_in
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from sdlora import choices, records
-from sdlora.config.params import Evaluate
+from sdlora.config.evaluate import Evaluate
 from sdlora.errors import DataError
 from sdlora.images.pictures import read_rgb
 from sdlora.stages.evaluate.choose import Choice, explain

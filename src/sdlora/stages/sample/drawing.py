@@ -12,7 +12,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sdlora.config.params import Base, Hires, Sample
+from sdlora.config.params import Base
+from sdlora.config.sample import Hires, Sample
 from sdlora.errors import ParamsError
 from sdlora.models import ModelFamily
 

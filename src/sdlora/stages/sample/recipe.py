@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sdlora.config.params import Base, Sample
+from sdlora.config.params import Base
+from sdlora.config.sample import Sample
 from sdlora.flow.recipe import Recipe, Values
 
 #: Settings of `sample` that say which pictures are drawn, not how.

@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from sdlora import choices, determinism, gpu, records
-from sdlora.config.params import Base, Sample
+from sdlora.config.params import Base
+from sdlora.config.sample import Sample
 from sdlora.flow import hashing, store
 from sdlora.images.pictures import png_bytes
 from sdlora.lora.attach import Fused, attach_lora, detach_lora, fuse_lora, unfuse_lora

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
-from sdlora.config.params import Base, Encode, Flip, Sample
+from sdlora.config.params import Base, Encode, Flip
+from sdlora.config.sample import Sample
 from sdlora.config.train import Train
 from sdlora.flow.recipe import Recipe
 

@@ -1,0 +1,96 @@
+"""The section `sample`: how pictures are drawn."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from sdlora import choices
+from sdlora.config.sections import Section, on_menu
+
+
+class Hires(Section):
+    """Hires fix: enlarge the picture and denoise it again (image to image)."""
+
+    factor: float = Field(1.5, gt=1, le=4, description="enlargement of each side")
+    denoising_strength: float = Field(0.35, gt=0, lt=1, description="share of the schedule that is run again")
+    steps: Literal["share", "all"] = Field(
+        "share",
+        description="share: inference_steps x denoising_strength are run (diffusers); all: inference_steps, over the "
+        "same share of the noise (A1111)",
+    )
+    upscale: Literal["lanczos", "latent"] = Field(
+        "lanczos", description="what is enlarged: the picture (Lanczos), or its latents (bilinear; wants 0.5 and more)"
+    )
+
+
+#: Options of some samplers: option -> the samplers that have it.
+SAMPLER_OPTIONS = {"karras": ("euler", "dpmpp_2m", "unipc"), "eta": ("ddim",), "solver_order": ("unipc",)}
+
+
+class Sample(Section):
+    """Pictures drawn, one for each reference and seed: few at every checkpoint, more where one was chosen."""
+
+    weights: Literal["raw", "ema"] = Field("raw", description="the LoRA as trained, or its average (train.ema)")
+    lora_scale: float = Field(1.0, ge=0, le=4, description="strength of the LoRA")
+    fuse_lora: bool = Field(
+        False,
+        description="add the LoRA to the base's weights while drawing: fewer operations, sums are rounded once more",
+    )
+    guidance_scale: float = Field(7.0, ge=1, le=50, description="classifier-free guidance (CFG)")
+    inference_steps: int = Field(30, ge=1, le=1000, description="denoising steps")
+    scheduler: str = Field("ddim", description="entry of choices.SCHEDULERS")
+    karras: bool = Field(False, description="euler, dpmpp_2m, unipc: Karras' noise levels (2206.00364, eq. 5)")
+    eta: float = Field(0.0, ge=0, le=1, description="ddim: noise added at each step (2010.02502, eq. 16)")
+    solver_order: int | None = Field(None, ge=1, le=3, description="unipc: its order (2302.04867); null = 2")
+    clip_skip: int | None = Field(
+        None, ge=1, le=12, description="text encoder's layer that is read, 1 = the last; null = the family's own"
+    )
+    negative_prompt: str = Field("", description="what the picture should not be")
+    second_prompt: str | None = Field(None, description="what a second text encoder is told (sdxl); null = the same")
+    second_negative_prompt: str | None = Field(None, description="and what it should not be; null = the same")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (42,), min_length=1, description="at every checkpoint, of each reference that chooses: one picture each"
+    )
+    report_seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
+        (42, 43, 44, 45),
+        min_length=1,
+        description="at the chosen checkpoint and at step 0, of each reference that reports: one picture each",
+    )
+    hires: Hires | None = Field(None, description="null = off")
+    max_references: int = Field(10, ge=1, le=1000, description="references drawn and measured, first by id")
+    batch_size: int = Field(1, ge=1, le=1000, description="pictures drawn at once: more is faster and takes memory")
+    decode: Literal["whole", "sliced", "tiled"] = Field(
+        "whole",
+        description="the VAE at work, for a GPU's memory: on all pictures at once; on one after the other; on each in "
+        "overlapping tiles of half the base's side, whose colours can differ a little",
+    )
+
+    @field_validator("scheduler")
+    @classmethod
+    def _known_scheduler(cls, value: str) -> str:
+        return on_menu(value, choices.SCHEDULERS)
+
+    @model_validator(mode="after")
+    def _sampler_has_its_options(self) -> Self:
+        for option, samplers in SAMPLER_OPTIONS.items():
+            if getattr(self, option) and self.scheduler not in samplers:
+                raise ValueError(
+                    f"{option} has no effect with scheduler: {self.scheduler}; it is for {', '.join(samplers)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _several_are_decoded(self) -> Self:
+        if self.decode == "sliced" and self.batch_size == 1:
+            raise ValueError("decode: sliced has no effect with batch_size: 1; choices: whole, tiled")
+        return self
+
+    @model_validator(mode="after")
+    def _hires_has_a_step(self) -> Self:
+        share = self.hires.denoising_strength if self.hires and self.hires.steps == "share" else 1
+        if self.hires is not None and int(self.inference_steps * share) < 1:
+            raise ValueError(
+                f"hires.denoising_strength is {self.hires.denoising_strength:g} of {self.inference_steps} "
+                f"inference_steps, which is no whole step; raise one of them"
+            )
+        return self
