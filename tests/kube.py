@@ -124,6 +124,7 @@ class Cluster:
     Attributes:
         jobs: Every job that was ever submitted, in order.
         secrets: Those that are there now.
+        asked: Resource and verb of everything that was asked, as a role names them.
     """
 
     folder: Path
@@ -133,6 +134,7 @@ class Cluster:
     jobs: list[Job] = field(default_factory=list)
     deleted: set[str] = field(default_factory=set)
     secrets: dict[str, Object] = field(default_factory=dict)
+    asked: set[tuple[str, str]] = field(default_factory=set)
 
     def find(self, name: str) -> Job:
         """A job that is there now."""
@@ -219,8 +221,16 @@ class Api(BaseHTTPRequestHandler):
         text = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         return json.loads(text or b"{}")  # type: ignore[no-any-return]
 
+    def _note(self, verb: str) -> None:
+        """Remember what a role would have to allow."""
+        for pattern, kind in ((JOBS, "jobs"), (PODS, "pods"), (SECRETS, "secrets")):
+            if found := pattern.fullmatch(urlparse(self.path).path):
+                resource = f"{kind}/{found['part']}" if found["part"] else kind
+                self.cluster.asked.add((resource, "list" if verb == "get" and not found["name"] else verb))
+
     def do_POST(self) -> None:
         body, path = self._body(), urlparse(self.path).path
+        self._note("create")
         try:
             if SECRETS.fullmatch(path):
                 check(body, "V1Secret", "secret")
@@ -233,6 +243,7 @@ class Api(BaseHTTPRequestHandler):
         return self._answer(404, {})
 
     def do_GET(self) -> None:
+        self._note("get")
         asked = urlparse(self.path)
         if found := JOBS.fullmatch(asked.path):
             return self._answer(200, self.cluster.find(found["name"]).read("job"))
@@ -247,6 +258,7 @@ class Api(BaseHTTPRequestHandler):
 
     def do_DELETE(self) -> None:
         self._body()
+        self._note("delete")
         path = urlparse(self.path).path
         if found := SECRETS.fullmatch(path):
             del self.cluster.secrets[found["name"]]

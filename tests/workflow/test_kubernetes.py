@@ -16,6 +16,7 @@ from sdlora import __version__, records
 
 NODES = records.read_json(Path(__file__).parent / "nodes/one-cpu-one-gpu.json")["items"]
 PROFILE = ("--workflow-profile", "profiles/kubernetes", "--latency-wait", "5", "--seconds-between-status-checks", "1")
+HEAD = ROOT / "profiles/kubernetes/head.yaml"
 RAM_OF_A = ("sdlora", "preflight", "a", "--ram")
 PAGE = ("results/a/metrics.csv", "results/a/report/index.html")
 
@@ -93,10 +94,17 @@ def test_a_training_whose_node_is_lost_goes_on(built: Project, cluster: kube.Clu
     assert ["--attempt 1 " in job.command for job in cluster.jobs] == [True, False]
     (log,) = (built.folder / ".snakemake/auxiliary/kubernetes-logs").iterdir()
     assert "rule train" in log.read_text("utf-8")
+    assert cluster.asked == allowed(), "the head's role allows what is asked, and no more"
     resumed = re.search(r"resuming from step (\d+) of 30", built.read("logs/b/train.log").decode())
     assert resumed is not None and int(resumed[1]) >= 10
     for name in ("results/b/made/train.json", "results/b/train_log.csv"):
         assert built.read(name) == straight.read(name)
+
+
+def allowed() -> set[tuple[str, str]]:
+    """Resource and verb of what the head may do, by its manifest."""
+    (role,) = [one for one in yaml.safe_load_all(HEAD.read_text("utf-8")) if one["kind"] == "Role"]
+    return {(kind, verb) for rule in role["rules"] for kind in rule["resources"] for verb in rule["verbs"]}
 
 
 def lose_processes(store: Path) -> None:
@@ -144,7 +152,7 @@ def test_the_heads_manifest_is_one_and_fits_the_profile() -> None:
     (volume,) = profile["kubernetes-volume-persistent-volumes"]
     claim, path = volume.split(":")
     found = {}
-    for one in yaml.safe_load_all((ROOT / "profiles/kubernetes/head.yaml").read_text("utf-8")):
+    for one in yaml.safe_load_all(HEAD.read_text("utf-8")):
         kube.check(one, f"V1{one['kind']}", one["kind"])
         found[one["kind"]] = one
     pod = found["Pod"]["spec"]
