@@ -279,11 +279,20 @@ def test_what_was_hashed_is_on_the_disk_before_it_is_remembered(
     chain: list[Recipe], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A file of zeros that kept its time and size would otherwise be taken for the one that was hashed."""
-    memory, synced = Path(".sdlora/hashes.json"), []
-    monkeypatch.setattr(os, "sync", lambda: synced.append(memory.exists() and "a/out" in memory.read_text("utf-8")))
-    assert freshness.settle(chain) == chain
-    assert synced == [False] and "a/out" in memory.read_text("utf-8")
-    assert freshness.settle(chain) == chain
+    memory, out, synced = Path(".sdlora/hashes.json"), Path("a/out"), []
+    sync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        if os.path.sameopenfile(descriptor, opened):
+            synced.append(memory.exists() and "a/out" in memory.read_text("utf-8"))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with out.open("rb") as file:
+        opened = file.fileno()
+        assert freshness.settle(chain) == chain
+        assert synced == [False] and "a/out" in memory.read_text("utf-8")
+        assert freshness.settle(chain) == chain
     assert synced == [False], "nothing new was hashed"
 
 

@@ -28,6 +28,7 @@ class FileHashes:
         known = self._known.get(printable(path))
         if known and known[:2] == (found.st_mtime_ns, found.st_size):
             return known[2]
+        _to_disk(path)
         digest = sha256_of(path)
         self._remember(path, digest)
         return digest
@@ -46,16 +47,20 @@ class FileHashes:
         self._changed = True
 
     def save(self) -> None:
-        """Write what was learnt, without the files that are gone; where that is not allowed, it is learnt again.
-
-        What was hashed goes to the disk first: after a power cut, a file that lost its end may keep its time and size,
-        and a hash that was remembered would speak for it.
-        """
+        """Write what was learnt, without the files that are gone; where that is not allowed, it is learnt again."""
         if self._changed:
-            os.sync()
             kept = {name: row for name, row in self._known.items() if Path(name).exists()}
             with suppress(OSError):
                 records.write_json(self._path, kept)
+
+
+def _to_disk(path: Path) -> None:
+    """Have a file's bytes on the disk before its hash is remembered.
+
+    After a power cut, a file that lost its end may keep its time and size, and a remembered hash would speak for it.
+    """
+    with path.open("rb") as file, suppress(OSError):  # some file systems sync nothing that was opened to read
+        os.fsync(file.fileno())
 
 
 def _remembered(path: Path) -> dict[str, tuple[int, int, str]]:
