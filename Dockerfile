@@ -1,7 +1,8 @@
 # syntax=docker/dockerfile:1
-# docker build -t sdlora .                                               with torch for CPUs
-# docker build -t sdlora --build-arg TORCH_LOCK=requirements-cuda.lock .  with the package index's CUDA, by hash
-# docker run --gpus all -v "$PWD":/work sdlora snakemake --cores 1 results/v8/metrics.csv
+# docker build -t sdlora:0.1.0 .                                               with torch for CPUs
+# docker build -t sdlora:0.1.0 --build-arg TORCH_LOCK=requirements-cuda.lock .  with the package index's CUDA, by hash
+# docker run --gpus all -v "$PWD":/work sdlora:0.1.0 snakemake --cores 1 results/v8/metrics.csv
+# profiles/kubernetes names it.
 # Packages come from the lock through the Makefile, the one way in which they are installed anywhere.
 FROM python:3.11-slim-bookworm
 ARG TORCH_LOCK=

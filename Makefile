@@ -25,8 +25,8 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := run
 .PHONY: run test test-unit check format docs browser servers base bench sbom audit lock clean
 
-# Packages are taken as they were locked, by hash; two have no wheel and are built, with a locked builder.
-FROM_SOURCE := antlr4-python3-runtime,connection_pool
+# Packages are taken as they were locked, by hash; three have no wheel and are built, with a locked builder.
+FROM_SOURCE := antlr4-python3-runtime,connection_pool,jsonpath-rw
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation
 BY_HASH := --require-hashes --no-deps --only-binary :all:
 COMPILE := pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
@@ -82,6 +82,7 @@ check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 	@echo "snakemake --lint (rules run in .venv, not in containers: that lint is left out)"
 	@! PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --lint 2>&1 | grep -E '^ +\* |rror' | grep -v 'Specify a conda environment'
 	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake -n --quiet rules

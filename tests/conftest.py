@@ -49,6 +49,7 @@ LONGEST = (
     "test_menu.py",
     "test_choose_dag.py",
     "test_search.py",
+    "test_kubernetes.py",
     "test_versioning.py",
     "test_processes.py",
     "test_types.py",

@@ -61,7 +61,7 @@ class Project:
 
     def command(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         done = subprocess.run(
-            words, cwd=self.folder, env=self._environment(), text=True, capture_output=True, check=False, timeout=600
+            words, cwd=self.folder, env=self.environment(), text=True, capture_output=True, check=False, timeout=600
         )
         assert not check or done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
         return done
@@ -70,7 +70,7 @@ class Project:
         done = self.command("snakemake", "--cores", "1", *words, check=check)
         return done.stdout + done.stderr
 
-    def _environment(self) -> dict[str, str]:
+    def environment(self) -> dict[str, str]:
         """With the commands of this project's Python first."""
         found = environment()
         if self.python is not None:

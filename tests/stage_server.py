@@ -43,6 +43,7 @@ PRELOADED = (
     "dvc.cli",
 )  # fmt: skip
 OWN = ("sdlora", "tools")  # of each project its own
+HIDDEN = "TESTS_HIDE"  # a variable that names a package: a command cannot import it, as if it were not installed
 PROGRAMS = {
     "python": (),
     "bin/snakemake": ("-m", "snakemake"),
@@ -204,6 +205,8 @@ def _run(folder: str, argv: list[str], environment: dict[str, str], descriptors:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    if hidden := environment.get(HIDDEN):
+        sys.modules.update({name: None for name in [hidden, *sys.modules] if name.partition(".")[0] == hidden})  # type: ignore[misc]
     code = 1
     try:
         _interpret(argv, python)

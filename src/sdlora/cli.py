@@ -50,6 +50,7 @@ def _parser() -> argparse.ArgumentParser:
     preflight.add_argument("--ram", action="store_true", help="only the RAM that its job needs, in MiB: for a cluster")
     provenance = command("provenance", _provenance, "write what a version was made from: an RO-Crate in its folder")
     provenance.add_argument("version", metavar="VERSION")
+    provenance.add_argument("--croissant", action="store_true", help="its pictures and captions as Croissant, too")
     command("runs", _runs, "write results/report/runs.html: what ran when, how long, and on what")
     _add_search(command("search", _search, "try settings of a version, and learn from each what to try next"))
     versions = command("versions", _versions, "the table of all versions as Markdown")
@@ -178,7 +179,7 @@ def _preflight(args: argparse.Namespace) -> None:
 def _provenance(args: argparse.Namespace) -> None:
     from sdlora.flow import provenance
 
-    provenance.run(args.version)
+    provenance.run(args.version, args.croissant)
 
 
 def _runs(args: argparse.Namespace) -> None:
@@ -206,7 +207,8 @@ def facts() -> Iterator[tuple[str, str]]:
     """What a run depends on and a bug report needs."""
     yield "python", f"{platform.python_version()} at {sys.executable}"
     yield "system", f"{platform.system()} {platform.machine()}"
-    for name in ("sdlora", "snakemake", "dvc", "torch", "diffusers", "transformers", "peft", "bitsandbytes"):
+    yield "dvc", _dvc()
+    for name in ("sdlora", "snakemake", "torch", "diffusers", "transformers", "peft", "bitsandbytes"):
         try:
             yield name, metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -217,6 +219,15 @@ def facts() -> Iterator[tuple[str, str]]:
         yield name, shutil.which(name) or "not found"
     free = shutil.disk_usage(".").free / 2**30
     yield "disk", f"{free:.1f} GiB are free here"
+
+
+def _dvc() -> str:
+    """Its version, or what is missing without it: nothing but its own commands."""
+    there = importlib.util.find_spec("dvc") is not None
+    if there and shutil.which("dvc"):
+        return metadata.version("dvc")
+    why = "installed, but no command `dvc` is on the PATH" if there else "not installed"
+    return f"{why}: `dvc repro`, `exp`, `push`, `pull` and `checkout` are missing, and nothing else needs it"
 
 
 def _card() -> str:

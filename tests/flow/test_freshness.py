@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from power_cut import CUTS
 from pydantic import Field
 
 from sdlora import records
 from sdlora.errors import DataError
-from sdlora.flow import freshness, hashing
+from sdlora.flow import freshness, hashing, store
 from sdlora.flow.hashing import FileHashes
 from sdlora.flow.recipe import Recipe
 
@@ -265,3 +266,47 @@ def test_writes_are_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         records.write_text(tmp_path / "x", "new")
     assert (tmp_path / "x").read_text() == "old"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", ["a/out", "a/many/1", "a/made.json"])
+def test_what_a_power_cut_left_is_made_again(chain: list[Recipe], name: str, cut: str) -> None:
+    CUTS[cut](Path(name))
+    assert freshness.settle(chain) == []
+
+
+def test_what_was_hashed_is_on_the_disk_before_it_is_remembered(
+    chain: list[Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of zeros that kept its time and size would otherwise be taken for the one that was hashed."""
+    memory, out, synced = Path(".sdlora/hashes.json"), Path("a/out"), []
+    sync = os.fsync
+
+    def noted(descriptor: int) -> None:
+        if os.path.sameopenfile(descriptor, opened):
+            synced.append(memory.exists() and "a/out" in memory.read_text("utf-8"))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    with out.open("rb") as file:
+        opened = file.fileno()
+        assert freshness.settle(chain) == chain
+        assert synced == [False] and "a/out" in memory.read_text("utf-8")
+        assert freshness.settle(chain) == chain
+    assert synced == [False], "nothing new was hashed"
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_the_store_gives_nothing_back_that_a_power_cut_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    files = [Path("one"), Path("two")]
+    for path in files:
+        path.write_text(f"content of {path}", "utf-8")
+    digests = store.keep("kind", files)
+    CUTS[cut](store.STORE / "kind" / digests[1])
+    for path in files:
+        path.unlink()
+    assert not store.bring_back("kind", digests, files)
+    assert not any(path.exists() for path in files), "nothing was changed"

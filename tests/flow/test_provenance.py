@@ -1,17 +1,20 @@
 """From a LoRA back to its pictures: the crate is read with the library that others read it with."""
 
 import json
+import sys
 from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
+import mlcroissant
 import pytest
 from helpers import Project
 from rocrate.rocrate import ROCrate
 
 from sdlora import records
 from sdlora.cli import main
-from sdlora.flow import provenance
+from sdlora.flow import croissant, provenance
+from sdlora.flow.freshness import Made
 from sdlora.flow.hashing import sha256_of
 
 CRATE = "results/a/ro-crate-metadata.json"
@@ -84,6 +87,58 @@ def test_every_file_is_there_and_no_reference_leads_nowhere(built: Project) -> N
         assert {entity["@id"] for entity in files} == set(ids(graph_root(graph)["hasPart"]))
         for entity in files:
             assert sha256_of(Path("results/a") / entity["@id"]) == entity["sha256"]
+
+
+@pytest.mark.workflow
+def test_croissant_is_read_by_its_own_library(built: Project, capsys: pytest.CaptureFixture[str]) -> None:
+    """Which validates on reading, and holds each file against its sha256."""
+    folder = Path("data/sets/small")
+    with chdir(built.folder):
+        main(["provenance", "a", "--croissant"])
+        assert "results/a/croissant.json: its pictures and captions" in capsys.readouterr().out
+        dataset = mlcroissant.Dataset(jsonld="results/a/croissant.json")
+        assert not dataset.metadata.issues.errors
+        assert dataset.metadata.license is None  # nobody recorded one
+        for at, table, file, column in (
+            (folder, "pictures", "manifest.jsonl", "sha256"),
+            (folder / "pad-edge-64", "captions", "captions.jsonl", "caption"),
+            (folder / "pad-edge-64", "learnt", "train/metadata.jsonl", "text"),
+        ):
+            found = [*dataset.records(f"{at}/{table}")]
+            rows = records.read_jsonl(at / file)
+            for key in ("id", column):
+                assert [row[f"{at}/{table}/{key}"].decode() for row in found] == [row[key] for row in rows]
+            assert [one.sha256 for one in dataset.metadata.distribution if one.id == str(at / file)] == [
+                sha256_of(at / file)
+            ]
+
+
+def test_a_dataset_has_a_licence_where_every_picture_has_one(tmp_path: Path) -> None:
+    rows = [{"id": f"{n:016x}", "file": f"{n:064x}.png", "licence": f"https://l.test/{n}"} for n in (2, 1, 2)]
+    with chdir(tmp_path):
+        for missing, expected in ((0, ["https://l.test/1", "https://l.test/2"]), (1, None)):
+            records.write_jsonl(
+                Path("data/sets/s/manifest.jsonl"), [*rows, *([{**rows[0], "licence": None}] * missing)]
+            )
+            made = Made("", {}, {"data/sets/s/manifest.jsonl": "0" * 64}, {"stage": "scrape"})
+            path = croissant.write(Path("results/v8"), {Path("data/sets/s/made/scrape.json"): made})
+            assert records.read_json(path).get("license") == expected
+
+
+@pytest.mark.workflow
+def test_what_is_wrong_with_a_croissant_is_seen(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the test above could fail: an unknown column's table, and no package."""
+    with chdir(built.folder):
+        main(["provenance", "a", "--croissant"])
+        text = records.read_json(Path("results/a/croissant.json"))
+        text["recordSet"][0]["field"][0]["source"]["fileObject"]["@id"] = "elsewhere.jsonl"
+        with pytest.raises(mlcroissant.ValidationError, match=r"elsewhere\.jsonl"):
+            mlcroissant.Dataset(jsonld=text)
+        Path("results/a/croissant.json").unlink()
+        monkeypatch.setitem(sys.modules, "mlcroissant", None)
+        with pytest.raises(SystemExit, match=r"needs the package mlcroissant: say `pip install 'sdlora\[croissant\]'`"):
+            main(["provenance", "a", "--croissant"])
+        assert not Path("results/a/croissant.json").exists()
 
 
 def graph_root(graph: list[dict[str, Any]]) -> dict[str, Any]:

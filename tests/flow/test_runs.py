@@ -48,7 +48,7 @@ def test_what_failed_or_has_no_end_is_shown(tmp_path: Path) -> None:
         began(8, 2, "sample"), {"at": 10, "event": "failed", "id": 2}, began(9, 3, "<export>"),
     )  # fmt: skip
     with (folder / "2026-01-01T000000-1.jsonl").open("a") as handle:
-        handle.write('\n{"time": "2026')  # killed while it wrote
+        handle.write('\n{"time": "2026\n' + "\0" * 60)  # killed while it wrote, and what a power cut left
     written(folder, "2026-01-02T000000-1.jsonl", {"at": 1, "event": "done", "id": 7})
     (run,) = runs.read(folder)
     assert [(job.rule, job.outcome, job.seconds) for job in run.jobs] == [

@@ -125,7 +125,7 @@ def kill_when(project: Project, found: Callable[[], object], *words: str) -> Non
     log = project.folder / "said.txt"
     with log.open("a") as said:
         run = subprocess.Popen(
-            [*SEARCH[:3], *words] if words else SEARCH, cwd=project.folder, env=project._environment(),
+            [*SEARCH[:3], *words] if words else SEARCH, cwd=project.folder, env=project.environment(),
             start_new_session=True, stdout=said, stderr=said,
         )  # fmt: skip
     wait_for(lambda: found() or run.poll() is not None)

@@ -155,13 +155,14 @@ def test_trials_of_a_batch_know_each_other_and_not_what_came_of_them(tmp_path: P
     assert journal.propose(1, 0, [first]) == second
 
 
-def test_a_kill_in_the_middle_of_a_line_loses_that_line_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("cut", [b"", bytes(60)], ids=["a kill", "a power cut"])
+def test_what_ends_the_journal_in_a_line_loses_that_line_alone(tmp_path: Path, cut: bytes) -> None:
     journal = opened(tmp_path)
     for number, value in enumerate((2.0, 1.0)):
         journal.tell(Outcome(number, journal.propose(number, number, []), value))
     path = tmp_path / "searches/s/journal.log"
     whole = path.read_bytes()
-    path.write_bytes(whole + whole.splitlines()[-1][:40])
+    path.write_bytes(whole + whole.splitlines()[-1][:40] + cut)
     path.with_name("journal.log.lock").symlink_to(path)
     again = opened(tmp_path)
     assert [one.value for one in again.told] == [2.0, 1.0]

@@ -222,6 +222,7 @@ def test_the_check_of_code_knows_its_own(tmp_path: Path, monkeypatch: pytest.Mon
         ("-n results/v8/metrics.csv", True),
         ("--profile none --executor local -- all", True),
         ("--executor slurm", False),
+        ("--workflow-profile profiles/kubernetes -- all", False),
         ("--workflow-profile profiles/slurm --default-resources slurm_partition=gpu -- all", False),
     ],
 )

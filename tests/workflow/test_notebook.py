@@ -16,7 +16,7 @@ def executed(folder: Path, kept: Path, served: Path, monkeypatch: pytest.MonkeyP
     project = make_project(folder, python=served)
     (folder / ".venv").mkdir()
     (folder / ".venv/installed").touch()
-    for name, value in project._environment().items():
+    for name, value in project.environment().items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("JUPYTER_PLATFORM_DIRS", "1")
     monkeypatch.setenv("IPYTHONDIR", str(folder / ".ipython"))

@@ -7,8 +7,11 @@ import subprocess
 
 import pytest
 from helpers import ROOT, Project, environment, wait_for
+from power_cut import CUTS
 
 from sdlora import records
+from sdlora.flow import freshness
+from sdlora.flow.hashing import sha256_of
 
 REPORTING = {"choose", "evaluate", "report", "report_all"}
 DOWNSTREAM = {"train", "export", "sample", *REPORTING}
@@ -241,6 +244,34 @@ def test_a_second_run_and_an_orphan_are_refused(built: Project) -> None:
         assert "another process is at work in" in built.snakemake("results/b/train_log.csv", check=False)
     finally:
         os.killpg(run.pid, signal.SIGKILL)
+
+
+def test_a_power_cut_in_every_file_is_mended(built: Project) -> None:
+    """All that jobs wrote for version a, in the project and in the store; of what a job remembers nothing is gone."""
+    pages = ("results/a/metrics.csv", "results/a/report/index.html")
+    before, cuts = outputs_of(built), tuple(CUTS.values())
+    files = [
+        path
+        for folder in ("results/a", "data/sets", ".sdlora")
+        for path in sorted((built.folder / folder).rglob("*"))
+        if path.is_file() and path.name not in (freshness.FOLDER_MARK, "lock", "run.lock")
+    ]
+    assert len(files) > 100
+    for number, path in enumerate(files):
+        remembers = path.is_relative_to(built.folder / ".sdlora") and path.suffix == ".json"
+        cuts[number % (2 if remembers else 3)](path)
+    built.snakemake(*pages)
+    assert outputs_of(built) == before
+    for name, digest in ((name, digest) for outputs in before.values() for name, digest in outputs.items()):
+        assert sha256_of(built.folder / name) == digest, name
+    assert "Nothing to be done" in built.snakemake("-n", *pages)
+
+
+def outputs_of(project: Project) -> dict[str, dict[str, str]]:
+    """What the records of version a and of its dataset name."""
+    folders = ("results/a", "data/sets/small", "data/sets/small/pad-edge-64")
+    paths = [path for folder in folders for path in sorted((project.folder / folder / "made").glob("*.json"))]
+    return {str(path.relative_to(project.folder)): records.read_json(path)["outputs"] for path in paths}
 
 
 def test_damaged_latents_are_encoded_again(built: Project) -> None:

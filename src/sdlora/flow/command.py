@@ -76,12 +76,18 @@ def check_options(words: Sequence[str]) -> None:
     Raises:
         DataError: For `--touch`, which marks results as made by the settings of today.
     """
-    if "--touch" in words or "-t" in words:
+    if any(_says_touch(word) for word in words):
         raise DataError(
             "--touch would call results fresh that other settings or other code made; here, content tells what is "
             "fresh, not a file's time. To keep results after an update of sdlora or of a package, say "
             "`sdlora accept VERSION`"
         )
+
+
+def _says_touch(word: str) -> bool:
+    """Whether a word is `--touch` to Snakemake, whose parser takes its beginning and `-nt`, too."""
+    flags = word[1:] if word.startswith("-") else ""
+    return (len(word) >= len("--to") and "--touch".startswith(word)) or ("t" in flags and {*flags} <= {*"Fknpt"})
 
 
 def runs_here(words: Sequence[str]) -> bool:

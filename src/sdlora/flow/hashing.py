@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ class FileHashes:
         known = self._known.get(printable(path))
         if known and known[:2] == (found.st_mtime_ns, found.st_size):
             return known[2]
+        _to_disk(path)
         digest = sha256_of(path)
         self._remember(path, digest)
         return digest
@@ -51,6 +52,15 @@ class FileHashes:
             kept = {name: row for name, row in self._known.items() if Path(name).exists()}
             with suppress(OSError):
                 records.write_json(self._path, kept)
+
+
+def _to_disk(path: Path) -> None:
+    """Have a file's bytes on the disk before its hash is remembered.
+
+    After a power cut, a file that lost its end may keep its time and size, and a remembered hash would speak for it.
+    """
+    with path.open("rb") as file, suppress(OSError):  # some file systems sync nothing that was opened to read
+        os.fsync(file.fileno())
 
 
 def _remembered(path: Path) -> dict[str, tuple[int, int, str]]:
@@ -94,6 +104,11 @@ def sha256_of(path: Path) -> str:
     """sha256 of a file's bytes, in hex."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def are_whole(folder: Path, digests: Mapping[str, str]) -> bool:
+    """Whether files below a folder are there, with the bytes that their hashes say."""
+    return all(is_regular(folder / name) and sha256_of(folder / name) == digest for name, digest in digests.items())
 
 
 def sha256_text(text: str) -> str:

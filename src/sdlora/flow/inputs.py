@@ -1,10 +1,11 @@
 """What the DAG starts from and does not make: pictures, captions, masks and weights."""
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 
-from sdlora.config.params import ALPHA, Base, Dataset, Params
-from sdlora.config.sources import FolderSource, HubSource
+from sdlora.config.params import ALPHA, Base, Params
+from sdlora.config.sources import FolderSource, HubSource, Source
 from sdlora.errors import DataError
 from sdlora.flow import folders, hashing
 from sdlora.flow.hashing import FileHashes
@@ -29,28 +30,27 @@ def identity_of(model: str, revision: str | None, hashes: FileHashes) -> str:
     return f"hub:{model}@{revision or 'main'}"
 
 
-def source_files(dataset: Dataset, hashes: FileHashes) -> dict[str, str]:
+def source_files(sources: Sequence[Source], hashes: FileHashes) -> dict[str, str]:
     """Content identity of each source on this machine; what is scraped is pinned instead."""
     return {
         path: folders.identity(Path(path), hashes)
         if suffixes is None
         else hashing.identity_of_folder(Path(path), suffixes, hashes)
-        for path, suffixes in map(pin.on_this_machine, dataset.sources)
+        for path, suffixes in map(pin.on_this_machine, sources)
         if path and Path(path).exists()
     }
 
 
-def override_identity(dataset: Dataset, hashes: FileHashes) -> str | None:
+def override_identity(file: str | None, hashes: FileHashes) -> str | None:
     """Content of the user's own captions, where there are any."""
-    path = Path(dataset.captions_override) if dataset.captions_override else None
-    return hashes.of(path) if path and path.exists() else None
+    return hashes.of(Path(file)) if file and Path(file).exists() else None
 
 
-def mask_identity(dataset: Dataset, hashes: FileHashes) -> str | None:
+def mask_identity(masks: str | None, hashes: FileHashes) -> str | None:
     """Content of the folder of masks, where there is one."""
-    if dataset.masks in (None, ALPHA) or not Path(str(dataset.masks)).is_dir():
+    if masks in (None, ALPHA) or not Path(str(masks)).is_dir():
         return None
-    return hashing.identity_of_folder(Path(str(dataset.masks)), PICTURE_SUFFIXES, hashes)
+    return hashing.identity_of_folder(Path(str(masks)), PICTURE_SUFFIXES, hashes)
 
 
 def lora_identity(file: str | None, hashes: FileHashes) -> str | None:

@@ -99,7 +99,7 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
     family = choices.FAMILIES[base.family]
     needs = _needs(version.evaluate.metrics)
     drawing: dict[str, Any] = {
-        **of_version, "base_identity": inputs.base_identity(base, seen.hashes), "base": _weights(base),
+        **of_version, "base_identity": seen.of(inputs.base_identity, base), "base": _weights(base),
         "threads": params.threads, "size_px": version.fit.size_px or base.size_px, "references": references,
         "trigger": dataset.trigger if "untriggered" in needs else None, "validation": version.evaluate.validation,
     }  # fmt: skip
@@ -130,7 +130,7 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
     yield ReportRecipe(
         **of_version, **seen.maker(ReportRecipe, ()), inputs=(evaluate.made, lora.made),
         version=name, settings=summary(version), references=references,
-        dataset=before[version.fit.method, "flip"].folder, votes=inputs.votes_identity(seen.hashes),
+        dataset=before[version.fit.method, "flip"].folder, votes=seen.of(inputs.votes_identity),
     )  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def _animating(animate: Animate, sample: SampleRecipe, choose: ChooseRecipe, see
     return AnimateRecipe(
         wildcards=sample.wildcards, **seen.maker(AnimateRecipe, ()), inputs=(sample.made, choose.made),
         threads=sample.threads, animate=animate,
-        model_identity=inputs.identity_of(animate.model, animate.revision, seen.hashes),
+        model_identity=seen.of(inputs.identity_of, animate.model, animate.revision),
     )  # fmt: skip
 
 
@@ -185,7 +185,7 @@ def _asking(evaluate: Evaluate, params: Params, name: str, seen: Seen) -> dict[s
     version, needs = params.versions[name], _needs(evaluate.metrics)
     base, trigger = params.bases[version.base], params.datasets[version.dataset].trigger
     learning = Learning(
-        base=_weights(base), base_identity=inputs.base_identity(base, seen.hashes), threads=params.threads,
+        base=_weights(base), base_identity=seen.of(inputs.base_identity, base), threads=params.threads,
         lora_scale=version.sample.lora_scale, average=version.sample.weights == "ema",
     ) if "learner" in needs else None  # fmt: skip
     describing = Describing(
@@ -202,7 +202,7 @@ def _training(
     base, dataset = params.bases[version.base], params.datasets[version.dataset]
     own = version.fit.method
     of_version: dict[str, Any] = {"wildcards": {"version": name}}
-    base_identity = inputs.base_identity(base, seen.hashes)
+    base_identity = seen.of(inputs.base_identity, base)
     family = choices.FAMILIES[base.family]
     cached = version.train.cache_latents == "disk"
     resolved = _resolved(version.train, base)
@@ -237,14 +237,14 @@ def _adopting(params: Params, name: str, seen: Seen) -> AdoptRecipe:
             average = params.versions[one.version].sample.weights == "ema"
         loras.append(
             Adopted(
-                file=one.file, file_identity=inputs.lora_identity(one.file, seen.hashes), version=one.version,
+                file=one.file, file_identity=seen.of(inputs.lora_identity, one.file), version=one.version,
                 step=one.step, average=average, weight=one.weight,
             )
         )  # fmt: skip
     return AdoptRecipe(
         wildcards={"version": name}, **seen.maker(AdoptRecipe, (choices.FAMILIES[base.family],)),
         inputs=tuple(dict.fromkeys(records)), version=name, loras=tuple(loras), base=_weights(base),
-        base_identity=inputs.base_identity(base, seen.hashes),
+        base_identity=seen.of(inputs.base_identity, base),
     )  # fmt: skip
 
 
@@ -254,7 +254,7 @@ def _scrape(name: str, dataset: Dataset, seen: Seen) -> ScrapeRecipe:
     maker = seen.maker(ScrapeRecipe, entries)
     if pin.uses_web(dataset):
         maker = {**maker, "code": None, "software": {}}
-    files = inputs.source_files(dataset, seen.hashes)
+    files = seen.of(inputs.source_files, dataset.sources)
     return ScrapeRecipe(wildcards={"dataset": name}, **maker, dataset=dataset, files=files)
 
 
@@ -271,7 +271,7 @@ def _captioner(version: Version, base: Base, seen: Seen) -> dict[str, str | None
     """Which weights describe pictures; none where nothing is said of them."""
     if version.caption.by == "none":
         return {"captioner": "-", "captioner_revision": None, "captioner_identity": "the trigger alone"}
-    identity = inputs.identity_of(base.captioner, base.captioner_revision, seen.hashes)
+    identity = seen.of(inputs.identity_of, base.captioner, base.captioner_revision)
     return {
         "captioner": base.captioner, "captioner_revision": base.captioner_revision, "captioner_identity": identity,
     }  # fmt: skip
@@ -286,13 +286,13 @@ def _dataset_jobs(params: Params, name: str, method: str, seen: Seen) -> Iterato
         wildcards=of_set, **seen.maker(FitRecipe, ()),
         inputs=(Path(ScrapeRecipe.made_pattern().format(**of_set)),),
         fit=_fitting(version.fit, method, version.fit.size_px or base.size_px), masks=dataset.masks,
-        mask_files=inputs.mask_identity(dataset, seen.hashes),
+        mask_files=seen.of(inputs.mask_identity, dataset.masks),
     )  # fmt: skip
     yield fit
     caption = CaptionRecipe(
         wildcards=of_set, **seen.maker(CaptionRecipe, (choices.CAPTIONERS[version.caption.by],)), inputs=(fit.made,),
         caption=version.caption, **_captioner(version, base, seen), trigger=dataset.trigger, threads=params.threads,
-        override=dataset.captions_override, overrides=inputs.override_identity(dataset, seen.hashes),
+        override=dataset.captions_override, overrides=seen.of(inputs.override_identity, dataset.captions_override),
     )  # fmt: skip
     yield caption
     flip = FlipRecipe(
@@ -305,7 +305,7 @@ def _dataset_jobs(params: Params, name: str, method: str, seen: Seen) -> Iterato
     yield EncodeRecipe(
         wildcards={**of_set, "base": version.base}, **seen.maker(EncodeRecipe, (choices.FAMILIES[base.family],)),
         inputs=(flip.made,), encode=version.encode, base=_weights(base),
-        base_identity=inputs.base_identity(base, seen.hashes), threads=params.threads,
+        base_identity=seen.of(inputs.base_identity, base), threads=params.threads,
     )  # fmt: skip
 
 
@@ -318,7 +318,7 @@ def _report_all(params: Params, seen: Seen) -> ReportAllRecipe:
         wildcards={}, **seen.maker(ReportAllRecipe, ()), inputs=measured, versions=settings,
         references={name: set_folder(of, fit_name(params, name, "pad")) for name, of in names.items()},
         datasets={name: set_folder(of, fit_name(params, name)) for name, of in names.items()},
-        votes=inputs.votes_identity(seen.hashes),
+        votes=seen.of(inputs.votes_identity),
         trainings={name: tuple(params.trainings(name)) for name in params.run if len(params.trainings(name)) > 1},
     )  # fmt: skip
 

@@ -1,6 +1,6 @@
 """What a version's LoRA comes from, as an RO-Crate: `results/<version>/ro-crate-metadata.json`.
 
-    sdlora provenance v8
+    sdlora provenance v8        # --croissant: its pictures and captions in that form, too (`croissant.py`)
 
 From the LoRA back through every job to each picture's URL, licence, hash, caption and its writer, the base, code,
 packages and machine. All is read from the records that the jobs wrote (`made/*.json`, `manifest.jsonl`,
@@ -18,7 +18,7 @@ from rocrate.rocrate import ROCrate
 
 from sdlora import records
 from sdlora.errors import DataError, ParamsError, suggest
-from sdlora.flow import freshness, store
+from sdlora.flow import croissant, freshness, store
 from sdlora.flow.freshness import Made
 from sdlora.flow.hashing import FileHashes
 from sdlora.flow.identity import identity_of
@@ -258,20 +258,26 @@ def machine(made: Made) -> str:
     return f"{NOT_RECORDED}: the training's states are not in {store.STORE}"
 
 
-def run(name: str) -> None:
+def run(name: str, dataset: bool = False) -> None:
     """The command: write the crate of a version and say what its records do not.
 
+    Args:
+        name: The version.
+        dataset: Whether to write its pictures and captions as Croissant, too.
+
     Raises:
-        ParamsError: If there are no results of that name.
+        ParamsError: If there are no results of that name, or Croissant is asked for and its package is not here.
         DataError: If a record or a file is missing, or is not what the version was made from.
     """
     there = sorted(path.parent.name for path in RESULTS.glob("*/made"))
     if name not in there:
         raise ParamsError(f"there are no results of a version {name!r}{suggest(name, there)}")
     writer = Writer(name, History(RESULTS / name))
-    path = writer.write()
-    for line in _said(path, writer):
+    made = croissant.write(writer.folder, writer.history.jobs) if dataset else None
+    for line in _said(writer.write(), writer):
         print(line)
+    if made is not None:
+        print(f"{made}: its pictures and captions, as Croissant")
 
 
 def _said(path: Path, writer: Writer) -> Iterator[str]:

@@ -172,7 +172,7 @@ def test_the_recipe_notices_captions_linked_folders_and_odd_names(mine: Path, tm
 
     def identity() -> str:
         hashes = FileHashes(tmp_path / "hashes.json")
-        (found,) = inputs.source_files(dataset(mine), hashes).values()
+        (found,) = inputs.source_files(dataset(mine).sources, hashes).values()
         return found
 
     seen = [identity()]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from power_cut import CUTS
 from torch import Tensor
 from training import Place, hashes, header_of
 
@@ -159,6 +160,23 @@ def unfinish(run: Path) -> None:
     """Make a finished run look like one whose process was killed while it wrote a file."""
     (run / "done.json").unlink()
     (run / "checkpoints/step-000004/pytorch_lora_weights.safetensors.77.part").write_bytes(b"half")
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_a_checkpoint_that_a_power_cut_took_is_made_again(place: Place, cut: str) -> None:
+    """The state is whole and after it: whoever went on from there would publish what is left of the checkpoint."""
+    once = hashes(place.train())
+    run = place.runs()[0]
+    unfinish(run)
+    CUTS[cut](run / "checkpoints/step-000002/pytorch_lora_weights.safetensors")
+    assert hashes(place.train()) == once
+
+
+@pytest.mark.parametrize("cut", CUTS)
+def test_the_note_that_a_run_is_whole_may_be_what_a_power_cut_took(place: Place, cut: str) -> None:
+    once = hashes(place.train())
+    CUTS[cut](place.runs()[0] / "done.json")
+    assert hashes(place.train()) == once
 
 
 def test_a_run_stopped_under_other_code_is_named_and_left(place: Place, capsys: pytest.CaptureFixture[str]) -> None:

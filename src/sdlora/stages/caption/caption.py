@@ -108,10 +108,11 @@ def caption_dataset(recipe: CaptionRecipe, captioner: Captioner, folder: Path, s
     overrides = read_overrides(recipe.override, rows)
     keys = {row["id"]: _key(folder / row["file"], asked) for row in rows}
     wanted = [row for row in rows if row["id"] not in overrides and not row["caption"]]
-    new = [row for row in wanted if not (store / f"{keys[row['id']]}.json").exists()]
+    known = {row["id"]: hashing.read_regular(store / f"{keys[row['id']]}.json") for row in wanted}
+    new = [row for row in wanted if not isinstance(known[row["id"]], str)]
     for row in new:
-        text = captioner.caption(read_rgb(folder / row["file"]))
-        records.write_json(store / f"{keys[row['id']]}.json", text)
+        known[row["id"]] = captioner.caption(read_rgb(folder / row["file"]))
+        records.write_json(store / f"{keys[row['id']]}.json", known[row["id"]])
     print(f"caption: {len(new)} new, {len(wanted) - len(new)} known, {len(overrides)} written by hand", flush=True)
     captioned = []
     for row in rows:
@@ -120,7 +121,7 @@ def caption_dataset(recipe: CaptionRecipe, captioner: Captioner, folder: Path, s
         elif row["caption"]:
             text, origin = row["caption"], "source"
         else:
-            text, origin = records.read_json(store / f"{keys[row['id']]}.json"), recipe.captioner_identity
+            text, origin = known[row["id"]], recipe.captioner_identity
         captioned.append(
             {"id": row["id"], "caption": with_trigger(recipe.trigger, text), "origin": origin, "split": row["split"]}
         )

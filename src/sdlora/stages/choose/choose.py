@@ -12,7 +12,7 @@ from sdlora.stages.choose.recipe import ChooseRecipe
 from sdlora.stages.evaluate.choose import Choice, choose
 from sdlora.stages.evaluate.metric import Metric
 from sdlora.stages.evaluate.recipe import MeasuringRecipe
-from sdlora.stages.evaluate.run import CHOICE, Meter, table_of
+from sdlora.stages.evaluate.run import CHOICE, Evaluator, table_of
 from sdlora.stages.sample.parts import FOLDERS, INDEX, TEST, VALIDATION, drawn
 from sdlora.stages.sample.sample import draw, loras_of, parts_of, prompts_of
 
@@ -71,5 +71,5 @@ def choose_by_samples(
     rows = drawn(result, VALIDATION)
     if not rows:
         raise DataError(f"{result}: no samples, because the dataset has no references; set datasets.<name>.held_out")
-    pictures = Meter(metrics, result, references, held_out, recipe).measure(rows)
+    pictures = Evaluator(metrics, result, references, held_out, recipe).measure(rows)
     return choose(table_of(pictures, metrics), metrics, settings.choose_by, chosen)

@@ -37,7 +37,7 @@ def at_size_of(picture: Image.Image, reference: Image.Image) -> Pixels:
     return np.asarray(picture)
 
 
-class Meter:
+class Evaluator:
     """Some metrics, and what they need beside pictures, had once for all parts of the references.
 
     Args:
@@ -129,8 +129,8 @@ def evaluate_version(
     """
     metrics: dict[str, Metric] = {name: choices.pick(choices.METRICS, name) for name in settings.metrics}
     rows = all_drawn(out)
-    meter = Meter(metrics, out, references, sorted({row["reference"] for row in rows}), recipe)
-    measured = {part: meter.measure([row for row in rows if row["part"] == part]) for part in FOLDERS}
+    evaluator = Evaluator(metrics, out, references, sorted({row["reference"] for row in rows}), recipe)
+    measured = {part: evaluator.measure([row for row in rows if row["part"] == part]) for part in FOLDERS}
     parts = {part: table_of(pictures, metrics) for part, pictures in measured.items() if pictures}
     if len(settings.choose_by) > 1:
         for table in parts.values():

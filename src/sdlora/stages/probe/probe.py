@@ -6,7 +6,7 @@ import numpy as np
 
 from sdlora import choices, records
 from sdlora.stages.evaluate.choose import choose
-from sdlora.stages.evaluate.run import Meter, table_of
+from sdlora.stages.evaluate.run import Evaluator, table_of
 from sdlora.stages.probe.recipe import PROBE, ProbeRecipe
 from sdlora.stages.sample.parts import FOLDERS, VALIDATION, drawn
 from sdlora.stages.sample.sample import draw, parts_of, prompts_of
@@ -39,7 +39,7 @@ def probe(recipe: ProbeRecipe) -> list[Path]:
     files = draw(recipe, prompts, {step: recipe.lora_of(step) for step in recipe.steps}, folder)
     metrics = {name: choices.pick(choices.METRICS, name) for name in recipe.evaluate.choose_by}
     held_out = [str(row["id"]) for row in (*validation, *test)]
-    pictures = Meter(metrics, out, recipe.references, held_out, recipe).measure(drawn(out, VALIDATION))
+    pictures = Evaluator(metrics, out, recipe.references, held_out, recipe).measure(drawn(out, VALIDATION))
     table = table_of(pictures, metrics)
     found["values"] = {str(step): float(np.mean(values)) for (_, step), values in table.values.items()}
     if recipe.is_last:

@@ -251,7 +251,8 @@ def _draw_missing(
     A batch is drawn as a whole or not at all: the last bits of a picture depend on its batch mates.
     """
     hashes_file = kept / "hashes.json"
-    hashes = records.read_json(hashes_file) if hashes_file.exists() else {}
+    found = hashing.read_regular(hashes_file)
+    hashes = found if isinstance(found, dict) else {}
     ready = False
     for batch in batches:
         paths = [kept / prompt.file_name for prompt in batch]

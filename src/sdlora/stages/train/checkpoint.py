@@ -1,8 +1,9 @@
 """Saving and restoring the whole state of a run, so that stopping anywhere loses little and changes nothing.
 
 A state is a folder `state/step-000100` of three files: `tensors.safetensors`, `state.json` (everything that is no
-tensor) and `manifest.json` (the run's identity and the hash of both). Equal states give equal bytes. There is no random
-number generator in it: all randomness is a function of (seed, step, example), see `sdlora.randomness`.
+tensor) and `manifest.json` (the run's identity, the hash of both, and those of the checkpoints up to it: who goes on
+from a state makes none of them again). Equal states give equal bytes. There is no random number generator in it: all
+randomness is a function of (seed, step, example), see `sdlora.randomness`.
 """
 
 import errno
@@ -26,6 +27,7 @@ from sdlora.flow.identity import Identity, differing, told
 from sdlora.stages.train import canonical
 
 KEPT_STATES = 2
+CHECKPOINTS = "checkpoints"
 FORMAT = 1
 TENSORS, TREE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -53,6 +55,7 @@ class Manifest:
     identity: Identity
     device: str
     files: dict[str, str]
+    checkpoints: dict[str, str] | None  # of the run's files up to its step; None in those of older versions
 
 
 def device_name() -> str:
@@ -74,10 +77,23 @@ def save_state(run: Path, state: State, identity: Identity | None = None) -> Non
             TREE: records.write_pieces(part / TREE, [text.encode()]),
         }
         manifest = {"format": FORMAT, "step": state.step, "files": files, "device": device_name()}
-        manifest["identity"] = identity or {}
+        manifest |= {"identity": identity or {}, "checkpoints": _checkpoints(run, state.step)}
         sealed = {**manifest, "seal": hashing.sha256_text(records.canonical_json(manifest))}
         records.write_pieces(part / MANIFEST, [records.canonical_json(sealed).encode()])
     keep_states(run, KEPT_STATES)
+
+
+def _checkpoints(run: Path, step: int) -> dict[str, str]:
+    """The hash of every file of the checkpoints up to a step, by its path in the run; known ones are not read again."""
+    before = newest_manifest(run)
+    known = (before.checkpoints or {}) if before and before.step < step else {}
+    found = {}
+    for folder in sorted((run / CHECKPOINTS).glob("step-*")):
+        if int(folder.name.removeprefix("step-")) <= step:
+            for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+                name = path.relative_to(run).as_posix()
+                found[name] = known.get(name) or hashing.sha256_of(path)
+    return found
 
 
 def keep_states(run: Path, count: int) -> None:
@@ -117,7 +133,8 @@ def manifests(run: Path) -> Iterator[Manifest]:
                 raise ValueError("its manifest does not fit its seal")
             if rows["format"] != FORMAT:
                 raise ValueError(f"its format is {rows['format']}, not {FORMAT}")
-            yield Manifest(folder, rows["step"], rows["identity"], rows["device"], rows["files"])
+            checkpoints = rows.get("checkpoints")
+            yield Manifest(folder, rows["step"], rows["identity"], rows["device"], rows["files"], checkpoints)
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
             _skip(folder, error)
 
@@ -175,6 +192,8 @@ def read_state(manifest: Manifest) -> State | None:
         for name, digest in manifest.files.items():
             if hashing.sha256_of(manifest.folder / name) != digest:
                 raise ValueError(f"the content of {name} does not fit its checksum")
+        if not hashing.are_whole(manifest.folder.parents[1], manifest.checkpoints or {}):
+            raise ValueError("a checkpoint of a step up to it is damaged or gone")
         found = load_file(manifest.folder / TENSORS)
         return State(**canonical.unflatten((manifest.folder / TREE).read_text("utf-8"), found))
     except (OSError, ValueError, KeyError, SafetensorError) as error:

@@ -25,6 +25,7 @@ from sdlora.models.family import first_loaded, trained_base
 from sdlora.stages.train import latents, prior, processes, texts
 from sdlora.stages.train.about import write_about
 from sdlora.stages.train.checkpoint import (
+    CHECKPOINTS,
     State,
     clear_leftovers,
     keep_states,
@@ -44,7 +45,6 @@ from sdlora.stages.train.processes import Share
 from sdlora.stages.train.recipe import TrainRecipe
 from sdlora.stages.train.texts import ConditioningOf
 
-CHECKPOINTS = "checkpoints"
 LOG_COLUMNS = ("step", "loss", "learning_rate", "d")  # d: Prodigy's factor on the rate; 1 for the others
 
 
