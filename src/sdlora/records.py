@@ -19,11 +19,7 @@ def write_bytes(path: Path, content: bytes | Iterable[bytes]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with part.open("wb") as handle:
-            for piece in (content,) if isinstance(content, bytes) else content:
-                handle.write(piece)
-            handle.flush()
-            os.fsync(handle.fileno())
+        _put(part, (content,) if isinstance(content, bytes) else content)
         part.replace(path)
     except OSError as error:  # a write has no file name of its own
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -38,13 +34,23 @@ def write_pieces(path: Path, content: Iterable[bytes]) -> str:
         Its sha256 in hex.
     """
     digest = hashlib.sha256()
-    with path.open("wb") as handle:
+
+    def hashed() -> Iterator[bytes]:
         for piece in content:
-            handle.write(piece)
             digest.update(piece)
+            yield piece
+
+    _put(path, hashed())
+    return digest.hexdigest()
+
+
+def _put(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file to the disk."""
+    with path.open("wb") as handle:
+        for piece in pieces:
+            handle.write(piece)
         handle.flush()
         os.fsync(handle.fileno())
-    return digest.hexdigest()
 
 
 @contextmanager
