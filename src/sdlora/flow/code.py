@@ -25,11 +25,10 @@ WHOLE = ""  # the name under which a module's other statements stand: they run w
 TEMPLATES = ("templates", "vendor")  # folders whose files a page is made of
 FORMAT = 1  # of what is remembered
 # Modules whose behaviour reaches a stage only through its recipe (plan.py resolves what they decide), or never; the
-# recipes' own as well.
+# recipes' own and all of config/ as well.
 _NOT_CODE = {
-    "choices", "errors", *(f"config.{path.stem}" for path in (PACKAGE / "config").glob("*.py")),
-    "flow.plan", "flow.makers", "flow.inputs", "flow.hashing", "flow.freshness", "flow.command", "flow.code",
-    "flow.mtimes", "flow.cards",
+    "choices", "errors", "flow.plan", "flow.makers", "flow.inputs", "flow.hashing", "flow.freshness", "flow.command",
+    "flow.code", "flow.mtimes", "flow.cards",
     # these refuse a training but never change what it writes
     "gpu", "memory.preflight", "memory.prediction", "memory.meter",
 }  # fmt: skip
@@ -123,7 +122,7 @@ class Code:
             return []
         for count in range(len(parts), 0, -1):
             own = ".".join(parts[1:count])
-            if own in _NOT_CODE or own.endswith(".recipe"):
+            if own in _NOT_CODE or own.startswith("config.") or own.endswith(".recipe"):
                 return []
             if self._module(own) is not None:
                 return self._member(own, parts[count] if count < len(parts) else None, found)
