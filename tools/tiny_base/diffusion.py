@@ -195,7 +195,7 @@ def train(
     wording = text.Wording(recipe.caption_dropout, recipe.tag_dropout, recipe.foreign_words)
 
     def loss_of(step: int, part: Part) -> Tensor:
-        larger_ones = step % 4 == 3
+        larger_ones = loop.sees_larger(step)
         examples, batch = (larger, recipe.as_long(recipe.unet_batch)) if larger_ones else (plain, recipe.unet_batch)
         index = part.of(loop.batch_indices(seed, step, batch, len(examples.latents)))
         rng = random.Random(f"words-{seed}-{step}-{part.number}")
@@ -206,7 +206,7 @@ def train(
 
     if called is not networks:  # two threads that compile at once wait for each other for ever
         with loop.one_thread_each(parts):
-            for step in (0, 3):  # both sizes
+            for step in (0, loop.LARGER_EVERY - 1):  # both sizes
                 loss_of(step, Part(0, parts)).backward()  # type: ignore[no-untyped-call]
         networks.zero_grad(set_to_none=True)
 

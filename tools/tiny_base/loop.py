@@ -17,6 +17,7 @@ from sdlora.progress import Progress
 from sdlora.stages.train.loop import holding
 
 WARMUP_STEPS = 200
+LARGER_EVERY = 4  # of the batches, one is of the larger pictures
 FALL = 0.3  # of the steps, at the end, in which the rate falls to zero
 
 
@@ -28,6 +29,11 @@ def batch_indices(seed: int, step: int, batch: int, count: int) -> Tensor:
         epoch, place = divmod(position, count)
         found.append(int(_order(seed, epoch, count)[place]))
     return torch.tensor(found)
+
+
+def sees_larger(step: int) -> bool:
+    """Whether a step's batch is of the larger pictures; the first of them is step `LARGER_EVERY` - 1."""
+    return step % LARGER_EVERY == LARGER_EVERY - 1
 
 
 _orders: dict[tuple[int, int, int], Tensor] = {}

@@ -138,7 +138,7 @@ def _preview(vae: AutoencoderKL, work: Path) -> None:
 
 def _batch(drawn: Sequence[Drawn], batches: Sequence[int], seed: int, step: int, part: Part) -> Pixels:
     """The pictures of a part of a step: every fourth batch is of the second, the larger ones."""
-    larger = step % 4 == 3
+    larger = loop.sees_larger(step)
     pixels, batch = drawn[larger].pixels, batches[larger]
     index = part.of(loop.batch_indices(seed, step, batch, len(pixels))).numpy()
     return np.ascontiguousarray(pixels[index])
