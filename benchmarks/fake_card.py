@@ -24,7 +24,7 @@ from sdlora.config.params import Base, Flip
 from sdlora.config.train import Train
 from sdlora.memory.meter import as_if_there_were_a_card
 from sdlora.memory.prediction import _add_lora, _blank_tokens, _Shapes, put_into
-from sdlora.models.family import trained_base
+from sdlora.models.loading import trained_base
 from sdlora.stages.train import latents, texts
 from sdlora.stages.train.dataset import BatchOrder, Example
 from sdlora.stages.train.latents import LatentsOf

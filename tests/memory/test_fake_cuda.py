@@ -23,7 +23,7 @@ from sdlora.errors import ParamsError
 from sdlora.memory import preflight
 from sdlora.memory.meter import Meter
 from sdlora.memory.prediction import _draw_peak, _Shapes, draw_phase
-from sdlora.models.family import trained_base
+from sdlora.models.loading import trained_base
 from sdlora.stages.train import latents
 from sdlora.stages.train.batch import batch_of, draw_batch
 from sdlora.stages.train.dataset import Geometry

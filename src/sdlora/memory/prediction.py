@@ -23,7 +23,8 @@ from sdlora.errors import SdloraError
 from sdlora.lora import pivotal, types
 from sdlora.memory.meter import Meter, as_if_there_were_a_card, become_fake, optimizer_cost, size_of
 from sdlora.models import Conditioning, ModelFamily
-from sdlora.models.family import first_loaded, quieten, trained_base
+from sdlora.models.family import first_loaded, quieten
+from sdlora.models.loading import trained_base
 from sdlora.stages.sample.drawing import check_drawing, last_side, tile_side
 from sdlora.stages.train.dataset import Example
 from sdlora.tensors import DTYPES

@@ -14,7 +14,7 @@ from sdlora import choices, cpu
 from sdlora.config.params import Base
 from sdlora.config.train import Train
 from sdlora.errors import DataError, MissingError, ParamsError
-from sdlora.models.loading import from_pretrained, revision_option
+from sdlora.models.loading import from_pretrained, revision_option, weights_dtype
 from sdlora.models.names import KohyaForm
 from sdlora.models.objective import Epsilon, Objective, Velocity, objective_of
 from sdlora.speed import Speed
@@ -358,13 +358,6 @@ def denoiser_name_of(pipeline: Any) -> str:
     return str(getattr(pipeline, "unet_name", None) or pipeline.transformer_name)
 
 
-def weights_dtype(base: Base, device: torch.device) -> torch.dtype:
-    """Type of the frozen weights: the base's own, but fp32 for fp16 on a CPU, which cannot compute in it."""
-    if device.type == "cpu" and base.dtype == "fp16":
-        return torch.float32
-    return DTYPES[base.dtype]
-
-
 def first_loaded(base: Base, settings: Train) -> tuple[str, ...]:
     """Networks that are there while latents and captions are encoded: all, where the base draws or is a single file.
 
@@ -372,18 +365,6 @@ def first_loaded(base: Base, settings: Train) -> tuple[str, ...]:
     """
     whole = settings.prior is not None or base.model.endswith(".safetensors")
     return KINDS if whole else ("vae", "text_encoders")
-
-
-def trained_base(base: Base, settings: Train, device: torch.device) -> Base:
-    """The base with its weights in the type that training computes in, where both are half types.
-
-    Autocast would cast every frozen weight again at each forward pass and keep the copies for the backward pass. A CPU
-    keeps fp16 weights in fp32 and bf16 ones as they are.
-    """
-    precision = settings.precision(base.dtype)
-    if device.type == "cpu" or "fp32" in (base.dtype, precision) or precision == "no":
-        return base
-    return base.model_copy(update={"dtype": precision})
 
 
 def load_model(base: Base, device: str | None = None, kinds: Sequence[str] = KINDS) -> ModelFamily:

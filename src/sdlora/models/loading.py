@@ -1,4 +1,4 @@
-"""How a base's files are read, from a folder or the hub, and what is said where they are not there."""
+"""In which type a base's weights are held, how its files are read, and what is said where they are not there."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -6,7 +6,29 @@ from typing import Any
 
 import torch
 
+from sdlora.config.params import Base
+from sdlora.config.train import Train
 from sdlora.errors import MissingError, download_command
+from sdlora.tensors import DTYPES
+
+
+def weights_dtype(base: Base, device: torch.device) -> torch.dtype:
+    """Type of the frozen weights: the base's own, but fp32 for fp16 on a CPU, which cannot compute in it."""
+    if device.type == "cpu" and base.dtype == "fp16":
+        return torch.float32
+    return DTYPES[base.dtype]
+
+
+def trained_base(base: Base, settings: Train, device: torch.device) -> Base:
+    """The base with its weights in the type that training computes in, where both are half types.
+
+    Autocast would cast every frozen weight again at each forward pass and keep the copies for the backward pass. A CPU
+    keeps fp16 weights in fp32 and bf16 ones as they are.
+    """
+    precision = settings.precision(base.dtype)
+    if device.type == "cpu" or "fp32" in (base.dtype, precision) or precision == "no":
+        return base
+    return base.model_copy(update={"dtype": precision})
 
 
 def from_pretrained(kind: Any, model: str, revision: str | None, **options: Any) -> Any:

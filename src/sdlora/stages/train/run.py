@@ -21,7 +21,8 @@ from sdlora.lora.metadata import rate_scale
 from sdlora.lora.names import AVERAGE
 from sdlora.memory import preflight
 from sdlora.models import ModelFamily, load_model
-from sdlora.models.family import first_loaded, trained_base
+from sdlora.models.family import first_loaded
+from sdlora.models.loading import trained_base
 from sdlora.stages.train import latents, prior, processes, texts
 from sdlora.stages.train.about import write_about
 from sdlora.stages.train.checkpoint import (
