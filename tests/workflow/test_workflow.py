@@ -4,6 +4,7 @@ import os
 import shutil
 import signal
 import subprocess
+from contextlib import suppress
 
 import pytest
 from helpers import ROOT, Project, environment, wait_for
@@ -222,7 +223,7 @@ def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project)
         assert built.read(name) == straight.read(name)
 
 
-def test_a_second_run_and_an_orphan_are_refused(built: Project) -> None:
+def test_a_second_run_is_refused_and_an_orphan_is_waited_for(built: Project) -> None:
     built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 4000, checkpoint_every: 500}")
     store = built.folder / ".sdlora/store/train"
     before = set(store.iterdir())
@@ -241,9 +242,16 @@ def test_a_second_run_and_an_orphan_are_refused(built: Project) -> None:
         built.edit("params.yaml", "steps: 5000", "steps: 4000")
         os.kill(run.pid, signal.SIGKILL)  # Snakemake alone: its training lives on
         run.wait()
-        assert "another process is at work in" in built.snakemake("results/b/train_log.csv", check=False)
+        second = start(built, "snakemake", "--cores", "1", "results/b/train_log.csv")
+        try:
+            wait_for(lambda: b"waiting for another process that is at work in" in built.read("logs/b/train.log"))
+            os.killpg(run.pid, signal.SIGKILL)
+            wait_for(lambda: b"/4000" in built.read("logs/b/train.log").partition(b"waiting for another")[2])
+        finally:
+            os.killpg(second.pid, signal.SIGKILL)
     finally:
-        os.killpg(run.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
 
 
 def test_a_power_cut_in_every_file_is_mended(built: Project) -> None:

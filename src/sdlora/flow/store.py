@@ -34,6 +34,9 @@ def entries(kind: str) -> list[Path]:
 def sole_use(folder: Path, wait: bool = False) -> Iterator[int]:
     """Hold an entry; the kernel lets go when the process dies, and those that were given the open file.
 
+    Args:
+        wait: Until another live process lets go of it, which is said.
+
     Yields:
         The open file's descriptor.
 
@@ -42,9 +45,12 @@ def sole_use(folder: Path, wait: bool = False) -> Iterator[int]:
     """
     with (folder / "lock").open("w") as handle:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise DataError(f"another process is at work in {folder}; wait for it or stop it") from None
+            if not wait:
+                raise DataError(f"another process is at work in {folder}; wait for it or stop it") from None
+            print(f"waiting for another process that is at work in {folder}", flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         yield handle.fileno()
 
 

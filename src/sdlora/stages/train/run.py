@@ -50,14 +50,14 @@ LOG_COLUMNS = ("step", "loss", "learning_rate", "d")  # d: Prodigy's factor on t
 
 
 def train_version(recipe: TrainRecipe) -> list[Path]:
-    """Train a LoRA, or publish the one that this recipe made before.
+    """Train a LoRA, or publish the one that this recipe made before or that another process is at work on.
 
     Returns:
         The files published.
     """
     key = run_key(recipe.identity(), recipe.inputs)
     kept = store.entry("train", key)
-    with store.sole_use(kept) as lock, told_when_full(kept):
+    with store.sole_use(kept, wait=True) as lock, told_when_full(kept):
         if _is_done(kept):
             print(f"train: these settings were trained before; publishing run {key[:12]} again", flush=True)
         else:
@@ -75,7 +75,7 @@ def train_until(recipe: TrainRecipe, step: int) -> None:
         step: One of its checkpoints.
     """
     kept = store.entry("train", run_key(recipe.identity(), recipe.inputs))
-    with store.sole_use(kept) as lock, told_when_full(kept):
+    with store.sole_use(kept, wait=True) as lock, told_when_full(kept):
         done = _is_done(kept)
         reached = newest_manifest(kept)
         if not done and (reached is None or reached.step < step):
