@@ -1,7 +1,11 @@
-"""Small trainings on the embedded base, and what is read of them."""
+"""Small trainings on a small base, and what is read of them."""
 
+import atexit
 import json
+import shutil
 import subprocess
+import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from helpers import ROOT, TINY, environment
 from safetensors import safe_open
+from shapes import save_small_sd
 from torch import nn
 
 from sdlora import records
@@ -32,6 +37,14 @@ from sdlora.stages.train.run import prepare, train_version, write_checkpoint
 ABOUT = About("captain", 25, ("captain, left", "captain: a hat"), (64, 64), "epsilon", 192, 1)
 
 
+@cache
+def small_base() -> Base:
+    """`shapes.save_small_sd`'s, written once a process: enough where no picture of the embedded base is asked for."""
+    folder = Path(tempfile.mkdtemp(prefix="small-sd-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return save_small_sd(folder)
+
+
 def examples(count: int = 3, side: int = 16) -> list[Example]:
     """Random latents with a mirrored side, shaped as the tiny VAE's."""
     source = torch.Generator().manual_seed(1)
@@ -48,15 +61,16 @@ def settings(**changes: object) -> Train:
     return Train(**{**values, "mixed_precision": "no", **changes})
 
 
-def run_of(**options: Any) -> Run:
+def run_of(base: Base | None = None, **options: Any) -> Run:
     values = {"rank": 4, "steps": 3, "checkpoint_every": 3, "learning_rate": 1e-2, "optimizer": "adamw"}
     AcceleratorState._reset_state(reset_partial_state=True)
     torch.set_num_threads(1)
-    return prepare(Train(**{**values, "mixed_precision": "no", **options}), Flip(), TINY, examples(), trigger="captain")
+    train = Train(**{**values, "mixed_precision": "no", **options})
+    return prepare(train, Flip(), base or small_base(), examples(), trigger="captain")
 
 
-def trained(out: Path, **options: Any) -> Run:
-    run = run_of(**options)
+def trained(out: Path, base: Base | None = None, **options: Any) -> Run:
+    run = run_of(base, **options)
     train_loop(run, None, lambda state: write_checkpoint(run, out))
     return run
 
@@ -64,7 +78,8 @@ def trained(out: Path, **options: Any) -> Run:
 @torch.no_grad()
 def predicted(unet: nn.Module) -> torch.Tensor:
     source = torch.Generator().manual_seed(5)
-    latents, context = torch.randn(1, 4, 16, 16, generator=source), torch.randn(1, 77, 192, generator=source)
+    width = unet.config.cross_attention_dim
+    latents, context = torch.randn(1, 4, 16, 16, generator=source), torch.randn(1, 77, width, generator=source)
     output: torch.Tensor = unet.eval()(latents, torch.tensor([400]), context).sample
     return output
 

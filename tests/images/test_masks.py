@@ -5,11 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import TINY
 from PIL import Image
 from small_set import captain, edited, examples_of, make_set, noise, picture_id
 from torch import Tensor
-from training import settings
+from training import settings, small_base
 
 from sdlora import records
 from sdlora.config.params import Fit, Flip
@@ -25,7 +24,7 @@ from sdlora.stages.train.run import prepare
 
 
 def run_on(folder: Path, flip: float = 0.0, **changes: object) -> Run:
-    return prepare(settings(**changes), Flip(probability=flip), TINY, examples_of(folder))
+    return prepare(settings(**changes), Flip(probability=flip), small_base(), examples_of(folder))
 
 
 def gradient_of_prediction(run: Run) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from diffusers import StableDiffusionPipeline
 from helpers import TINY
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
-from training import ABOUT, context_of, drawn_with, predicted, settings, trained
+from training import ABOUT, context_of, drawn_with, predicted, settings, small_base, trained
 
 from sdlora.config.params import Export
 from sdlora.config.train import Pivotal, TextEncoder, Train
@@ -77,7 +77,7 @@ def _rendered(text: str) -> str:
 
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionPipeline:
-    return StableDiffusionPipeline.from_pretrained(TINY.model, safety_checker=None)
+    return StableDiffusionPipeline.from_pretrained(small_base().model, safety_checker=None)
 
 
 CASES: list[dict[str, Any]] = [
@@ -97,7 +97,7 @@ def test_the_cards_code_draws_what_was_trained(
     monkeypatch.chdir(tmp_path)
     run = trained(tmp_path / "checkpoints/step-000003", **options)
     caption = "captain, left"
-    text = card("v1", run.settings, TINY, TINY.model, about(caption), {})
+    text = card("v1", run.settings, small_base(), small_base().model, about(caption), {})
     *lines, last = code_of(body(text)).strip().splitlines()
     names: dict[str, Any] = {}
     exec("\n".join(lines), names)  # the card's own code, up to the picture

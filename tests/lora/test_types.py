@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from helpers import TINY
 from operations import Operations
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from training import context_of, drawn_with, examples, predicted, run_of, settings, trained
+from training import context_of, drawn_with, examples, predicted, run_of, settings, small_base, trained
 
 from sdlora import choices
 from sdlora.config.params import Flip
@@ -28,7 +27,7 @@ from sdlora.stages.train.run import prepare, write_checkpoint
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionPipeline:
     torch.set_num_threads(1)
-    return StableDiffusionPipeline.from_pretrained(TINY.model, safety_checker=None)
+    return StableDiffusionPipeline.from_pretrained(small_base().model, safety_checker=None)
 
 
 CASES: list[dict[str, Any]] = [
@@ -84,7 +83,7 @@ def test_targets_grow() -> None:
     inside = ("down_blocks", "mid_block", "up_blocks")
     layers = [
         name
-        for name, module in StableDiffusionPipeline.from_pretrained(TINY.model).unet.named_modules()
+        for name, module in StableDiffusionPipeline.from_pretrained(small_base().model).unet.named_modules()
         if isinstance(module, nn.Linear | nn.Conv2d) and name.startswith(inside)
     ]
     assert counts["all"] == len(layers)
@@ -302,7 +301,7 @@ def layers(run: Run) -> list[LoraLayer]:
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_inputs_are_not_cast_forth_and_back_and_no_bit_changes(dtype: str) -> None:
-    base = TINY.model_copy(update={"dtype": dtype})
+    base = small_base().model_copy(update={"dtype": dtype})
     run = prepare(settings(mixed_precision="bf16"), Flip(), base, examples(), trigger="captain")
     source = torch.Generator().manual_seed(1)
     found, casts = [], []
@@ -326,5 +325,7 @@ def test_inputs_are_not_cast_forth_and_back_and_no_bit_changes(dtype: str) -> No
 
 @pytest.mark.parametrize("changes", [{"mixed_precision": "no"}, {"dropout": 0.1}, {"lora_type": "dora"}])
 def test_what_computes_between_the_casts_keeps_them(changes: dict[str, object]) -> None:
-    run = prepare(settings(**{"mixed_precision": "bf16", **changes}), Flip(), TINY, examples(), trigger="captain")
+    run = prepare(
+        settings(**{"mixed_precision": "bf16", **changes}), Flip(), small_base(), examples(), trigger="captain"
+    )
     assert all(layer.cast_input_dtype_enabled for layer in layers(run))

@@ -134,7 +134,7 @@ def loras(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     kinds: dict[str, dict[str, Any]] = {name: {"lora_type": name} for name in choices.LORA_TYPES}
     for name, options in {**kinds, "text": {"text_encoder": {"learning_rate": 1e-2}}, "second": {"seed": 7}}.items():
         folder = tmp_path_factory.mktemp(name)
-        trained(folder, **options)
+        trained(folder, TINY, **options)
         found[name] = folder / FILE_NAME
     return found
 

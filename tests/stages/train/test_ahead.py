@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from benchmarks.fake_card import Reads
-from helpers import TINY
-from training import examples, hashes, settings
+from training import examples, hashes, settings, small_base
 
 from sdlora.config.params import Flip
 from sdlora.errors import DataError
@@ -22,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def run_of(**changes: object) -> Run:
-    return prepare(settings(**changes), Flip(), TINY, examples(), trigger="captain")
+    return prepare(settings(**changes), Flip(), small_base(), examples(), trigger="captain")
 
 
 def test_packed_tensors_come_out_as_they_went_in() -> None:

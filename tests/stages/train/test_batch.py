@@ -7,10 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY
 from small_set import captain, edited, examples_of, make_set, picture_id
 from torch import Tensor
-from training import settings
+from training import settings, small_base
 
 from sdlora.config.params import Fit, Flip
 from sdlora.errors import DataError, ParamsError
@@ -145,7 +144,7 @@ def test_repeats_reach_the_examples(tmp_path: Path) -> None:
 
 
 def run_on(examples: list[Example], **changes: object) -> Run:
-    return prepare(settings(**changes), Flip(probability=0.5), TINY, examples)
+    return prepare(settings(**changes), Flip(probability=0.5), small_base(), examples)
 
 
 def bucketed(tmp_path: Path) -> list[Example]:

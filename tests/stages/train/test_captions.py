@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import TINY
 from small_set import CAPTION, captain, edited, examples_of, make_set
-from training import settings
+from training import settings, small_base
 
 from sdlora.config.params import Flip
 from sdlora.config.train import Train
@@ -82,12 +82,12 @@ def test_every_option_changes_what_the_unet_is_told(tmp_path: Path, option: dict
     examples = examples_of(make_set(tmp_path, {"a.png": captain(1)}, mirror=False))
 
     def contexts(**changes: object) -> torch.Tensor:
-        run = prepare(settings(batch_size=4, **changes), Flip(), TINY, examples)
+        run = prepare(settings(batch_size=4, **changes), Flip(), small_base(), examples)
         batch = draw_batch(run, 0, 0)
         assert torch.equal(batch.noise, noise), "captions have no part in the noise"
         return batch.conditioning["context"]
 
-    noise = draw_batch(prepare(settings(batch_size=4), Flip(), TINY, examples), 0, 0).noise
+    noise = draw_batch(prepare(settings(batch_size=4), Flip(), small_base(), examples), 0, 0).noise
     assert not torch.equal(contexts(**option), contexts())
 
 

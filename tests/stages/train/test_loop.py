@@ -1,4 +1,4 @@
-"""The training loop on the real tiny base."""
+"""The training loop."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from diffusers import StableDiffusionPipeline
 from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_warmup
 from helpers import TINY
 from torch import nn
-from training import examples, settings
+from training import examples, settings, small_base
 
 from sdlora import choices, records, tensors
 from sdlora.config.params import Base, Flip
@@ -31,7 +31,7 @@ def trained(
 ) -> list[list[float]]:
     """Train and save a state and a LoRA at each checkpoint, stopping early like a killed process."""
     torch.set_num_threads(1)
-    run = prepare(train, Flip(), TINY, examples(), trigger="captain")
+    run = prepare(train, Flip(), small_base(), examples(), trigger="captain")
 
     class Stopped(Exception):
         pass
@@ -179,12 +179,12 @@ def test_training_lowers_the_loss() -> None:
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:
-    run = prepare(settings(batch_size=2), Flip(), TINY, examples())
+    run = prepare(settings(batch_size=2), Flip(), small_base(), examples())
     again, other = draw_batch(run, 7, 0), draw_batch(run, 8, 0)
     assert torch.equal(draw_batch(run, 7, 0).noise, again.noise)
     assert not torch.equal(again.noise, other.noise)
     # a batch of two sees what two batches of one see
-    single = prepare(settings(batch_size=1, accumulation=2), Flip(), TINY, examples())
+    single = prepare(settings(batch_size=1, accumulation=2), Flip(), small_base(), examples())
     apart = [draw_batch(single, 7, part).latents for part in (0, 1)]
     assert torch.equal(torch.cat(apart), again.latents)
 
@@ -227,17 +227,17 @@ def test_staged_schedule_is_the_write_ups() -> None:
 
 
 def test_base_multiplies_the_learning_rate() -> None:
-    base = TINY.model_copy(update={"learning_rate_scale": 3.0})
+    base = small_base().model_copy(update={"learning_rate_scale": 3.0})
     run = prepare(settings(), Flip(), base, examples(1))
     assert run.optimizer.param_groups[0]["lr"] == pytest.approx(3e-3)
 
 
 def test_diffusers_reads_the_file_at_the_right_strength(tmp_path: Path) -> None:
     train = settings(rank=4, alpha=1.0, learning_rate=1e-2)
-    run = prepare(train, Flip(), TINY, examples(1))
+    run = prepare(train, Flip(), small_base(), examples(1))
     train_loop(run, None, lambda state: None)
     write_checkpoint(run, tmp_path)
-    pipeline = StableDiffusionPipeline.from_pretrained(TINY.model)
+    pipeline = StableDiffusionPipeline.from_pretrained(small_base().model)
     pipeline.load_lora_weights(tmp_path, weight_name=FILE_NAME)
     batch = draw_batch(run, 0, 0)
     context = batch.conditioning["context"]
@@ -264,17 +264,17 @@ def test_a_flipped_bit_in_the_cache_is_found(tmp_path: Path) -> None:
 
 def test_only_deterministic_algorithms_unless_a_gpu_may_choose() -> None:
     torch.use_deterministic_algorithms(False)
-    prepare(settings(), Flip(), TINY, examples(1))
+    prepare(settings(), Flip(), small_base(), examples(1))
     assert torch.are_deterministic_algorithms_enabled()
     with pytest.raises(MissingError, match="deterministic: false needs a GPU"):
-        prepare(settings(deterministic=False), Flip(), TINY, examples(1))
+        prepare(settings(deterministic=False), Flip(), small_base(), examples(1))
 
 
 def test_fp16_on_a_cpu_and_a_loss_that_is_no_number_are_told() -> None:
     with pytest.raises(MissingError, match="fp16 needs a GPU"):
-        prepare(settings(mixed_precision="fp16"), Flip(), TINY, examples(1))
+        prepare(settings(mixed_precision="fp16"), Flip(), small_base(), examples(1))
     broken = Example("p0", (torch.full((4, 16, 16), torch.nan),), (torch.zeros(4, 16, 16),), ("captain",))
-    run = prepare(settings(mixed_precision="no"), Flip(), TINY, [broken])
+    run = prepare(settings(mixed_precision="no"), Flip(), small_base(), [broken])
     with pytest.raises(DataError, match="the loss is nan at step 1"):
         train_loop(run, None, lambda state: None)
 
@@ -299,7 +299,7 @@ def test_header_has_rank_alpha_and_no_time(tmp_path: Path) -> None:
 
 def test_skipped_steps_are_told(capsys: pytest.CaptureFixture[str]) -> None:
     """The scaler leaves the weights as they are after an overflow; learning rate and average move on."""
-    run = prepare(settings(), Flip(), TINY, examples())
+    run = prepare(settings(), Flip(), small_base(), examples())
     scaler = run.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     assert told_of_overflow(run, 1024.0, 20) == 1024.0
     assert capsys.readouterr().out == ""
