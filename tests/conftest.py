@@ -1,5 +1,6 @@
 """Shared fixtures."""
 
+import os
 import shutil
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from stage_server import serving
 
 from sdlora import choices
 from sdlora.config.params import Base
+from sdlora.flow import store
 
 
 @pytest.fixture(scope="session")
@@ -22,10 +24,18 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def built_once(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A project with both versions made; never changed by a test."""
-    project = make_project(tmp_path_factory.mktemp("built") / "project", python=served)
-    project.snakemake("all")
-    return project
+    """A project with both versions made, by the first process of the run that asks; never changed by a test."""
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        root = root.parent  # of all processes
+    folder, whole = root / "built/project", root / "built/whole"
+    (root / "built").mkdir(exist_ok=True)
+    with store.sole_use(root / "built", wait=True):
+        if not whole.exists():
+            shutil.rmtree(folder, ignore_errors=True)  # of a process that was stopped
+            make_project(folder, python=served).snakemake("all")
+            whole.touch()
+    return Project(folder, served)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The tiny Stable Diffusion: UNet and CLIP text encoder trained together on the VAE's latents."""
 
+import copy
 import json
 import random
 from collections.abc import Sequence
@@ -212,7 +213,8 @@ def train(
 
     def preview(step: int) -> None:
         if step % PREVIEW_EVERY == 0:
-            save(networks, vae, tokenizer, work / "preview")
+            # a copy: saving writes to a network's configuration, after which both threads would compile anew
+            save(copy.deepcopy(networks), vae, tokenizer, work / "preview")
 
     loop.train(
         "diffusion",
