@@ -1,4 +1,4 @@
-"""Servers for DVC's remotes, real programs on loopback: S3 (moto), SSH (Debian's sshd) and WebDAV (WsgiDAV).
+"""DVC's remotes: a folder, and servers, real programs on loopback: S3 (moto), SSH (Debian's sshd) and WebDAV (WsgiDAV).
 
 with s3(folder) as remote:
     subprocess.run(["dvc", "remote", "add", "-d", "store", remote.url])
@@ -69,7 +69,7 @@ def webdav(place: Path) -> Iterator[Remote]:
         yield Remote(f"webdav://127.0.0.1:{port}/store")
 
 
-REMOTES = {"folder": folder, "s3": s3, "ssh": ssh, "webdav": webdav}
+REMOTES = {"s3": s3, "ssh": ssh, "webdav": webdav}
 
 
 def missing() -> list[str]:

@@ -59,29 +59,29 @@ def test_the_meter_counts_what_lives_at_once() -> None:
     ],
     ids=str,
 )  # fmt: skip
-def test_the_prediction_is_what_a_real_step_allocates(changes: dict[str, object]) -> None:
+def test_the_prediction_is_what_a_real_step_allocates(changes: dict[str, object], small_sd: Base) -> None:
     """The same meter around real steps of the real loop on real tensors; the base's weights are known to both."""
-    run = prepare(settings(**changes), Flip(), TINY, examples())
+    run = prepare(settings(**changes), Flip(), small_sd, examples())
     optimizer_step(run, 0)  # makes the optimizer's state
     unet = run.model.denoiser
     with memory.Meter([*unet.parameters(), *unet.buffers()]) as meter:
         optimizer_step(run, 1)
-    predicted = phase("train", **changes).parts["activations and gradients"]
+    predicted = phase("train", small_sd, **changes).parts["activations and gradients"]
     assert predicted == pytest.approx(meter.peak, rel=0.03)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", sorted(choices.OPTIMIZERS))
-def test_optimizer_state_is_what_the_real_one_keeps(optimizer: str) -> None:
+def test_optimizer_state_is_what_the_real_one_keeps(optimizer: str, small_sd: Base) -> None:
     try:
-        train = settings(optimizer=optimizer, rank=48)  # more than 4096 numbers a matrix: 8-bit state is 8 bits
+        train = settings(optimizer=optimizer, rank=160)  # more than 4096 numbers a matrix: 8-bit state is 8 bits
     except ValidationError:  # learning_rate 1e-3 is not this optimizer's
-        train = settings(optimizer=optimizer, rank=48, learning_rate=1.0)
-    run = prepare(train, Flip(), TINY, examples())
+        train = settings(optimizer=optimizer, rank=160, learning_rate=1.0)
+    run = prepare(train, Flip(), small_sd, examples())
     optimizer_step(run, 0)
     state = [t for held in run.optimizer.state.values() for t in held.values() if isinstance(t, torch.Tensor)]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state}
-    phases = preflight.predict(train, TINY, demand_of(examples(), settings(), TINY), CPU)
+    phases = preflight.predict(train, small_sd, demand_of(examples(), settings(), small_sd), CPU)
     assert phases[-1].parts["optimizer"] == pytest.approx(sum(storages.values()), rel=0.01)
     assert phases[-1].parts["lora"] == sum(p.numel() * 4 for p in run.parameters)
 

@@ -67,7 +67,9 @@ def test_a_clone_after_dvc_pull_has_nothing_to_do(versioned: Project, tmp_path: 
     with remotes.folder(tmp_path) as remote:
         push(versioned, remote, "a folder")
         copy = clone(versioned, tmp_path / "clone")
+        assert not (copy.folder / LORA).exists()
         copy.command("dvc", "pull", "-q")
+    assert sha256_of(copy.folder / LORA) == sha256_of(versioned.folder / LORA)
     assert not copy.plan("results/a/metrics.csv", "results/b/metrics.csv")
     assert "Data and pipelines are up to date" in copy.command("dvc", "status").stdout
     copy.edit("params.yaml", "rank: 4", "rank: 8")
@@ -93,6 +95,7 @@ def test_a_clone_after_dvc_pull_has_nothing_to_do(versioned: Project, tmp_path: 
 
 @pytest.mark.parametrize("kind", remotes.REMOTES)
 def test_what_is_pushed_is_pulled(versioned: Project, kind: str, tmp_path: Path) -> None:
+    """Over the network; a folder is `test_a_clone_after_dvc_pull_has_nothing_to_do`'s."""
     if kind in remotes.missing():
         pytest.skip(f"there is no {remotes.SSHD}: `make servers` as root")
     with remotes.REMOTES[kind](tmp_path) as remote:
