@@ -23,6 +23,10 @@ class DataError(SdloraError):
     """Pictures, captions or other files are not what a stage needs."""
 
 
+class Diverged(DataError):
+    """A training whose numbers are none any more."""
+
+
 class MissingError(SdloraError):
     """Something has to be installed or downloaded first; the message says how."""
 

@@ -14,7 +14,7 @@ from helpers import ROOT, environment, wait_for
 from safetensors.torch import load_file
 from training import Place, examples, hashes, settings
 
-from sdlora.errors import DataError
+from sdlora.errors import DataError, Diverged
 from sdlora.stages.train.dataset import BatchOrder
 from sdlora.stages.train.processes import Share
 
@@ -107,4 +107,6 @@ def test_who_is_killed_goes_on_with_another_number(
 def test_the_first_error_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = Place(tmp_path / "here", monkeypatch)
     with pytest.raises(DataError, match="one of the 2 processes of this training failed"):
+        place.train(accumulation=2, processes=2, deterministic=False)  # which needs a GPU
+    with pytest.raises(Diverged, match=r"(no longer finite|the loss is \w+) at step \d+; .*the state after step \d+ is whole"):
         place.train(accumulation=2, processes=2, learning_rate=10.0, max_grad_norm=1e30, optimizer="adamw", steps=40)

@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 
 from sdlora import choices, records
+from sdlora.errors import Diverged
 from sdlora.stages.evaluate.choose import choose
 from sdlora.stages.evaluate.run import Evaluator, table_of
 from sdlora.stages.probe.recipe import PROBE, ProbeRecipe
 from sdlora.stages.sample.parts import FOLDERS, VALIDATION, drawn
 from sdlora.stages.sample.sample import draw, parts_of, prompts_of
-from sdlora.stages.train.loop import Diverged
 from sdlora.stages.train.run import train_until
 
 

@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from sdlora import choices
 from sdlora.config.params import Flip
 from sdlora.config.train import Train
-from sdlora.errors import DataError
+from sdlora.errors import Diverged
 from sdlora.lora.types import limit_norms
 from sdlora.models import ModelFamily
 from sdlora.models.objective import Objective
@@ -32,10 +32,6 @@ from sdlora.stages.train.processes import ALL, Share, averaged
 from sdlora.stages.train.texts import ConditioningOf
 
 READ_EVERY = 20  # steps between two readings of losses
-
-
-class Diverged(DataError):
-    """A training whose numbers are none any more."""
 
 
 @dataclass

@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from sdlora import records
 from sdlora.config.train import Train
-from sdlora.errors import DataError, SdloraError
+from sdlora.errors import DataError, Diverged, SdloraError
 from sdlora.stages.train.recipe import TrainRecipe
 
 PROGRAM = "sdlora.stages.train.run"  # what each process runs
 ASKED = "asked.json"  # what the processes are to do, in the run's folder
+DIVERGED = "diverged.txt"  # there: that they diverged, and how
 T = TypeVar("T")
 
 
@@ -107,10 +108,12 @@ def launch(recipe: TrainRecipe, kept: Path, lock: int, until: int | None = None)
         until: The checkpoint that they stop at; None is the last.
 
     Raises:
-        DataError: If one of them failed; torchrun has then ended the others.
+        Diverged: If they did.
+        DataError: If one of them failed otherwise; torchrun has then ended the others.
     """
-    asked = kept / ASKED
+    asked, diverged = kept / ASKED, kept / DIVERGED
     records.write_text(asked, recipe.text)
+    diverged.unlink(missing_ok=True)
     words = ["--standalone", f"--nproc-per-node={recipe.train.processes}", "-m", PROGRAM, str(asked), str(kept)]
     words += [] if until is None else [str(until)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(recipe.threads)}
@@ -121,6 +124,8 @@ def launch(recipe: TrainRecipe, kept: Path, lock: int, until: int | None = None)
         except BaseException:
             together.terminate()
             raise
+    if diverged.exists():
+        raise Diverged(diverged.read_text("utf-8"))
     if code:
         raise DataError(f"one of the {recipe.train.processes} processes of this training failed; its error is above")
     asked.unlink()
@@ -140,6 +145,8 @@ def work(train: Callable[[TrainRecipe, Path, int | None], None]) -> None:
     try:
         train(TrainRecipe.read(args.recipe), args.kept, args.until)
     except SdloraError as error:
+        if isinstance(error, Diverged):
+            records.write_text(args.kept / DIVERGED, str(error))
         sys.exit(f"error in process {number}: {error}")
 
 

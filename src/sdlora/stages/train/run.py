@@ -13,6 +13,7 @@ from ruamel.yaml import YAML
 from sdlora import choices, determinism, gpu, records
 from sdlora.config.params import Base, Encode, Flip
 from sdlora.config.train import Train
+from sdlora.errors import Diverged
 from sdlora.flow import hashing, store
 from sdlora.flow.identity import Identity, identity_of, run_key
 from sdlora.lora import pivotal, types
@@ -40,7 +41,7 @@ from sdlora.stages.train.compiled import compile_blocks
 from sdlora.stages.train.data import prepare_data
 from sdlora.stages.train.dataset import BatchOrder, Example, load_examples
 from sdlora.stages.train.longer import go_on, is_undamaged
-from sdlora.stages.train.loop import Diverged, Run, holding, passes_of, train_loop
+from sdlora.stages.train.loop import Run, holding, passes_of, train_loop
 from sdlora.stages.train.optimizers import Groups, point_to_save
 from sdlora.stages.train.processes import Share
 from sdlora.stages.train.recipe import TrainRecipe
