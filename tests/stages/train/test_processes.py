@@ -108,5 +108,7 @@ def test_the_first_error_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     place = Place(tmp_path / "here", monkeypatch)
     with pytest.raises(DataError, match="one of the 2 processes of this training failed"):
         place.train(accumulation=2, processes=2, deterministic=False)  # which needs a GPU
-    with pytest.raises(Diverged, match=r"(no longer finite|the loss is \w+) at step \d+; .*the state after step \d+ is whole"):
+    with pytest.raises(
+        Diverged, match=r"(no longer finite|the loss is \w+) at step \d+; .*the state after step \d+ is whole"
+    ):
         place.train(accumulation=2, processes=2, learning_rate=10.0, max_grad_norm=1e30, optimizer="adamw", steps=40)
