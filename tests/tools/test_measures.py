@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tools.tiny_base import cards, measures, styles, world
 from tools.tiny_base.measures import attribute_f1, cmmd, nearest_shares, psnr_in, same_style
+from tools.tiny_base.recipe import BaseRecipe
 
 from sdlora import records
 
@@ -82,8 +83,9 @@ def test_cards_are_written_from_figures(tmp_path: Path) -> None:
     }  # fmt: skip
     for name in ("tiny-sd", "tiny-blip"):
         records.write_bytes(tmp_path / name / "model.safetensors", b"weights")
-    cards.write(tmp_path, quality, "Trained on one card.")
+    cards.write(tmp_path, quality, BaseRecipe().from_another(), "Trained on one card.")
     text = (tmp_path / "tiny-sd/README.md").read_text("utf-8")
+    assert "| UNet, text encoder | 8000 |" in text, "the recipe that it was made with"
     assert "31.1 dB" in text and "Trained on one card." in text and "{" not in text
     assert all(styles.attribution(style) in text for style in styles.STYLES)
     assert "0.86" in (tmp_path / "tiny-blip/README.md").read_text("utf-8")
