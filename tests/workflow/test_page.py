@@ -215,7 +215,9 @@ def test_several_trainings_stand_beside_each_other_and_as_one(by_hand: tuple[Pag
 def test_saved_votes_are_counted_beside_the_metrics(by_hand: tuple[Page, str, Project]) -> None:
     page, address, project = by_hand
     page.open(f"{address}/report/index.html", 1400)
-    page.run("document.querySelector('#vote-a').value = 'a/2'; document.querySelector('#vote-b').value = 'stranger/1'")
+    chosen = records.read_json(project.folder / "results/a/best.json")["best_step"]
+    for name, value in (("a", f"a/{chosen}"), ("b", "stranger/1")):
+        page.run(f"document.querySelector('#vote-{name}').value = '{value}'")
     page.run("document.querySelector('#vote-b').dispatchEvent(new Event('change'))")
     page.click("#ballot button")
     page.until("document.querySelectorAll('#tally tbody tr').length === 2")
