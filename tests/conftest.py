@@ -83,10 +83,10 @@ def _one_precision_a_test() -> None:
 
 
 @pytest.fixture(scope="session")
-def small_sd(tmp_path_factory: pytest.TempPathFactory) -> Base:
-    from shapes import save_small_sd  # imports diffusers: 5 s
+def small_sd() -> Base:
+    from training import small_base  # imports diffusers: 5 s
 
-    return save_small_sd(tmp_path_factory.mktemp("sd"))
+    return small_base()
 
 
 @pytest.fixture(scope="session")

@@ -70,7 +70,7 @@ def test_a_clone_after_dvc_pull_has_nothing_to_do(versioned: Project, tmp_path: 
         assert not (copy.folder / LORA).exists()
         copy.command("dvc", "pull", "-q")
     assert sha256_of(copy.folder / LORA) == sha256_of(versioned.folder / LORA)
-    assert not copy.plan("results/a/metrics.csv", "results/b/metrics.csv")
+    assert has_nothing_to_do(copy)
     assert "Data and pipelines are up to date" in copy.command("dvc", "status").stdout
     copy.edit("params.yaml", "rank: 4", "rank: 8")
     assert copy.plan("results/a/metrics.csv", "results/b/metrics.csv") == {
@@ -84,13 +84,13 @@ def test_a_clone_after_dvc_pull_has_nothing_to_do(versioned: Project, tmp_path: 
     assert copy.read("results/b/made/train.json") != versioned.read("results/b/made/train.json")
     assert "rank" in copy.command("dvc", "params", "diff").stdout
     assert "psnr_db" in copy.command("dvc", "metrics", "diff", "--all").stdout
-    assert not copy.plan("results/a/metrics.csv", "results/b/metrics.csv")
+    assert has_nothing_to_do(copy)
     commit(copy, "rank 8")
     # an older commit and back, with Snakemake's folder of the newer one still there
     for revision in ("HEAD~1", "main"):
         copy.command("git", "checkout", "-q", revision)
         copy.command("dvc", "checkout", "-q")
-        assert not copy.plan("results/a/metrics.csv", "results/b/metrics.csv")
+        assert has_nothing_to_do(copy)
 
 
 @pytest.mark.parametrize("kind", remotes.REMOTES)
