@@ -136,6 +136,13 @@ class Caption(Section):
     by: str = Field("blip", description="what describes it: blip (the base's captioner), or none: the trigger alone")
     max_new_tokens: int = Field(60, ge=1, le=75, description="longest caption, tokens")
     num_beams: int = Field(1, ge=1, le=16, description="beams of the search; 1 = greedy")
+    prune_shared_tags: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="share of the training captions: a tag, the text between commas, that so many have is left out, so "
+        "that what all pictures show is learnt as the trigger; null leaves every tag in",
+    )
 
     @field_validator("by")
     @classmethod
@@ -144,7 +151,7 @@ class Caption(Section):
 
     @model_validator(mode="after")
     def _has_words(self) -> Self:
-        for key in ("max_new_tokens", "num_beams"):
+        for key in ("max_new_tokens", "num_beams", "prune_shared_tags"):
             if self.by == "none" and (value := getattr(self, key)) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} is {value}, but by is none: nothing is said of a picture")
         return self

@@ -16,6 +16,7 @@ from sdlora.stages.caption.caption import (
     Captioner,
     caption_dataset,
     captioner_of,
+    prune,
     read_overrides,
     warnings,
     with_trigger,
@@ -61,10 +62,10 @@ def captioner() -> Counting:
     return Counting(str(ROOT / "models/tiny-blip"), None, SETTINGS, threads=2)
 
 
-def caption(folder: Path, blip: Captioner, override: str | None = None) -> dict[str, str]:
+def caption(folder: Path, blip: Captioner, override: str | None = None, **settings: float) -> dict[str, str]:
     recipe = CaptionRecipe(
-        wildcards={}, caption=SETTINGS, captioner="-", captioner_identity="x", captioner_revision=None,
-        trigger="captain", threads=2, override=override, overrides=None,
+        wildcards={}, caption=SETTINGS.model_copy(update=settings), captioner="-", captioner_identity="x",
+        captioner_revision=None, trigger="captain", threads=2, override=override, overrides=None,
     )  # fmt: skip
     caption_dataset(recipe, blip, folder, folder.parent / "store")
     return {row["id"]: row["caption"] for row in records.read_jsonl(folder / "captions.jsonl")}
@@ -115,6 +116,28 @@ def test_the_trigger_alone_needs_no_model(folder: Path) -> None:
         Caption(by="none", num_beams=4)
     with pytest.raises(ValidationError, match=r"'blop' is not on the menu.*did you mean blip"):
         Caption(by="blop")
+
+
+@pytest.mark.slow
+def test_what_every_picture_shows_is_left_to_the_trigger_and_no_picture_is_captioned_again(folder: Path) -> None:
+    blip = captioner()
+    whole = {key: text.split(", ") for key, text in caption(folder, blip).items()}
+    pruned = {key: text.split(", ") for key, text in caption(folder, blip, prune_shared_tags=1.0).items()}
+    shared = {*whole["p1"]} & {*whole["p2"]} - {"captain"}
+    assert "teal undercut hair" in shared
+    assert pruned == {key: [tag for tag in tags if tag not in shared] for key, tags in whole.items()}
+    assert blip.seen == 3
+
+
+def test_a_tag_is_left_out_from_a_share_on_and_what_a_person_wrote_stays() -> None:
+    said = ["teal hair, smile", "teal hair,frown, smile", "teal hair, hat", "blue hair"]
+    rows = [{"caption": text, "origin": "source", "split": "train"} for text in said]
+    rows += [{"caption": "teal hair, hat", "origin": origin, "split": "reference"} for origin in ("override", "source")]
+    assert prune(rows, 0.75) == {"teal hair"}
+    assert [row["caption"] for row in rows] == ["smile", "frown, smile", "hat", "blue hair", "teal hair, hat", "hat"]
+    assert prune(rows, 0.5) == {"smile"}
+    with pytest.raises(ValidationError, match=r"prune_shared_tags is 0\.5, but by is none"):
+        Caption(by="none", prune_shared_tags=0.5)
 
 
 def captions(learnt: list[str], asked: list[str]) -> list[dict[str, str]]:

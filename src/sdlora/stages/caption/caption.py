@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -103,9 +104,8 @@ def caption_dataset(recipe: CaptionRecipe, captioner: Captioner, folder: Path, s
         The files written.
     """
     rows = records.read_jsonl(folder / "fit.jsonl")
-    unasked = ("trigger", "override", "overrides")
-    asked = {key: value for key, value in recipe.identity().items() if key not in unasked}
     overrides = read_overrides(recipe.override, rows)
+    asked = _asked(recipe)
     keys = {row["id"]: _key(folder / row["file"], asked) for row in rows}
     wanted = [row for row in rows if row["id"] not in overrides and not row["caption"]]
     known = {row["id"]: hashing.read_regular(store / f"{keys[row['id']]}.json") for row in wanted}
@@ -122,13 +122,42 @@ def caption_dataset(recipe: CaptionRecipe, captioner: Captioner, folder: Path, s
             text, origin = row["caption"], "source"
         else:
             text, origin = known[row["id"]], recipe.captioner_identity
-        captioned.append(
-            {"id": row["id"], "caption": with_trigger(recipe.trigger, text), "origin": origin, "split": row["split"]}
-        )
+        captioned.append({"id": row["id"], "caption": text, "origin": origin, "split": row["split"]})
+    if recipe.caption.prune_shared_tags is not None:
+        left_out = prune(captioned, recipe.caption.prune_shared_tags)
+        print(f"caption: left to the trigger: {', '.join(sorted(left_out)) or 'no tag'}", flush=True)
+    for row in captioned:
+        row["caption"] = with_trigger(recipe.trigger, row["caption"])
     for warning in warnings(captioned, recipe.trigger):
         print(f"warning: {warning}", flush=True)
     records.write_jsonl(folder / "captions.jsonl", captioned)
     return [folder / "captions.jsonl"]
+
+
+def prune(rows: Sequence[records.Row], share: float) -> set[str]:
+    """Leave out of captions, in place, the tags that at least `share` of the training captions have.
+
+    A LoRA learns as the trigger what its captions do not say: of a character, what never varies. Captions written by
+    hand are counted, and stay as they are.
+
+    Args:
+        rows: caption (without the trigger), origin and split of each picture.
+        share: Of the training captions.
+
+    Returns:
+        The tags that were left out.
+    """
+    learnt = [set(_tags(row["caption"])) for row in rows if row["split"] == "train"]
+    counts = Counter(tag for tags in learnt for tag in tags)
+    shared = {tag for tag, count in counts.items() if count >= share * len(learnt)}
+    for row in rows:
+        if row["origin"] != "override":
+            row["caption"] = ", ".join(tag for tag in _tags(row["caption"]) if tag not in shared)
+    return shared
+
+
+def _tags(caption: str) -> list[str]:
+    return [tag for part in caption.split(",") if (tag := part.strip())]
 
 
 def warnings(rows: Sequence[records.Row], trigger: str) -> Iterator[str]:
@@ -160,6 +189,13 @@ def warnings(rows: Sequence[records.Row], trigger: str) -> Iterator[str]:
 def _words(rows: Sequence[records.Row], trigger: str) -> set[str]:
     own = set(re.findall(r"\w+", trigger.lower()))
     return {word for row in rows for word in re.findall(r"\w{3,}", str(row["caption"]).lower())} - own
+
+
+def _asked(recipe: CaptionRecipe) -> Values:
+    """What the captioner's answer depends on, beside the picture."""
+    said = {"trigger", "override", "overrides"}
+    asked = {key: value for key, value in recipe.identity().items() if key not in said}
+    return {**asked, "caption": {key: value for key, value in asked["caption"].items() if key != "prune_shared_tags"}}
 
 
 def _key(picture: Path, asked: Values) -> str:

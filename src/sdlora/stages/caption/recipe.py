@@ -14,7 +14,7 @@ class CaptionRecipe(Recipe):
     on_card: ClassVar[bool] = True
     folder_pattern: ClassVar[str] = "data/sets/{dataset}/{fit}"
     writes: ClassVar[tuple[str, ...]] = ("captions.jsonl",)
-    later: ClassVar[Mapping[str, Any]] = {"caption.by": "blip"}
+    later: ClassVar[Mapping[str, Any]] = {"caption.by": "blip", "caption.prune_shared_tags": None}
 
     caption: Caption
     captioner: str  # hub id or folder of its weights
