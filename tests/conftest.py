@@ -3,39 +3,59 @@
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import stage_server
 from helpers import Project, make_project
-from stage_server import serving
 
 from sdlora import choices
 from sdlora.config.params import Base
 from sdlora.flow import store
 
 
-@pytest.fixture(scope="session")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """What runs projects' commands without importing libraries anew: one server for all tests of this process."""
-    with serving(tmp_path_factory.mktemp("s")) as python:
-        yield python
+@dataclass(frozen=True)
+class Shared:
+    """What the processes of a run share: its folder, and the process that began the run."""
+
+    folder: Path
+    runner: int
+
+    def once(self, name: str, make: Callable[[Path], object]) -> Path:
+        """A folder of the run that the first process that asks makes, while the others wait."""
+        folder, whole = self.folder / name / "made", self.folder / name / "whole"
+        (self.folder / name).mkdir(exist_ok=True)
+        with store.sole_use(self.folder / name, wait=True):
+            if not whole.exists():
+                shutil.rmtree(folder, ignore_errors=True)  # of a process that was stopped
+                make(folder)
+                whole.touch()
+        return folder
 
 
 @pytest.fixture(scope="session")
-def built_once(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    base = tmp_path_factory.getbasetemp()
+    return Shared(base.parent, os.getppid()) if "PYTEST_XDIST_WORKER" in os.environ else Shared(base, os.getpid())
+
+
+@pytest.fixture(scope="session")
+def served(shared: Shared) -> Path:
+    """What runs projects' commands without importing libraries anew: one server for all tests, which ends with them."""
+
+    def serve(folder: Path) -> None:
+        folder.mkdir()
+        stage_server.start(folder, shared.runner)
+
+    return shared.once("s", serve) / "python"
+
+
+@pytest.fixture(scope="session")
+def built_once(served: Path, shared: Shared) -> Project:
     """A project with both versions made, by the first process of the run that asks; never changed by a test."""
-    root = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        root = root.parent  # of all processes
-    folder, whole = root / "built/project", root / "built/whole"
-    (root / "built").mkdir(exist_ok=True)
-    with store.sole_use(root / "built", wait=True):
-        if not whole.exists():
-            shutil.rmtree(folder, ignore_errors=True)  # of a process that was stopped
-            make_project(folder, python=served).snakemake("all")
-            whole.touch()
-    return Project(folder, served)
+    return Project(shared.once("built", lambda folder: make_project(folder, python=served).snakemake("all")), served)
 
 
 @pytest.fixture

@@ -2,14 +2,13 @@
 
 with cluster(folder) as environment:      # SLURM_CONF and the path to its commands
     subprocess.run(["sbatch", ...], env=environment)
-    subprocess.run([folder / "bin/snakemake", "--workflow-profile", "profiles/slurm", ...], env=environment)
+    subprocess.run([sys.executable, "-c", HEAD, "--workflow-profile", "profiles/slurm", ...], env=environment)
 """
 
 import os
 import shutil
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -51,7 +50,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 CARDS = "NodeName={host} Name=gpu File=/dev/null\nNodeName={host} Name=gpu File=/dev/zero\n"
 # The plugin waits ten seconds longer after each look at a job that goes on, whatever it is told; here: one second.
-SNAKEMAKE = f"""#!{sys.executable}
+HEAD = """
 from snakemake.cli import main
 from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 RemoteExecutor.next_seconds_between_status_checks = property(lambda self: 1, lambda self, seconds: None)
@@ -83,9 +82,6 @@ def cluster(folder: Path, cores: int = 4) -> Iterator[dict[str, str]]:
     srun.parent.mkdir()
     srun.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun")} "$@"\n', "utf-8")
     srun.chmod(0o755)
-    head = folder / "bin/snakemake"
-    head.write_text(SNAKEMAKE, "utf-8")
-    head.chmod(0o755)
     for name in ("state", "spool", "munge"):
         (folder / name).mkdir()
     environment = {

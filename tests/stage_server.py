@@ -1,9 +1,8 @@
 """Runs a project's commands in forks of one process that has imported every library: they cost their work.
 
-    with serving(scratch) as python:   # a command that behaves like `python script args`
-        ...
+    start(scratch, os.getpid())   # scratch / "python" is a command that behaves like `python script args`
 
-`import torch, diffusers` takes 6 s and `import snakemake` 1 s, as often as a process starts. `python.parent / "bin"`
+`import torch, diffusers` takes 6 s and `import snakemake` 1 s, as often as a process starts. `scratch / "bin"`
 holds `snakemake`, `sdlora` and `dvc` that run in forks, too; that `snakemake` starts its jobs with `python`. Nothing
 else differs: the same Snakefile, the same scripts, the environment of who calls, a process of its own for each, and of
 `sdlora` each project's own sources, imported anew.
@@ -20,8 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -62,13 +60,15 @@ answer.readline()
 sys.exit(int(answer.readline() or 1))
 """
 
+_started: list["subprocess.Popen[bytes]"] = []  # an object that is dropped while its process runs warns
 
-@contextmanager
-def serving(scratch: Path) -> Iterator[Path]:
-    """Start the server; gives the client's path.
+
+def start(scratch: Path, user: int) -> None:
+    """Start a server and wait until it answers.
 
     Args:
-        scratch: An empty folder; its path must be short, for a socket lies there.
+        scratch: Gets the client, `python`, and `bin`; its path must be short, for a socket lies there.
+        user: The process with which the server ends.
     """
     address = scratch / "s"
     (scratch / "bin").mkdir()
@@ -80,17 +80,14 @@ def serving(scratch: Path) -> Iterator[Path]:
         **os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
         "DVC_NO_ANALYTICS": "1",
     }  # fmt: skip
-    server = subprocess.Popen([sys.executable, __file__, str(address)], cwd=ROOT, env=environment)
-    try:
-        limit = time.monotonic() + 120
-        while not address.exists():
-            if server.poll() is not None or time.monotonic() > limit:
-                raise RuntimeError("the server of stages did not start")
-            time.sleep(0.05)
-        yield scratch / "python"
-    finally:
-        server.terminate()
-        server.wait()
+    server = subprocess.Popen([sys.executable, __file__, str(address), str(user)], cwd=ROOT, env=environment)
+    _started.append(server)
+    limit = time.monotonic() + 120
+    while not address.exists():
+        if server.poll() is not None or time.monotonic() > limit:
+            server.kill()
+            raise RuntimeError("the server of stages did not start")
+        time.sleep(0.05)
 
 
 @dataclass(frozen=True)
@@ -128,7 +125,7 @@ class Job:
         return bool(select.select([self.answer], [], [], 0)[0])
 
 
-def _serve(address: str) -> None:
+def _serve(address: str, user: int) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline  # noqa: F401
@@ -145,7 +142,9 @@ def _serve(address: str) -> None:
     listener.listen(64)
     Path(f"{address}.new").rename(address)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    while True:
+    while _lives(user):
+        if not select.select([listener], [], [], 2)[0]:
+            continue
         link, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
@@ -154,6 +153,14 @@ def _serve(address: str) -> None:
         with suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def _rehearse() -> None:
@@ -229,11 +236,11 @@ def _run(folder: str, argv: list[str], environment: dict[str, str], descriptors:
 def _interpret(argv: list[str], python: Path) -> None:
     """What Python does with `argv`: a script's path, or -m and a module, or -c and code; then arguments."""
     paths = [str(Path(path).absolute()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+    if "snakemake" in " ".join(argv[:2]):
+        sys.executable = str(python)  # what it starts jobs with
     if argv[0] == "-m":
         sys.path[:0] = [str(Path.cwd()), *paths]
         sys.argv = argv[1:]
-        if argv[1] == "snakemake":
-            sys.executable = str(python)  # what it starts jobs with
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
     elif argv[0] == "-c":
         sys.path[:0] = ["", *paths]
@@ -246,4 +253,4 @@ def _interpret(argv: list[str], python: Path) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1])
+    _serve(sys.argv[1], int(sys.argv[2]))

@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,9 @@ pytestmark = pytest.mark.skipif(
     bool(slurm.missing()), reason=f"of Slurm's daemons there is no {', '.join(slurm.missing())}: `make servers` as root"
 )
 RAM_OF_A = ("sdlora", "preflight", "a", "--ram")
-ON_SLURM = ("--workflow-profile", "profiles/slurm", "--latency-wait", "10")
+ON_SLURM = (
+    "--workflow-profile", "profiles/slurm", "--latency-wait", "10", "--slurm-init-seconds-before-status-checks", "2",
+)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +36,14 @@ def on_slurm(cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[s
     return cluster
 
 
-def head(cluster: dict[str, str]) -> tuple[str, ...]:
-    """The command that submits jobs, as `slurm.cluster` has it: first on the cluster's path."""
-    return (str(Path(cluster["SLURM_CONF"]).parent / "bin/snakemake"), *ON_SLURM)
+def head(python: Path | str, *targets: str) -> tuple[str, ...]:
+    """The command that submits jobs, which run with the same Python."""
+    return (str(python), "-c", slurm.HEAD, *ON_SLURM, *targets)
 
 
 def test_three_jobs_make_the_same_bytes(fresh: Project, built_once: Project, on_slurm: dict[str, str]) -> None:
-    said = fresh.command(*head(on_slurm), "results/a/metrics.csv", "results/a/report/index.html").stderr
+    assert fresh.python is not None
+    said = fresh.command(*head(fresh.python, "results/a/metrics.csv", "results/a/report/index.html")).stderr
     assert len(re.findall("has been submitted with SLURM jobid", said)) == 3, said[-3000:]
     assert memory_asked_for(on_slurm, "rule_train") == int(fresh.command(*RAM_OF_A).stdout) < 24_000
     remembered = [project.folder / ".sdlora/asking" for project in (fresh, built_once)]
@@ -64,13 +68,15 @@ def memory_asked_for(cluster: dict[str, str], rule: str) -> int:
 
 
 def test_a_training_put_back_into_the_queue_goes_on(built: Project, on_slurm: dict[str, str]) -> None:
+    """Its jobs run in Slurm's own steps, not in the tests' server: they are what Slurm stops."""
     built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 60, checkpoint_every: 10}")
     straight = Project(built.folder.parent / "straight", built.python)
     shutil.copytree(built.folder, straight.folder)
     straight.snakemake("results/b/train_log.csv")
     store = built.folder / ".sdlora/store/train"
     before = set(store.iterdir())
-    run = subprocess.Popen([*head(on_slurm), "results/b/train_log.csv"], cwd=built.folder, env=environment())
+    words = head(sys.executable, "results/b/train_log.csv")
+    run = subprocess.Popen(words, cwd=built.folder, env=environment())
     try:
         wait_for(lambda: list(_states(store, before, 20)))
         job = subprocess.run(["squeue", "-h", "-o", "%i"], env=on_slurm, capture_output=True, text=True, check=True)
