@@ -31,6 +31,7 @@ from sdlora.stages.scrape.recipe import ScrapeRecipe
 from sdlora.stages.train.recipe import TrainRecipe
 
 command.run_code_of(SOURCE)
+command.share_cores()
 
 if config:
     raise WorkflowError(
