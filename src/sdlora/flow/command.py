@@ -68,7 +68,7 @@ def run_code_of(source: str) -> None:
 
 
 def share_cores() -> None:
-    """Have the threads of scripts that this process starts sleep while they wait for each other, unless a user says else.
+    """Have the threads of this process's scripts sleep while they wait for each other, unless a user says else.
 
     OpenMP has them look again and again, for which a core is needed: a training of two threads ran at half its speed
     beside a process that computed, and two such trainings on two cores all but stopped each other.
