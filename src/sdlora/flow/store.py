@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from sdlora import records
 from sdlora.errors import DataError
@@ -14,6 +15,7 @@ from sdlora.flow.hashing import sha256_of
 
 STORE = Path(".sdlora/store")
 KEPT_DAYS = 30  # that a file which lies nowhere else is kept after the last job asked for it
+LOCK = "lock"  # the file of an entry that whoever is at work there holds
 
 
 def entry(kind: str, key: str) -> Path:
@@ -35,30 +37,67 @@ def sole_use(folder: Path, wait: bool = False) -> Iterator[int]:
     """Hold an entry; the kernel lets go when the process dies, and those that were given the open file.
 
     Args:
-        wait: Until another live process lets go of it, which is said.
+        wait: Until another live process lets go of it, which is said. An entry that it deleted is there again, empty.
 
     Yields:
         The open file's descriptor.
 
     Raises:
-        DataError: If another live process holds it and `wait` is false.
+        DataError: If another live process holds it, or has deleted it, and `wait` is false.
     """
-    with (folder / "lock").open("w") as handle:
+    while True:
+        with _opened(folder, wait) as handle:
+            _hold(handle, folder, wait)
+            if _is_at(folder / LOCK, handle):  # else the file that was waited for was deleted: it guards nothing
+                yield handle.fileno()
+                return
+
+
+def _opened(folder: Path, wait: bool) -> TextIO:
+    while True:
+        if wait:
+            folder.mkdir(parents=True, exist_ok=True)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            return (folder / LOCK).open("w")
+        except FileNotFoundError:  # `keep_newest` of another process may be faster than this one
             if not wait:
-                raise DataError(f"another process is at work in {folder}; wait for it or stop it") from None
-            print(f"waiting for another process that is at work in {folder}", flush=True)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield handle.fileno()
+                raise DataError(f"another process has deleted {folder}") from None
+
+
+def _hold(handle: TextIO, folder: Path, wait: bool) -> None:
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if not wait:
+            raise DataError(f"another process is at work in {folder}; wait for it or stop it") from None
+        print(f"waiting for another process that is at work in {folder}", flush=True)
+        fcntl.flock(handle, fcntl.LOCK_EX)
+
+
+def _is_at(path: Path, handle: TextIO) -> bool:
+    """Whether a path still names an open file."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(handle.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def keep_newest(kind: str, count: int) -> None:
     """Drop all but the `count` most recently used entries of a kind; what is in use stays."""
     for folder in reversed(entries(kind)[count:]):
         with suppress(DataError), sole_use(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            _delete(folder)
+
+
+def _delete(folder: Path) -> None:
+    """Delete an entry that is held, its lock last: until then nobody else can be at work in it."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name != LOCK:
+            with suppress(OSError):
+                path.unlink()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def keep(kind: str, files: Sequence[Path]) -> list[str]:
