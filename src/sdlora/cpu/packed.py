@@ -7,7 +7,7 @@ under bf16 autocast it is also made bf16 once and not at every call. Results agr
 layers to rounding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,6 +31,17 @@ class _Packed:
 
     def is_of(self, layer: nn.Linear | nn.Conv2d, kind: torch.dtype) -> bool:
         return self._source == _identity(layer, kind)
+
+
+def _packed(
+    layer: nn.Linear | nn.Conv2d, kind: torch.dtype, order: Callable[[Tensor], tuple[Tensor, Tensor]]
+) -> _Packed:
+    """What a layer keeps, ordered anew if it was made from other weights; `order` gives both passes' weights."""
+    found: _Packed | None = layer.__dict__.get("_packed")
+    if found is None or not found.is_of(layer, kind):
+        found = _Packed(layer, kind, *order(_as(kind, layer.weight)))
+        layer.__dict__["_packed"] = found
+    return found
 
 
 def _identity(layer: nn.Linear | nn.Conv2d, kind: torch.dtype) -> tuple[object, ...]:
@@ -92,12 +103,7 @@ class PackedLinear(nn.Linear):
     """`nn.Linear` with frozen weights."""
 
     def packed(self, kind: torch.dtype) -> _Packed:
-        found: _Packed | None = self.__dict__.get("_packed")
-        if found is None or not found.is_of(self, kind):
-            plain = _as(kind, self.weight)
-            found = _Packed(self, kind, _order_linear(plain), _order_linear(plain.T))
-            self.__dict__["_packed"] = found
-        return found
+        return _packed(self, kind, lambda plain: (_order_linear(plain), _order_linear(plain.T)))
 
     def forward(self, input: Tensor) -> Tensor:
         kind = _kind(self, input)
@@ -134,18 +140,12 @@ class PackedConv2d(nn.Conv2d):
         return self.kernel_size[0] - 1 - int(self.padding[0]), self.kernel_size[1] - 1 - int(self.padding[1])
 
     def packed(self, shape: torch.Size, kind: torch.dtype) -> _Packed:
-        found: _Packed | None = self.__dict__.get("_packed")
-        if found is None or not found.is_of(self, kind):
-            plain = _as(kind, self.weight)
+        def order(plain: Tensor) -> tuple[Tensor, Tensor]:
             gradient = (shape[0], self.out_channels, *shape[2:])
-            found = _Packed(
-                self,
-                kind,
-                _order(plain, (int(self.padding[0]), int(self.padding[1])), shape),
-                _order(plain.transpose(0, 1), self.padding_of_gradient, gradient, turned=True),
-            )
-            self.__dict__["_packed"] = found
-        return found
+            forward = _order(plain, (int(self.padding[0]), int(self.padding[1])), shape)
+            return forward, _order(plain.transpose(0, 1), self.padding_of_gradient, gradient, turned=True)
+
+        return _packed(self, kind, order)
 
     def forward(self, input: Tensor) -> Tensor:
         kind = _kind(self, input)
