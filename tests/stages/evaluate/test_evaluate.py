@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sdlora.config.evaluate import Evaluate
 from sdlora.errors import DataError
 from sdlora.images.pictures import png_bytes
 from sdlora.stages.choose.choose import choose_by_samples
+from sdlora.stages.evaluate.metric import Metric
 from sdlora.stages.evaluate.psnr import psnr_db
 from sdlora.stages.evaluate.run import at_size_of, evaluate_version, write_curves
 from sdlora.stages.sample.parts import FOLDERS, TEST, all_drawn, split
@@ -199,6 +201,33 @@ def test_means_are_over_one_part_of_the_references(tmp_path: Path) -> None:
     assert (best["validation"]["references"], best["test"]["references"]) == (names[:5], names[5:])
     assert (best["validation"]["seeds"], best["test"]["seeds"]) == ([7], [7, 8, 9])
     assert best["test"]["figures"]["psnr_db"]["best"] == pytest.approx(float(rows[100]["test_mean"]), abs=1e-3)
+
+
+def test_what_chose_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    truth = references_of("captain")
+    base = {name: np.full_like(pixels, 128) for name, pixels in truth.items()}
+    lay(tmp_path, truth, {0: base, 100: truth}, tested=(0, 100))
+    settings, measure, asked = Evaluate(metrics=("psnr_db", "ssim"), choose_by="psnr_db"), Metric.__call__, []
+
+    def noted(metric: Metric, samples: Any, references: Any, prompts: Any, **given: Any) -> Any:
+        asked.extend((metric.name, prompt) for prompt in prompts if prompt)  # the report's tables name no prompt
+        return measure(metric, samples, references, prompts, **given)
+
+    monkeypatch.setattr(Metric, "__call__", noted)
+    files = evaluated(tmp_path, settings)
+    assert sorted(asked) == sorted((metric, name) for metric in ("psnr_db", "ssim") for name in truth for _ in (0, 100))
+    written = {path: path.read_bytes() for path in files}
+    choice = records.read_json(tmp_path / "choice.json")
+    records.write_json(tmp_path / "choice.json", {**choice, "measured": {}})  # as it was written before
+    asked.clear()
+    evaluate_version(settings, tmp_path, tmp_path / "references")
+    assert len(asked) == 2 * 2 * len(truth)
+    assert {path: path.read_bytes() for path in files} == written
+    known = {file: {"psnr_db": 1.0} for file in choice["measured"]}
+    records.write_json(tmp_path / "choice.json", {**choice, "measured": known})
+    evaluate_version(settings, tmp_path, tmp_path / "references")
+    means = {row["metric"]: (row["mean"], row["test_mean"]) for row in records.read_csv(tmp_path / "metrics.csv")}
+    assert means["psnr_db"] == ("1.0000", "100.0000") and means["ssim"] == ("1.0000", "1.0000")
 
 
 def test_a_persons_choice_is_tested_beside_the_rules(tmp_path: Path) -> None:

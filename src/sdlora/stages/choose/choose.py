@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from sdlora import choices, records
@@ -54,7 +54,7 @@ def choose_by_samples(
     chosen: int | None = None,
     recipe: MeasuringRecipe | None = None,
 ) -> Choice:
-    """Measure what chooses, and no more.
+    """Measure what chooses, and no more; the choice holds what was measured.
 
     Args:
         settings: The metrics that choose.
@@ -72,4 +72,5 @@ def choose_by_samples(
     if not rows:
         raise DataError(f"{result}: no samples, because the dataset has no references; set datasets.<name>.held_out")
     pictures = Evaluator(metrics, result, references, held_out, recipe).measure(rows)
-    return choose(table_of(pictures, metrics), metrics, settings.choose_by, chosen)
+    choice = choose(table_of(pictures, metrics), metrics, settings.choose_by, chosen)
+    return replace(choice, measured={row["file"]: {name: row[name] for name in metrics} for row in pictures})

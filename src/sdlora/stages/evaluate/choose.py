@@ -5,7 +5,7 @@ the references it was chosen by is not called better for that.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from sdlora.errors import DataError
 from sdlora.stages.evaluate.mean_rank import MEAN_RANK, mean_ranks
 from sdlora.stages.evaluate.metric import Metric
 from sdlora.stages.evaluate.statistics import earliest_within_one_error, smallest_detectable
-from sdlora.stages.evaluate.tables import Table, Values, difference, reported
+from sdlora.stages.evaluate.tables import Measured, Table, Values, difference, reported
 from sdlora.stages.sample.parts import LEAST_REFERENCES
 
 NO_TEST = (
@@ -31,6 +31,7 @@ class Choice:
 
     by_rule: int
     chosen: int | None = None  # by a person
+    measured: Measured = field(default_factory=dict)  # what the rule chose by
 
     @property
     def step(self) -> int:

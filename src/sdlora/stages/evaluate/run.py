@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ from sdlora.stages.evaluate.metric import Metric, Pixels
 from sdlora.stages.evaluate.recipe import MeasuringRecipe
 from sdlora.stages.evaluate.report_tables import COMPARED, write_tables
 from sdlora.stages.evaluate.statistics import mean_interval
-from sdlora.stages.evaluate.tables import Table, Values, metrics_columns, metrics_rows, reported
+from sdlora.stages.evaluate.tables import Measured, Table, Values, metrics_columns, metrics_rows, reported
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.sample.parts import FOLDERS, TEST, VALIDATION, all_drawn
 
 CHOICE = "choice.json"  # what the stage `choose` writes
+NOTHING: Measured = MappingProxyType({})
 
 
 def at_size_of(picture: Image.Image, reference: Image.Image) -> Pixels:
@@ -63,8 +65,12 @@ class Evaluator:
         self._always["held_out"] = [np.asarray(picture) for picture in self._truths.values()]
         self._prepared = {name: metric.prepare(recipe) for name, metric in metrics.items() if metric.prepare}
 
-    def measure(self, rows: Sequence[records.Row]) -> list[records.Row]:
+    def measure(self, rows: Sequence[records.Row], known: Measured = NOTHING) -> list[records.Row]:
         """Each picture's row of an index, with every metric's value by its name.
+
+        Args:
+            rows: As `drawn` gives them.
+            known: What was measured before; the rest is.
 
         Raises:
             DataError: If a metric cannot be had of them.
@@ -76,6 +82,9 @@ class Evaluator:
             truths = [np.asarray(self._truths[row["reference"]]) for row in own]
             values: dict[str, Sequence[float]] = {}
             for name, metric in self._metrics.items():
+                values[name] = _known_of(own, name, known)
+                if values[name]:
+                    continue
                 given = self._always | (self._prepared[name](step, own) if name in self._prepared else {})
                 try:
                     values[name] = metric(pictures, truths, [row["prompt"] for row in own], **given).tolist()
@@ -86,6 +95,12 @@ class Evaluator:
                 for place, row in enumerate(own)
             ]
         return found
+
+
+def _known_of(rows: Sequence[records.Row], name: str, known: Measured) -> list[float]:
+    """A metric's values of some pictures; none if one of them is not known."""
+    found = [known[row["file"]][name] for row in rows if name in known.get(row["file"], ())]
+    return found if len(found) == len(rows) else []
 
 
 def table_of(pictures: Sequence[records.Row], metrics: Iterable[str]) -> Table:
@@ -113,7 +128,8 @@ def evaluate_version(
 ) -> list[Path]:
     """Write `metrics.csv`, `pictures.csv`, `best.json`; for DVC `metrics.json` and `curves/`; the report's `tables/`.
 
-    The references that chose and those that report are measured apart; no mean is over both.
+    The references that chose and those that report are measured apart; no mean is over both. What `choice.json` has of
+    the former is not measured again.
 
     Args:
         settings: Metrics and the rule of choice.
@@ -128,9 +144,11 @@ def evaluate_version(
         DataError: If a metric cannot be had.
     """
     metrics: dict[str, Metric] = {name: choices.pick(choices.METRICS, name) for name in settings.metrics}
-    rows = all_drawn(out)
+    rows, choice = all_drawn(out), read_choice(out)
     evaluator = Evaluator(metrics, out, references, sorted({row["reference"] for row in rows}), recipe)
-    measured = {part: evaluator.measure([row for row in rows if row["part"] == part]) for part in FOLDERS}
+    measured = {
+        part: evaluator.measure([row for row in rows if row["part"] == part], choice.measured) for part in FOLDERS
+    }
     parts = {part: table_of(pictures, metrics) for part, pictures in measured.items() if pictures}
     if len(settings.choose_by) > 1:
         for table in parts.values():
@@ -140,7 +158,7 @@ def evaluate_version(
     columns = metrics_columns(len(validation.references), len(test.references) if test else 0)
     records.write_csv(out / "metrics.csv", columns, metrics_rows(validation, test, settings.bootstrap_samples))
     pictures = _write_pictures([row for part in FOLDERS for row in measured[part]], settings.metrics, out)
-    best = explain(validation, test, metrics, settings, read_choice(out))
+    best = explain(validation, test, metrics, settings, choice)
     records.write_json(out / "best.json", best)
     records.write_json(out / "metrics.json", {"best_step": best["best_step"], **reported(best)["figures"]})
     curves = write_curves(validation.values, settings.bootstrap_samples, out / "curves")

@@ -9,6 +9,7 @@ import numpy as np
 from sdlora.stages.evaluate.statistics import Interval, mean_interval
 
 Values = dict[tuple[str, int], list[float]]  # (metric, step) -> one value a reference
+Measured = Mapping[str, Mapping[str, float]]  # a picture's file, below `results/<version>` -> its value by each metric
 ONE_TRAINING = "one training each: differences between versions include the luck of the training"
 
 
