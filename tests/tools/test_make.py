@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -260,6 +261,24 @@ def test_parts_of_a_batch_learn_what_the_batch_does(tmp_path: Path) -> None:
         found.append(layer.weight.detach())
     assert torch.allclose(*found, atol=1e-6) and not torch.equal(found[0], torch.zeros(3, 4))
     assert torch.get_num_threads() >= 1
+
+
+def test_a_preview_leaves_the_networks_that_are_trained_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.compile compiles anew, on both threads at once, what has another configuration than it had."""
+
+    def trained(_: str, networks: torch.nn.ModuleDict, *__: object, on_save: Callable[[int], None], **___: Any) -> None:
+        def state() -> list[tuple[str, bool]]:
+            return [(str(network.config), network.training) for network in networks.values()]
+
+        before = state()
+        on_save(diffusion.PREVIEW_EVERY)
+        assert (tmp_path / "preview/unet/config.json").exists()
+        assert state() == before and all(training for _, training in before)
+
+    monkeypatch.setattr(loop, "train", trained)
+    captions = [world.sample(index, 0).caption for index in range(20)]
+    examples, recipe = diffusion.Examples(torch.zeros(20, 4, 8, 8), captions), BaseRecipe().shortened(SHARE)
+    diffusion.train(examples, examples, vae.build(16), recipe, tmp_path, tmp_path / "out", "cpu", parts=1)
 
 
 def test_threads_encode_what_one_does() -> None:
