@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 
 def empty(path: Path) -> None:
     """Its name, and length zero."""
@@ -19,6 +21,18 @@ def zeros(path: Path) -> None:
 def gone(path: Path) -> None:
     """Nothing: the rename itself is not on the disk."""
     path.unlink()
+
+
+def synced_inodes(monkeypatch: pytest.MonkeyPatch) -> set[int]:
+    """Which files are put on the disk from now on, and so outlast a cut."""
+    found, sync = set(), os.fsync
+
+    def noted(descriptor: int) -> None:
+        sync(descriptor)
+        found.add(os.fstat(descriptor).st_ino)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    return found
 
 
 CUTS: dict[str, Callable[[Path], None]] = {"empty": empty, "zeros": zeros, "gone": gone}

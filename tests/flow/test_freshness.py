@@ -247,27 +247,6 @@ def test_names_that_are_not_utf8_and_files_that_cannot_be_read_have_an_identity(
     assert hashing.identity_of_folder(tmp_path, (".png",), FileHashes(tmp_path / "none.json")) != before
 
 
-def test_publishing_replaces_the_folder_and_clears_what_a_killed_process_left(tmp_path: Path) -> None:
-    for name in ("new", "old", "old.123.part"):
-        records.write_text(tmp_path / name / name, name)
-    records.publish_folder(tmp_path / "new", tmp_path / "old")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["new", "old"]
-    assert [p.name for p in (tmp_path / "old").iterdir()] == ["new"]
-
-
-def test_writes_are_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    records.write_text(tmp_path / "x", "old")
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="No space"):
-        records.write_text(tmp_path / "x", "new")
-    assert (tmp_path / "x").read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["x"]
-
-
 @pytest.mark.parametrize("cut", CUTS)
 @pytest.mark.parametrize("name", ["a/out", "a/many/1", "a/made.json"])
 def test_what_a_power_cut_left_is_made_again(chain: list[Recipe], name: str, cut: str) -> None:

@@ -157,24 +157,25 @@ def fit_dataset(
     """
     known = _remembered(out / KEPT)
     rows, files, kept, new = [], [], {}, 0
-    for row in manifest.read(source):
-        mask_file = masks.find(mask_source, row) if row["split"] == "train" else None
-        wanted = [out / PICTURES / f"{row['id']}.png"]
-        if mask_source is not None and row["split"] == "train":
-            wanted.append(out / masks.FOLDER / f"{row['id']}.png")
-        parts = [identity, settings.model_dump_json(), row["sha256"], str(mask_source == "alpha")]
-        key = hashing.sha256_text("\n".join([*parts, hashing.sha256_of(mask_file) if mask_file else ""]))
-        before = known.get(row["id"], {})
-        if before.get("key") == key and store.bring_back(KIND, before["files"], wanted):
-            geometry = before["geometry"]
-        else:
-            geometry = _write(settings, source, row, wanted, mask_file)
-            new += 1
-        geometry = {name: geometry[name] for name in GEOMETRY}  # what is remembered comes back in another order
-        kept[row["id"]] = {"key": key, "files": store.keep(KIND, wanted), "geometry": geometry}
-        about = {name: row[name] for name in ("id", "name", "sha256", "split", "caption")}
-        rows.append({**about, "file": wanted[0].relative_to(out).as_posix(), "method": settings.method, **geometry})
-        files += wanted
+    with records.many_files() as write:
+        for row in manifest.read(source):
+            mask_file = masks.find(mask_source, row) if row["split"] == "train" else None
+            wanted = [out / PICTURES / f"{row['id']}.png"]
+            if mask_source is not None and row["split"] == "train":
+                wanted.append(out / masks.FOLDER / f"{row['id']}.png")
+            parts = [identity, settings.model_dump_json(), row["sha256"], str(mask_source == "alpha")]
+            key = hashing.sha256_text("\n".join([*parts, hashing.sha256_of(mask_file) if mask_file else ""]))
+            before = known.get(row["id"], {})
+            if before.get("key") == key and store.bring_back(KIND, before["files"], wanted):
+                geometry = before["geometry"]
+            else:
+                geometry = _write(settings, source, row, wanted, mask_file, write)
+                new += 1
+            geometry = {name: geometry[name] for name in GEOMETRY}  # what is remembered comes back in another order
+            kept[row["id"]] = {"key": key, "files": store.keep(KIND, wanted), "geometry": geometry}
+            about = {name: row[name] for name in ("id", "name", "sha256", "split", "caption")}
+            rows.append({**about, "file": wanted[0].relative_to(out).as_posix(), "method": settings.method, **geometry})
+            files += wanted
     for stale in {*(out / PICTURES).rglob("*.png")} - set(files):
         stale.unlink()
     records.write_json(out / KEPT, kept)
@@ -212,7 +213,7 @@ def _remembered(path: Path) -> dict[str, Any]:
 
 
 def _write(
-    settings: Fit, source: Path, row: records.Row, wanted: list[Path], mask_file: Path | None
+    settings: Fit, source: Path, row: records.Row, wanted: list[Path], mask_file: Path | None, write: records.Write
 ) -> dict[str, object]:
     """Fit one picture and its mask; returns what `fit.jsonl` says about their geometry."""
     matte = settings.fill if settings.fill.startswith("#") else "#ffffff"
@@ -222,12 +223,12 @@ def _write(
     opened = open_picture(raw.read_bytes(), row["name"])
     picture = to_rgb(opened, matte)
     fitted = fit_picture(picture, settings)
-    records.write_bytes(wanted[0], png_bytes(fitted.picture))
+    write(wanted[0], png_bytes(fitted.picture))
     if len(wanted) > 1:
         mask = masks.read(mask_file, picture.size, row["name"]) if mask_file else masks.of_alpha(opened, row["name"])
         same = fit_picture(mask, settings, BILINEAR)
         if same.box != fitted.box:
             raise ValueError(f"{row['name']}: its mask lies at {same.box}, not at {fitted.box}")
-        records.write_bytes(wanted[1], png_bytes(same.picture))
+        write(wanted[1], png_bytes(same.picture))
     values = (fitted.box, fitted.picture.size, picture.size, fitted.corner)
     return {name: list(value) for name, value in zip(GEOMETRY, values, strict=True)}

@@ -90,14 +90,15 @@ def flip_dataset(
     captions = [row for row in records.read_jsonl(folder / "captions.jsonl") if row["split"] == "train"]
     counts = repeats_of((fitted[row["id"]]["name"] for row in captions), repeats or {})
     rows, files = [], []
-    for row in captions:
-        source = fitted[row["id"]]
-        for mirrored in (False, True) if mirror else (False,):
-            name = f"{row['id']}.flip.png" if mirrored else f"{row['id']}.png"
-            files += _copy(folder, row["id"], name, mirrored)
-            text = swap_left_right(row["caption"]) if mirrored and swap_words else row["caption"]
-            about = {"text": text, "id": row["id"], "mirrored": mirrored, "repeats": counts[source["name"]]}
-            rows.append({"file_name": name, **about, **_geometry(source, mirrored)})
+    with records.many_files() as write:
+        for row in captions:
+            source = fitted[row["id"]]
+            for mirrored in (False, True) if mirror else (False,):
+                name = f"{row['id']}.flip.png" if mirrored else f"{row['id']}.png"
+                files += _copy(folder, row["id"], name, mirrored, write)
+                text = swap_left_right(row["caption"]) if mirrored and swap_words else row["caption"]
+                about = {"text": text, "id": row["id"], "mirrored": mirrored, "repeats": counts[source["name"]]}
+                rows.append({"file_name": name, **about, **_geometry(source, mirrored)})
     for stale in {*(folder / "train").glob("*.png"), *(folder / masks.TRAIN_FOLDER).glob("*.png")} - set(files):
         stale.unlink()
     records.write_jsonl(folder / "train" / "metadata.jsonl", rows)
@@ -105,7 +106,7 @@ def flip_dataset(
     return [folder / "train" / "metadata.jsonl", *files, *kohya_set.write(folder, layout, trigger, rows)]
 
 
-def _copy(folder: Path, picture: str, name: str, mirrored: bool) -> list[Path]:
+def _copy(folder: Path, picture: str, name: str, mirrored: bool, write: records.Write) -> list[Path]:
     """One orientation of a picture and, where it has one, of its mask."""
     pairs = [(folder / PICTURES / f"{picture}.png", folder / "train" / name)]
     mask = folder / masks.FOLDER / f"{picture}.png"
@@ -114,9 +115,9 @@ def _copy(folder: Path, picture: str, name: str, mirrored: bool) -> list[Path]:
     for source, target in pairs:
         if mirrored:
             opened = masks.read_fitted(source) if source == mask else read_rgb(source)
-            records.write_bytes(target, png_bytes(ImageOps.mirror(opened)))
+            write(target, png_bytes(ImageOps.mirror(opened)))
         else:
-            records.write_bytes(target, source.read_bytes())
+            write(target, source.read_bytes())
     return [target for _, target in pairs]
 
 

@@ -41,16 +41,17 @@ def write(folder: Path, layout: str, trigger: str, rows: Iterable[Mapping[str, A
         return []
     files: list[Path] = []
     captions: dict[Path, dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        place = target / folder_name(row["repeats"], trigger)
-        picture = place / row["file_name"]
-        records.write_bytes(picture, (folder / "train" / row["file_name"]).read_bytes())
-        files.append(picture)
-        text = one_line(row["text"])
-        if layout == "folders":
-            records.write_text(picture.with_suffix(".txt"), text + "\n")
-            files.append(picture.with_suffix(".txt"))
-        captions.setdefault(place, {})[row["file_name"]] = {"caption": text, "image_size": list(row["bucket"])}
+    with records.many_files() as put:
+        for row in rows:
+            place = target / folder_name(row["repeats"], trigger)
+            picture = place / row["file_name"]
+            put(picture, (folder / "train" / row["file_name"]).read_bytes())
+            files.append(picture)
+            text = one_line(row["text"])
+            if layout == "folders":
+                put(picture.with_suffix(".txt"), f"{text}\n".encode())
+                files.append(picture.with_suffix(".txt"))
+            captions.setdefault(place, {})[row["file_name"]] = {"caption": text, "image_size": list(row["bucket"])}
     if layout == "metadata":
         for place, found in captions.items():
             records.write_text(place / METADATA, json.dumps(found, indent=1, ensure_ascii=False) + "\n")
