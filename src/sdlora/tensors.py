@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load
 from torch import Tensor
 
 from sdlora import records
@@ -17,7 +18,7 @@ from sdlora.errors import DataError
 
 #: Types of weights, as `params.yaml` names them.
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-_KEY = "sha256"  # the only metadata key: with two, their order in the file would vary
+_KEY = "sha256"  # of the metadata
 _CODES = {
     torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.int64: "I64",
     torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
@@ -56,15 +57,20 @@ def _head(header: Mapping[str, object]) -> bytes:
     return len(text).to_bytes(8, "little") + text
 
 
-def write(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file atomically, the same bytes for the same tensors; one tensor is copied at a time.
-
-    Its checksum is that of the same file without a checksum.
-    """
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
+    """sha256 of a safetensors file of them without metadata, in hex."""
     digest = hashlib.sha256()
     for piece in pieces(tensors):
         digest.update(piece)
-    records.write_bytes(path, pieces(tensors, {_KEY: digest.hexdigest()}))
+    return digest.hexdigest()
+
+
+def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file atomically, the same bytes for the same tensors; one tensor is copied at a time.
+
+    Its metadata are a checksum, that of the same file without metadata, and `about`.
+    """
+    records.write_bytes(path, pieces(tensors, {**(about or {}), _KEY: digest_of(tensors)}))
 
 
 def read(path: Path) -> dict[str, Tensor]:
@@ -95,6 +101,22 @@ def _digest_of(path: Path) -> str:
         header.pop("__metadata__", None)
         digest = hashlib.sha256(_head(header))
         return hashlib.file_digest(file, lambda: digest).hexdigest()
+
+
+def read_unchecked(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata that a damaged file still has.
+
+    No views of a map: a page that the disk cannot give would end the process.
+
+    Raises:
+        DataError: If it cannot be read at all.
+    """
+    try:
+        content = path.read_bytes()
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        return load(content), header.get("__metadata__", {})
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path}: damaged: {error}") from None
 
 
 def names(path: Path) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_set import ENCODE, noise
 
-from sdlora import records
+from sdlora import records, tensors
 from sdlora.errors import DataError
 from sdlora.flow import hashing, store
 from sdlora.stages.encode import encode, shards
@@ -136,26 +136,34 @@ def test_a_killed_run_goes_on_with_the_shard_it_was_at(
     assert told() == f"encode: {20 - kept} new, {kept} already in the cache"
 
 
-def test_a_damaged_shard_is_encoded_again_and_nothing_else(tmp_path: Path, told: Told) -> None:
+def test_of_a_damaged_shard_is_encoded_again_what_is_damaged(tmp_path: Path, told: Told) -> None:
     before, values = encoded(tmp_path / "a", range(20)), values_of(tmp_path / "a")
     path = STORED / min(before)
-    size = len(shards.read(path))
-    content = bytearray(path.read_bytes())
-    content[-9] ^= 1
-    path.write_bytes(content)
+    assert len(shards.read(path)) > 1
+    content = path.read_bytes()
+    path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     with pytest.raises(DataError, match=f"{path.name}: damaged"):
         values_of(tmp_path / "a")
     told()
     after = encoded(tmp_path / "a", range(20))
-    assert told() == f"encode: {size} new, {20 - size} already in the cache"
+    assert told() == "encode: 1 new, 19 already in the cache"
     assert [name for name in before if after[name] != before[name]] == [path.name]
+    assert path.read_bytes() == content
     assert all(torch.equal(values_of(tmp_path / "a")[name], value) for name, value in values.items())
+
+
+def test_a_damaged_shard_of_the_time_before_pictures_had_checksums_gives_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    tensors.write(path, {"a.mean": torch.ones(4), "a.std": torch.ones(4)})
+    assert shards.undamaged(path).keys() == {"a"}
+    path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\1")
+    assert shards.undamaged(path) == {}
 
 
 def test_a_damaged_source_gives_nothing(tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch) -> None:
     path = STORED / min(encoded(tmp_path / "a", range(12)))
     size = len(shards.read(path))
-    path.write_bytes(path.read_bytes()[:-1])
+    path.write_bytes(path.read_bytes()[:-1])  # so that no tensor of it can be read
     monkeypatch.setattr(shards, "LIMIT", 12)
     encoded(tmp_path / "b", range(12))
     assert told() == f"encode: {size} new, {12 - size} already in the cache"

@@ -46,11 +46,15 @@ def _groups(keys: Iterable[str], limit: int, bit: int = 1) -> Iterator[list[str]
 
 
 def write(path: Path, latents: Mapping[str, Latents]) -> None:
-    """Write a shard: latents by key."""
+    """Write a shard: latents by key, with a checksum of each picture's own."""
     named: dict[str, Tensor] = {}
     for key, (mean, std) in latents.items():
         named |= {f"{key}.mean": mean, f"{key}.std": std}
-    tensors.write(path, named)
+    tensors.write(path, named, {key: _digest(*pair) for key, pair in latents.items()})
+
+
+def _digest(mean: Tensor, std: Tensor) -> str:
+    return tensors.digest_of({"mean": mean, "std": std})
 
 
 def read(path: Path) -> dict[str, Latents]:
@@ -59,7 +63,23 @@ def read(path: Path) -> dict[str, Latents]:
     Raises:
         DataError: If it is damaged.
     """
-    named = tensors.read(path)
+    return _by_key(path, tensors.read(path))
+
+
+def undamaged(path: Path) -> dict[str, Latents]:
+    """What `read` gives, and of a damaged shard the latents that fit their checksums.
+
+    Raises:
+        DataError: If nothing of it can be read.
+    """
+    try:
+        return read(path)
+    except DataError:
+        named, digests = tensors.read_unchecked(path)
+    return {key: pair for key, pair in _by_key(path, named).items() if _digest(*pair) == digests.get(key)}
+
+
+def _by_key(path: Path, named: Mapping[str, Tensor]) -> dict[str, Latents]:
     try:
         return {key: (named[f"{key}.mean"], named[f"{key}.std"]) for key in _keys(named)}
     except KeyError as error:
@@ -72,13 +92,13 @@ def _keys(names: Iterable[str]) -> set[str]:
 
 
 def gathered(folder: Path, wanted: Collection[str]) -> dict[str, Latents]:
-    """Latents that a folder's shards have, whichever set they were written for; of a damaged shard nothing is taken."""
+    """Latents that a folder's shards have, whichever set they were written for, as far as they are undamaged."""
     found: dict[str, Latents] = {}
     missing = set(wanted)
     for path in sorted(folder.glob("*.safetensors")) if missing else ():
         with suppress(DataError):
             if missing.intersection(_keys(tensors.names(path))):
-                shard = read(path)
+                shard = undamaged(path)
                 found |= {key: shard[key] for key in missing.intersection(shard)}
                 missing.difference_update(shard)
     return found
