@@ -24,7 +24,7 @@ class DataError(SdloraError):
 
 
 class Diverged(DataError):
-    """A training whose numbers are none any more."""
+    """A training's loss or weights are no longer finite."""
 
 
 class MissingError(SdloraError):

@@ -26,7 +26,7 @@ from sdlora.stages.train.recipe import TrainRecipe
 
 PROGRAM = "sdlora.stages.train.run"  # what each process runs
 ASKED = "asked.json"  # what the processes are to do, in the run's folder
-DIVERGED = "diverged.txt"  # there: that they diverged, and how
+DIVERGED = "diverged.txt"  # what a process says there whose training diverged
 T = TypeVar("T")
 
 
@@ -108,8 +108,8 @@ def launch(recipe: TrainRecipe, kept: Path, lock: int, until: int | None = None)
         until: The checkpoint that they stop at; None is the last.
 
     Raises:
-        Diverged: If they did.
-        DataError: If one of them failed otherwise; torchrun has then ended the others.
+        Diverged: If the training diverged.
+        DataError: If a process failed for another reason; torchrun has then ended the others.
     """
     asked, diverged = kept / ASKED, kept / DIVERGED
     records.write_text(asked, recipe.text)

@@ -51,7 +51,7 @@ LOG_COLUMNS = ("step", "loss", "learning_rate", "d")  # d: Prodigy's factor on t
 
 
 def train_version(recipe: TrainRecipe) -> list[Path]:
-    """Train a LoRA, or publish the one that this recipe made before or that another process is at work on.
+    """Train a LoRA, or publish the one that this recipe made before; another process at work on it is waited for.
 
     Returns:
         The files published.
