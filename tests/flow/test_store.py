@@ -69,6 +69,18 @@ def test_an_entry_that_is_gone_is_made_for_who_waits_and_told_to_who_does_not(fo
         assert folder.is_dir()
 
 
+def test_an_entry_may_be_deleted_while_it_is_asked_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    utime = os.utime
+
+    def deleted_before(path: Path) -> None:
+        store.keep_newest("kind", 0)
+        utime(path)
+
+    monkeypatch.setattr(os, "utime", deleted_before)
+    with store.sole_use(store.entry("kind", "key"), wait=True):
+        assert [path.name for path in folder.iterdir()] == [store.LOCK]
+
+
 def test_what_is_in_use_stays(folder: Path) -> None:
     with store.sole_use(folder):
         store.keep_newest("kind", 0)

@@ -22,7 +22,8 @@ def entry(kind: str, key: str) -> Path:
     """Folder of one recipe's work; using it makes it the newest."""
     folder = STORE / kind / key
     folder.mkdir(parents=True, exist_ok=True)
-    os.utime(folder)
+    with suppress(FileNotFoundError):  # another process drops it just now: `sole_use` makes it anew
+        os.utime(folder)
     return folder
 
 
