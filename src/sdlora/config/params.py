@@ -52,6 +52,12 @@ class Base(Section):
     learning_rate_scale: float = Field(
         1.0, gt=0, le=1000, description="multiplier on every version's learning rate (1 = the write-ups' own)"
     )
+    guidance_scale_factor: float = Field(
+        1.0,
+        gt=0,
+        le=10,
+        description="multiplier on every version's sample.guidance_scale; never drawn below 1",
+    )
 
     @field_validator("family")
     @classmethod

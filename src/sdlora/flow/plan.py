@@ -8,6 +8,7 @@ from sdlora import choices
 from sdlora.config.animate import Animate
 from sdlora.config.evaluate import Evaluate
 from sdlora.config.params import Base, Dataset, Fit, Params, Version
+from sdlora.config.sample import Sample
 from sdlora.config.search import Trial
 from sdlora.config.train import MENUS, Train
 from sdlora.errors import ParamsError
@@ -103,17 +104,18 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
         "threads": params.threads, "size_px": version.fit.size_px or base.size_px, "references": references,
         "trigger": dataset.trigger if "untriggered" in needs else None, "validation": version.evaluate.validation,
     }  # fmt: skip
-    painters = (family, choices.SCHEDULERS[version.sample.scheduler])
+    drawn = _drawn(version.sample, base)
+    painters = (family, choices.SCHEDULERS[drawn.scheduler])
     maker = seen.maker(SampleRecipe, painters)
     sample = SampleRecipe(
         **drawing, **maker, inputs=(train.made, before["pad", "caption"].made),
-        sample=version.sample.model_copy(update={"report_seeds": REPORT_SEEDS}),
+        sample=drawn.model_copy(update={"report_seeds": REPORT_SEEDS}),
     )  # fmt: skip
     yield sample
     choosing = _choosing(version.evaluate)
     choose = ChooseRecipe(
         **drawing, **seen.maker(ChooseRecipe, (*painters, *_measurers(choosing, version, base))),
-        inputs=(sample.made, before["pad", "fit"].made), sample=version.sample, chosen=version.chosen,
+        inputs=(sample.made, before["pad", "fit"].made), sample=drawn, chosen=version.chosen,
         drawing_code=maker["code"], drawing_software=maker["software"], **_asking(choosing, params, name, seen),
     )  # fmt: skip
     yield choose
@@ -325,8 +327,13 @@ def _report_all(params: Params, seen: Seen) -> ReportAllRecipe:
 
 def _weights(base: Base, learning_rate_scale: float = 1.0) -> Base:
     """A base without what the job does not use, so that changing that does not make it run again."""
-    unused = {"captioner": "-", "captioner_revision": None, "learning_rate_scale": learning_rate_scale}
-    return base.model_copy(update=unused)
+    unused = {"captioner": "-", "captioner_revision": None, "guidance_scale_factor": 1.0}
+    return base.model_copy(update={**unused, "learning_rate_scale": learning_rate_scale})
+
+
+def _drawn(sample: Sample, base: Base) -> Sample:
+    """A drawing section with the guidance that its base is drawn with."""
+    return sample.model_copy(update={"guidance_scale": max(1.0, sample.guidance_scale * base.guidance_scale_factor)})
 
 
 def _resolved(train: Train, base: Base) -> Train:

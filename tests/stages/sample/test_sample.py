@@ -9,6 +9,7 @@ import torch
 from helpers import TINY
 from PIL import Image
 from safetensors import SafetensorError
+from small_set import edited
 from training import random_lora
 
 from sdlora import records
@@ -16,7 +17,7 @@ from sdlora.config.evaluate import Evaluate
 from sdlora.config.params import Version
 from sdlora.config.sample import Hires, Sample
 from sdlora.errors import DataError
-from sdlora.flow import store
+from sdlora.flow import plan, store
 from sdlora.images.pictures import png_bytes
 from sdlora.lora.foreign import write_layers
 from sdlora.lora.names import EMBEDDINGS, FILE_NAME
@@ -211,3 +212,14 @@ def test_files_for_other_tools_do_not_change_what_is_drawn(tmp_path: Path) -> No
     lora.write_bytes(b"another")
     keys.append(sample._key(recipe_of(settings(1)), lora, prompts))
     assert keys[0] == keys[1] and len(set(keys)) == 3
+
+
+@pytest.mark.parametrize(("factor", "drawn_with"), [(0.5, 3.5), (1.0, 7.0), (0.1, 1.0)])
+def test_a_base_may_be_drawn_with_less_guidance(
+    factor: float, drawn_with: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    params = edited(tmp_path, ("  tiny: {", f"  tiny: {{guidance_scale_factor: {factor}, "))
+    jobs = [job for job in plan.jobs(params) if isinstance(job, SampleRecipe | ChooseRecipe)]
+    assert {job.sample.guidance_scale for job in jobs} == {drawn_with}
+    assert {job.base.guidance_scale_factor for job in jobs} == {1.0}, "said once: the factor alone makes nothing stale"
