@@ -80,7 +80,10 @@ def _with_studies(params: Params, raw: Mapping[str, Any], path: Path) -> Studied
     """The same with the versions that studies compare."""
     studies, tree = section_of(path, Studies), _read(path)
     stated, compared = versions_of(studies)
-    versions = {name: _resolve(raw, merge(own, {"train": {"seeds": studies.seeds}})) for name, own in stated.items()}
+    versions = {name: _resolve(raw, own) for name, own in stated.items()}
+    for version in versions.values():
+        if isinstance(version.get("train", {}), dict):
+            version["train"] = {**version.get("train", {}), "seeds": studies.seeds}
 
     def told(problems: Iterable[tuple[str, Problem]]) -> None:
         """Tell mistakes in versions where the file makes them, or at the claim that comes to them."""
