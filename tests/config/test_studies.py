@@ -85,6 +85,7 @@ def test_the_shipped_claims_are_sound(monkeypatch: pytest.MonkeyPatch) -> None:
         ("    change: {train: {rank: 4}}", "    change: {train: {rnak: 4}}",
          ":10: claims.rank.change.train.rnak: unknown key; did you mean rank?"),
         ("train: {rank: 4}", "train: {rank: 0}", ":10: claims.rank.change.train.rank: 0 is not allowed"),
+        ("  train: {rank: 2}", "  train: {rank: 0}", ":4: start.train.rank: 0 is not allowed"),
         ("  train: {rank: 2}", "  train: {rank: 2, checkpoint_every: 9}",
          ":4: start.train: checkpoint_every is 9 but steps is 4"),
         ("change: {train: {rank: 4}}", "change: {train: [4]}", "10: claims.rank.change.train: (4,) is not allowed"),

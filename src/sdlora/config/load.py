@@ -12,7 +12,7 @@ from sdlora.config.evaluate import Evaluate
 from sdlora.config.params import MOST_SEEDS, SECTIONS, Params, StudiedParams, Version, training_names
 from sdlora.config.search import FOLDER, TRIALS, Trial, Trials, trial_settings
 from sdlora.config.sections import Section, merge
-from sdlora.config.studies import FILE, START, Studies, versions_of
+from sdlora.config.studies import FILE, Studies, versions_of
 from sdlora.config.train import Train
 from sdlora.errors import ParamsError, suggest
 
@@ -119,7 +119,7 @@ def _place(
     """Where `studies.yaml` says what a version has under some keys."""
     places: list[tuple[str, ...]] = [("start",)]
     for claim, (without, changed) in compared.items():
-        if name != START and name in (without, changed):
+        if name in (without, changed):
             blocks = ("start",) if name == without else ("change", "start")
             places = [*(("claims", claim, block) for block in blocks), ("start",)]
     above = next((place for place in places if keys and _has(raw, (*place, *keys))), places[0][:2])
