@@ -76,7 +76,7 @@ def test_the_shipped_claims_are_sound(monkeypatch: pytest.MonkeyPatch) -> None:
     trainings = {str(job.identity()) + str(job.inputs) for job in plan.jobs(found) if job.stage == "train"}
     assert len(trainings) < 70
     last = plan.jobs(found)[-1]
-    assert isinstance(last, StudiesRecipe) and set(last.trainings) == {one.starts_from for one in last.compared}
+    assert isinstance(last, StudiesRecipe) and set(last.starts) == {one.starts_from for one in last.compared}
 
 
 @pytest.mark.parametrize(

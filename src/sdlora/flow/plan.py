@@ -330,13 +330,12 @@ def _report_all(params: Params, seen: Seen) -> ReportAllRecipe:
 
 def _studies(params: StudiedParams, seen: Seen) -> StudiesRecipe:
     """What the studies found."""
-    starts = {one.starts_from: params.versions[one.starts_from] for one in compared_of(params)}
-    measured = dict.fromkeys(name for one in compared_of(params) for name in (*one.without, *one.changed_to))
+    compared = compared_of(params)
+    trainings = dict.fromkeys(name for one in compared for name in (*one.without, *one.changed_to))
     return StudiesRecipe(
-        wildcards={}, **seen.maker(StudiesRecipe, ()), compared=compared_of(params),
-        inputs=tuple(Path(EvaluateRecipe.made_pattern().format(version=name)) for name in measured),
-        starts={name: summary(version) for name, version in starts.items()},
-        trainings={name: tuple(params.trainings(name)) for name in starts},
+        wildcards={}, **seen.maker(StudiesRecipe, ()), compared=compared,
+        inputs=tuple(Path(EvaluateRecipe.made_pattern().format(version=name)) for name in trainings),
+        starts={one.starts_from: summary(params.versions[one.starts_from]) for one in compared},
     )  # fmt: skip
 
 

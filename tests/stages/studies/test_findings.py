@@ -95,9 +95,8 @@ def test_without_an_independent_test_nothing_is_shown(tmp_path: Path) -> None:
 def test_a_table_and_a_page_are_written(tmp_path: Path) -> None:
     start, up = trained(tmp_path, "start", 1.0), trained(tmp_path, "up", 1.5)
     recipe = StudiesRecipe(
-        wildcards={}, compared=(claim("up", start, up, better=("psnr_db",)),), starts={"start": SETTINGS},
-        trainings={"start": start},
-    )  # fmt: skip
+        wildcards={}, compared=(claim("up", start, up, better=("psnr_db",)),), starts={"start": SETTINGS}
+    )
     files = write_findings(recipe, tmp_path, tmp_path / "studies")
     assert files == [tmp_path / "studies/findings.csv", tmp_path / "studies/findings.md"]
     (row,) = records.read_csv(files[0])

@@ -40,12 +40,9 @@ def write_findings(recipe: StudiesRecipe, results: Path, out: Path) -> list[Path
     """
     rows = found(recipe.compared, results)
     records.write_csv(out / "findings.csv", COLUMNS, [[_spelt(row[name]) for name in COLUMNS] for row in rows])
-    seeds = max(len(trainings) for trainings in recipe.trainings.values())
-    starts = [
-        row
-        for name, trainings in recipe.trainings.items()
-        for row in _start(name, recipe.starts[name], [results / training for training in trainings])
-    ]
+    seeds = len(recipe.compared[0].changed_to)
+    trainings = {one.starts_from: [results / name for name in one.without or one.changed_to] for one in recipe.compared}
+    starts = [row for name, settings in recipe.starts.items() for row in _start(name, settings, trainings[name])]
     tables = [
         _markdown(CLAIMS, rows, _claim_cells),
         "## What they start from\n",

@@ -40,7 +40,6 @@ class StudiesRecipe(Recipe):
 
     compared: tuple[Compared, ...]
     starts: dict[str, dict[str, Any]]  # the settings of each version that changes start from
-    trainings: dict[str, tuple[str, ...]]  # and its trainings
 
 
 def compared_of(params: StudiedParams) -> tuple[Compared, ...]:
