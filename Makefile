@@ -3,6 +3,7 @@
 # make test-unit  what starts no process: two to four minutes
 # make check  formatting, types, lint, dry run
 # make docs   write docs/params.md from the schema
+# make findings  what the write-ups claim, put to the test on the embedded base: docs/findings.md (an hour or two on a CPU)
 # make browser  Debian's Chromium: for the selenium source, and for make test
 # make servers  Debian's Slurm and sshd: for make test
 # make bench  time training: benchmarks/results/train.csv and docs/benchmarks.md (options: BENCH="--steps 3")
@@ -22,7 +23,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 SHELL := /bin/bash
 .DEFAULT_GOAL := run
-.PHONY: run test test-unit check format docs browser servers base bench sbom audit lock clean
+.PHONY: run test test-unit check format docs findings browser servers base bench sbom audit lock clean
 
 # Packages are taken as they were locked, by hash; three have no wheel and are built, with a locked builder. pip takes
 # torch, from whatever its configuration names; uv takes the others, in a tenth of pip's time.
@@ -53,7 +54,7 @@ run: $(INSTALLED)
 # While mypy has one core the other compiles what all of pytest's processes would compile, each for itself.
 test: $(INSTALLED) browser servers
 	@$(BIN)/python -m pytest --collect-only --quiet > /dev/null & $(MAKE) --no-print-directory check && wait
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=10
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder --durations=10
 
 test-unit: $(INSTALLED)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 -m unit
@@ -97,6 +98,11 @@ format: $(INSTALLED)
 
 docs: $(INSTALLED)
 	$(BIN)/sdlora docs > docs/params.md
+
+findings: $(INSTALLED)
+	PATH="$(CURDIR)/$(BIN):$$PATH" snakemake --cores 2 studies
+	$(BIN)/python -m tools.tiny_base.agreement captain results/study-*
+	cat results/studies/findings.md results/studies/agreement.md > docs/findings.md
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.train $(BENCH)

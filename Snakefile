@@ -28,6 +28,7 @@ from sdlora.stages.probe.recipe import ProbeRecipe
 from sdlora.stages.report.recipe import ReportAllRecipe, ReportRecipe
 from sdlora.stages.sample.recipe import SampleRecipe
 from sdlora.stages.scrape.recipe import ScrapeRecipe
+from sdlora.stages.studies.recipe import StudiesRecipe
 from sdlora.stages.train.recipe import TrainRecipe
 
 command.run_code_of(SOURCE)
@@ -45,7 +46,7 @@ logger.addFilter(lambda record: not any(words in record.getMessage() for words i
 try:
     command.check_options(sys.argv[1:])
     inputs.check_place(Path(workflow.basedir))
-    PARAMS = load(Path("params.yaml"))
+    PARAMS = load(Path("params.yaml"), studies=command.asks_for_studies(sys.argv[1:]))
     inputs.check(PARAMS)
     JOBS = plan.jobs(PARAMS)
     # where a job runs on another machine, or is one that runs now, the main process has looked, or the job itself will
@@ -82,6 +83,7 @@ include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/animate.smk"
 include: "workflow/rules/compare.smk"
+include: "workflow/rules/studies.smk"
 include: "workflow/rules/models.smk"
 include: "workflow/rules/unknown.smk"
 

@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     accept = command("accept", _accept, "keep a version's results after an update of sdlora or of a package")
     accept.add_argument("versions", nargs="+", metavar="VERSION")
     accept.add_argument("--yes", action="store_true", help="do not ask")
-    command("check", _check, "say what is wrong in params.yaml, if anything is")
+    command("check", _check, "say what is wrong in params.yaml or studies.yaml, if anything is")
     compare = command("compare", _compare, "two versions at their chosen steps, or one and `base`, picture by picture")
     compare.add_argument("one", metavar="VERSION")
     compare.add_argument("other", metavar="VERSION")
@@ -122,7 +122,7 @@ def _accept(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    load(Path("params.yaml"))
+    load(Path("params.yaml"), studies=True)
 
 
 def _compare(args: argparse.Namespace) -> None:
@@ -130,7 +130,7 @@ def _compare(args: argparse.Namespace) -> None:
     from sdlora.stages.evaluate.compare import BASE, compare
     from sdlora.stages.report.page import write_comparison
 
-    params = load(Path("params.yaml"))
+    params = load(Path("params.yaml"), studies=True)
     names = [name for name in dict.fromkeys((args.one, args.other)) if name != BASE]
     for name in names:
         if name not in params.versions:
@@ -161,7 +161,7 @@ def _docs(args: argparse.Namespace) -> None:
 
 
 def _preflight(args: argparse.Namespace) -> None:
-    params = load(Path("params.yaml"))
+    params = load(Path("params.yaml"), studies=True)
     if args.version not in params.versions:
         raise ParamsError(f"there is no version {args.version!r}{suggest(args.version, params.versions)}")
     if params.versions[args.version].lora is not None:

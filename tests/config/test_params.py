@@ -213,7 +213,7 @@ def test_every_field_is_explained_and_documented() -> None:
 @pytest.mark.workflow
 def test_validation_does_not_import_torch() -> None:
     code = "import sys; from pathlib import Path; from sdlora.flow import plan; from sdlora.config.load import load\n"
-    code += "load(Path('params.yaml'))\n"
+    code += "load(Path('params.yaml'), studies=True)\n"
     code += "assert not {'torch', 'diffusers', 'peft'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 

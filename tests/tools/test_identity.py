@@ -10,6 +10,7 @@ from tools.tiny_base import heads, identity, world
 from tools.tiny_base.accessories import Accessory
 from tools.tiny_base.characters import CHARACTERS, Character, padded, portrait, portraits, strangers
 from tools.tiny_base.identity import Case
+from tools.tiny_base.pictures import Pixels
 from tools.tiny_base.world import Picture
 
 from sdlora import records
@@ -79,7 +80,7 @@ def test_the_truth_passes_every_question(name: str) -> None:
     found = identity.figures(cases_of(character, 2), character)
     assert found == {
         "samples": 2, "own_by_pixels": 1.0, "own_by_features": 1.0, "mark_present": 1.0,
-        "hue_within_15_degrees": 1.0, "one_head": 1.0, "two_heads": 0.0,
+        "hue_within_15_degrees": 1.0, "mark_on_head": 1.0, "hair_on_head": 1.0, "one_head": 1.0, "two_heads": 0.0,
     }  # fmt: skip
 
 
@@ -117,6 +118,50 @@ def test_hair_of_another_hue_is_another(colour: str, right: bool) -> None:
     case = cases_of(CAPTAIN, 1)[0]
     dyed = drawn_as(case, options={**case.picture.options, "hairColor": [colour]})
     assert (identity.hue_error(dyed, CAPTAIN) <= identity.HUE_DEGREES) is right
+
+
+def shown(drawn: Pixels | Image.Image, picture: Picture) -> tuple[bool, bool]:
+    """Whether the patch and the hair are on the head that a sample of a picture's caption shows."""
+    found = identity.head_shows(Case(np.asarray(drawn), picture), CAPTAIN)
+    return found["mark_on_head"], found["hair_on_head"]
+
+
+def dyed(picture: Picture, colour: str) -> Picture:
+    return replace(picture, options={**picture.options, "hairColor": [colour]})
+
+
+@pytest.mark.parametrize("size_px", [64, 96])
+def test_patch_and_hair_are_seen_on_the_head_wherever_it_is(size_px: int) -> None:
+    for picture in portraits(CAPTAIN, 3, 0):
+        drawn = portrait(picture, CAPTAIN.aspect, size_px)
+        for down, across in ((6, -5), (9, 8), (0, 0)):
+            moved = np.roll(drawn, (down, across), (0, 1))
+            assert shown(moved, picture) == (True, True), (down, across)
+        assert not identity.has_mark(Case(np.roll(drawn, (9, 8), (0, 1)), picture), CAPTAIN), "it asks at one place"
+        small = replace(picture, size=0.6, left=0.38, top=0.3)
+        assert shown(world.draw(small, size_px), picture) == (True, True)
+        assert shown(world.draw(CAPTAIN.without_mark(small), size_px), picture) == (False, True)
+        assert shown(world.draw(dyed(small, "#b11f1f"), size_px), picture) == (True, False)
+
+
+def test_what_is_no_patch_is_none_wherever_the_head_is() -> None:
+    for picture in portraits(CAPTAIN, 4, 0):
+        assert shown(portrait(replace(picture, over=""), CAPTAIN.aspect, 64), picture) == (False, True)
+        assert shown(portrait(picture, CAPTAIN.aspect, 64)[:, ::-1], picture) == (False, True), "over the other eye"
+        for kind in ("sunglasses", "round glasses"):
+            other = replace(picture, over="", worn=(Accessory(kind, "#151515"),))
+            assert shown(portrait(other, CAPTAIN.aspect, 64), picture) == (False, True), kind
+        for colour in ("#3567d6", "#8a8f98"):
+            assert shown(portrait(dyed(picture, colour), CAPTAIN.aspect, 64), picture) == (True, False), colour
+
+
+def test_without_a_head_nothing_is_on_it() -> None:
+    picture = portraits(CAPTAIN, 1, 0)[0]
+    static = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    body = portrait(replace(picture, top=0.75), CAPTAIN.aspect, 64)
+    for drawn in (static, body, np.full((64, 64, 3), 20, np.uint8)):
+        assert identity.on_the_head(Case(drawn, picture), CAPTAIN) is None
+        assert shown(drawn, picture) == (False, False)
 
 
 def test_samples_are_read_with_their_truths(tmp_path: Path) -> None:

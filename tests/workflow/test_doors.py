@@ -89,6 +89,27 @@ def test_what_a_gpu_trained_elsewhere_is_taken_as_it_is(built: Project, monkeypa
     assert "Nothing to be done" in built.snakemake("-n", "results/a/train_log.csv")
 
 
+STUDIES = """
+seeds: 2
+start: {train: {rank: 2}}
+claims:
+  rank: {says: more is better, source: nobody, change: {train: {rank: 8}}, better: [psnr_db]}
+"""
+
+
+def test_studies_are_made_where_they_are_asked_for(project: Project) -> None:
+    edited(project, "", "")
+    told = project.snakemake("-n", "studies", check=False)
+    assert "error: there is no studies.yaml beside params.yaml" in told and "Traceback" not in told
+    (project.folder / "studies.yaml").write_text(STUDIES, encoding="utf-8")
+    planned = project.plan_list("studies")
+    counts = {rule: planned.count(rule) for rule in ("train", "sample", "evaluate", "report", "studies")}
+    assert counts == {"train": 4, "sample": 4, "evaluate": 4, "report": 0, "studies": 1}
+    assert project.plan_list("results/study-rank-seed43/train_log.csv").count("train") == 1
+    assert project.plan_list("all").count("train") == 2, "of a and b"
+    (project.folder / "studies.yaml").unlink()
+
+
 def test_settings_on_the_command_line_are_refused(project: Project) -> None:
     edited(project, "", "")
     text = project.snakemake("-n", "--config", "base=sd15", check=False)

@@ -3,6 +3,7 @@
 It answers for heads of this character alone: those of others correlate at 0.5 or so, and are not counted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,8 @@ from tools.tiny_base.world import Picture
 SCALES = tuple(0.58 + 0.07 * step for step in range(11))
 THRESHOLD = 0.55  # drawn heads of one character correlate at 0.59 and more, what else is in its pictures below 0.5
 APART = 0.5  # heads' middles are farther apart than this share of a head's height
+SMALLER = (0.44, 0.51)  # and smaller heads: a figure without a framing is drawn smaller than a portrait
+LEAST = 0.45  # a head as a network draws it, its patch or hair another, correlates at 0.55 and more
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,17 @@ class Head:
 
     pixels: Tensor  # (3, h, w) in [0, 1]
     mask: Tensor  # (1, h, w), 1 inside
+    middle: tuple[float, float]  # x, y of the box in its picture, px
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a head was found, and how large it is there."""
+
+    correlation: float
+    x: float  # of its middle, px
+    y: float
+    scale: float  # its size over that of the head that was looked for
 
 
 def head_of(picture: Picture, size_px: int) -> Head:
@@ -38,7 +52,8 @@ def head_of(picture: Picture, size_px: int) -> Head:
     height, width = pixels.shape[:2]
     y, x = np.mgrid[:height, :width]
     inside = ((y + 0.5) / height * 2 - 1) ** 4 + ((x + 0.5) / width * 2 - 1) ** 4 < 1
-    return Head(torch.from_numpy(pixels.copy()).permute(2, 0, 1), torch.from_numpy(inside.astype(np.float32))[None])
+    mask = torch.from_numpy(inside.astype(np.float32))[None]
+    return Head(torch.from_numpy(pixels.copy()).permute(2, 0, 1), mask, (left + width / 2, top + height / 2))
 
 
 def correlation(image: Tensor, head: Head) -> Tensor:
@@ -68,7 +83,30 @@ def correlation(image: Tensor, head: Head) -> Tensor:
 def _scaled(head: Head, scale: float) -> Head:
     size = [max(4, round(side * scale)) for side in head.mask.shape[1:]]
     pixels = interpolate(head.pixels[None], size, mode="bilinear", antialias=True)[0]
-    return Head(pixels.clamp(0, 1), interpolate(head.mask[None], size, mode="nearest")[0])
+    return Head(pixels.clamp(0, 1), interpolate(head.mask[None], size, mode="nearest")[0], head.middle)
+
+
+def _pixels(image: Pixels | Image.Image) -> Tensor:
+    return torch.from_numpy(np.asarray(image, np.float32) / 255).permute(2, 0, 1)
+
+
+def find(image: Pixels | Image.Image, looks: Sequence[Head]) -> Place | None:
+    """The plainest head in a picture, which may look in several ways; None where there is none.
+
+    Args:
+        image: (H, W, 3) uint8.
+        looks: The heads to look for, of pictures of the same size.
+    """
+    pixels = _pixels(image)
+    found = []
+    for head in looks:
+        for one, scale in ((_scaled(head, scale), scale) for scale in (*SMALLER, *SCALES)):
+            score = correlation(pixels, one)
+            y, x = divmod(int(score.argmax()), score.shape[1])
+            height, width = one.mask.shape[1:]
+            found.append((float(score[y, x]), x - width // 2 + width / 2, y - height // 2 + height / 2, scale))
+    best = Place(*max(found))
+    return best if best.correlation >= LEAST else None
 
 
 def places(image: Pixels | Image.Image, head: Head) -> list[tuple[int, int, float]]:
@@ -78,7 +116,7 @@ def places(image: Pixels | Image.Image, head: Head) -> list[tuple[int, int, floa
         image: (H, W, 3) uint8.
         head: Of a picture of the same size.
     """
-    pixels = torch.from_numpy(np.asarray(image, np.float32) / 255).permute(2, 0, 1)
+    pixels = _pixels(image)
     found: list[tuple[float, int, int, float]] = []
     for scale in SCALES:
         one = _scaled(head, scale)

@@ -118,8 +118,8 @@ def _put(canvas: Image.Image, part: Image.Image, x: int, y: int) -> None:
     canvas.alpha_composite(part, (max(x, 0), max(y, 0)), (max(-x, 0), max(-y, 0)))
 
 
-def face_box(picture: Picture, height_px: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of the face (crown to chin, temple to temple) in a picture, px, not clipped."""
+def eyes(picture: Picture, height_px: int) -> tuple[float, float, float]:
+    """The point between the eyes, x and y, and half of their distance, px."""
     face = accessories.FACES[picture.style]
     canvas = float(styles.definition(picture.style)["canvas"]["width"])
     scale = picture.size * height_px / canvas
@@ -127,7 +127,13 @@ def face_box(picture: Picture, height_px: int) -> tuple[int, int, int, int]:
         picture.left * height_px + face.centre[0] * scale,
         picture.top * height_px + face.centre[1] * scale,
     )
-    unit = face.unit * scale
+    return x, y, face.unit * scale
+
+
+def face_box(picture: Picture, height_px: int) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the face (crown to chin, temple to temple) in a picture, px, not clipped."""
+    face = accessories.FACES[picture.style]
+    x, y, unit = eyes(picture, height_px)
     chin = face.neck * 0.85
     edges = (x - face.side * unit, y - face.crown * unit, x + face.side * unit, y + chin * unit)
     return tuple(round(edge) for edge in edges)  # type: ignore[return-value]

@@ -106,6 +106,15 @@ def animated(wildcards):
     return str(job_of(AnimateRecipe, wildcards).path)
 
 
+def studied(wildcards):
+    """Input function: the recipe of the studies, where there are any."""
+    if Path(StudiesRecipe.made_pattern()) not in JOB_OF:
+        sys.exit(
+            "error: there is no studies.yaml beside params.yaml, which says what is studied: docs/evaluation.md"
+        )
+    return recipe_of(StudiesRecipe)(wildcards)
+
+
 def cards_of_training(wildcards):
     """Resource function: a card for each process."""
     return job_of(TrainRecipe, wildcards).cards

@@ -1,6 +1,6 @@
 """Read `params.yaml`, and the versions that searches have made: the only reader, and how every mistake is told."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,21 +9,25 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from sdlora.config.evaluate import Evaluate
-from sdlora.config.params import MOST_SEEDS, SECTIONS, Params, Version, training_names
+from sdlora.config.params import MOST_SEEDS, SECTIONS, Params, StudiedParams, Version, training_names
 from sdlora.config.search import FOLDER, TRIALS, Trial, Trials, trial_settings
-from sdlora.config.sections import Section
+from sdlora.config.sections import Section, merge
+from sdlora.config.studies import FILE, Studies, versions_of
 from sdlora.config.train import Train
 from sdlora.errors import ParamsError, suggest
 
 Kept = TypeVar("Kept", bound=Section)
+Problem = tuple[tuple[str | int, ...], str]
 
 
-def load(path: Path, asked: Mapping[str, Trials] | None = None) -> Params:
+def load(path: Path, asked: Mapping[str, Trials] | None = None, studies: bool = False) -> Params:
     """Read and validate `params.yaml`, and beside it what searches ask for.
 
     Args:
         path: The file.
         asked: Trials by the name of their search, in the place of those in its file.
+        studies: Whether the versions of `studies.yaml` are wanted, too, where there is one: to plan them takes longer
+            than all others together.
 
     Raises:
         ParamsError: With file, line, key path, value and the nearest valid name of every mistake.
@@ -51,7 +55,8 @@ def load(path: Path, asked: Mapping[str, Trials] | None = None) -> Params:
     if problems:
         raise ParamsError(_message(path, tree, problems))
     searches = {**_searches(path.parent / FOLDER), **(asked or {})}
-    return _with_trials(params, raw, path.parent / FOLDER, searches) if searches else params
+    params = _with_trials(params, raw, path.parent / FOLDER, searches) if searches else params
+    return _with_studies(params, raw, path.parent / FILE) if studies and (path.parent / FILE).exists() else params
 
 
 def _with_trials(params: Params, raw: Mapping[str, Any], folder: Path, searches: Mapping[str, Trials]) -> Params:
@@ -69,6 +74,56 @@ def _with_trials(params: Params, raw: Mapping[str, Any], folder: Path, searches:
         for place, reason in _unknown_names(params, raw):
             raise ParamsError(f"{where}: {'.'.join(map(str, place))}: {reason}")
     return params
+
+
+def _with_studies(params: Params, raw: Mapping[str, Any], path: Path) -> StudiedParams:
+    """The same with the versions that studies compare."""
+    studies, tree = section_of(path, Studies), _read(path)
+    stated, compared = versions_of(studies)
+    versions = {name: _resolve(raw, own) for name, own in stated.items()}
+    for version in versions.values():
+        if isinstance(version.get("train", {}), dict):
+            version["train"] = {**version.get("train", {}), "seeds": studies.seeds}
+
+    def told(problems: Iterable[tuple[str, Problem]]) -> None:
+        """Tell mistakes in versions where the file makes them, or at the claim that comes to them."""
+        found = [(_place(_plain(tree), compared, name, place), reason) for name, (place, reason) in problems]
+        if found:
+            raise ParamsError(_message(path, tree, found))
+
+    told((name, ((), f"params.yaml has a version {name} already")) for name in versions if name in params.versions)
+    told((name, problem) for name, version in versions.items() for problem in _problems_of(version))
+    further, _ = _further_trainings(versions)
+    own = {"versions": {**params.versions, **versions, **further}, "studies": studies, "compared": compared}
+    try:
+        found = StudiedParams.model_validate({**dict(params), **own})
+    except ValidationError as error:
+        raise ParamsError("\n".join(f"{path}: {_explain(item, raw)[1]}" for item in error.errors())) from None
+    unknown = _unknown_names(found, {"versions": stated})
+    told((str(place[1]), (place[2:], reason)) for place, reason in unknown if place[0] == "versions")
+    return found
+
+
+def _problems_of(version: Any) -> Iterator[Problem]:
+    """What is wrong in a version's resolved settings."""
+    try:
+        Version.model_validate(version)
+    except ValidationError as error:
+        for item in error.errors():
+            yield tuple(item["loc"]), _reason(item, _fields_at(("versions", *item["loc"][:-1])))
+
+
+def _place(
+    raw: Any, compared: Mapping[str, tuple[str, str]], name: str, keys: tuple[str | int, ...]
+) -> tuple[Any, ...]:
+    """Where `studies.yaml` says what a version has under some keys."""
+    places: list[tuple[str, ...]] = [("start",)]
+    for claim, (without, changed) in compared.items():
+        if name in (without, changed):
+            blocks = ("start",) if name == without else ("change", "start")
+            places = [*(("claims", claim, block) for block in blocks), ("start",)]
+    above = next((place for place in places if keys and _has(raw, (*place, *keys))), places[0][:2])
+    return (*above, *keys)
 
 
 def stated(path: Path) -> dict[str, Any]:
@@ -110,7 +165,7 @@ def trial_of(raw: Mapping[str, Any], trials: Trials, name: str, where: Path) -> 
             f"{where}: like is {trials.like!r}, which params.yaml does not have{suggest(trials.like, versions)}; put "
             f"the version back, or move {where.parent} away"
         )
-    settings = _resolve(raw, _merge(versions[trials.like] or {}, trials.trials[name]))
+    settings = _resolve(raw, merge(versions[trials.like] or {}, trials.trials[name]))
     try:
         return Trial.model_validate(trial_settings(settings, trials.by, trials.prune_at))
     except ValidationError as error:
@@ -121,7 +176,7 @@ def trial_of(raw: Mapping[str, Any], trials: Trials, name: str, where: Path) -> 
 
 def written_out(raw: Mapping[str, Any], trials: Trials, name: str) -> dict[str, Any]:
     """What a version of `params.yaml` would state to be this trial, trained three times."""
-    found = _merge(raw["versions"][trials.like] or {}, trials.trials[name])
+    found = merge(raw["versions"][trials.like] or {}, trials.trials[name])
     found = {key: value for key, value in found.items() if key not in ("chosen", "remark")}
     settings = _resolve(raw, found)
     evaluate = trial_settings(settings, trials.by, ())["evaluate"]
@@ -135,7 +190,6 @@ def _searches(folder: Path) -> dict[str, Trials]:
     return {path.parent.name: section_of(path, Trials) for path in sorted(folder.glob(f"*/{TRIALS}"))}
 
 
-Problem = tuple[tuple[str | int, ...], str]
 _MOST_VALUES = 200_000  # of a file with all its anchors followed: a hundred versions have some 5,000
 
 
@@ -185,22 +239,14 @@ def _plain(node: Any) -> Any:
     return node
 
 
-def _merge(below: Any, above: Any) -> Any:
-    if isinstance(below, dict) and isinstance(above, dict):
-        keys = [*below, *(key for key in above if key not in below)]
-        return {key: _merge(below[key], above[key]) if key in below and key in above else
-                above.get(key, below.get(key)) for key in keys}  # fmt: skip
-    return above
-
-
 def _resolve(raw: Mapping[str, Any], version: Any) -> Any:
     """A version's settings over the defaults and the two knobs."""
     knobs = {"base": raw.get("base"), "dataset": raw.get("dataset")}
-    start = _merge(knobs, raw.get("defaults") or {})
+    start = merge(knobs, raw.get("defaults") or {})
     presets, name = raw.get("presets"), version.get("preset") if isinstance(version, dict) else None
     if isinstance(presets, dict) and isinstance(name, str) and isinstance(presets.get(name), dict):
-        start = _merge(start, presets[name])
-    return _merge(start, version or {})
+        start = merge(start, presets[name])
+    return merge(start, version or {})
 
 
 def _unknown_stage_keys(raw: Mapping[str, Any]) -> Iterator[Problem]:

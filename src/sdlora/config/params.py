@@ -14,6 +14,7 @@ from sdlora.config.evaluate import Evaluate
 from sdlora.config.sample import Hires, Sample
 from sdlora.config.sections import Name, Section, Unit, on_menu
 from sdlora.config.sources import BingSource, FolderSource, HubSource, Scrape, SeleniumSource, Source
+from sdlora.config.studies import Claim, Studies
 from sdlora.config.train import Ema, LrStage, Pivotal, Prior, TextEncoder, Train
 from sdlora.errors import suggest
 
@@ -23,6 +24,7 @@ RESULTS_OF_ALL = {
     "compare": "where comparisons of two versions lie",
     "base": "where the embedded base is measured",
     "searches": "where the pages of searches lie",
+    "studies": "where the findings of studies lie",
 }
 Repeats = Annotated[int, Field(ge=1, le=1000)]
 
@@ -352,11 +354,30 @@ class Params(Section):
         return self
 
 
+class StudiedParams(Params):
+    """The same with the versions that `studies.yaml` compares."""
+
+    studies: Studies
+    compared: dict[Name, tuple[str, str]]  # of each claim the version it starts from, or `base`, and the changed one
+
+    @model_validator(mode="after")
+    def _claims_are_measured(self) -> Self:
+        for name, claim in self.studies.claims.items():
+            measured = self.versions[self.compared[name][1]].evaluate.metrics
+            for metric in (*claim.better, *claim.same):
+                if metric not in measured:
+                    raise ValueError(
+                        f"claims.{name} names {metric}, but evaluate.metrics of its start are {', '.join(measured)}"
+                    )
+        return self
+
+
 #: Every section by the key it stands under, for error messages and docs/params.md.
 SECTIONS: dict[str, type[Section]] = {
     "bases": Base, "datasets": Dataset, "versions": Version, "lora": Lora, "fit": Fit, "caption": Caption, "flip": Flip,
     "encode": Encode, "train": Train, "sample": Sample, "evaluate": Evaluate, "export": Export, "animate": Animate,
     "hires": Hires, "lr_stages": LrStage, "ema": Ema, "text_encoder": TextEncoder,
     "pivotal": Pivotal, "prior": Prior, "scrape": Scrape,
+    "studies": Studies, "claims": Claim,
     "folder": FolderSource, "bing": BingSource, "selenium": SeleniumSource, "hub": HubSource,
 }  # fmt: skip

@@ -1,6 +1,6 @@
 """What every section of the settings is made of."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -21,3 +21,12 @@ def on_menu(value: str, menu: dict[str, str]) -> str:
     if value not in menu:
         raise ValueError(f"{value!r} is not on the menu{suggest(value, menu)}")
     return value
+
+
+def merge(below: Any, above: Any) -> Any:
+    """Settings over others: what both are sections of is merged, of the rest the upper one stands."""
+    if isinstance(below, dict) and isinstance(above, dict):
+        keys = [*below, *(key for key in above if key not in below)]
+        return {key: merge(below[key], above[key]) if key in below and key in above else
+                above.get(key, below.get(key)) for key in keys}  # fmt: skip
+    return above

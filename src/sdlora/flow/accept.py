@@ -184,7 +184,7 @@ def run(versions: Sequence[str], sure: bool) -> None:
     Raises:
         SdloraError: If something cannot be accepted.
     """
-    params = load(Path("params.yaml"))
+    params = load(Path("params.yaml"), studies=True)
     lock.acquire(["accept"])
     found = changes(params, versions)
     if not found:

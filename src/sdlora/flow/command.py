@@ -99,6 +99,11 @@ def _says_touch(word: str) -> bool:
     return (len(word) >= len("--to") and "--touch".startswith(word)) or ("t" in flags and {*flags} <= {*"Fknpt"})
 
 
+def asks_for_studies(words: Sequence[str]) -> bool:
+    """Whether a command line names studies or one of their versions: planning all of them takes half a second."""
+    return any("studies" in word or "study-" in word for word in words)
+
+
 def runs_here(words: Sequence[str]) -> bool:
     """Whether Snakemake, called with `words` in this folder, starts its jobs on this machine: profiles count."""
     from snakemake.cli import parse_args

@@ -7,7 +7,7 @@ from typing import Any
 from sdlora import choices
 from sdlora.config.animate import Animate
 from sdlora.config.evaluate import Evaluate
-from sdlora.config.params import Base, Dataset, Fit, Params, Version
+from sdlora.config.params import Base, Dataset, Fit, Params, StudiedParams, Version
 from sdlora.config.sample import Sample
 from sdlora.config.search import Trial
 from sdlora.config.train import MENUS, Train
@@ -29,6 +29,7 @@ from sdlora.stages.report.recipe import ReportAllRecipe, ReportRecipe
 from sdlora.stages.sample.recipe import REPORT_SEEDS, DrawingRecipe, SampleRecipe
 from sdlora.stages.scrape import pin
 from sdlora.stages.scrape.recipe import ScrapeRecipe
+from sdlora.stages.studies.recipe import StudiesRecipe, compared_of
 from sdlora.stages.train.recipe import TrainRecipe
 
 
@@ -70,6 +71,8 @@ def jobs(params: Params) -> list[Recipe]:
         recipe = _scrape(name, dataset, seen)
         found.setdefault(recipe.made, recipe)
     found_jobs = [*found.values(), _report_all(params, seen)]
+    if isinstance(params, StudiedParams):
+        found_jobs.append(_studies(params, seen))
     seen.save()
     return found_jobs
 
@@ -322,6 +325,17 @@ def _report_all(params: Params, seen: Seen) -> ReportAllRecipe:
         datasets={name: set_folder(of, fit_name(params, name)) for name, of in names.items()},
         votes=seen.of(inputs.votes_identity),
         trainings={name: tuple(params.trainings(name)) for name in params.run if len(params.trainings(name)) > 1},
+    )  # fmt: skip
+
+
+def _studies(params: StudiedParams, seen: Seen) -> StudiesRecipe:
+    """What the studies found."""
+    compared = compared_of(params)
+    trainings = dict.fromkeys(name for one in compared for name in (*one.without, *one.changed_to))
+    return StudiesRecipe(
+        wildcards={}, **seen.maker(StudiesRecipe, ()), compared=compared,
+        inputs=tuple(Path(EvaluateRecipe.made_pattern().format(version=name)) for name in trainings),
+        starts={one.starts_from: summary(params.versions[one.starts_from]) for one in compared},
     )  # fmt: skip
 
 

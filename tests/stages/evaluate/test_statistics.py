@@ -7,6 +7,7 @@ import pytest
 
 from sdlora.stages.evaluate.statistics import (
     Interval,
+    crossed_detectable,
     crossed_interval,
     earliest_within_one_error,
     holm,
@@ -127,6 +128,16 @@ def test_three_trainings_cover_the_luck_of_the_training(luck: float, references:
         pairs = [crossed(random, luck, 1, references, 2) for _ in range(300)]
         fooled = [mean_interval((b - a)[0].tolist(), 100).p <= 0.05 for a, b in pairs]
         assert np.mean(fooled) > 0.3
+
+
+@pytest.mark.parametrize("luck", [0.0, 0.5])
+def test_a_difference_as_large_as_the_smallest_detectable_is_mostly_found(luck: float) -> None:
+    random = np.random.default_rng(1)
+    pairs = [crossed(random, luck, 3, 8, 2) for _ in range(600)]
+    smallest = float(np.median([crossed_detectable(pair, (-1, 1)) for pair in pairs]))
+    found = [crossed_interval([one, other + smallest], (-1, 1)).p <= 0.05 for one, other in pairs]
+    assert 0.7 <= np.mean(found) <= 0.9
+    assert crossed_detectable([np.full((3, 5), 2.0)] * 2, (-1, 1)) == 0.0
 
 
 def test_a_table_of_equal_values_is_its_own_interval() -> None:

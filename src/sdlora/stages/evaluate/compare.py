@@ -135,10 +135,13 @@ def compare(
 
 
 def _side(name: str, beside: str, folders: Mapping[str, Sequence[Path]]) -> Measured:
-    """A version's trainings; of the base one alone: whatever was trained, its pictures are the same."""
-    if name != BASE:
-        return measured(folders[name])
-    base = measured(folders[beside], 0)
+    """A version's trainings, or the base of those that it is compared with."""
+    return base_of(folders[beside]) if name == BASE else measured(folders[name])
+
+
+def base_of(results: Sequence[Path]) -> Measured:
+    """Step 0, of one training alone: whatever was trained, its pictures are the same."""
+    base = measured(results, 0)
     return replace(base, steps=base.steps[:1], values={name: table[:1] for name, table in base.values.items()})
 
 
@@ -157,7 +160,7 @@ def over_trainings(results: Sequence[Path], bootstrap_samples: int) -> dict[str,
         `mean` over the trainings at their chosen steps; `between`: the standard deviation of the trainings' means;
         `delta` to step 0 with its interval; `p`, None where the references are no independent test.
     """
-    trained, base = measured(results), _side(BASE, results[0].name, {results[0].name: results})
+    trained, base = measured(results), base_of(results)
     found: dict[str, dict[str, float | None]] = {}
     for metric, table in trained.values.items():
         figures = against(base, trained, metric, bootstrap_samples)

@@ -75,6 +75,21 @@ def crossed_interval(tables: Sequence[Floats], signs: Sequence[int]) -> Interval
         tables: (S, R) each, over the same R references, at least two; a table of one training has no luck to estimate.
         signs: With which each table's mean counts: (-1, 1) for the second less the first.
     """
+    mean, error, freedom = _crossed(tables, signs)
+    if error <= 1e-12 * max(1.0, abs(mean)):
+        return Interval(mean, mean, mean, 1.0 if mean == 0 else 0.0)
+    half = float(stdtrit(freedom, 1 - LEVEL / 2)) * error
+    return Interval(mean, mean - half, mean + half, float(2 * stdtr(freedom, -abs(mean) / error)))
+
+
+def crossed_detectable(tables: Sequence[Floats], signs: Sequence[int]) -> float:
+    """The smallest true sum that `crossed_interval` finds in 80 % of cases, as `smallest_detectable` has it."""
+    _, error, freedom = _crossed(tables, signs)
+    return float(stdtrit(freedom, 1 - LEVEL / 2) + stdtrit(freedom, POWER)) * error if error else 0.0
+
+
+def _crossed(tables: Sequence[Floats], signs: Sequence[int]) -> tuple[float, float, float]:
+    """A sum of means, its standard error and its degrees of freedom."""
     count = tables[0].shape[1]
     paired: Floats = np.sum([sign * table.mean(axis=0) for sign, table in zip(signs, tables, strict=True)], axis=0)
     parts = [(float(paired.var(ddof=1)) / count, count - 1)]
@@ -85,13 +100,9 @@ def crossed_interval(tables: Sequence[Floats], signs: Sequence[int]) -> Interval
             error = float(np.square(rest).sum()) / ((trainings - 1) * (count - 1))
             luck = max(0.0, float(table.mean(axis=1).var(ddof=1)) - error / count)
             parts.append((luck / trainings, trainings - 1))
-    mean, variance = float(paired.mean()), sum(part for part, _ in parts)
-    if variance <= (1e-12 * max(1.0, abs(mean))) ** 2:
-        return Interval(mean, mean, mean, 1.0 if mean == 0 else 0.0)
-    freedom = variance**2 / sum(part**2 / free for part, free in parts)
-    error = float(np.sqrt(variance))
-    half = float(stdtrit(freedom, 1 - LEVEL / 2)) * error
-    return Interval(mean, mean - half, mean + half, float(2 * stdtr(freedom, -abs(mean) / error)))
+    variance = sum(part for part, _ in parts)
+    freedom = variance**2 / sum(part**2 / free for part, free in parts) if variance else 1.0
+    return float(paired.mean()), float(np.sqrt(variance)), freedom
 
 
 def _standard_error(data: Floats) -> float:

@@ -1,0 +1,1 @@
+"""What write-ups claim, put to the test: `studies.yaml`."""
