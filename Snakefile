@@ -32,7 +32,6 @@ from sdlora.stages.studies.recipe import StudiesRecipe
 from sdlora.stages.train.recipe import TrainRecipe
 
 command.run_code_of(SOURCE)
-command.share_cores()
 
 if config:
     raise WorkflowError(

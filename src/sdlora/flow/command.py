@@ -67,15 +67,6 @@ def run_code_of(source: str) -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join([source, *([before] if before else [])])
 
 
-def share_cores() -> None:
-    """Have the threads of this process's scripts sleep while they wait for each other, unless a user says else.
-
-    OpenMP has them look again and again, for which a core is needed: a training of two threads ran at half its speed
-    beside a process that computed, and two such trainings on two cores all but stopped each other.
-    """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-
-
 def check_options(words: Sequence[str]) -> None:
     """Refuse what would look as if it had worked.
 
