@@ -140,6 +140,7 @@ def test_patch_and_hair_are_seen_on_the_head_wherever_it_is(size_px: int) -> Non
         assert not identity.has_mark(Case(np.roll(drawn, (9, 8), (0, 1)), picture), CAPTAIN), "it asks at one place"
         small = replace(picture, size=0.6, left=0.38, top=0.3)
         assert shown(world.draw(small, size_px), picture) == (True, True)
+        assert shown(world.draw(replace(small, size=0.44), size_px), picture) == (True, True)
         assert shown(world.draw(CAPTAIN.without_mark(small), size_px), picture) == (False, True)
         assert shown(world.draw(dyed(small, "#b11f1f"), size_px), picture) == (True, False)
 
@@ -147,12 +148,23 @@ def test_patch_and_hair_are_seen_on_the_head_wherever_it_is(size_px: int) -> Non
 def test_what_is_no_patch_is_none_wherever_the_head_is() -> None:
     for picture in portraits(CAPTAIN, 4, 0):
         assert shown(portrait(replace(picture, over=""), CAPTAIN.aspect, 64), picture) == (False, True)
-        assert shown(portrait(picture, CAPTAIN.aspect, 64)[:, ::-1], picture) == (False, True), "over the other eye"
+        assert not shown(portrait(picture, CAPTAIN.aspect, 64)[:, ::-1], picture)[0], "over the other eye"
         for kind in ("sunglasses", "round glasses"):
             other = replace(picture, over="", worn=(Accessory(kind, "#151515"),))
             assert shown(portrait(other, CAPTAIN.aspect, 64), picture) == (False, True), kind
+        for skin in ("#5c3829", "#7a4a2a"):
+            other = replace(picture, over="", options={**picture.options, "skinColor": [skin]})
+            assert shown(portrait(other, CAPTAIN.aspect, 64), picture) == (False, True), skin
+        shadow = replace(other, over=CAPTAIN.over.replace("#151515", "#4a2f1c"))
+        assert not shown(portrait(shadow, CAPTAIN.aspect, 64), picture)[0], "dark for a face of that skin"
         for colour in ("#3567d6", "#8a8f98"):
             assert shown(portrait(dyed(picture, colour), CAPTAIN.aspect, 64), picture) == (True, False), colour
+
+
+def test_strangers_have_no_patch() -> None:
+    picture = portraits(CAPTAIN, 1, 0)[0]
+    for stranger in strangers(CAPTAIN, picture, 12):
+        assert not shown(portrait(stranger, CAPTAIN.aspect, 64), picture)[0], stranger.caption
 
 
 def test_without_a_head_nothing_is_on_it() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 from scipy.stats import kendalltau
@@ -227,6 +228,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/studies/agreement.md"))
     args = parser.parse_args()
     manifest = args.manifest or Path(f"data/sets/{args.character}/manifest.jsonl")
+    torch.set_num_threads(1)  # in pictures this small, threads wait for each other
     text = run(CHARACTERS[args.character], manifest, args.versions, read_votes(args.votes))
     records.write_text(args.out, text)
     print(text)

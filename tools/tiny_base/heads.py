@@ -20,8 +20,9 @@ from tools.tiny_base.world import Picture
 SCALES = tuple(0.58 + 0.07 * step for step in range(11))
 THRESHOLD = 0.55  # drawn heads of one character correlate at 0.59 and more, what else is in its pictures below 0.5
 APART = 0.5  # heads' middles are farther apart than this share of a head's height
-SMALLER = (0.44, 0.51)  # and smaller heads: a figure without a framing is drawn smaller than a portrait
-LEAST = 0.45  # a head as a network draws it, its patch or hair another, correlates at 0.55 and more
+# To follow a head: also smaller ones, which correlate by chance the more, the fewer pixels they have.
+SMALLER, CHANCE = (0.44, 0.51), 0.15
+LEAST = 0.42  # a head as a network draws it correlates at 0.5 and more with one of its kind
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Head:
 class Place:
     """Where a head was found, and how large it is there."""
 
-    correlation: float
+    plainness: float  # its correlation, less what small heads have by chance
     x: float  # of its middle, px
     y: float
     scale: float  # its size over that of the head that was looked for
@@ -56,28 +57,30 @@ def head_of(picture: Picture, size_px: int) -> Head:
     return Head(torch.from_numpy(pixels.copy()).permute(2, 0, 1), mask, (left + width / 2, top + height / 2))
 
 
-def correlation(image: Tensor, head: Head) -> Tensor:
-    """Masked correlation coefficient of a head with each place of a picture.
+def correlation(image: Tensor, looks: Sequence[Head]) -> Tensor:
+    """Masked correlation coefficients of heads with each place of a picture.
 
     Args:
         image: (3, H, W) in [0, 1].
-        head: Its mean colour inside the mask is taken out, as is the picture's at each place.
+        looks: Heads of one mask; their mean colours inside it are taken out, as are the picture's at each place.
 
     Returns:
-        (H, W) in [-1, 1], by where the head's middle is.
+        (heads, H, W) in [-1, 1], by where a head's middle is.
     """
-    height, width = head.mask.shape[1:]
+    one = looks[0].mask
+    height, width = one.shape[1:]
     edges = (width // 2, width - 1 - width // 2, height // 2, height - 1 - height // 2)
     around = pad(image[None], edges, mode="replicate")
-    count = head.mask.sum()
-    mask = head.mask.expand(3, -1, -1)[:, None]  # a filter for each channel
-    template = (head.pixels - (head.pixels * head.mask).sum((1, 2), keepdim=True) / count) * head.mask
+    count = one.sum()
+    mask = one.expand(3, -1, -1)[:, None]  # a filter for each channel
+    pixels = torch.stack([head.pixels for head in looks])
+    templates = (pixels - (pixels * one).sum((2, 3), keepdim=True) / count) * one
     sums = conv2d(around, mask, groups=3)
     squares = conv2d(around.square(), mask, groups=3)
     variance = (squares - sums.square() / count).sum(1).clamp(min=0)
-    product = conv2d(around, template[None])[0]
-    norm = template.square().sum() * variance
-    return (product / norm.clamp(min=1e-6).sqrt() * (variance > 1e-3 * count)).squeeze(0)
+    product = conv2d(around, templates)[0]
+    norm = templates.square().sum((1, 2, 3))[:, None, None] * variance
+    return product / norm.clamp(min=1e-6).sqrt() * (variance > 1e-3 * count)
 
 
 def _scaled(head: Head, scale: float) -> Head:
@@ -95,18 +98,19 @@ def find(image: Pixels | Image.Image, looks: Sequence[Head]) -> Place | None:
 
     Args:
         image: (H, W, 3) uint8.
-        looks: The heads to look for, of pictures of the same size.
+        looks: The heads to look for, which lie in pictures of the same size at the same place.
     """
     pixels = _pixels(image)
     found = []
-    for head in looks:
-        for one, scale in ((_scaled(head, scale), scale) for scale in (*SMALLER, *SCALES)):
-            score = correlation(pixels, one)
-            y, x = divmod(int(score.argmax()), score.shape[1])
-            height, width = one.mask.shape[1:]
-            found.append((float(score[y, x]), x - width // 2 + width / 2, y - height // 2 + height / 2, scale))
+    for scale in (*SMALLER, *SCALES):
+        scaled = [_scaled(head, scale) for head in looks]
+        score = correlation(pixels, scaled).amax(dim=0)
+        y, x = divmod(int(score.argmax()), score.shape[1])
+        height, width = scaled[0].mask.shape[1:]
+        plain = float(score[y, x]) * scale**CHANCE
+        found.append((plain, x - width // 2 + width / 2, y - height // 2 + height / 2, scale))
     best = Place(*max(found))
-    return best if best.correlation >= LEAST else None
+    return best if best.plainness >= LEAST else None
 
 
 def places(image: Pixels | Image.Image, head: Head) -> list[tuple[int, int, float]]:
@@ -120,7 +124,7 @@ def places(image: Pixels | Image.Image, head: Head) -> list[tuple[int, int, floa
     found: list[tuple[float, int, int, float]] = []
     for scale in SCALES:
         one = _scaled(head, scale)
-        score: NDArray[np.float32] = correlation(pixels, one).numpy()
+        score: NDArray[np.float32] = correlation(pixels, [one])[0].numpy()
         for y, x in np.argwhere(score > THRESHOLD):
             found.append((float(score[y, x]), int(x), int(y), APART * one.mask.shape[1]))
     kept: list[tuple[float, int, int, float]] = []

@@ -31,9 +31,15 @@ NEAR = 60.0
 SHARE_OF_MARK = 0.5
 LEAST_SATURATION = 0.2  # below it, a hue says nothing
 # An eye is patched where half of a disc around it is dark, and twice as much as around the other: of drawn eyes a
-# quarter is, of brown ones that a network smears a third. In units of half the eyes' distance, and 0 ... 255.
-EYE_RADIUS, EYE_REACH, DARK, SHARE_OF_EYE = 0.7, 0.4, 90, 0.5
+# quarter is, of brown ones that a network smears a third. In units of half the eyes' distance; dark is below 90 of 255,
+# and below this share of the cheeks'.
+EYE_RADIUS, EYE_REACH, DARK, SHARE_OF_EYE, OF_CHEEKS = 0.7, 0.4, 90, 0.5, 0.6
 SEARCH_PX = 48  # in smaller pictures a head is found a tenth as slowly, and as well
+#: Other heads that a sample may show: as a network that learnt nothing draws them.
+OTHERS: tuple[dict[str, list[str]], ...] = (
+    {}, {"hairColor": ["#2c1b18"]}, {"hairColor": ["#c8a060"]}, {"skinColor": ["#5c3829"]},
+    {"hairColor": ["#2c1b18"], "skinColor": ["#5c3829"]}, {"hairColor": ["#2c1b18"], "skinColor": ["#a26d3d"]},
+)  # fmt: skip
 NOTHING = (128, 128, 128)  # outside a sample: neither dark nor of any hue
 
 Mask = NDArray[np.bool_]
@@ -95,8 +101,9 @@ def on_the_head(case: Case, character: Character) -> Case | None:
     """A sample moved and scaled so that its head lies where the truth's does; None where it shows none."""
     size = len(case.drawn)
     looks = [
-        heads.head_of(padded(one, character.aspect), SEARCH_PX)
+        heads.head_of(padded(replace(one, options={**one.options, **colours}), character.aspect), SEARCH_PX)
         for one in (case.picture, character.without_mark(case.picture))
+        for colours in OTHERS
     ]
     image = Image.fromarray(case.drawn)
     place = heads.find(image.resize((SEARCH_PX, SEARCH_PX), Image.Resampling.LANCZOS), looks)
@@ -113,17 +120,17 @@ def has_patch(case: Case, character: Character) -> bool:
     size = len(case.drawn)
     x, y, unit = world.eyes(padded(case.picture, character.aspect), size)
     down, across = np.mgrid[:size, :size] + 0.5
-    dark = case.drawn.max(axis=-1) < DARK
+    bright = case.drawn.max(axis=-1)
     steps = EYE_REACH * np.array([-1, -0.5, 0, 0.5, 1])
+
+    def disc(right: float, below: float) -> Mask:
+        return np.asarray(np.hypot(across - x - right * unit, down - y - below * unit) < EYE_RADIUS * unit)
+
+    dark = bright < min(DARK, OF_CHEEKS * float(np.median(bright[disc(0, 1.2)])))
 
     def share(side: int) -> float:
         """The darkest disc's, about where the eye is."""
-        discs = (
-            np.hypot(across - x - (side + dx) * unit, down - y - dy * unit) < EYE_RADIUS * unit
-            for dx in steps
-            for dy in steps
-        )
-        return max(float(dark[disc].mean()) for disc in discs)
+        return max(float(dark[disc(side + dx, dy)].mean()) for dx in steps for dy in steps)
 
     patched, other = share(1), share(-1)
     return patched >= SHARE_OF_EYE and other <= patched / 2
