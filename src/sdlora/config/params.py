@@ -66,6 +66,11 @@ class Base(Section):
     def _known_family(cls, value: str) -> str:
         return on_menu(value, choices.FAMILIES)
 
+    def guiding(self, sample: Sample) -> Sample:
+        """A version's drawing with the guidance that this base is drawn with."""
+        guidance = max(1.0, sample.guidance_scale * self.guidance_scale_factor)
+        return sample.model_copy(update={"guidance_scale": guidance})
+
 
 class Dataset(Section):
     """Pictures to learn from and pictures held out to measure against."""

@@ -8,7 +8,6 @@ from sdlora import choices
 from sdlora.config.animate import Animate
 from sdlora.config.evaluate import Evaluate
 from sdlora.config.params import Base, Dataset, Fit, Params, StudiedParams, Version
-from sdlora.config.sample import Sample
 from sdlora.config.search import Trial
 from sdlora.config.train import MENUS, Train
 from sdlora.errors import ParamsError
@@ -107,7 +106,7 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
         "threads": params.threads, "size_px": version.fit.size_px or base.size_px, "references": references,
         "trigger": dataset.trigger if "untriggered" in needs else None, "validation": version.evaluate.validation,
     }  # fmt: skip
-    drawn = _drawn(version.sample, base)
+    drawn = base.guiding(version.sample)
     painters = (family, choices.SCHEDULERS[drawn.scheduler])
     maker = seen.maker(SampleRecipe, painters)
     sample = SampleRecipe(
@@ -343,11 +342,6 @@ def _weights(base: Base, learning_rate_scale: float = 1.0) -> Base:
     """A base without what the job does not use, so that changing that does not make it run again."""
     unused = {"captioner": "-", "captioner_revision": None, "guidance_scale_factor": 1.0}
     return base.model_copy(update={**unused, "learning_rate_scale": learning_rate_scale})
-
-
-def _drawn(sample: Sample, base: Base) -> Sample:
-    """A drawing section with the guidance that its base is drawn with."""
-    return sample.model_copy(update={"guidance_scale": max(1.0, sample.guidance_scale * base.guidance_scale_factor)})
 
 
 def _resolved(train: Train, base: Base) -> Train:
