@@ -67,15 +67,16 @@ def in_forks(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.workflow
 @pytest.mark.usefixtures("in_forks")
 def test_two_processes_train_what_one_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = {"batch_size": 2, "ema": {"decay": 0.9}, "cache_text": "disk"}
+    # with Adam's usual 1e-8 a gradient's last digits turn the steps of numbers that have next to none
+    options = {"batch_size": 2, "ema": {"decay": 0.9}, "cache_text": "disk", "epsilon": 1e-4}
     one = Place(tmp_path / "one", monkeypatch).train(**options)
     place = Place(tmp_path / "two", monkeypatch)
     two = place.train(processes=2, **options)
     torch.testing.assert_close(losses(two), losses(one), rtol=1e-4, atol=1e-6)
     assert hashes(two).keys() == hashes(one).keys()
     ours, theirs = load_file(two / LORA), load_file(one / LORA)
-    for name, tensor in theirs.items():  # Adam divides by gradients near 0: a tenth of one step is let through
-        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-4)
+    for name, tensor in theirs.items():
+        torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5)
     # and again, to the byte
     again = Place(tmp_path / "again", monkeypatch).train(processes=2, **options)
     assert hashes(again) == hashes(two)
