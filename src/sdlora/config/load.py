@@ -78,7 +78,8 @@ def _with_trials(params: Params, raw: Mapping[str, Any], folder: Path, searches:
 
 def _with_studies(params: Params, raw: Mapping[str, Any], path: Path) -> StudiedParams:
     """The same with the versions that studies compare."""
-    studies, tree = section_of(path, Studies), _read(path)
+    tree = _read(path)
+    studies, said = _section(path, tree, Studies), _plain(tree)
     stated, compared = versions_of(studies)
     versions = {name: _resolve(raw, own) for name, own in stated.items()}
     for version in versions.values():
@@ -87,7 +88,7 @@ def _with_studies(params: Params, raw: Mapping[str, Any], path: Path) -> Studied
 
     def told(problems: Iterable[tuple[str, Problem]]) -> None:
         """Tell mistakes in versions where the file makes them, or at the claim that comes to them."""
-        found = [(_place(_plain(tree), compared, name, place), reason) for name, (place, reason) in problems]
+        found = [(_place(said, compared, name, place), reason) for name, (place, reason) in problems]
         if found:
             raise ParamsError(_message(path, tree, found))
 
@@ -138,10 +139,13 @@ def section_of(path: Path, kind: type[Kept]) -> Kept:
     Raises:
         ParamsError: With file, line, key path and value of every mistake.
     """
-    tree = _read(path)
-    raw = _plain(tree)
+    return _section(path, _read(path), kind)
+
+
+def _section(path: Path, tree: Mapping[str, Any], kind: type[Kept]) -> Kept:
+    """The section that a file's tree is."""
     try:
-        return kind.model_validate(raw)
+        return kind.model_validate(_plain(tree))
     except ValidationError as error:
         told = [_told(item, kind) for item in error.errors() if not _is_echo(item)]
         raise ParamsError(_message(path, tree, told)) from None
