@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from tools.tiny_base import accessories, datasets, diffusion, palette, pictures, styles, world
-from tools.tiny_base.characters import CHARACTERS, portraits, strangers
+from tools.tiny_base.characters import CHARACTERS, Character, portraits, strangers
 from tools.tiny_base.world import Picture
 
 from sdlora import records
@@ -66,6 +66,14 @@ def test_small_figures_and_close_ups_have_their_share() -> None:
     assert sum(part for name, part in share.items() if name.startswith("small")) == pytest.approx(0.4, abs=0.05)
     assert share["close-up"] == pytest.approx(0.2, abs=0.04)
     assert sum(framing.share for framing in world.FRAMINGS.values()) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("character", CHARACTERS.values(), ids=CHARACTERS)
+def test_characters_wear_the_colours_of_their_style(character: Character) -> None:
+    """In another style's, tiny-blip takes the gardener for a figure of that one."""
+    worn = {picture.options[character.clothes][0] for picture in portraits(character, 25, 0)}
+    assert worn <= set(styles.definition(character.style)["colors"][character.clothes.removesuffix("Color")]["values"])
+    assert len(worn) >= 6
 
 
 @pytest.mark.parametrize("kind", accessories.SHAPES)
