@@ -97,10 +97,14 @@ def drawings(models: Path, truths: Sequence[Picture], hires: Hires | None = None
 
 
 def portraits_f1(blip: Blip, character: Character, size_px: int) -> float:
-    """Attribute F1 on what a LoRA of a character learns from, the patch or the hat aside."""
+    """Attribute F1 on what a LoRA of a character learns from.
+
+    Aside, under any name: the patch and the eye that it covers, or the hat.
+    """
     learnt = portraits(character, TRAIN, 0)
     said = [blip.caption(Image.fromarray(portrait(one, character.aspect, size_px))) for one in learnt]
-    aside = [character.mark, *accessories.HATS] if character.mark else []
+    hats = (character.mark, *accessories.HATS) if character.mark else ()
+    aside = [*character.covered, *hats, *(accessories.GLASSES if character.over else ())]
     return measures.attribute_f1(said, [one.caption for one in learnt], aside)
 
 
