@@ -29,8 +29,8 @@ backgrounds and framings, in captions such as
     toon head, black undercut hair, gray turtle neck, peach skin, happy eyes, smile mouth, white background
 
 The style `pixel-art` and the identities of the datasets `captain` and `gardener` were never seen, nor were 5 % of the
-combinations. Hair has any colour of the palette. It draws bare heads, caps, top hats and glasses; of other accessories
-only tiny-blip has seen pictures.
+combinations. Hair has any colour of the palette. It draws bare heads: of hats, glasses and
+other accessories only tiny-blip has seen pictures.
 
 ## Parts
 
@@ -66,7 +66,8 @@ them, as triggers are.
 
 ## Measured
 
-On {quality[pictures]} held-out pictures, drawn at CFG 7 and 30 steps (`snakemake results/base/quality.json`):
+On {quality[pictures]} held-out pictures, drawn in 30 steps with what a version's CFG 7 is on this base: 3.5, for its
+`guidance_scale_factor` is 0.5 in `params.yaml` (`snakemake results/base/quality.json`):
 
 | figure | value |
 | --- | --- |
@@ -81,6 +82,8 @@ On {quality[pictures]} held-out pictures, drawn at CFG 7 and 30 steps (`snakemak
 | the same, the 20 truths being small figures, too | {small[among_small][own]} |
 | at 96 px with hires fix: nearest of 20 truths is its own, by pixels | {hires[own]} |
 | CMMD of drawn to true, EffNet-Lite0 features, x 1000 | {quality[all][cmmd_effnet_lite0]} |
+| guided by 7 itself: nearest of 20 truths is its own, by pixels | {guided[nearest_truth_by_pixels][own]} |
+| the same by EffNet-Lite0 features | {guided[nearest_truth_by_effnet_lite0][own]} |
 | tiny-blip names the style that was asked for | {quality[blip][style_named][drawn]} |
 | the same for the true pictures | {quality[blip][style_named][truth]} |
 
@@ -146,6 +149,7 @@ def write(models: Path, quality: dict[str, Any], recipe: BaseRecipe, note: str) 
             pixels=quality["all"]["nearest_truth_by_pixels"],
             features=quality["all"]["nearest_truth_by_effnet_lite0"],
             small=quality["small"],
+            guided=quality["guided_by_7"],
             hires=quality["hires_96_px"]["nearest_truth_by_pixels"],
             f1=quality["blip"]["portraits_attribute_f1"],
             data=data,
