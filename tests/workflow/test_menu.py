@@ -15,6 +15,8 @@ from shapes import save_small_sd
 
 from sdlora import records
 from sdlora.config.params import Version
+from sdlora.flow.provenance import CRATE
+from sdlora.lora.names import FILE_NAME
 
 START = {
     "train.rank": 2, "train.steps": 2, "train.checkpoint_every": 2, "train.optimizer": "adamw",
@@ -107,6 +109,20 @@ def test_it_goes_through_every_stage_and_plain_diffusers_reads_its_file(
         assert loaded and all(torch.isfinite(p).all() for module in loaded for p in module.parameters())
     finally:
         pipeline.unload_lora_weights()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMED if name.startswith("preset")])
+def test_the_average_that_is_drawn_is_what_is_published(name: str, project: Project) -> None:
+    """Presets draw, measure and choose with `sample.weights: ema`."""
+    folder = project.folder / "results" / name
+    best = f"step-{records.read_json(folder / 'best.json')['best_step']:06d}"
+    (average,) = (folder / "export" / best / "ema").glob("*-comfyui-a1111.safetensors")
+    published = (folder / f"{name}.safetensors").read_bytes()
+    assert published == average.read_bytes() != (folder / "checkpoints" / best / FILE_NAME).read_bytes()
+    assert average.with_suffix(".preview.png").exists(), "what it draws lies beside it"
+    project.command("sdlora", "provenance", name)
+    (described,) = [one for one in records.read_json(folder / CRATE)["@graph"] if one["@id"] == "./"]
+    assert described["mainEntity"] == {"@id": f"checkpoints/{best}/ema/{FILE_NAME}"}
 
 
 @pytest.mark.parametrize("name", [name for name in NAMED if name.startswith("gpu")])

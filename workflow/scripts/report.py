@@ -10,8 +10,7 @@ from sdlora.stages.report.votes import read_votes
 
 
 def work(recipe: ReportRecipe) -> list[Path]:
-    votes = read_votes(VOTES)
-    return write_version(recipe.version, recipe.settings, recipe.folder, recipe.references, recipe.dataset, votes)
+    return write_version(recipe, read_votes(VOTES))
 
 
 command.run(ReportRecipe, work)

@@ -174,8 +174,7 @@ def write_pages(params: Params, versions: Sequence[str]) -> None:
         if not isinstance(job, ReportRecipe) or job.version not in versions:
             continue
         if all(path.exists() for path in _before({job.made}, jobs) - {job.made}):
-            files = write_version(job.version, job.settings, job.folder, job.references, job.dataset, votes)
-            freshness.write_made(job, files)
+            freshness.write_made(job, write_version(job, votes))
 
 
 def run(versions: Sequence[str], sure: bool) -> None:

@@ -133,7 +133,7 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
         yield _animating(version.animate, sample, choose, seen)
     yield ReportRecipe(
         **of_version, **seen.maker(ReportRecipe, ()), inputs=(evaluate.made, lora.made),
-        version=name, settings=summary(version), references=references,
+        version=name, settings=summary(version), average=version.sample.weights == "ema", references=references,
         dataset=before[version.fit.method, "flip"].folder, votes=seen.of(inputs.votes_identity),
     )  # fmt: skip
 

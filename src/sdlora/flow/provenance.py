@@ -22,7 +22,7 @@ from sdlora.flow import croissant, freshness, store
 from sdlora.flow.freshness import Made
 from sdlora.flow.hashing import FileHashes
 from sdlora.flow.identity import identity_of
-from sdlora.lora.names import FILE_NAME
+from sdlora.lora.names import file_in
 from sdlora.stages.scrape import manifest
 
 RESULTS = Path("results")
@@ -231,19 +231,26 @@ def _file_id(inside: Path | str) -> str:
 
 
 def final_lora(folder: Path, history: History) -> str:
-    """The LoRA's file below the version's folder: at the chosen step, or the last one where nothing was measured."""
-    loras = [
-        name
+    """The LoRA's file below the version's folder: at the chosen step, or the last one where nothing was measured.
+
+    Where pictures are drawn with the average of the LoRA, that is its file.
+    """
+    drawn = history.jobs.get(folder / "made/sample.json")
+    average = drawn is not None and drawn.asked is not None and drawn.asked["sample"]["weights"] == "ema"
+    checkpoints = folder / "checkpoints"
+    loras = {
+        step.name: name
         for path, made in history.jobs.items()
         if path.parent == folder / "made" and (made.asked or {})["stage"] in ("train", "adopt")
         for name in sorted(made.outputs)
-        if Path(name).parent.parent == folder / "checkpoints" and Path(name).name == FILE_NAME
-    ]
+        for step in Path(name).parents
+        if step.parent == checkpoints and Path(name) == file_in(step, average)
+    }
     if not loras:
         raise DataError(f"{folder}: no LoRA is finished there; `snakemake {folder}/metrics.csv` makes it")
     best = folder / "best.json"
     chosen = f"step-{records.read_json(best)['best_step']:06d}" if folder / "made/evaluate.json" in history.jobs else ""
-    return str(Path(next((name for name in loras if Path(name).parent.name == chosen), loras[-1])).relative_to(folder))
+    return str(Path(loras.get(chosen, loras[max(loras)])).relative_to(folder))
 
 
 def machine(made: Made) -> str:

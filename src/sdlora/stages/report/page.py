@@ -10,11 +10,11 @@ from markupsafe import Markup
 
 from sdlora import records
 from sdlora.images.pictures import png_bytes, read_rgb
-from sdlora.lora.names import FILE_NAME, FOR_A1111
+from sdlora.lora.names import FOR_A1111, file_in
 from sdlora.stages.evaluate.tables import is_tested, rule_step
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.report.data import page_data
-from sdlora.stages.report.recipe import Summary
+from sdlora.stages.report.recipe import ReportRecipe, Summary
 from sdlora.stages.report.sheet import contact_sheet
 from sdlora.stages.report.votes import Vote
 from sdlora.stages.sample.parts import all_drawn
@@ -45,26 +45,23 @@ def read_part(name: str) -> str:
     return (FOLDER / name).read_text("utf-8")
 
 
-def write_version(
-    name: str, settings: Summary, result: Path, references: Path, dataset: Path, votes: Sequence[Vote] = ()
-) -> list[Path]:
+def write_version(recipe: ReportRecipe, votes: Sequence[Vote] = ()) -> list[Path]:
     """Write a version's page, `sheet.png` and the chosen step's file as `<version>.safetensors`.
 
     The page shows why this checkpoint, every sample, the curves, the numbers and the dataset.
 
     Args:
-        name: The version.
-        settings: What it is compared by.
-        result: `results/<version>`.
-        references: The fitted set that holds the references.
-        dataset: The fitted set that was learnt from.
+        recipe: Of which version, its references and its dataset.
         votes: What people voted.
 
     Returns:
         The files written.
     """
+    name, result, references = recipe.version, recipe.folder, recipe.references
     out = result / "report"
-    data = page_data({name: settings}, result.parent, {name: references}, {name: dataset}, votes, root="../..")
+    data = page_data(
+        {name: recipe.settings}, result.parent, {name: references}, {name: recipe.dataset}, votes, root="../.."
+    )
     records.write_text(out / "index.html", _page(name, data))
     index = all_drawn(result)
     pictures = {(row["step"], row["reference"]): row for row in reversed(index)}
@@ -81,19 +78,23 @@ def write_version(
     )
     records.write_bytes(out / "sheet.png", png_bytes(sheet))
     chosen = result / f"{name}.safetensors"
-    records.write_bytes(chosen, _file_of(result, best).read_bytes())
+    records.write_bytes(chosen, _file_of(result, best, recipe.average).read_bytes())
     previews: list[Path] = []
     for step in sorted({row["step"] for row in index}):
         shown = result / pictures[step, columns[0]]["file"]
-        previews += _previews(result / "export" / f"step-{step:06d}", shown)
+        previews += _previews(_for_tools(result, step, recipe.average), shown)
     return [out / "index.html", out / "sheet.png", chosen, *previews]
 
 
-def _file_of(result: Path, step: int) -> Path:
+def _for_tools(result: Path, step: int, average: bool) -> Path:
+    """The folder with the files for other tools of what a step's pictures are drawn with."""
+    return file_in(result / "export" / f"step-{step:06d}", average).parent
+
+
+def _file_of(result: Path, step: int, average: bool) -> Path:
     """The chosen step's file for A1111 and ComfyUI; diffusers' where no such file can be."""
-    folder = f"step-{step:06d}"
-    for_tools = sorted((result / "export" / folder).glob(f"*{FOR_A1111}*.safetensors"))
-    return for_tools[0] if for_tools else result / "checkpoints" / folder / FILE_NAME
+    for_tools = sorted(_for_tools(result, step, average).glob(f"*{FOR_A1111}*.safetensors"))
+    return for_tools[0] if for_tools else file_in(result / "checkpoints" / f"step-{step:06d}", average)
 
 
 def _previews(folder: Path, picture: Path) -> list[Path]:

@@ -17,10 +17,11 @@ class ReportRecipe(Recipe):
     writes: ClassVar[tuple[str, ...]] = ("report/index.html", "report/sheet.png", "{version}.safetensors")
     shown: ClassVar[dict[str, str]] = {"report/sheet.png": "sheet.rst"}
     asides: ClassVar[frozenset[str]] = frozenset({"references", "dataset"})
-    later: ClassVar[Mapping[str, Any]] = {"votes": None}
+    later: ClassVar[Mapping[str, Any]] = {"votes": None, "average": False}
 
     version: str
     settings: Summary
+    average: bool  # whether pictures are drawn with the average of the LoRA, which then is the one to publish
     references: Path  # the fitted set that holds them
     dataset: Path  # the fitted set that was learnt from
     votes: str | None  # what people voted: the hash of votes.jsonl
