@@ -1,12 +1,16 @@
 """The notebook for Colab, run as it is on the embedded base; its settings and where it installs are the test's."""
 
+import json
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
-from helpers import ROOT, make_project
+from helpers import ROOT, SMALL, make_project
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+
+from sdlora.config.load import load
 
 NOTEBOOK = ROOT / "notebooks/colab.ipynb"
 
@@ -45,10 +49,23 @@ def test_the_notebook_trains_shows_its_page_and_goes_on_after_a_disconnect(
     assert "torch" in said_by(book, "install") and "4 pictures" in said_by(book, "pictures")
     assert "iframe srcdoc=" in said_by(book, "page") and "&lt;html" in said_by(book, "page")
     lora = Path(said_by(book, "download").strip())
-    assert lora.is_relative_to(kept / "results/a/export") and lora.stat().st_size > 1000
+    assert lora == (kept / "results/a/a.safetensors").resolve() and lora.stat().st_size > 1000
     again = executed(tmp_path / "second", kept, served, monkeypatch)
     assert "Nothing to be done" in said_by(again, "train")
     assert Path(said_by(again, "download").strip()) == lora
+
+
+def test_another_word_in_the_first_cell_is_taken_on_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (cell,) = (cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.id == "pictures")
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(SMALL, "utf-8")
+    for trigger in ("mispelt", "misspelt"):
+        known = {"kept": tmp_path, "PICTURES": "", "BASE": "tiny", "TRIGGER": trigger, "HELD_OUT": 2, "colab": None}
+        exec(cell, {"json": json, "re": re, "Path": Path, **known})
+    params = load(Path("params.yaml"))
+    assert params.datasets["mine"].trigger == "misspelt" and params.versions["a"].dataset == "mine"
 
 
 def test_it_is_kept_without_outputs_and_holds_for_other_versions() -> None:
