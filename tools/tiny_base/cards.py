@@ -28,7 +28,7 @@ and framings, in captions such as
 
     toon head, black undercut hair, gray turtle neck, peach skin, happy eyes, smile mouth, white background
 
-It never saw the style `pixel-art`, the identities of the datasets `captain` and `gardener`, and 5 % of the
+It never saw the style `pixel-art`, the identities of the datasets `captain` and `gardener`, or 5 % of the
 combinations. Hair may have any colour of the palette. It draws bare heads, caps, top hats and glasses; only tiny-blip
 has seen pictures of other accessories.
 
