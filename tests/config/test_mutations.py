@@ -17,6 +17,8 @@ from sdlora.config.train import MENUS
 from sdlora.errors import SdloraError
 from sdlora.flow import inputs, plan
 
+pytestmark = pytest.mark.slow
+
 START: dict[str, Any] = YAML(typ="safe").load(SMALL)
 START["datasets"]["small"]["sources"][0]["path"] = "data/embedded/captain"
 START["datasets"]["web"] = {

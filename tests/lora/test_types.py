@@ -23,6 +23,8 @@ from sdlora.stages.train.checkpoint import State
 from sdlora.stages.train.loop import Run, backward, loss_of, optimizer_step, train_loop
 from sdlora.stages.train.run import prepare, write_checkpoint
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pipeline() -> StableDiffusionPipeline:
@@ -42,7 +44,6 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("options", CASES, ids=str)
 def test_the_file_draws_what_was_trained(tmp_path: Path, pipeline: StableDiffusionPipeline, options: Any) -> None:
     base = predicted(pipeline.unet)
@@ -56,7 +57,6 @@ def test_the_file_draws_what_was_trained(tmp_path: Path, pipeline: StableDiffusi
     assert torch.equal(predicted(pipeline.unet), base)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "loha", "lokr"])
 def test_strength_zero_is_the_base(tmp_path: Path, pipeline: StableDiffusionPipeline, name: str) -> None:
     trained(tmp_path, lora_type=name)
@@ -280,7 +280,6 @@ def test_resume_with_everything_on_is_exact(tmp_path: Path) -> None:
         assert file.read_bytes() == (tmp_path / "resumed" / file.relative_to(tmp_path / "straight")).read_bytes()
 
 
-@pytest.mark.slow
 def test_prior_preservation_adds_the_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # the store lies in the project
     run = run_of(prior=Prior(prompt="toon head", pictures=2, weight=0.5))

@@ -29,6 +29,8 @@ from sdlora.stages.train.batch import batch_of, draw_batch
 from sdlora.stages.train.dataset import Geometry
 from sdlora.stages.train.loop import Run, loss_of, optimizer_step, ready
 
+pytestmark = pytest.mark.slow
+
 SIDE = 64
 #: Type of the base, and `mixed_precision`.
 PRECISIONS = {

@@ -26,6 +26,8 @@ from sdlora.stages.train.dataset import Geometry
 from sdlora.stages.train.loop import backward, loss_of, optimizer_step, train_loop
 from sdlora.stages.train.run import prepare
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 LATENT = (4, 16, 16)
 
@@ -49,7 +51,6 @@ def test_the_meter_counts_what_lives_at_once() -> None:
     assert meter.live == 0
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -70,7 +71,6 @@ def test_the_prediction_is_what_a_real_step_allocates(changes: dict[str, object]
     assert predicted == pytest.approx(meter.peak, rel=0.03)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", sorted(choices.OPTIMIZERS))
 def test_optimizer_state_is_what_the_real_one_keeps(optimizer: str, small_sd: Base) -> None:
     try:
@@ -99,7 +99,6 @@ def test_adamw_keeps_eight_bytes_a_number_and_8bit_two() -> None:
     assert cost("adamw8bit") == pytest.approx(2, abs=0.15)  # and a scale for each block
 
 
-@pytest.mark.slow
 def test_weights_are_counted_by_type(small_sd: Base) -> None:
     model = load_model(small_sd, "cpu")
     real = {name: sum(p.numel() * 4 for p in getattr(model.pipeline, name).parameters())
@@ -120,7 +119,6 @@ def test_weights_are_counted_by_type(small_sd: Base) -> None:
     assert half["load"] == {name: size // 2 for name, size in real.items()}
 
 
-@pytest.mark.slow
 def test_caches_are_counted() -> None:
     mapped = demand_of(examples(3), settings(), TINY)
     assert mapped == preflight.Demand(LATENT, 0, 2), "the system takes pages of a file back where memory is short"
@@ -149,7 +147,6 @@ def test_gradient_checkpointing_lowers_prediction_and_reality(served: Path) -> N
     assert found[True][1] < 0.6 * found[False][1]
 
 
-@pytest.mark.slow
 def test_too_little_memory_is_told_with_ways_that_work(small_sd: Base) -> None:
     train, demand = settings(batch_size=8, rank=64), demand_of(examples(), settings(), small_sd)
     phases = preflight.predict(train, small_sd, demand, CPU)
@@ -186,7 +183,6 @@ def test_a_training_that_cannot_be_predicted_may_start(
     assert "the training starts unchecked" in said
 
 
-@pytest.mark.slow
 def test_ways_are_combined_when_none_is_enough_and_a_hopeless_run_is_told(small_sd: Base) -> None:
     train, demand = settings(batch_size=8, rank=64), demand_of(examples(), settings(), small_sd)
     base = small_sd.model_copy(update={"dtype": "bf16"})
@@ -232,7 +228,6 @@ def test_an_unreachable_base_says_what_to_do() -> None:
         preflight.predict(settings(), base, preflight.Demand((4, 128, 128)), CPU)
 
 
-@pytest.mark.slow
 def test_a_single_file_is_predicted_from_its_familys_published_configs() -> None:
     base = Base(model="mine.safetensors", family="sdxl", size_px=1024, dtype="bf16", captioner="-")
     plain = preflight.predict(settings(mixed_precision="bf16"), base, preflight.Demand((4, 128, 128)), CPU)[-1]

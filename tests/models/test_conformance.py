@@ -28,6 +28,8 @@ from sdlora.stages.train.dataset import Example
 from sdlora.stages.train.loop import optimizer_step, train_loop
 from sdlora.stages.train.run import prepare
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 TEXTS = ["captain, black coat on the left", ""]
 

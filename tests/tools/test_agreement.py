@@ -15,6 +15,8 @@ from sdlora.flow.hashing import sha256_of
 from sdlora.images.pictures import png_bytes
 from sdlora.stages.report.votes import Vote
 
+pytestmark = pytest.mark.slow
+
 CAPTAIN = CHARACTERS["captain"]
 COLUMNS = (*agreement.ABOUT, "psnr_db", "effnet_lite0_distance", "ssim")
 

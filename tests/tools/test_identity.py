@@ -17,6 +17,8 @@ from sdlora import records
 from sdlora.errors import DataError
 from sdlora.images.pictures import png_bytes
 
+pytestmark = pytest.mark.slow
+
 CAPTAIN = CHARACTERS["captain"]
 
 

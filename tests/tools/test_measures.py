@@ -78,6 +78,7 @@ def test_cards_are_written_from_figures(tmp_path: Path) -> None:
     quality = {
         "pictures": 200, "vae": {"psnr_db": 31.0, "ssim": 0.95, "face_psnr_db": 31.1}, "all": {**nearest, **features},
         "small": {"among_all": {"own": 0.9}, "among_small": {"own": 0.8}}, "hires_96_px": nearest,
+        "guided_by_7": {**nearest, **features},
         "blip": {"attribute_f1": 0.9, "portraits_attribute_f1": {"captain": 0.86, "gardener": 0.87},
                  "style_named": {"drawn": 0.99, "truth": 1.0}},
     }  # fmt: skip
@@ -85,7 +86,7 @@ def test_cards_are_written_from_figures(tmp_path: Path) -> None:
         records.write_bytes(tmp_path / name / "model.safetensors", b"weights")
     cards.write(tmp_path, quality, BaseRecipe().from_another(), "Trained on one card.")
     text = (tmp_path / "tiny-sd/README.md").read_text("utf-8")
-    assert "| UNet, text encoder | 8000 |" in text, "the recipe that it was made with"
+    assert "| UNet, text encoder | 6400 |" in text, "the recipe that it was made with"
     assert "31.1 dB" in text and "Trained on one card." in text and "{" not in text
     assert all(styles.attribution(style) in text for style in styles.STYLES)
     assert "0.86" in (tmp_path / "tiny-blip/README.md").read_text("utf-8")

@@ -1,6 +1,8 @@
 """The DAG on a real Slurm of one node: same bytes as here, and a job that is put back into the queue goes on."""
 
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -65,6 +67,29 @@ def memory_asked_for(cluster: dict[str, str], rule: str) -> int:
     found = re.search(r"MinMemoryNode=(\d+(?:\.\d+)?)([MG])", job)
     assert found is not None, job
     return round(float(found[1]) * {"M": 1, "G": 1024}[found[2]])
+
+
+def test_a_search_is_the_same_study_as_here(built: Project, on_slurm: dict[str, str], tmp_path: Path) -> None:
+    """Both trials are in the queue at once; the best one is published and measured there, too."""
+    here = Project(tmp_path / "here", built.python)
+    shutil.copytree(built.folder, here.folder)
+    words = ["sdlora", "search", "g", "--like", "a", "--set", "train.learning_rate=1e-2,1e-6", "--grid"]
+    here.command(*words)
+    programs = tmp_path / "programs"  # what the search calls `snakemake`, with the head's shorter waits
+    programs.mkdir()
+    (programs / "snakemake").write_text(f'#!/bin/sh\nexec {shlex.join(head(str(built.python)))} "$@"\n', "utf-8")
+    (programs / "snakemake").chmod(0o755)
+    found = built.environment()
+    found["PATH"] = f"{programs}{os.pathsep}{found['PATH']}"
+    done = subprocess.run(
+        [*words, "--at-once", "2"], cwd=built.folder, env=found, text=True, capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert len(re.findall("has been submitted with SLURM jobid", done.stderr)) == 4, done.stderr[-3000:]
+    name = "results/searches/g/trials.csv"
+    assert built.read(name) == here.read(name)
+    ours, theirs = ([*project.folder.glob("results/g-trial*/metrics.csv")] for project in (built, here))
+    assert [path.read_bytes() for path in ours] == [path.read_bytes() for path in theirs] and len(ours) == 1
 
 
 def test_a_training_put_back_into_the_queue_goes_on(built: Project, on_slurm: dict[str, str]) -> None:

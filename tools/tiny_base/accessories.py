@@ -170,13 +170,11 @@ SHAPES: dict[str, Callable[[Face, str], str]] = {
 HATS = ("cap", "beanie", "top hat", "crown", "headband")  # the straw hat is one character's own
 GLASSES = ("round glasses", "square glasses", "sunglasses")
 SMALL = ("plaster", "face paint")
-PLAIN = ("cap", "top hat", *GLASSES)
 
 
-def is_plain(caption: str) -> bool:
-    """Whether a caption names no accessory, or one of `PLAIN`: what the UNet learns to draw. BLIP reads them all."""
-    worn = [kind for words in caption.split(", ") for kind in SHAPES if words.endswith(f" {kind}")]
-    return not worn or (len(worn) == 1 and worn[0] in PLAIN)
+def is_bare(caption: str) -> bool:
+    """Whether a caption names no accessory: what the UNet learns to draw. BLIP reads them all."""
+    return not any(words.endswith(f" {kind}") for words in caption.split(", ") for kind in SHAPES)
 
 
 def svg(accessory: Accessory, style: str) -> str:

@@ -29,8 +29,8 @@ and framings, in captions such as
     toon head, black undercut hair, gray turtle neck, peach skin, happy eyes, smile mouth, white background
 
 It never saw the style `pixel-art`, the identities of the datasets `captain` and `gardener`, or 5 % of the
-combinations. Hair may have any colour of the palette. It draws bare heads, caps, top hats and glasses; only tiny-blip
-has seen pictures of other accessories.
+combinations. Hair may have any colour of the palette. It draws bare heads; only tiny-blip has seen pictures of hats,
+glasses and other accessories.
 
 ## Parts
 
@@ -66,8 +66,8 @@ get foreign words in front, as triggers are.
 
 ## Measured
 
-On {quality[pictures]} held-out pictures and their captions, sampled at CFG 7 and 30 steps
-(`snakemake results/base/quality.json`):
+On {quality[pictures]} held-out pictures and their captions, sampled in 30 steps at CFG 3.5, which is a version's CFG 7
+on this base (`guidance_scale_factor` is 0.5 in `params.yaml`); `snakemake results/base/quality.json`:
 
 | figure | value |
 | --- | --- |
@@ -82,6 +82,8 @@ On {quality[pictures]} held-out pictures and their captions, sampled at CFG 7 an
 | the same, the 20 being small figures, too | {small[among_small][own]} |
 | at 96 px with hires fix: nearest of 20 true pictures is its own, by pixels | {hires[own]} |
 | CMMD of samples to true pictures, EffNet-Lite0 features, x 1000 | {quality[all][cmmd_effnet_lite0]} |
+| at CFG 7 itself: nearest of 20 true pictures is its own, by pixels | {guided[nearest_truth_by_pixels][own]} |
+| the same by EffNet-Lite0 features | {guided[nearest_truth_by_effnet_lite0][own]} |
 | tiny-blip names the style of the prompt | {quality[blip][style_named][drawn]} |
 | the same for the true pictures | {quality[blip][style_named][truth]} |
 
@@ -147,6 +149,7 @@ def write(models: Path, quality: dict[str, Any], recipe: BaseRecipe, note: str) 
             pixels=quality["all"]["nearest_truth_by_pixels"],
             features=quality["all"]["nearest_truth_by_effnet_lite0"],
             small=quality["small"],
+            guided=quality["guided_by_7"],
             hires=quality["hires_96_px"]["nearest_truth_by_pixels"],
             f1=quality["blip"]["portraits_attribute_f1"],
             data=data,

@@ -25,6 +25,7 @@ class Character:
     identity: dict[str, Any]  # options of the style
     varies: dict[str, tuple[str, ...]]  # option -> variants
     clothes: str  # the option of the clothes' colour
+    colours: tuple[str, ...]  # of the clothes, those of the style: another style's make tiny-blip take it for that one
     aspect: float  # width over height of its portraits
     size: float  # of the avatar's canvas, a share of the height
     top: float  # so that the hair begins at the upper edge
@@ -49,7 +50,8 @@ class Character:
         return replace(picture, over="", worn=tuple(thing for thing in picture.worn if thing.kind != self.mark))
 
 
-CLOTHES_COLOURS = ("#151613", "#0b3286", "#545454", "#147f3c", "#f97316", "#731ac3", "#b11f1f", "#e8e9e6", "#eab308")
+TOON_CLOTHES = ("#151613", "#0b3286", "#545454", "#147f3c", "#f97316", "#731ac3", "#b11f1f", "#e8e9e6", "#eab308")
+PERSONA_CLOTHES = ("#6dbb58", "#456dff", "#7555ca", "#f3b63a", "#54d7c7", "#f55d81", "#e24553")
 # A patch over one eye and its strap, in toon-head's own units; a shape that nothing in the world has.
 EYE_PATCH = (
     '<path d="M222 318 Q330 330,392 352 M500 398 Q545 408,572 414" stroke="#151515" stroke-width="17" fill="none"/>'
@@ -75,6 +77,7 @@ CHARACTERS: dict[str, Character] = {
             "eyebrowsVariant": ("angry", "happy", "neutral", "raised", "sad"),
         },
         clothes="clothesColor",
+        colours=TOON_CLOTHES,
         aspect=2 / 3,
         size=0.94,
         top=-0.122,
@@ -97,6 +100,7 @@ CHARACTERS: dict[str, Character] = {
             "eyesVariant": ("happy", "open", "sleep", "wink"),
         },
         clothes="clothingColor",
+        colours=PERSONA_CLOTHES,
         aspect=3 / 4,
         size=1.08,
         top=-0.165,
@@ -112,7 +116,7 @@ def portraits(character: Character, count: int, seed: int) -> list[Picture]:
     found: dict[str, Picture] = {}
     while len(found) < count:
         options = {**character.identity, **{option: rng.choice(names) for option, names in character.varies.items()}}
-        options[character.clothes] = [rng.choice(CLOTHES_COLOURS)]
+        options[character.clothes] = [rng.choice(character.colours)]
         size = character.size * rng.uniform(0.98, 1.04)
         picture = Picture(
             character.style,

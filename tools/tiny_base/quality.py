@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from sdlora import records
+from sdlora.config.load import load
 from sdlora.config.params import Base, Caption
 from sdlora.config.sample import Hires, Sample
 from sdlora.models.family import quieten
@@ -28,6 +29,7 @@ from tools.tiny_base.recipe import BaseRecipe
 from tools.tiny_base.world import Picture
 
 AT_ONCE = 10
+PARAMS = Path(__file__).parents[2] / "params.yaml"  # which says how much guidance this base takes
 HIRES = Hires(factor=1.5, denoising_strength=0.35)
 
 
@@ -49,11 +51,9 @@ def vae_quality(autoencoder: AutoencoderKL, truths: Sequence[Picture], size_px: 
     }
 
 
-def draw_all(models: Path, captions: Sequence[str], hires: Hires | None = None) -> list[Image.Image]:
-    """Each caption at CFG 7 and 30 steps, with noise of its own, as the pipeline draws."""
-    size_px = BaseRecipe().size_px
-    base = Base(model=str(models / "tiny-sd"), family="sd", size_px=size_px, captioner="-")
-    painter = Painter(base, Sample(guidance_scale=7.0, inference_steps=30, hires=hires), size_px)
+def draw_all(base: Base, captions: Sequence[str], hires: Hires | None = None) -> list[Image.Image]:
+    """Each caption at a version's CFG 7 and 30 steps, with noise of its own, as the pipeline draws."""
+    painter = Painter(base, Sample(guidance_scale=7.0, inference_steps=30, hires=hires), base.size_px)
     painter.use(None)
     progress = Progress("quality", len(captions))
     drawn: list[Image.Image] = []
@@ -89,18 +89,22 @@ class Drawings:
         return found
 
 
-def drawings(models: Path, truths: Sequence[Picture], hires: Hires | None = None) -> Drawings:
+def drawings(base: Base, truths: Sequence[Picture], hires: Hires | None = None) -> Drawings:
     """Draw the captions of pictures."""
     captions = [picture.caption for picture in truths]
-    drawn = draw_all(models, captions, hires)
+    drawn = draw_all(base, captions, hires)
     return Drawings(drawn, pictures.pixels_of(list(truths), drawn[0].width), captions)
 
 
 def portraits_f1(blip: Blip, character: Character, size_px: int) -> float:
-    """Attribute F1 on what a LoRA of a character learns from, the patch or the hat aside."""
+    """Attribute F1 on what a LoRA of a character learns from.
+
+    Aside, under any name: the patch and the eye that it covers, or the hat.
+    """
     learnt = portraits(character, TRAIN, 0)
     said = [blip.caption(Image.fromarray(portrait(one, character.aspect, size_px))) for one in learnt]
-    aside = [character.mark, *accessories.HATS] if character.mark else []
+    hats = (character.mark, *accessories.HATS) if character.mark else ()
+    aside = [*character.covered, *hats, *(accessories.GLASSES if character.over else ())]
     return measures.attribute_f1(said, [one.caption for one in learnt], aside)
 
 
@@ -119,9 +123,9 @@ def blip_quality(blip: Blip, found: Drawings) -> dict[str, object]:
     }
 
 
-def is_plain(picture: Picture) -> bool:
+def is_learnt(picture: Picture) -> bool:
     """Whether the UNet learns to draw such a picture."""
-    return accessories.is_plain(picture.caption)
+    return not picture.worn
 
 
 def is_small(picture: Picture) -> bool:
@@ -133,11 +137,12 @@ def measure(models: Path, count: int, sheet: Path) -> dict[str, object]:
     """All figures on the first `count` held-out pictures; also writes a sheet of truths and drawings."""
     quieten()
     recipe = BaseRecipe()
-    truths = list(pictures.kept_back(recipe.seed, count, is_plain))
-    small = list(pictures.kept_back(recipe.seed, max(2, count // 2), lambda one: is_plain(one) and is_small(one)))
+    base = load(PARAMS).bases["tiny"].model_copy(update={"model": str(models / "tiny-sd")})
+    truths = list(pictures.kept_back(recipe.seed, count, is_learnt))
+    small = list(pictures.kept_back(recipe.seed, max(2, count // 2), lambda one: is_learnt(one) and is_small(one)))
     autoencoder = AutoencoderKL.from_pretrained(models / "tiny-sd" / "vae")
     blip = Blip(str(models / "tiny-blip"), None, Caption(max_new_tokens=60), torch.get_num_threads())
-    plain = drawings(models, truths)
+    plain = drawings(base, truths)
     write_sheet(plain, sheet)
     return {
         "pictures": count,
@@ -147,9 +152,10 @@ def measure(models: Path, count: int, sheet: Path) -> dict[str, object]:
             "among_all": measures.nearest_shares(
                 measures.pixel_distances(plain.drawn, plain.truths), plain.captions, [is_small(one) for one in truths]
             ),
-            "among_small": drawings(models, small).figures(by_features=False)["nearest_truth_by_pixels"],
+            "among_small": drawings(base, small).figures(by_features=False)["nearest_truth_by_pixels"],
         },
-        "hires_96_px": drawings(models, truths, HIRES).figures(),
+        "guided_by_7": drawings(base.model_copy(update={"guidance_scale_factor": 1.0}), truths).figures(),
+        "hires_96_px": drawings(base, truths, HIRES).figures(),
         "blip": blip_quality(blip, plain),
     }
 

@@ -20,6 +20,8 @@ from sdlora.stages.evaluate.psnr import psnr_db
 from sdlora.stages.evaluate.run import at_size_of, evaluate_version, write_curves
 from sdlora.stages.sample.parts import FOLDERS, TEST, all_drawn, split
 
+pytestmark = pytest.mark.slow
+
 RANDOM = np.random.default_rng(0)
 
 

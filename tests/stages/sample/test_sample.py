@@ -29,6 +29,8 @@ from sdlora.stages.sample import sample
 from sdlora.stages.sample.recipe import SampleRecipe
 from sdlora.stages.sample.sample import Painter, Prompt, draw, parts_of, prompts_of, sample_version
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [Prompt(f"{n:03d}", text, 42) for n, text in enumerate(("captain, red background", "critter", "dylan face"))]
 
 
@@ -162,7 +164,6 @@ def test_how_many_report_says_nothing_about_what_is_screened() -> None:
     assert theirs.drawing() == choose_recipe(QUICK, 3).drawing() and theirs.digest() != choose_recipe(QUICK, 3).digest()
 
 
-@pytest.mark.slow
 def test_a_batch_draws_the_same_pictures_with_fewer_calls() -> None:
     alone, calls_alone = counted(1)
     together, calls_together = counted(3)
@@ -173,7 +174,6 @@ def test_a_batch_draws_the_same_pictures_with_fewer_calls() -> None:
     assert alone[0].tobytes() != alone[1].tobytes()
 
 
-@pytest.mark.slow
 def test_a_lost_picture_is_drawn_again_with_its_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     rows = [{"id": p.reference, "split": "reference", "caption": p.text} for p in PROMPTS]

@@ -27,6 +27,8 @@ from sdlora.stages.train.recipe import TrainRecipe
 from sdlora.stages.train.run import prepare, train_version
 from sdlora.stages.train.texts import text_key
 
+pytestmark = pytest.mark.slow
+
 CACHES = ("disk", "ram", "none")
 
 
@@ -61,7 +63,6 @@ def plain(folder: Path) -> bytes:
     return trained(folder)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["ram", "none"])
 def test_latents_give_the_same_bytes_without_files(folder: Path, plain: bytes, cache: str) -> None:
     shutil.rmtree(folder / "latents")
@@ -71,14 +72,12 @@ def test_latents_give_the_same_bytes_without_files(folder: Path, plain: bytes, c
         trained(folder, rank=3)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("cache", ["disk", "none"])
 def test_texts_give_the_same_bytes(folder: Path, plain: bytes, cache: str) -> None:
     assert trained(folder, cache_text=cache) == plain
     assert len(list(Path(".sdlora/store").glob("text/*.safetensors"))) == (4 if cache == "disk" else 0)
 
 
-@pytest.mark.slow
 def test_nothing_cached_at_all_gives_the_same_bytes(folder: Path, plain: bytes) -> None:
     assert trained(folder, cache_latents="none", cache_text="none") == plain
 

@@ -18,6 +18,8 @@ from sdlora.errors import DataError, ResourceError
 from sdlora.memory import preflight
 from sdlora.stages.train import loop
 
+pytestmark = pytest.mark.slow
+
 #: What only says when, how often and how fast a training steps: no prediction of its memory reads it.
 NOT_OF_MEMORY = {"seed", "steps", "checkpoint_every", "lr_schedule", "lr_stages", "lr_warmup_steps"}
 predicted: dict[tuple[object, ...], list[preflight.Phase]] = {}
@@ -54,7 +56,6 @@ def staged(*stages: tuple[int, float, str]) -> dict[str, object]:
     return {"lr_schedule": "staged", "lr_stages": tuple(rows)}
 
 
-@pytest.mark.slow
 def test_two_places_give_the_same_files(place: Place, other: Place) -> None:
     once = hashes(place.train())
     other.train(version="before", rank=3)
@@ -76,7 +77,6 @@ def test_versions_share_a_run_but_carry_their_own_name(place: Place, capsys: pyt
     assert sorted(names) == ["b-step000002", "b-step000004"]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after"),
     [
