@@ -67,7 +67,7 @@ get foreign words in front, as triggers are.
 ## Measured
 
 On {quality[pictures]} held-out pictures and their captions, sampled in 30 steps at CFG 3.5, which is a version's CFG 7
-on this base (`guidance_scale_factor` is 0.5 in `params.yaml`); `snakemake results/base/quality.json`:
+on this base, whose `guidance_scale_factor` is 0.5 (`snakemake results/base/quality.json`):
 
 | figure | value |
 | --- | --- |
