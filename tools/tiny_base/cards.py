@@ -18,19 +18,19 @@ tags: [stable-diffusion, tiny, avatars]
 
 # tiny-sd
 
-A Stable Diffusion of 64 px, small enough for git and a CPU, trained from scratch on drawn avatars. It is a plain
+A Stable Diffusion at 64 px, small enough for git and a CPU, trained from scratch on drawn avatars. It is a plain
 diffusers folder: `StableDiffusionPipeline.from_pretrained("models/tiny-sd")` needs nothing of this repository.
-It opens in transformers 4 and 5 (measured with diffusers 0.35.2 and 0.42.1), with the same tokens and pictures for
+It works with transformers 4 and 5 (measured with diffusers 0.35.2 and 0.42.1), with the same tokens and samples for
 English; version 4 splits Chinese and Japanese characters, as it does for every CLIP.
 
-It knows the world of `tools.tiny_base.world` and nothing else: {styles} styles of avatars, their attributes, colours,
-backgrounds and framings, in captions such as
+It knows only the world of `tools.tiny_base.world`: {styles} styles of avatars, their attributes, colours, backgrounds
+and framings, in captions such as
 
     toon head, black undercut hair, gray turtle neck, peach skin, happy eyes, smile mouth, white background
 
-The style `pixel-art` and the identities of the datasets `captain` and `gardener` were never seen, nor were 5 % of the
-combinations. Hair has any colour of the palette. It draws bare heads: of hats, glasses and
-other accessories only tiny-blip has seen pictures.
+It never saw the style `pixel-art`, the identities of the datasets `captain` and `gardener`, or 5 % of the
+combinations. Hair may have any colour of the palette. It draws bare heads; only tiny-blip has seen pictures of hats,
+glasses and other accessories.
 
 ## Parts
 
@@ -44,54 +44,54 @@ other accessories only tiny-blip has seen pictures.
 ## Recipe
 
 `make base`, on {recipe.pictures} drawn pictures of {recipe.size_px} px and {recipe.larger_pictures} of
-{recipe.larger_px} px, every fourth batch of the latter; rates rise for 200 steps, stay, and fall to zero over the last
-30 % of the steps; bf16 autocast, seed {recipe.seed}:
+{recipe.larger_px} px, which are every fourth batch. Learning rates rise for 200 steps, stay, and fall to zero over the
+last 30 % of the steps; bf16 autocast, seed {recipe.seed}:
 
-| what learns | steps | batch | AdamW's rate | loss |
+| what is trained | steps | batch | AdamW's learning rate | loss |
 | --- | --- | --- | --- | --- |
 | VAE | {recipe.vae_steps} | {recipe.vae_batch} | {recipe.vae_learning_rate:g} | L1 + gradients + squared error |
-| decoder alone | {recipe.decoder_steps} | {recipe.decoder_batch} | {recipe.decoder_learning_rate:g} | the same |
+| decoder only | {recipe.decoder_steps} | {recipe.decoder_batch} | {recipe.decoder_learning_rate:g} | the same |
 | UNet, text encoder | {recipe.unet_steps} | {recipe.unet_batch} | {recipe.unet_learning_rate:g} | epsilon, min-SNR |
 
-The VAE's loss is L1 + 0.5 x the gradients' difference + 10 x the squared error. Weights are averages (EMA) of
-{recipe.vae_ema_decay:g} for the VAE and {recipe.unet_ema_decay:g} for the UNet. min-SNR's gamma is
-{recipe.min_snr_gamma:g}; the noise has an offset of {recipe.noise_offset:g}.
+The VAE's loss is L1 + 0.5 x the difference of gradients + 10 x the squared error. Weights are averages (EMA) with a
+decay of {recipe.vae_ema_decay:g} for the VAE and {recipe.unet_ema_decay:g} for the UNet. min-SNR's gamma is
+{recipe.min_snr_gamma:g}; the noise offset is {recipe.noise_offset:g}.
 
-A share of {recipe.caption_dropout:g} of the captions is left out, for guidance; half of those are words that say
-nothing about a picture: a negative prompt of words it never saw would spoil the picture otherwise. The others lose a
-share of {recipe.tag_dropout:g} of their attributes, and a share of {recipe.foreign_words:g} have foreign words before
-them, as triggers are.
+For classifier-free guidance, a share of {recipe.caption_dropout:g} of the captions is dropped; half of these are
+replaced by words that say nothing about a picture, because a negative prompt of unseen words would spoil the picture.
+The other captions lose a share of {recipe.tag_dropout:g} of their attributes, and a share of {recipe.foreign_words:g}
+get foreign words in front, as triggers are.
 
 {note}
 
 ## Measured
 
-On {quality[pictures]} held-out pictures, drawn in 30 steps with what a version's CFG 7 is on this base: 3.5, for its
-`guidance_scale_factor` is 0.5 in `params.yaml` (`snakemake results/base/quality.json`):
+On {quality[pictures]} held-out pictures and their captions, sampled in 30 steps at CFG 3.5, which is a version's CFG 7
+on this base, whose `guidance_scale_factor` is 0.5 (`snakemake results/base/quality.json`):
 
 | figure | value |
 | --- | --- |
 | VAE PSNR | {quality[vae][psnr_db]} dB |
 | VAE PSNR of faces | {quality[vae][face_psnr_db]} dB |
 | VAE SSIM | {quality[vae][ssim]} |
-| nearest of 20 truths of its style is its own (chance 0.05), by pixels | {pixels[own]} |
+| nearest of 20 true pictures of its style is its own (chance 0.05), by pixels | {pixels[own]} |
 | the same by EffNet-Lite0 features | {features[own]} |
-| nearest of all truths is of its style, by pixels | {pixels[style]} |
+| nearest of all true pictures is of its style, by pixels | {pixels[style]} |
 | the same by EffNet-Lite0 features | {features[style]} |
-| small figures alone: nearest of 20 truths of its style is its own, by pixels | {small[among_all][own]} |
-| the same, the 20 truths being small figures, too | {small[among_small][own]} |
-| at 96 px with hires fix: nearest of 20 truths is its own, by pixels | {hires[own]} |
-| CMMD of drawn to true, EffNet-Lite0 features, x 1000 | {quality[all][cmmd_effnet_lite0]} |
-| guided by 7 itself: nearest of 20 truths is its own, by pixels | {guided[nearest_truth_by_pixels][own]} |
+| small figures only: nearest of 20 true pictures of its style is its own, by pixels | {small[among_all][own]} |
+| the same, the 20 being small figures, too | {small[among_small][own]} |
+| at 96 px with hires fix: nearest of 20 true pictures is its own, by pixels | {hires[own]} |
+| CMMD of samples to true pictures, EffNet-Lite0 features, x 1000 | {quality[all][cmmd_effnet_lite0]} |
+| at CFG 7 itself: nearest of 20 true pictures is its own, by pixels | {guided[nearest_truth_by_pixels][own]} |
 | the same by EffNet-Lite0 features | {guided[nearest_truth_by_effnet_lite0][own]} |
-| tiny-blip names the style that was asked for | {quality[blip][style_named][drawn]} |
+| tiny-blip names the style of the prompt | {quality[blip][style_named][drawn]} |
 | the same for the true pictures | {quality[blip][style_named][truth]} |
 
-![Held-out captions: what they describe, and what was drawn](../../docs/images/base.png)
+![Held-out captions: true pictures and samples](../../docs/images/base.png)
 
-*64 held-out captions, sixteen a row: above what the caption describes, below what was drawn.*
+*64 held-out captions, sixteen per row: the true picture above, the sample below.*
 
-It is a base to try the pipeline on, not a model for pictures of anything.
+Use it to try the pipeline, not as a general model.
 
 ## Training data
 
@@ -111,16 +111,16 @@ tags: [blip, tiny, avatars]
 
 # tiny-blip
 
-A `BlipForConditionalGeneration` of 4.1 M parameters for pictures of 64 px, trained from scratch on the avatars of
+A `BlipForConditionalGeneration` with 4.1 M parameters for pictures of 64 px, trained from scratch on the avatars of
 [tiny-sd](../tiny-sd/README.md). It names the style and the attributes of an avatar.
 
-`make base`: {recipe.blip_steps} steps of {recipe.blip_batch} pictures, AdamW {recipe.blip_learning_rate},
-bf16 autocast, seed {recipe.seed}, on tiny-sd's pictures. Every third has a spot of one colour, so that something worn
-that no caption names does not change the rest; others are padded as portraits are.
+`make base`: {recipe.blip_steps} steps of {recipe.blip_batch} pictures, AdamW at {recipe.blip_learning_rate},
+bf16 autocast, seed {recipe.seed}, on tiny-sd's pictures. Every third has a spot of one colour, so that BLIP learns to
+ignore something worn that no caption names; others are padded as portraits are.
 
-Mean F1 of attributes, what stands between commas being one: {quality[blip][attribute_f1]} on {quality[pictures]}
-held-out pictures, {f1[captain]} and {f1[gardener]} on the pictures that LoRAs of the two held-out characters learn from
-(the patch and the hat aside).
+Mean F1 of attributes (the text between two commas is one): {quality[blip][attribute_f1]} on {quality[pictures]}
+held-out pictures, {f1[captain]} and {f1[gardener]} on the training pictures of the two held-out characters' LoRAs
+(without the patch and the hat).
 
 ## Training data
 

@@ -15,15 +15,15 @@ class Animate(Section):
     model: str = Field("stabilityai/stable-video-diffusion-img2vid-xt", description="folder or hub id of the pipeline")
     revision: str | None = Field(None, description="commit, branch or tag on the hub; null = main")
     dtype: Literal["fp32", "fp16", "bf16"] = Field("fp16", description="type of the weights; fp16 needs a GPU")
-    reference: int = Field(
-        1, ge=1, description="whose picture, of those that the chosen checkpoint has drawn, by number"
-    )
+    reference: int = Field(1, ge=1, description="number of the reference whose picture at the chosen step is used")
     width_px: Side = Field(1024, description="of the frames while they are made, a multiple of 64")
     height_px: Side = Field(576, description="likewise; the picture is padded to it, and the padding is cut off again")
     frames: int = Field(25, ge=2, le=200, description="frames made; the xt model learnt 25, the first one 14")
-    fps: int = Field(7, ge=1, le=30, description="frames a second, which the model is told, too")
+    fps: int = Field(7, ge=1, le=30, description="frames a second, also given to the model")
     motion_bucket_id: int = Field(127, ge=0, le=255, description="how much moves")
-    noise_aug_strength: float = Field(0.02, ge=0, le=1, description="noise on the picture: more moves it further away")
+    noise_aug_strength: float = Field(
+        0.02, ge=0, le=1, description="noise on the picture; more makes frames differ from it"
+    )
     min_guidance_scale: float = Field(1.0, ge=1, le=20, description="guidance of the first frame")
     max_guidance_scale: float = Field(3.0, ge=1, le=20, description="guidance of the last frame")
     inference_steps: int = Field(25, ge=1, le=200, description="denoising steps")

@@ -73,13 +73,13 @@ ORIGINS: dict[str, tuple[str, str]] = {
 }
 INTRO = """# Every setting
 
-Made from the schema by `make docs`. Unknown keys are errors, and so are options that cannot apply together: both are
-told when `params.yaml` is read, with the reason.
+Made from the schema by `make docs`. Unknown keys, and options that cannot apply together, are errors when `params.yaml`
+is read, with the reason.
 
 `versions.<name>` states what differs from `defaults`, or from a preset (`preset: balanced`; `presets` in `params.yaml`
-has `best-quality`, `balanced` and `fast`). What is done with pictures and captions is in
-[data-options.md](data-options.md), which files come out in [lora-files.md](lora-files.md), what an option costs in time
-and memory in [benchmarks.md](benchmarks.md). Numbers such as 2106.09685 are arXiv papers.
+has `best-quality`, `balanced` and `fast`). More about pictures and captions: [data-options.md](data-options.md); about
+the LoRA's files: [lora-files.md](lora-files.md); about an option's time and memory: [benchmarks.md](benchmarks.md).
+Numbers such as 2106.09685 are arXiv papers.
 """
 
 

@@ -88,7 +88,7 @@ class Dataset(Section):
     masks: str | None = Field(
         None,
         min_length=1,
-        description="what train.mask: user weighs the loss with: alpha (each picture's own), or a folder of masks",
+        description="masks for train.mask: user: alpha (each picture's own alpha channel), or a folder of masks",
     )
     repeats: dict[str, Repeats] = Field({}, description="draws per epoch of a subfolder's pictures: {subfolder: N}")
     kohya_repeats: bool = Field(False, description="read repeats from subfolders' names, as kohya does: 3_hat is 3")
@@ -153,8 +153,8 @@ class Caption(Section):
         None,
         gt=0,
         le=1,
-        description="share of the training captions: a tag, the text between commas, that so many have is left out, so "
-        "that what all pictures show is learnt as the trigger; null leaves every tag in",
+        description="a tag (the text between two commas) that at least this share of the training captions has is left "
+        "out, so that the trigger learns it; null leaves every tag in",
     )
 
     @field_validator("by")
@@ -210,7 +210,7 @@ class Lora(Section):
     file: str | None = Field(None, min_length=1, description="a .safetensors file, or the folder of one")
     version: str | None = Field(None, description="a version that is trained here, in the place of a file")
     step: int | None = Field(None, ge=1, description="its checkpoint; null = the chosen one")
-    weight: float = Field(1.0, ge=-4, le=4, description="its strength beside the others; sample.lora_scale is all's")
+    weight: float = Field(1.0, ge=-4, le=4, description="its weight among the others; sample.lora_scale scales all")
 
     @model_validator(mode="after")
     def _says_which(self) -> Self:

@@ -43,25 +43,25 @@ class Sample(Section):
     eta: float = Field(0.0, ge=0, le=1, description="ddim: noise added at each step (2010.02502, eq. 16)")
     solver_order: int | None = Field(None, ge=1, le=3, description="unipc: its order (2302.04867); null = 2")
     clip_skip: int | None = Field(
-        None, ge=1, le=12, description="text encoder's layer that is read, 1 = the last; null = the family's own"
+        None, ge=1, le=12, description="which layer of the text encoder is used, 1 = the last; null = the family's own"
     )
-    negative_prompt: str = Field("", description="what the picture should not be")
-    second_prompt: str | None = Field(None, description="what a second text encoder is told (sdxl); null = the same")
-    second_negative_prompt: str | None = Field(None, description="and what it should not be; null = the same")
+    negative_prompt: str = Field("", description="negative prompt")
+    second_prompt: str | None = Field(None, description="prompt for the second text encoder (sdxl); null = the same")
+    second_negative_prompt: str | None = Field(None, description="its negative prompt; null = the same")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
-        (42,), min_length=1, description="at every checkpoint, of each reference that chooses: one picture each"
+        (42,), min_length=1, description="one picture each, of every validation reference at every checkpoint"
     )
     report_seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (42, 43, 44, 45),
         min_length=1,
-        description="at the chosen checkpoint and at step 0, of each reference that reports: one picture each",
+        description="one picture each, of every test reference at the chosen checkpoint and at step 0",
     )
     hires: Hires | None = Field(None, description="null = off")
-    max_references: int = Field(10, ge=1, le=1000, description="references drawn and measured, first by id")
+    max_references: int = Field(10, ge=1, le=1000, description="references sampled and measured, first by id")
     batch_size: int = Field(1, ge=1, le=1000, description="pictures drawn at once: more is faster and takes memory")
     decode: Literal["whole", "sliced", "tiled"] = Field(
         "whole",
-        description="the VAE at work, for a GPU's memory: on all pictures at once; on one after the other; on each in "
+        description="how the VAE decodes, to save GPU memory: all pictures at once; one after the other; each in "
         "overlapping tiles of half the base's side, whose colours can differ a little",
     )
 

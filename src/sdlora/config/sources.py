@@ -99,5 +99,5 @@ class Scrape(Section):
         True, description="leave pictures whose X-Robots-Tag says noai, noimageai, noindex or noimageindex"
     )
     duplicate_bits: int = Field(
-        10, ge=-1, le=64, description="pictures whose 128-bit dHash differs in at most this many bits are one; -1 = off"
+        10, ge=-1, le=64, description="duplicates differ in at most this many bits of their 128-bit dHash; -1 = off"
     )

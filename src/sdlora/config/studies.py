@@ -28,9 +28,9 @@ class Claim(Section):
     says: str = Field(min_length=1, max_length=500, description="the sentence, as the write-up has it")
     source: str = Field(min_length=1, max_length=100, description="which write-up, in words")
     start: dict[str, Any] = Field(
-        {}, description="what this study starts from, over the start of all: as versions state it"
+        {}, description="settings of this claim's own start, over the common one, as a version states them"
     )
-    change: dict[str, Any] = Field({}, description="what is changed of it, likewise")
+    change: dict[str, Any] = Field({}, description="settings that are changed, in the same form")
     against: Literal["start", "base"] = Field(
         "start", description="what the changed version is compared with: the start, or itself without its LoRA"
     )

@@ -61,7 +61,7 @@ class Pivotal(Section):
 
 
 class Prior(Section):
-    """Prior preservation (DreamBooth, 2208.12242): pictures the base draws of the class are learnt along."""
+    """Prior preservation (DreamBooth, 2208.12242): pictures of the class, sampled by the base, are learnt, too."""
 
     prompt: str = Field(min_length=1, description="the class, as the base knows it: 'toon head', 'person'")
     pictures: int = Field(20, ge=1, le=2000, description="how many are drawn, once, before training")
