@@ -12,7 +12,7 @@ from pydantic import Field
 
 from sdlora import records
 from sdlora.errors import DataError
-from sdlora.flow import freshness, hashing, store
+from sdlora.flow import command, freshness, hashing, store
 from sdlora.flow.hashing import FileHashes
 from sdlora.flow.recipe import Recipe
 
@@ -59,6 +59,27 @@ def test_a_folder_in_which_a_job_had_nothing_to_write_is_fresh(chain: list[Recip
     (first.outputs[1] / freshness.FOLDER_MARK).unlink()
     first.outputs[1].rmdir()
     assert freshness.settle([first]) == []
+
+
+def test_what_changed_while_a_job_was_at_work_is_not_recorded_as_what_it_was_made_from(
+    chain: list[Recipe], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that outlives its Snakemake, while another run or a checkout brings other pictures."""
+    a, b = chain
+    before = b.made.read_bytes()
+
+    def work(recipe: Recipe, text: str) -> list[Path]:
+        records.write_text(a.outputs[0], text)
+        freshness.write_made(a, [a.outputs[0]])
+        return [b.outputs[0]]
+
+    monkeypatch.setattr("sys.argv", ["flip", "--recipe", str(b.path), "--text", "other"])
+    with pytest.raises(SystemExit, match=r"while flip was at work, a/made\.json changed"):
+        command.run(Second, work, text=str)
+    assert b.made.read_bytes() == before
+    command.run(Second, work, text=str)  # nothing is another one now
+    made = freshness.read_made(b.made)
+    assert made is not None and made.inputs == freshness.inputs_of(b)
 
 
 class Grown(First):

@@ -4,7 +4,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -41,7 +41,9 @@ def run(kind: type[Asked], work: Callable[..., Iterable[Path]], **arguments: typ
         check_code(recipe, Path(sys.argv[0]))
         if recipe.cards:
             cards.take(recipe.cards)
+        inputs = freshness.inputs_of(recipe)
         outputs = list(work(recipe, **options))
+        check_inputs(recipe, inputs)
         freshness.write_made(recipe, outputs)
     except SdloraError as error:
         sys.exit(f"error: {error}")
@@ -117,4 +119,20 @@ def check_code(recipe: Recipe, script: Path) -> None:
         raise DataError(
             f"the code of {recipe.stage} below {PACKAGE} is not the code that this run was planned with: "
             f"it was edited meanwhile, or it belongs to another checkout; run the same command again"
+        )
+
+
+def check_inputs(recipe: Recipe, inputs: Mapping[str, str]) -> None:
+    """Nothing may be recorded as made from what was not there yet when the work began.
+
+    A job may go on after its Snakemake was killed, while another run, or a checkout, changes what it reads.
+
+    Raises:
+        DataError: If an input is another one now than `inputs`, each one's identity at the beginning, says.
+    """
+    now = freshness.inputs_of(recipe)
+    if changed := [name for name, identity in inputs.items() if now[name] != identity]:
+        raise DataError(
+            f"{recipe.made.parent.parent}: while {recipe.stage} was at work, {', '.join(changed)} changed, so what it "
+            f"made may be of the files before; run the same command again"
         )
