@@ -103,6 +103,7 @@ def test_the_shipped_claims_are_sound(monkeypatch: pytest.MonkeyPatch) -> None:
         ("start:\n  train: {rank: 2}", "start:\n  lora: x.safetensors", "start states lora, but no study states it"),
         ("change: {train: {rank: 4}}", "change: {sample: {report_seeds: [1]}}",
          "change states sample.report_seeds, but both sides of a comparison have it in common"),
+        ("change: {train: {rank: 4}}", "change: {fit: {fill: blur}}", "change states fit.fill, but both sides of a"),
         ("  fit: {method: pad}\nc", "  dataset: smal\nc", "5: start.dataset: 'smal' is not defined; did you mean"),
         ("  rank:\n", "  start:\n", "two versions would be called study-start"),
     ],

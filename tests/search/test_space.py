@@ -20,7 +20,8 @@ ASKED = ("--like", "a", "--set", "train.rank=2,4")
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with settings and nothing else: a search that got past them would fail otherwise."""
-    (tmp_path / "params.yaml").write_text(SMALL, encoding="utf-8")
+    larger = "  larger: {model: models/tiny-sd, family: sd, size_px: 96, captioner: models/tiny-blip}\ndatasets:"
+    (tmp_path / "params.yaml").write_text(SMALL.replace("datasets:", larger), encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -54,7 +55,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([*ASKED, "--prune-at", "3"], "prune_at: 3 is no checkpoint before a training's end; those are 2"),
         ([*ASKED, "--startup", "0"], "'0' is no number from 1 on"),
         ([*ASKED, "--seed", "-1"], "'-1' is no number from 0 on"),
-        ([*ASKED, "--at-once", "21"], "--at-once is 21, but keep_runs is 20"),
+        ([*ASKED, "--at-once", "20"], "--at-once is 20, but keep_runs is 20"),
+        (["--like", "a", "--set", "fit.fill=edge,blur"], "they would be measured against references padded otherwise"),
+        (["--like", "a", "--set", "base=tiny,larger"], "fitted as pad-edge-64, pad-edge-96, for their bases"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_told(folder: Path, words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,7 +19,8 @@ START = "study-start"  # the version that studies share
 #: What no study may state: it trains, the rule chooses, and `seeds` counts for all.
 NEVER = ("lora", "chosen", "train.seeds")
 #: What both sides must have in common; and a preset lies below what the start states.
-SHARED = ("preset", "base", "dataset", "evaluate", "sample.seeds", "sample.report_seeds", "sample.max_references")
+SHARED = ("preset", "base", "dataset", "fit.size_px", "fit.fill", "evaluate", "sample.seeds", "sample.report_seeds",
+          "sample.max_references")  # fmt: skip
 
 
 class Claim(Section):

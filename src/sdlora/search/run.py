@@ -47,10 +47,10 @@ def run(asked: Asked) -> None:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", asked.name):
         raise ParamsError(f"{asked.name!r} is no name of a search: letters, digits, and _ . - within")
     search = Search.of(asked)
-    if asked.at_once > search.params.keep_runs:
+    if asked.at_once >= search.params.keep_runs:  # they, and the best one so far
         raise ParamsError(
-            f"--at-once is {asked.at_once}, but keep_runs is {search.params.keep_runs}: a trial that waits to go on "
-            f"would be dropped; raise keep_runs in params.yaml"
+            f"--at-once is {asked.at_once}, but keep_runs is {search.params.keep_runs}: a trial that waits to go "
+            f"on, or the best one, would be dropped; raise keep_runs in params.yaml"
         )
     search.check()
     with store.sole_use(store.entry("search", asked.name)):
@@ -120,7 +120,7 @@ class Search:
         """Refuse what no trial could be, before anything runs.
 
         Raises:
-            ParamsError: If no trial may have a value, or trials cannot share what is made of the dataset.
+            ParamsError: If no trial may have a value, or trials would be measured against different pictures.
         """
         version = self.params.versions[self.study.like]
         if version.lora is not None:
@@ -130,7 +130,13 @@ class Search:
         if (self.folder / TRIALS).exists():
             return
         tried = {self.trial_name(number): settings for number, settings in enumerate(self._extremes)}
-        plan.jobs(load(PARAMS, {self.name: self.trials(tried)}))
+        jobs = plan.jobs(load(PARAMS, {self.name: self.trials(tried)}))
+        fitted = {job.references.name for job in jobs if isinstance(job, ProbeRecipe)}
+        if len(fitted) > 1:
+            raise ParamsError(
+                f"trials would be measured against references fitted as {', '.join(sorted(fitted))}, for their bases "
+                f"have other sizes: give one base, or fit.size_px"
+            )
 
     @cached_property
     def _extremes(self) -> list[dict[str, Any]]:

@@ -28,6 +28,7 @@ NEVER = {
 SHARED = {
     "dataset": "they would be measured against other references",
     "fit.size_px": "they would be measured against references of another size",
+    "fit.fill": "they would be measured against references padded otherwise",
     "sample.seeds": "they would be measured on other pictures",
     "sample.max_references": "they would be measured on other pictures",
     "sample.report_seeds": "no trial is measured on them",

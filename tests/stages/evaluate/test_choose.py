@@ -314,6 +314,10 @@ def test_what_cannot_be_compared_is_told(tmp_path: Path) -> None:
     stranger = measured(tmp_path / "v9", [1.0] * 10, [1.0] * 10, [*NAMES[:9], "z"])
     with pytest.raises(DataError, match="different references"):
         compare(one, stranger, 100, tmp_path / "none.csv")
+    for side, fitted in ((one, "pad-edge-64"), (stranger, "pad-blur-64")):
+        records.write_json(side / "best.json", {**records.read_json(one / "best.json"), "fitted": fitted})
+    with pytest.raises(DataError, match=r"one was .* fitted as pad-edge-64, v9 on pad-blur-64: .*fit\.size_px and"):
+        compare(one, stranger, 100, tmp_path / "none.csv")
     noisy = measured(tmp_path / "v7", [1.0] * 10, [1.0] * 10, NAMES)
     best = records.read_json(noisy / "best.json")
     best["test"]["seeds"] = [42, 43]

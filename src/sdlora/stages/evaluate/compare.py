@@ -27,6 +27,7 @@ class Measured:
 
     steps: list[int]
     references: list[str]
+    fitted: str  # how and to which size they were padded; empty: not recorded
     seeds: list[int]  # with which each was drawn
     doubt: str  # why nothing may be called better; empty where it may
     higher_is_better: dict[str, bool]
@@ -48,7 +49,13 @@ def measured(results: Sequence[Path], step: int | None = None) -> Measured:
     shared = [metric for metric in first.values if all(metric in one.values for one in found)]
     values = {metric: np.concatenate([one.values[metric] for one in found]) for metric in shared}
     return Measured(
-        [one.steps[0] for one in found], first.references, first.seeds, doubt, first.higher_is_better, values
+        [one.steps[0] for one in found],
+        first.references,
+        first.fitted,
+        first.seeds,
+        doubt,
+        first.higher_is_better,
+        values,
     )
 
 
@@ -66,7 +73,7 @@ def _one(result: Path, step: int | None) -> Measured:
         if row["metric"] != MEAN_RANK
     }
     doubt = "" if is_tested(best) else BY_A_PERSON if best["test"] else NO_TEST
-    return Measured([wanted], shown, part["seeds"], doubt, best["higher_is_better"], values)
+    return Measured([wanted], shown, best.get("fitted", ""), part["seeds"], doubt, best["higher_is_better"], values)
 
 
 def against(first: Measured, second: Measured, metric: str, bootstrap_samples: int) -> dict[str, float]:
@@ -99,7 +106,8 @@ def compare(
         trainings: The folders of all trainings of a version, its own first, by its name.
 
     Raises:
-        DataError: If one is not measured, or the two were measured on different references or drawn with other seeds.
+        DataError: If one is not measured, or the two were measured on different references, also by size or padding, or
+            drawn with other seeds.
     """
     if one.name == other.name:
         raise DataError(f"{one.name} is compared with itself; name another version, or {BASE}")
@@ -110,6 +118,11 @@ def compare(
     first, second = _side(one.name, other.name, folders), _side(other.name, one.name, folders)
     if first.references != second.references:
         raise DataError(f"{one.name} and {other.name} were measured on different references; they cannot be compared")
+    if first.fitted != second.fitted and first.fitted and second.fitted:
+        raise DataError(
+            f"{one.name} was measured on references fitted as {first.fitted}, {other.name} on {second.fitted}: other "
+            f"pictures, so a difference says nothing of the LoRAs; give both the same fit.size_px and fit.fill"
+        )
     if first.seeds != second.seeds:
         raise DataError(
             f"{one.name} was drawn with the seeds {_listed(first.seeds)}, {other.name} with {_listed(second.seeds)}: a "

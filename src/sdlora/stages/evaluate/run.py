@@ -158,7 +158,7 @@ def evaluate_version(
     columns = metrics_columns(len(validation.references), len(test.references) if test else 0)
     records.write_csv(out / "metrics.csv", columns, metrics_rows(validation, test, settings.bootstrap_samples))
     pictures = _write_pictures([row for part in FOLDERS for row in measured[part]], settings.metrics, out)
-    best = explain(validation, test, metrics, settings, choice)
+    best = {**explain(validation, test, metrics, settings, choice), "fitted": references.name}
     records.write_json(out / "best.json", best)
     records.write_json(out / "metrics.json", {"best_step": best["best_step"], **reported(best)["figures"]})
     curves = write_curves(validation.values, settings.bootstrap_samples, out / "curves")
