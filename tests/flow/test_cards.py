@@ -17,6 +17,7 @@ from sdlora.stages.animate.recipe import AnimateRecipe
 from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.choose.recipe import ChooseRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
+from sdlora.stages.evaluate.recipe import EvaluateRecipe
 from sdlora.stages.probe.recipe import ProbeRecipe
 from sdlora.stages.sample.recipe import SampleRecipe
 from sdlora.stages.train.recipe import TrainRecipe
@@ -170,3 +171,10 @@ def test_the_rules_count_the_jobs_that_take_a_card() -> None:
     counted = {name for name, text in rules.items() if re.search("gpu=(1|cards_of_training)", text)}
     on_cards = (AnimateRecipe, CaptionRecipe, ChooseRecipe, EncodeRecipe, ProbeRecipe, SampleRecipe, TrainRecipe)
     assert counted == {kind.stage for kind in on_cards if kind.on_card}
+
+
+@pytest.mark.parametrize("asked", ["learning", "describing", None])
+def test_measuring_takes_a_card_where_it_asks_a_network(asked: str | None) -> None:
+    """The same number is the rule's resource: else it would compute beside whoever has leased the first card."""
+    networks = {"learning": None, "describing": None, **({asked: object()} if asked else {})}
+    assert EvaluateRecipe.model_construct(**networks).cards == (asked is not None)

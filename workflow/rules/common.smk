@@ -42,10 +42,9 @@ def compared(wildcards):
     return [EvaluateRecipe.made_pattern().format(version=name) for name in names]
 
 
-def asks_networks(wildcards):
-    """Whether a metric of the version asks the base or the captioner."""
-    job = job_of(EvaluateRecipe, wildcards)
-    return job.learning is not None or job.describing is not None
+def cards_of_measuring(wildcards):
+    """A card, where a metric of the version asks the base or the captioner."""
+    return job_of(EvaluateRecipe, wildcards).cards
 
 
 def outputs(kind):

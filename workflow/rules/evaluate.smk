@@ -9,8 +9,8 @@ rule evaluate:
         "logs/{version}/evaluate.log",
     threads: PARAMS.threads
     resources:
-        gpu=lambda wildcards: int(asks_networks(wildcards)),
-        mem_mb=lambda wildcards: 16000 if asks_networks(wildcards) else 2000,
+        gpu=cards_of_measuring,
+        mem_mb=lambda wildcards: 16000 if cards_of_measuring(wildcards) else 2000,
         runtime=60,
     params:
         python=sys.executable,

@@ -63,3 +63,8 @@ class EvaluateRecipe(MeasuringRecipe):
         "metrics.csv", "pictures.csv", "metrics.json", "best.json", "curves/", "tables/",
     )  # fmt: skip
     shown: ClassVar[dict[str, str]] = {"metrics.csv": "metrics.rst"}
+
+    @property
+    def cards(self) -> int:
+        """One where a metric asks a network."""
+        return int(self.learning is not None or self.describing is not None)
