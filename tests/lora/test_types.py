@@ -18,6 +18,7 @@ from sdlora.config.train import Ema, Pivotal, Prior, TextEncoder, Train
 from sdlora.lora import pivotal, types
 from sdlora.lora.attach import attach_lora, detach_lora
 from sdlora.lora.names import AVERAGE, EMBEDDINGS, FILE_NAME
+from sdlora.stages.train import texts
 from sdlora.stages.train.batch import draw_batch
 from sdlora.stages.train.checkpoint import State
 from sdlora.stages.train.loop import Run, backward, loss_of, optimizer_step, train_loop
@@ -292,6 +293,11 @@ def test_prior_preservation_adds_the_class(tmp_path: Path, monkeypatch: pytest.M
     assert float(total) == pytest.approx(float(expected), rel=0.2)
     kept = sorted((tmp_path / ".sdlora/store/prior").rglob("*.safetensors"))
     assert len(kept) == 2
+    run_of(prior=Prior(prompt="toon head", pictures=2, weight=1.0))
+    assert sorted((tmp_path / ".sdlora/store/prior").rglob("*.safetensors")) == kept, "of the same base they are reused"
+    monkeypatch.setattr(texts, "version", lambda package: "0.0")
+    run_of(prior=Prior(prompt="toon head", pictures=2, weight=0.5))
+    assert len([*(tmp_path / ".sdlora/store/prior").rglob("*.safetensors")]) == 4, "an update may draw other pictures"
 
 
 def layers(run: Run) -> list[LoraLayer]:

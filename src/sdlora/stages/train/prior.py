@@ -7,12 +7,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sdlora import records, tensors
+from sdlora import tensors
 from sdlora.config.train import Prior
-from sdlora.flow import hashing, store
+from sdlora.flow import store
 from sdlora.models import ModelFamily
 from sdlora.progress import Progress
 from sdlora.randomness import generator
+from sdlora.stages.train import texts
 from sdlora.stages.train.dataset import Example
 
 INFERENCE_STEPS, GUIDANCE_SCALE = 30, 7.0
@@ -32,8 +33,8 @@ def examples(model: ModelFamily, settings: Prior, identity: str, seed: int, size
     Returns:
         One example a picture, captioned by the prompt.
     """
-    values = [settings.prompt, settings.pictures, identity, seed, size_px, torch.get_num_threads()]
-    folder = store.entry("prior", hashing.sha256_text(records.canonical_json(values))[:32])
+    asked = {"prompt": settings.prompt, "pictures": settings.pictures, "seed": seed, "size_px": size_px}
+    folder = store.entry("prior", texts.key_of(model, identity, Path(__file__), asked))
     found = []
     with store.sole_use(folder, wait=True):
         for number, latents in enumerate(_latents(model, settings, folder, seed, size_px)):

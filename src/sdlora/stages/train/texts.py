@@ -86,23 +86,35 @@ def on_disk(model: ModelFamily, texts: Sequence[str], identity: str, folder: Pat
 
 def text_key(model: ModelFamily, text: str, identity: str) -> str:
     """Name of a text's embedding: the text and everything else its bits depend on."""
+    return key_of(model, identity, Path(__file__), {"text": text})
+
+
+def key_of(model: ModelFamily, identity: str, module: Path, asked: Mapping[str, object]) -> str:
+    """Name of something that a base made: what it was asked, and everything else its bits depend on.
+
+    Args:
+        model: The base.
+        identity: Which weights it has.
+        module: The source file that makes it.
+        asked: What it is made of.
+    """
     depends_on = {
-        "text": text,
+        **asked,
         "weights": identity,
         "family": model.base.family,
         "dtype": str(model.dtype),
         "device": model.device.type,
         "threads": torch.get_num_threads(),
         "software": {name: version(name) for name in ("diffusers", "torch", "transformers")},
-        "code": _code(model.base.family),
+        "code": _code(module, model.base.family),
     }
     return hashing.sha256_text(records.canonical_json(depends_on))[:32]
 
 
 @cache
-def _code(family: str) -> str:
-    """Identity of the code that makes a family's embeddings."""
-    return Code(CODE_MEMORY).reach(Path(__file__), [choices.FAMILIES[family]]).identity
+def _code(module: Path, family: str) -> str:
+    """Identity of the code of a module and of a family."""
+    return Code(CODE_MEMORY).reach(module, [choices.FAMILIES[family]]).identity
 
 
 def _lookup(rows: Mapping[str, Conditioning]) -> ConditioningOf:
