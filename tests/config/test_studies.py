@@ -127,6 +127,7 @@ def test_a_version_of_the_same_name_is_told(tmp_path: Path) -> None:
         (["--cores", "2", "studies"], True),
         (["results/study-rank/metrics.csv"], True),
         (["--target-jobs", "train:version=study-rank-seed43"], True),  # what a cluster's job is told
+        (["--target-jobs", "fit:dataset=captain,fit=bucket-edge-64"], True),
         (["--cores", "1", "results/v8/metrics.csv"], False),
         (["-n", "all"], False),
     ],
