@@ -1,5 +1,6 @@
 """The prediction against what training really allocates, and what a user is told."""
 
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -15,7 +16,8 @@ from training import examples, measured, settings
 from sdlora import choices
 from sdlora.config.load import load
 from sdlora.config.params import Base, Flip
-from sdlora.errors import MissingError, ResourceError
+from sdlora.config.sample import Sample
+from sdlora.errors import MissingError, ParamsError, ResourceError
 from sdlora.lora import types
 from sdlora.memory import meter as memory
 from sdlora.memory import preflight
@@ -194,6 +196,21 @@ def test_ways_are_combined_when_none_is_enough_and_a_hopeless_run_is_told(small_
         preflight.check(train, base, demand, free=free, device="cpu")
     with pytest.raises(ResourceError, match="no setting makes it fit"):
         preflight.check(train, base, demand, free=2**20, device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("sample", "said"),
+    [
+        ({"second_prompt": "x"}, "sample.second_prompt is for families with a second text encoder"),
+        ({"scheduler": "flow_euler"}, "flow_euler"),
+        ({"decode": "tiled", "hires": None}, "a picture of 32 px is no larger than a tile, 32 px"),
+    ],
+)
+def test_what_could_not_be_drawn_is_told_before_it_is_trained(sample: dict[str, object], said: str) -> None:
+    """On a CPU, too."""
+    demand = preflight.Demand((4, 8, 8))
+    with pytest.raises(ParamsError, match=re.escape(said)):
+        preflight.check(settings(), TINY, demand, device="cpu", drawing=(Sample(**sample), 32))
 
 
 def test_free_memory_is_what_the_system_has() -> None:

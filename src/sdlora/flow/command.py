@@ -95,7 +95,7 @@ def _says_touch(word: str) -> bool:
 def asks_for_studies(words: Sequence[str]) -> bool:
     """Whether a command line names studies, one of their versions, or a job of a dataset, which may be a study's alone.
 
-    Planning all of them takes half a second. On a cluster a job is named by its wildcards: fit:dataset=a,fit=pad-edge-64.
+    Planning all of them takes half a second. A cluster's job is named by its wildcards: fit:dataset=a,fit=pad-edge-64.
     """
     return any(name in word for word in words for name in ("studies", "study-", ",fit="))
 

@@ -26,6 +26,7 @@ from sdlora.memory.prediction import (
     predict,
 )
 from sdlora.models.family import default_device, quieten
+from sdlora.stages.sample.drawing import check_before_training
 
 __all__ = ["Demand", "Phase", "check", "demand_of", "predict", "table"]
 MIB, GIB = 2**20, 2**30
@@ -52,13 +53,16 @@ def check(
         free: Bytes to fit into; None = what the training device has free now.
         device: Where it trains; None = CUDA where there is one.
         phases: The prediction, if it is known already.
-        drawing: What will be drawn with the LoRA, on a GPU, and its side in px: training would be for nothing
-            if that did not fit.
+        drawing: How will be drawn with the LoRA, and at which side in px: training would be for nothing if the
+            base could not do it, or if it did not fit on a GPU.
         beside: Processes that train together. GPUs are one each; RAM is shared.
 
     Raises:
         ResourceError: With the prediction, what is free, and the changes that would make it fit.
+        ParamsError: If the base does not have an option that it will be drawn with.
     """
+    if drawing is not None:
+        check_before_training(drawing[0], base, drawing[1])
     where = torch.device(device or default_device())
     sharing = 1 if where.type == "cuda" else beside
     available = (free_bytes(where) if free is None else free) // sharing

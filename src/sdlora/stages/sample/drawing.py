@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from sdlora import choices
 from sdlora.config.params import Base
 from sdlora.config.sample import Hires, Sample
 from sdlora.errors import ParamsError
@@ -35,6 +36,22 @@ def check_drawing(settings: Sample, family: type[ModelFamily]) -> None:
             raise ParamsError(
                 f"sample.{option} is for families with a second text encoder, such as sdxl; {family.__name__} has one"
             )
+
+
+def check_before_training(settings: Sample, base: Base, size_px: int) -> None:
+    """Refuse what could not be drawn with the LoRA: training it would be for nothing.
+
+    Args:
+        settings: How it will be drawn.
+        base: What draws.
+        size_px: Side of what is drawn at first.
+
+    Raises:
+        ParamsError: Names the option and what has it, or the sizes.
+    """
+    check_drawing(settings, choices.pick(choices.FAMILIES, base.family))
+    if settings.decode == "tiled":
+        tile_side(base, last_side(settings, size_px, 1))
 
 
 def last_side(settings: Sample, side: int, multiple: int) -> int:
