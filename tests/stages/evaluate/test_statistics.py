@@ -56,7 +56,8 @@ def test_equal_values_give_equal_intervals() -> None:
     values = [1.0, 5.0, 2.0, 8.0, 3.0, 9.0, 4.0, 4.5] * 3
     assert mean_interval(values, 500) == mean_interval(values, 500) != mean_interval(values, 500, seed=1)
     assert mean_interval([2.0], 100) == Interval(2.0, 2.0, 2.0, 1.0)
-    assert mean_interval([2.0] * 6, 100) == Interval(2.0, 2.0, 2.0, 0.0)
+    assert mean_interval([2.0] * 6, 100) == Interval(2.0, 2.0, 2.0, 0.03125)
+    assert mean_interval([-1.0] * 5, 100) == Interval(-1.0, -1.0, 0.0, 0.0625), "five of one sign prove nothing"
     assert mean_interval([0.0] * 6, 100).p == 1.0
 
 
@@ -140,6 +141,6 @@ def test_a_difference_as_large_as_the_smallest_detectable_is_mostly_found(luck: 
     assert crossed_detectable([np.full((3, 5), 2.0)] * 2, (-1, 1)) == 0.0
 
 
-def test_a_table_of_equal_values_is_its_own_interval() -> None:
-    found = crossed_interval([np.full((3, 5), 2.0)], (1,))
-    assert (found.mean, found.low, found.high, found.p) == (2.0, 2.0, 2.0, 0.0)
+def test_of_a_table_of_equal_values_only_the_sign_counts() -> None:
+    assert crossed_interval([np.full((3, 6), 2.0)], (1,)) == Interval(2.0, 2.0, 2.0, 0.03125)
+    assert crossed_interval([np.full((3, 5), 2.0)], (1,)) == Interval(2.0, 0.0, 2.0, 0.0625)

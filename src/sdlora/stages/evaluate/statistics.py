@@ -42,13 +42,13 @@ def mean_interval(values: Sequence[float], samples: int, seed: int = 0) -> Inter
         seed: Of the resampling; equal values give equal intervals.
 
     Returns:
-        The interval; a single value, or equal ones, give themselves.
+        The interval; of equal values see `_of_equal`.
     """
     data: Floats = np.asarray(values, dtype=np.float64)
     count, mean = len(data), float(data.mean())
     error = _standard_error(data)
     if error <= 1e-12 * max(1.0, abs(mean)):
-        return Interval(mean, mean, mean, 1.0 if mean == 0 or count == 1 else 0.0)
+        return _of_equal(mean, count)
     if count < LEAST_RESAMPLED:
         half = float(stdtrit(count - 1, 1 - LEVEL / 2)) * error
         return Interval(mean, mean - half, mean + half, float(2 * stdtr(count - 1, -abs(mean) / error)))
@@ -60,6 +60,18 @@ def mean_interval(values: Sequence[float], samples: int, seed: int = 0) -> Inter
     tail = min((scaled >= mean / error).sum(), (scaled <= mean / error).sum())
     p = min(1.0, 2 * float(tail + 1) / (len(scaled) + 1))
     return Interval(mean, mean - float(above) * error, mean - float(below) * error, p)
+
+
+def _of_equal(mean: float, count: int) -> Interval:
+    """The interval of equal values, as ranks are: without a spread, only that all have one sign is evidence.
+
+    p is the sign test's (Arbuthnot 1710), 0.0625 for five values. Where that is too little the interval reaches to 0;
+    a single value is its own.
+    """
+    p = 1.0 if mean == 0 else min(1.0, 2.0 ** (1 - count))
+    if p <= LEVEL or count == 1:
+        return Interval(mean, mean, mean, p)
+    return Interval(mean, min(mean, 0.0), max(mean, 0.0), p)
 
 
 def crossed_interval(tables: Sequence[Floats], signs: Sequence[int]) -> Interval:
@@ -77,7 +89,7 @@ def crossed_interval(tables: Sequence[Floats], signs: Sequence[int]) -> Interval
     """
     mean, error, freedom = _crossed(tables, signs)
     if error <= 1e-12 * max(1.0, abs(mean)):
-        return Interval(mean, mean, mean, 1.0 if mean == 0 else 0.0)
+        return _of_equal(mean, tables[0].shape[1])
     half = float(stdtrit(freedom, 1 - LEVEL / 2)) * error
     return Interval(mean, mean - half, mean + half, float(2 * stdtr(freedom, -abs(mean) / error)))
 
