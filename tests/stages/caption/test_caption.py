@@ -205,6 +205,8 @@ def test_trigger_comes_first_and_once() -> None:
     assert with_trigger("captain", "Captain at sea") == "Captain at sea"
     assert with_trigger("captain", "") == "captain"
     assert with_trigger("levi", "leviathan at sea") == "levi, leviathan at sea"
+    for caption in ("Hatsune_miku_(vocaloid), solo", "hatsune_miku_(vocaloid)"):
+        assert with_trigger("hatsune_miku_(vocaloid)", caption) == caption
     assert tidy("teal hair , red shirt ,") == "teal hair, red shirt"
 
 

@@ -88,6 +88,11 @@ def test_a_prompt_without_its_trigger(text: str, without: str) -> None:
     assert Prompt("r", text, 1).without("captain") == Prompt("r", without, 1)
 
 
+def test_a_trigger_that_ends_in_no_letter_is_left_out() -> None:
+    prompt = Prompt("r", "hatsune_miku_(vocaloid), solo", 1)
+    assert prompt.without("Hatsune_Miku_(vocaloid)").text == "solo"
+
+
 def test_prompt_recall_counts_what_the_captioner_finds() -> None:
     wanted = attributes("captain, gray spiky hair, teal background, small", "captain")
     assert wanted == [frozenset({"gray", "spiky", "hair"}), frozenset({"teal", "background"}), frozenset({"small"})]

@@ -19,10 +19,15 @@ from sdlora.stages.caption.recipe import CaptionRecipe
 MOST_UNKNOWN = 1 / 3  # of the references' words may be missing in training captions before that is told
 
 
+def leading(trigger: str) -> re.Pattern[str]:
+    """Matches a text that begins with the trigger, up to the text's next word: `levi` does not begin `leviathan`."""
+    return re.compile(rf"{re.escape(trigger)}(?!\w)[\s,]*", flags=re.IGNORECASE)
+
+
 def with_trigger(trigger: str, caption: str) -> str:
     """`trigger, caption`, without saying it twice."""
     caption = caption.strip()
-    if re.match(rf"{re.escape(trigger)}\b", caption, flags=re.IGNORECASE):
+    if leading(trigger).match(caption):
         return caption
     return f"{trigger}, {caption}" if caption else trigger
 

@@ -1,6 +1,5 @@
 """Draw references' prompts at checkpoints; step 0 is the base without a LoRA."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from sdlora.memory import preflight
 from sdlora.models import ModelFamily, load_model
 from sdlora.progress import Progress
 from sdlora.randomness import generator
+from sdlora.stages.caption.caption import leading
 from sdlora.stages.sample.drawing import (
     check_drawing,
     enlarged,
@@ -50,8 +50,8 @@ class Prompt:
 
     def without(self, trigger: str) -> "Prompt":
         """The same without the trigger, which comes first in each caption."""
-        rest = re.sub(rf"^{re.escape(trigger)}\b[\s,]*", "", self.text, flags=re.IGNORECASE)
-        return Prompt(self.reference, rest, self.seed)
+        found = leading(trigger).match(self.text)
+        return Prompt(self.reference, self.text[found.end() :] if found else self.text, self.seed)
 
 
 class Painter:
