@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, Project
 
+from sdlora import records
 from sdlora.config import params
 from sdlora.config.load import load
 from sdlora.errors import ParamsError
@@ -25,6 +26,13 @@ WRITE_UP = [
     ("v9", 64, 1e-4, 1400, 100, False),
     ("v10", 64, 5e-5, 3000, 250, False),
 ]
+
+
+def with_version(folder: Path, version: str) -> Path:
+    """A copy of `params.yaml` with one version more, `mine`."""
+    text = (ROOT / "params.yaml").read_text("utf-8")
+    records.write_text(folder / "params.yaml", text.replace("\nversions:\n", f"\nversions:\n  mine: {version}\n"))
+    return folder / "params.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +139,8 @@ def test_a_chosen_step_is_a_checkpoint(tmp_path: Path, step: int) -> None:
     ],
 )
 def test_what_a_lora_from_elsewhere_may_say(tmp_path: Path, version: str, said: str) -> None:
-    text = (ROOT / "params.yaml").read_text("utf-8").replace("\nversions:\n", f"\nversions:\n  mine: {version}\n")
-    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ParamsError) as caught:
-        load(tmp_path / "params.yaml")
+        load(with_version(tmp_path, version))
     assert said in str(caught.value)
 
 
@@ -192,6 +198,15 @@ def test_mistakes_name_place_value_and_choice(tmp_path: Path, before: str, after
         assert part in message
     line = next(n for n, row in enumerate(changed.splitlines(), 1) if after.split("\n")[0] in row)
     assert f"{file}:{line}:" in message or f"{file}: settings:" in message
+
+
+@pytest.mark.parametrize("ends", [(500, 300, 900), (300, 300, 900)])
+def test_stages_of_the_rate_follow_each_other(tmp_path: Path, ends: tuple[int, ...]) -> None:
+    stages = ", ".join(f"{{until_step: {end}, learning_rate: 1e-4}}" for end in ends)
+    train = f"steps: 900, lr_schedule: staged, lr_stages: [{stages}]"
+    said = rf"versions.mine.train.lr_stages: until_step is {', '.join(map(str, ends))}; each stage must end after"
+    with pytest.raises(ParamsError, match=said):
+        load(with_version(tmp_path, f"{{train: {{{train}}}}}"))
 
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:

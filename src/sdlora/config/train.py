@@ -1,5 +1,6 @@
 """The section `train`: one LoRA, every option of its training."""
 
+from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -186,6 +187,14 @@ class Train(Section):
         if len(set(value)) < len(value):
             raise ValueError(f"{list(value)} names a noise twice")
         return tuple(on_menu(name, choices.NOISES) for name in value)
+
+    @field_validator("lr_stages")
+    @classmethod
+    def _stages_follow_each_other(cls, value: tuple[LrStage, ...]) -> tuple[LrStage, ...]:
+        ends = [stage.until_step for stage in value]
+        if any(after <= before for before, after in pairwise(ends)):
+            raise ValueError(f"until_step is {', '.join(map(str, ends))}; each stage must end after the one before it")
+        return value
 
     @model_validator(mode="after")
     def _possible(self) -> Self:
