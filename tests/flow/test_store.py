@@ -2,6 +2,7 @@
 
 import fcntl
 import os
+import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,25 @@ def test_an_entry_may_be_deleted_while_it_is_asked_for(folder: Path, monkeypatch
     monkeypatch.setattr(os, "utime", deleted_before)
     with store.sole_use(store.entry("kind", "key"), wait=True):
         assert [path.name for path in folder.iterdir()] == [store.LOCK]
+
+
+@pytest.mark.parametrize("itself", [True, False])
+def test_an_entry_may_be_deleted_while_all_are_listed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, itself: bool
+) -> None:
+    both = [folder, store.entry("kind", "other")]
+    looked, stat = [], Path.stat
+
+    def deleted_after(self: Path, **options: Any) -> os.stat_result:
+        found = stat(self, **options)
+        if self in both and not looked:
+            looked.append(self)
+            shutil.rmtree(self if itself else next(entry for entry in both if entry != self))
+        return found
+
+    monkeypatch.setattr(Path, "stat", deleted_after)
+    found = store.entries("kind")
+    assert len(looked) == 1 and set(found) == ({*both} if itself else {*looked})
 
 
 def test_what_is_in_use_stays(folder: Path) -> None:

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -29,8 +30,13 @@ def entry(kind: str, key: str) -> Path:
 
 def entries(kind: str) -> list[Path]:
     """Every entry of a kind, the most recently used first."""
-    found = [p for p in (STORE / kind).glob("*") if p.is_dir()]
-    return sorted(found, key=lambda p: p.stat().st_mtime_ns, reverse=True)
+    used = {}
+    for folder in (STORE / kind).glob("*"):
+        with suppress(FileNotFoundError):  # another process drops it just now
+            found = folder.stat()
+            if stat.S_ISDIR(found.st_mode):
+                used[folder] = found.st_mtime_ns
+    return sorted(used, key=lambda folder: used[folder], reverse=True)
 
 
 @contextmanager
