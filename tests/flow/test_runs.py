@@ -1,7 +1,11 @@
 """What ran when: real events of Snakemake, and the page of runs that went well, failed or were killed."""
 
+import errno
 import json
+import logging
+import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from helpers import Project
@@ -61,6 +65,18 @@ def test_what_failed_or_has_no_end_is_shown(tmp_path: Path) -> None:
     assert 'class="failed" style="left: 80.0%; width: 20.0%"' in page
     assert 'class="open" style="left: 90.0%; width: 10.0%"' in page
     assert page.index("<td>train</td>") < page.index("<td>sample</td>")
+
+
+def test_a_full_disk_stops_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    events = runs.Events(lambda: False)
+    done = logging.makeLogRecord({"event": "job_finished", "job_id": 1})
+    with monkeypatch.context() as full:
+        full.setattr(Path, "open", Mock(side_effect=OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))))
+        events.emit(done)
+    events.emit(done)
+    (path,) = runs.FOLDER.glob("*.jsonl")
+    assert [row["event"] for row in records.read_jsonl(path)] == ["done"]
 
 
 def test_only_the_newest_are_kept(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,16 +35,20 @@ class Events(logging.Handler):
         self._path = FOLDER / f"{datetime.now(UTC):%Y-%m-%dT%H%M%S}-{os.getpid()}.jsonl"
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep a record of Snakemake's, if it is about a job."""
+        """Keep a record of Snakemake's, if it is about a job; one that cannot be written is left out.
+
+        Snakemake cancels all jobs where its logger raises.
+        """
         row = _row_of(record)
         if row is None or self._is_dry():
             return
-        if not self._path.exists():
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            keep_newest(KEPT - 1, self._path.parent)
         line = json.dumps({"time": _text(datetime.now(UTC)), **row}, ensure_ascii=False)
-        with self._path.open("a", encoding="utf-8") as handle:
-            handle.write(f"{line}\n")
+        with suppress(OSError):
+            if not self._path.exists():
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                keep_newest(KEPT - 1, self._path.parent)
+            with self._path.open("a", encoding="utf-8") as handle:
+                handle.write(f"{line}\n")
 
 
 def _row_of(record: logging.LogRecord) -> dict[str, Any] | None:
