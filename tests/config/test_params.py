@@ -90,6 +90,13 @@ def test_a_version_states_what_differs_from_its_preset(tmp_path: Path) -> None:
     assert (mine.fit.method, mine.sample.lora_scale) == ("bucket", 0.9)  # from the preset, from the defaults
 
 
+def test_a_preset_starts_from_no_other(tmp_path: Path) -> None:
+    text = (ROOT / "params.yaml").read_text("utf-8").replace("\npresets:\n", "\npresets:\n  mine: {preset: fast}\n")
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ParamsError, match=r"presets.mine.preset: 'fast' is not allowed: a preset starts from the def"):
+        load(tmp_path / "params.yaml")
+
+
 def test_checkpoint_steps_include_the_last() -> None:
     train = params.Train(steps=765, checkpoint_every=30)
     assert train.checkpoint_steps[0] == 30

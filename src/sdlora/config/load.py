@@ -284,8 +284,12 @@ def _further_trainings(versions: Mapping[str, Any]) -> tuple[dict[str, Any], lis
 
 
 def _useless_keys(raw: Mapping[str, Any]) -> Iterator[Problem]:
-    """What a version states although it names a LoRA: nothing is trained, so it would have no effect."""
-    versions = raw.get("versions")
+    """What would have no effect: training in a version that names a LoRA, and a preset's own preset."""
+    versions, presets = raw.get("versions"), raw.get("presets")
+    for name, preset in presets.items() if isinstance(presets, dict) else ():
+        if isinstance(preset, dict) and preset.get("preset") is not None:
+            reason = f"{preset['preset']!r} is not allowed: a preset starts from the defaults alone; state its settings"
+            yield ("presets", name, "preset"), reason
     for name, version in versions.items() if isinstance(versions, dict) else ():
         if isinstance(version, dict) and version.get("lora") is not None:
             for key in ("train", "encode", "flip", "export", "chosen"):
