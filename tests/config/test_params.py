@@ -1,5 +1,6 @@
 """The settings: what they say by default, and how mistakes are told."""
 
+import re
 import subprocess
 import sys
 import time
@@ -214,6 +215,14 @@ def test_stages_of_the_rate_follow_each_other(tmp_path: Path, ends: tuple[int, .
     said = rf"versions.mine.train.lr_stages: until_step is {', '.join(map(str, ends))}; each stage must end after"
     with pytest.raises(ParamsError, match=said):
         load(with_version(tmp_path, f"{{train: {{{train}}}}}"))
+
+
+@pytest.mark.parametrize("option", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize("pattern", ["(", "(?i)to_k", "a{99999999999}"])
+def test_patterns_of_layers_are_regular_expressions(tmp_path: Path, option: str, pattern: str) -> None:
+    said = f"versions.mine.train.{option}: {pattern!r} is no regular expression: "
+    with pytest.raises(ParamsError, match=re.escape(said)):
+        load(with_version(tmp_path, f"{{train: {{{option}: {{'{pattern}': 4}}}}}}"))
 
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:

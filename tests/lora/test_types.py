@@ -15,6 +15,7 @@ from training import context_of, drawn_with, examples, predicted, run_of, settin
 from sdlora import choices
 from sdlora.config.params import Flip
 from sdlora.config.train import Ema, Pivotal, Prior, TextEncoder, Train
+from sdlora.errors import ParamsError
 from sdlora.lora import pivotal, types
 from sdlora.lora.attach import attach_lora, detach_lora
 from sdlora.lora.names import AVERAGE, EMBEDDINGS, FILE_NAME
@@ -97,6 +98,14 @@ def test_rank_and_alpha_patterns() -> None:
             assert module.r["default"] == (7 if name.endswith("attn2.to_k") else 4)
             expected = 9.0 / 4 if name.endswith("attn2.to_v") else 4 / module.r["default"]
             assert module.scaling["default"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("option", ["rank_pattern", "alpha_pattern"])
+@pytest.mark.parametrize("pattern", ["nonsense", "to_out", "proj_in", "o_k"])
+def test_a_pattern_that_names_no_layer_is_told(option: str, pattern: str) -> None:
+    said = f"train.{option}: '{pattern}' names none of the .* layers that carry a LoRA, .*; their names end in to_k"
+    with pytest.raises(ParamsError, match=said):
+        run_of(**{option: {"attn2.to_k": 4, pattern: 4}})
 
 
 def test_rslora_scales_by_the_root_of_the_rank() -> None:

@@ -1,5 +1,6 @@
 """The section `train`: one LoRA, every option of its training."""
 
+import re
 from itertools import pairwise
 from typing import Annotated, Any, Literal, Self
 
@@ -24,6 +25,11 @@ DEPENDENT: dict[str, tuple[str, tuple[str, ...], Any]] = {
 }
 # LoRA options that LoHa and LoKr do not have.
 LORA_ONLY = ("rslora", "init", "max_norm", "loraplus_ratio")
+
+
+def pattern_of_layers(pattern: str) -> re.Pattern[str]:
+    """The names that a key of rank_pattern or alpha_pattern means, as peft reads it: those that end in it."""
+    return re.compile(rf"(.*\.)?({pattern})$")
 
 
 class LrStage(Section):
@@ -180,6 +186,16 @@ class Train(Section):
     @classmethod
     def _on_its_menu(cls, value: str, info: Any) -> str:
         return on_menu(value, MENUS[info.field_name])
+
+    @field_validator("rank_pattern", "alpha_pattern")
+    @classmethod
+    def _regular_expressions(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for pattern in value:
+            try:
+                pattern_of_layers(pattern)
+            except (re.error, OverflowError, RecursionError) as error:
+                raise ValueError(f"{pattern!r} is no regular expression: {error}") from None
+        return value
 
     @field_validator("noise")
     @classmethod

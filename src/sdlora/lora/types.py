@@ -9,7 +9,8 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from sdlora import choices
-from sdlora.config.train import Train
+from sdlora.config.train import Train, pattern_of_layers
+from sdlora.errors import ParamsError
 from sdlora.models import ModelFamily
 from sdlora.randomness import seed_of
 
@@ -86,7 +87,11 @@ def add_lora(model: ModelFamily, settings: Train) -> None:
 
     The start is the base itself, whatever the type: the update is zero (or, for PiSSA and OLoRA, taken
     out of the frozen weights). New parameters are fp32.
+
+    Raises:
+        ParamsError: If a pattern of ranks or alphas names no layer that carries a LoRA.
     """
+    _check_patterns(model, settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed_of("lora", settings.seed))
         model.denoiser.add_adapter(config_of(model, settings))  # type: ignore[operator]
@@ -102,6 +107,20 @@ def add_lora(model: ModelFamily, settings: Train) -> None:
             if isinstance(module, LoraLayer):
                 module.cast_input_dtype_enabled = False
     model.speed.lora_added(model.denoiser)
+
+
+def _check_patterns(model: ModelFamily, settings: Train) -> None:
+    ends = model.layers(settings.targets)
+    names = [
+        name for name, _ in model.denoiser.named_modules() if f".{name}".endswith(tuple(f".{end}" for end in ends))
+    ]
+    for option in ("rank_pattern", "alpha_pattern"):
+        for pattern in getattr(settings, option):
+            if not any(map(pattern_of_layers(pattern).match, names)):
+                raise ParamsError(
+                    f"train.{option}: {pattern!r} names none of the {len(names)} layers that carry a LoRA, such as "
+                    f"{names[0]}; their names end in {', '.join(ends)}"
+                )
 
 
 def _autocast_casts(model: ModelFamily, settings: Train) -> bool:
