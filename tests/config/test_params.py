@@ -225,6 +225,23 @@ def test_patterns_of_layers_are_regular_expressions(tmp_path: Path, option: str,
         load(with_version(tmp_path, f"{{train: {{{option}: {{'{pattern}': 4}}}}}}"))
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "option", "value", "default"),
+    [
+        ("adafactor", "betas", "[0.8, 0.9]", "[0.9, 0.999]"),
+        ("adafactor", "epsilon", "1e-6", "1e-8"),
+        ("lion", "epsilon", "1e-6", "1e-8"),
+    ],
+)
+def test_what_an_optimizer_does_not_read_is_left_at_its_default(
+    tmp_path: Path, optimizer: str, option: str, value: str, default: str
+) -> None:
+    with pytest.raises(ParamsError, match=f"versions.mine.train: {option} has no effect with optimizer: {optimizer}"):
+        load(with_version(tmp_path, f"{{train: {{optimizer: {optimizer}, {option}: {value}}}}}"))
+    load(with_version(tmp_path, f"{{train: {{optimizer: {optimizer}, {option}: {default}}}}}"))
+    load(with_version(tmp_path, f"{{train: {{optimizer: adamw, {option}: {value}}}}}"))
+
+
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text("utf-8").replace("learning_rate: 5e-5", "learning_rate: 5e-05")
     (tmp_path / "params.yaml").write_text(text, encoding="utf-8")

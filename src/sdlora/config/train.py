@@ -23,6 +23,8 @@ DEPENDENT: dict[str, tuple[str, tuple[str, ...], Any]] = {
     "d_coef": ("optimizer", ("prodigy",), 1.0),
     "d0": ("optimizer", ("prodigy",), 1e-6),
 }
+# What an optimizer does not read.
+UNREAD = {"adafactor": ("betas", "epsilon"), "lion": ("epsilon",)}
 # LoRA options that LoHa and LoKr do not have.
 LORA_ONLY = ("rslora", "init", "max_norm", "loraplus_ratio")
 
@@ -251,6 +253,9 @@ class Train(Section):
             chosen = getattr(self, other)
             if getattr(self, option) is not None and not set(values) & {*(chosen if other == "noise" else [chosen])}:
                 found.append(f"{option} has no effect without {other}: {' or '.join(values)}")
+        for option in UNREAD.get(self.optimizer, ()):
+            if getattr(self, option) != Train.model_fields[option].default:
+                found.append(f"{option} has no effect with optimizer: {self.optimizer}")
         if self.optimizer == "prodigy" and (self.loraplus_ratio != 1 or self.text_encoder or self.pivotal):
             found.append(
                 "prodigy takes one learning rate for all parameters, so loraplus_ratio, text_encoder and pivotal "
