@@ -242,6 +242,23 @@ def test_what_an_optimizer_does_not_read_is_left_at_its_default(
     load(with_version(tmp_path, f"{{train: {{optimizer: adamw, {option}: {value}}}}}"))
 
 
+@pytest.mark.parametrize(
+    ("train", "said"),
+    [
+        ("betas: [1.0, 0.999]", "train.betas.0: 1.0 is not allowed: input should be less than 1"),
+        ("betas: [0.9, 1.0]", "train.betas.1: 1.0 is not allowed: input should be less than 1"),
+        (
+            "optimizer: schedulefree_adamw, lr_schedule: constant, betas: [0.0, 0.9]",
+            "train: betas.0 is 0, but schedulefree_adamw divides by it",
+        ),
+    ],
+)
+def test_betas_that_no_optimizer_takes(tmp_path: Path, train: str, said: str) -> None:
+    with pytest.raises(ParamsError, match=f"versions.mine.{said}"):
+        load(with_version(tmp_path, f"{{train: {{{train}}}}}"))
+    load(with_version(tmp_path, "{train: {optimizer: adamw, betas: [0.0, 0.999]}}"))
+
+
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text("utf-8").replace("learning_rate: 5e-5", "learning_rate: 5e-05")
     (tmp_path / "params.yaml").write_text(text, encoding="utf-8")

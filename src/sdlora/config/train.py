@@ -10,6 +10,7 @@ from sdlora import choices
 from sdlora.config.sections import Section, Unit, on_menu
 
 Rank = Annotated[int, Field(ge=1, le=1024)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 #: Options that only mean something beside another: option -> (the other, its values, default there).
 #: They are null elsewhere, so that an option without effect is an error and not a surprise.
@@ -100,7 +101,7 @@ class Train(Section):
 
     learning_rate: float = Field(1e-4, gt=0, le=10, description="peak rate, before the base's multiplier")
     optimizer: str = Field("adamw", description="entry of choices.OPTIMIZERS")
-    betas: tuple[Unit, Unit] = Field((0.9, 0.999), description="decay rates of the two moments")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay rates of the two moments")
     weight_decay: float = Field(1e-2, ge=0, le=10, description="decoupled weight decay")
     epsilon: float = Field(1e-8, gt=0, le=1, description="added to the root of the second moment (Adam family)")
     d_coef: float | None = Field(None, gt=0, le=100, description="Prodigy: factor on its estimate; null = 1")
@@ -267,6 +268,8 @@ class Train(Section):
                 "compile: blocks was not tried with lora_type loha or lokr, dropout or gradient_checkpointing: leave "
                 "one of them out"
             )
+        if self.optimizer == "schedulefree_adamw" and not self.betas[0]:
+            found.append("betas.0 is 0, but schedulefree_adamw divides by it: it must be more")
         if self.optimizer == "schedulefree_adamw" and self.lr_schedule not in ("constant", "constant_with_warmup"):
             found.append(f"schedulefree_adamw replaces a schedule; lr_schedule: {self.lr_schedule} would fight it")
         return found
