@@ -259,6 +259,13 @@ def test_betas_that_no_optimizer_takes(tmp_path: Path, train: str, said: str) ->
     load(with_version(tmp_path, "{train: {optimizer: adamw, betas: [0.0, 0.999]}}"))
 
 
+def test_a_bucket_is_no_larger_than_its_base(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=r"versions.mine.fit.bucket_step_px is 128, more than bases.tiny.size_px"):
+        load(with_version(tmp_path, "{fit: {method: bucket, bucket_step_px: 128}}"))
+    for more in ("size_px: 512, bucket_step_px: 128", "bucket_step_px: 64"):
+        load(with_version(tmp_path, f"{{fit: {{method: bucket, {more}}}}}"))
+
+
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text("utf-8").replace("learning_rate: 5e-5", "learning_rate: 5e-05")
     (tmp_path / "params.yaml").write_text(text, encoding="utf-8")

@@ -341,6 +341,17 @@ class Params(Section):
         return self
 
     @model_validator(mode="after")
+    def _buckets_fit_into_the_base(self) -> Self:
+        for name, version in self.versions.items():
+            base, step = self.bases.get(version.base), version.fit.bucket_step_px
+            if base and step and version.fit.size_px is None and step > base.size_px:
+                raise ValueError(
+                    f"versions.{name}.fit.bucket_step_px is {step}, more than bases.{version.base}.size_px "
+                    f"({base.size_px}), which size_px: null means"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _mixed_versions_are_trained(self) -> Self:
         trained = {name: version for name, version in self.versions.items() if version.lora is None}
         for name, version in self.versions.items():
