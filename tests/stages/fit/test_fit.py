@@ -75,6 +75,15 @@ def test_a_bucket_never_crops(size: tuple[int, int]) -> None:
     assert width == fitted.picture.width or height == fitted.picture.height
 
 
+@pytest.mark.parametrize("size", [(3000, 20), (20, 3000)])
+@pytest.mark.parametrize("fill", ["edge", "blur", "#102030"])
+def test_of_a_very_long_picture_a_line_is_left(size: tuple[int, int], fill: str) -> None:
+    for method in ("pad", "bucket"):
+        fitted = fit_picture(noise(*size), Fit(method=method, size_px=64, fill=fill))
+        assert fitted.box[2:] == ((fitted.picture.width, 1) if size[0] > size[1] else (1, fitted.picture.height))
+        assert fit_picture(Image.new("L", size, 255), Fit(method=method, size_px=64, fill=fill)).box == fitted.box
+
+
 def test_a_bucket_pads_less_than_the_square() -> None:
     picture = noise(112, 64)
     areas = {}

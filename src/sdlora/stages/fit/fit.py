@@ -40,6 +40,8 @@ def place(picture: Image.Image, size: Size, fill: str, resample: Image.Resamplin
         The filled picture and (left, top, width, height) of the given one inside it.
     """
     inner = ImageOps.contain(picture, size, resample)
+    if 0 in inner.size:  # of a very long picture nothing was left
+        inner = picture.resize((max(1, inner.width), max(1, inner.height)), resample)
     left, top = (size[0] - inner.width) // 2, (size[1] - inner.height) // 2
     if fill in ("edge", "blur"):
         right, bottom = size[0] - inner.width - left, size[1] - inner.height - top
