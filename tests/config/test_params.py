@@ -29,10 +29,12 @@ WRITE_UP = [
 ]
 
 
-def with_version(folder: Path, version: str) -> Path:
-    """A copy of `params.yaml` with one version more, `mine`."""
+def with_version(folder: Path, version: str, preset: str = "{}") -> Path:
+    """A copy of `params.yaml` with one version more, `mine`, and one preset, `own`."""
     text = (ROOT / "params.yaml").read_text("utf-8")
-    records.write_text(folder / "params.yaml", text.replace("\nversions:\n", f"\nversions:\n  mine: {version}\n"))
+    for section, added in (("versions", f"mine: {version}"), ("presets", f"own: {preset}")):
+        text = text.replace(f"\n{section}:\n", f"\n{section}:\n  {added}\n")
+    records.write_text(folder / "params.yaml", text)
     return folder / "params.yaml"
 
 
@@ -92,10 +94,8 @@ def test_a_version_states_what_differs_from_its_preset(tmp_path: Path) -> None:
 
 
 def test_a_preset_starts_from_no_other(tmp_path: Path) -> None:
-    text = (ROOT / "params.yaml").read_text("utf-8").replace("\npresets:\n", "\npresets:\n  mine: {preset: fast}\n")
-    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(ParamsError, match=r"presets.mine.preset: 'fast' is not allowed: a preset starts from the def"):
-        load(tmp_path / "params.yaml")
+    with pytest.raises(ParamsError, match=r"presets.own.preset: 'fast' is not allowed: a preset starts from the def"):
+        load(with_version(tmp_path, "{}", "{preset: fast}"))
 
 
 def test_checkpoint_steps_include_the_last() -> None:
@@ -264,6 +264,36 @@ def test_a_bucket_is_no_larger_than_its_base(tmp_path: Path) -> None:
         load(with_version(tmp_path, "{fit: {method: bucket, bucket_step_px: 128}}"))
     for more in ("size_px: 512, bucket_step_px: 128", "bucket_step_px: 64"):
         load(with_version(tmp_path, f"{{fit: {{method: bucket, {more}}}}}"))
+
+
+@pytest.mark.parametrize(
+    ("version", "preset", "said"),
+    [
+        ("{base: tinny, train: {seeds: 2}}", "{}", "versions.mine.base"),
+        ("{preset: own}", "{base: tinny}", "presets.own.base"),
+        ("{preset: own, base: tinny}", "{base: tiny}", "versions.mine.base"),
+    ],
+)
+def test_a_base_that_is_not_there_is_told_once_and_where_it_is_named(
+    tmp_path: Path, version: str, preset: str, said: str
+) -> None:
+    file = with_version(tmp_path, version, preset)
+    with pytest.raises(ParamsError) as caught:
+        load(file)
+    line = next(number for number, row in enumerate(file.read_text("utf-8").splitlines(), 1) if "tinny" in row)
+    assert str(caught.value) == f"{file}:{line}: {said}: 'tinny' is not defined; did you mean tiny?"
+
+
+@pytest.mark.parametrize(
+    ("version", "preset", "said"),
+    [
+        ("{train: {seeds: 3, rank: 0}}", "{}", "versions.mine"),
+        ("{preset: own, train: {seeds: 3}}", "{train: {rank: 0}}", "presets.own"),
+    ],
+)
+def test_a_mistake_is_not_told_again_of_further_trainings(tmp_path: Path, version: str, preset: str, said: str) -> None:
+    with pytest.raises(ParamsError, match=rf"^[^\n]*: {said}.train.rank: 0 is not allowed[^\n]*$"):
+        load(with_version(tmp_path, version, preset))
 
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:

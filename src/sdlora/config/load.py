@@ -48,10 +48,11 @@ def load(path: Path, asked: Mapping[str, Trials] | None = None, studies: bool = 
     try:
         params = Params.model_validate(values)
     except ValidationError as error:
-        # a tuple whose items are wrong is also reported as too short: the items' own errors say it better
-        problems += [_explain(item, raw) for item in error.errors() if not _is_echo(item)]
+        problems += [_explain(item, raw) for item in error.errors() if not _is_echo(item, raw)]
         raise ParamsError(_message(path, tree, problems)) from None
-    problems += list(_unknown_names(params, raw))
+    for name, key, reason in _unknown_names(params, raw["versions"]):
+        places = (("versions", name, key), ("presets", str(params.versions[name].preset), key))
+        problems.append((next((place for place in places if _has(raw, place)), (key,)), reason))
     if problems:
         raise ParamsError(_message(path, tree, problems))
     searches = {**_searches(path.parent / FOLDER), **(asked or {})}
@@ -71,8 +72,8 @@ def _with_trials(params: Params, raw: Mapping[str, Any], folder: Path, searches:
             params = Params.model_validate({**dict(params), "versions": {**params.versions, **found}})
         except ValidationError as error:
             raise ParamsError("\n".join(f"{where}: {_explain(item, raw)[1]}" for item in error.errors())) from None
-        for place, reason in _unknown_names(params, raw):
-            raise ParamsError(f"{where}: {'.'.join(map(str, place))}: {reason}")
+        for name, key, reason in _unknown_names(params, found):
+            raise ParamsError(f"{where}: {name}.{key}: {reason}")
     return params
 
 
@@ -100,8 +101,7 @@ def _with_studies(params: Params, raw: Mapping[str, Any], path: Path) -> Studied
         found = StudiedParams.model_validate({**dict(params), **own})
     except ValidationError as error:
         raise ParamsError("\n".join(f"{path}: {_explain(item, raw)[1]}" for item in error.errors())) from None
-    unknown = _unknown_names(found, {"versions": stated})
-    told((str(place[1]), (place[2:], reason)) for place, reason in unknown if place[0] == "versions")
+    told((name, ((key,), reason)) for name, key, reason in _unknown_names(found, stated))
     return found
 
 
@@ -297,8 +297,10 @@ def _useless_keys(raw: Mapping[str, Any]) -> Iterator[Problem]:
                     yield ("versions", name, key), "has no effect beside lora, with which nothing is trained"
 
 
-def _unknown_names(params: Params, raw: Mapping[str, Any]) -> Iterator[Problem]:
-    for name, version in params.versions.items():
+def _unknown_names(params: Params, names: Iterable[str]) -> Iterator[tuple[str, str, str]]:
+    """What some versions name that is not there: the version, its key, and why."""
+    for name in names:
+        version = params.versions[name]
         named: list[tuple[str, str, Mapping[str, object]]] = [
             ("base", version.base, params.bases),
             ("dataset", version.dataset, params.datasets),
@@ -306,8 +308,7 @@ def _unknown_names(params: Params, raw: Mapping[str, Any]) -> Iterator[Problem]:
         ]
         for key, value, menu in named:
             if value not in menu:
-                place = ("versions", name, key) if _has(raw, ("versions", name, key)) else (key,)
-                yield place, f"{value!r} is not defined{suggest(value, menu)}"
+                yield name, key, f"{value!r} is not defined{suggest(value, menu)}"
 
 
 def _stated_at(raw: Any, place: tuple[str | int, ...]) -> tuple[str | int, ...]:
@@ -320,14 +321,15 @@ def _stated_at(raw: Any, place: tuple[str | int, ...]) -> tuple[str | int, ...]:
         elif isinstance(node, dict) and node.get("kind") == key:
             continue
         else:
-            kept.append(key)
             node = None
-            continue
         kept.append(key)
     return tuple(kept)
 
 
-def _is_echo(item: Any) -> bool:
+def _is_echo(item: Any, raw: Any = None) -> bool:
+    """Whether other errors say it better: those of a tuple's items, or of the version whose further training it is."""
+    if raw is not None and item["loc"][:1] == ("versions",) and item["loc"][1:] and not _has(raw, item["loc"][:2]):
+        return True
     return bool(item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"])
 
 
