@@ -116,6 +116,11 @@ def test_mistakes_name_place_value_and_choice(tmp_path: Path, before: str, after
     assert str(caught.value).startswith(str(tmp_path / "studies.yaml"))
 
 
+def test_an_anchor_that_holds_itself_is_told_of_the_file_that_has_it(tmp_path: Path) -> None:
+    with pytest.raises(ParamsError, match=rf"^{tmp_path}/studies.yaml: an anchor holds an alias of itself$"):
+        read(tmp_path, f"&all\nagain: *all{MINE}")
+
+
 def test_a_version_of_the_same_name_is_told(tmp_path: Path) -> None:
     with pytest.raises(ParamsError, match=r"claims.rank: params.yaml has a version study-rank already"):
         read(tmp_path, params=SMALL.replace("  b:\n", "  study-rank:\n").replace("[a, b]", "[a]"))

@@ -203,7 +203,7 @@ def _read(path: Path) -> Mapping[str, Any]:
         tree = YAML(typ="rt").load(path.read_text("utf-8"))
         if not isinstance(tree, Mapping):
             raise ParamsError(f"{path}: expected a mapping of settings")
-        if _count(tree, {}, ()) > _MOST_VALUES:
+        if _count(path, tree, {}, ()) > _MOST_VALUES:
             raise ParamsError(f"{path}: its anchors unfold to more than {_MOST_VALUES:,} values")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
@@ -219,15 +219,15 @@ def _read(path: Path) -> Mapping[str, Any]:
     return tree
 
 
-def _count(node: Any, known: dict[int, int], above: tuple[int, ...]) -> int:
+def _count(path: Path, node: Any, known: dict[int, int], above: tuple[int, ...]) -> int:
     """How many values a tree holds once every alias is followed; each node is counted once and remembered."""
     if not isinstance(node, Mapping | list | tuple):
         return 1
     if id(node) in above:
-        raise ParamsError("params.yaml: an anchor holds an alias of itself")
+        raise ParamsError(f"{path}: an anchor holds an alias of itself")
     if id(node) not in known:
         children = [*node.values()] if isinstance(node, Mapping) else [*node]
-        known[id(node)] = 1 + sum(_count(child, known, (*above, id(node))) for child in children)
+        known[id(node)] = 1 + sum(_count(path, child, known, (*above, id(node))) for child in children)
     return known[id(node)]
 
 
@@ -364,9 +364,7 @@ def _reason(item: Any, fields: list[str]) -> str:
 
 def _has(raw: Any, place: tuple[str | int, ...]) -> bool:
     for key in place:
-        if not isinstance(raw, dict | tuple):
-            return False
-        if key not in (raw if isinstance(raw, dict) else range(len(raw))):
+        if not isinstance(raw, dict | tuple) or key not in (raw if isinstance(raw, dict) else range(len(raw))):
             return False
         raw = raw[key]  # type: ignore[index]
     return True
