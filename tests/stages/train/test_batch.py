@@ -112,7 +112,7 @@ def test_repeats_by_subfolder() -> None:
     with pytest.raises(DataError, match=r"no training picture lies in 'hta'; did you mean hat"):
         repeats_of(NAMES, {"hta": 2})
     for names in (["a.png", "hat/b.png"], ["0_a/b.png"]):
-        with pytest.raises(DataError, match="names such as 3_hat"):
+        with pytest.raises(DataError, match=r"datasets.<name>.kohya_repeats: kohya needs .* names such as 3_hat"):
             repeats_of(names, "kohya")
 
 

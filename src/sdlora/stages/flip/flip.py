@@ -58,8 +58,8 @@ def _numbered(folders: Iterable[str]) -> dict[str, int]:
     repeats = {folder: int(match.group(1)) for folder, match in found.items() if match}
     if not repeats or 0 in repeats.values():
         raise DataError(
-            f"datasets.<name>.repeats: kohya needs training pictures in subfolders with names such as 3_hat, and no 0; "
-            f"there are: {', '.join(sorted(folders)) or 'no subfolders'}"
+            f"datasets.<name>.kohya_repeats: kohya needs training pictures in subfolders with names such as 3_hat, and "
+            f"no 0; there are: {', '.join(sorted(folders)) or 'no subfolders'}"
         )
     return repeats
 
