@@ -65,6 +65,14 @@ def test_a_metric_agrees_with_the_truth_as_far_as_it_orders_checkpoints_so(proje
     assert "votes" not in text
 
 
+def test_checkpoints_of_equal_totals_are_tied() -> None:
+    """Whichever references the thirds lie at: their means differ in the last bit."""
+    truth = np.array([[0, 0, 3, 3], [0, 2, 3, 1]]) / 3
+    assert len({*truth.mean(axis=1)}) == 2
+    metric = np.array([[1.0] * 4, [2.0] * 4])
+    assert np.isnan(agreement.tau(metric, truth)) and np.isnan(agreement.tau(truth, metric))
+
+
 def test_a_vote_is_for_the_measure_that_prefers_its_winner(project: Path) -> None:
     votes = [vote(project, "r0", 200, 0), vote(project, "r3", 200, 100), vote(project, "r1", 0, 200)]
     unseen = Vote("r0", "42", "v8/200", "v8/0", ("0" * 12, "1" * 12))
