@@ -1,6 +1,7 @@
 """The choice of a checkpoint and what is claimed of it, counted where the truth is known; comparing two versions."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,21 @@ import pytest
 from sdlora import choices, records
 from sdlora.config.evaluate import Evaluate
 from sdlora.errors import DataError
-from sdlora.stages.evaluate.choose import best_step, choose, explain
+from sdlora.stages.evaluate.choose import Choice, best_step, choose, explain
 from sdlora.stages.evaluate.compare import compare, over_trainings
 from sdlora.stages.evaluate.mean_rank import MEAN_RANK, mean_ranks
 from sdlora.stages.evaluate.metric import Metric
 from sdlora.stages.evaluate.statistics import mean_interval
-from sdlora.stages.evaluate.tables import Table, Values, is_tested, metrics_columns, metrics_rows, rule_step
+from sdlora.stages.evaluate.tables import (
+    Table,
+    Values,
+    is_tested,
+    metrics_columns,
+    metrics_rows,
+    rounded,
+    rule_step,
+    written,
+)
 from sdlora.stages.sample.parts import split
 
 PSNR: Metric = choices.pick(choices.METRICS, "psnr_db")
@@ -209,6 +219,34 @@ def test_what_is_said(after: list[float], start: str, resolved: bool) -> None:
     )
     unresolved = str(best["why"]).startswith("unresolved")
     assert (f"below {best['smallest_detectable']} would mostly have been missed" in str(best["why"])) is unresolved
+
+
+def test_what_four_decimals_do_not_show_is_found(tmp_path: Path) -> None:
+    """Losses of 0.1 that fell by 0.00004 on every reference."""
+    gains = [3.9e-5, 4.1e-5, 4.0e-5, 4.2e-5, 3.8e-5] * 2
+    loss = replace(EFFNET, name="validation_loss")
+    values: Values = {("validation_loss", 0): [0.1 + n / 1000 for n in range(10)]}
+    values["validation_loss", 100] = np.subtract(values["validation_loss", 0], gains).tolist()
+    validation, test = parts(values)
+    settings = Evaluate(metrics=("validation_loss",), choose_by="validation_loss", bootstrap_samples=100)
+    best = explain(validation, test, {loss.name: loss}, settings, Choice(100))
+    assert best["resolved"] and "mean validation_loss 0.107, -4e-05 against step 0 [-4.2e-05, -3.8e-05]" in best["why"]
+    records.write_json(tmp_path / "one/best.json", best)
+    columns = metrics_columns(len(validation.references), len(test.references) if test else 0)
+    records.write_csv(tmp_path / "one/metrics.csv", columns, metrics_rows(validation, test, 100))
+    compare(tmp_path / "one", tmp_path / "base", 100, tmp_path / "table.csv")
+    (row,) = records.read_csv(tmp_path / "table.csv")
+    assert row["better"] == "one" and float(row["delta"]) == pytest.approx(4e-5, rel=0.02)
+    assert (row["mean_one"], row["mean_other"]) == ("0.106960", "0.107000")
+
+
+@pytest.mark.parametrize(("number", "text", "short"), [
+    (13.071449, "13.0714", 13.0714), (1.0, "1.0000", 1.0), (0.0, "0.0000", 0.0), (-0.53124567, "-0.531246", -0.5312),
+    (0.0123456, "0.0123456", 0.0123), (-4.1234567e-05, "-0.0000412346", -4.12e-05),
+])  # fmt: skip
+def test_a_number_keeps_enough_digits(number: float, text: str, short: float) -> None:
+    assert (written(number), rounded(number)) == (text, short)
+    assert written(float("nan")) == "nan"
 
 
 @pytest.mark.parametrize("count", [1, 5, 9])

@@ -53,7 +53,7 @@ def test_each_metric_has_a_curve_of_its_own(tmp_path: Path) -> None:
         == sorted(p.name for p in files[0].parent.iterdir())
     )
     rows = records.read_csv(files[1])
-    assert [(row["step"], row["mean"]) for row in rows] == [("0", "0.1500"), ("10", "0.2500")]
+    assert [(row["step"], row["mean"]) for row in rows] == [("0", "0.150000"), ("10", "0.250000")]
 
 
 def test_tables_read_like_the_report(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from sdlora.stages.evaluate.statistics import LEVEL
 from sdlora.stages.report.data import correct, figures_of
 
 
@@ -22,5 +23,8 @@ def test_p_values_are_corrected_over_the_versions_of_a_metric() -> None:
     untested, other = figures_of(best(0.001, tested=False)), {"psnr_db": {"p": 0.04}}
     correct([*shown, untested, other])
     assert [figures["ssim"]["p"] for figures in shown] == [0.03, 0.06, 0.06]
+    alone = figures_of(best(0.050004))
+    correct([alone])
+    assert (alone["ssim"]["p"] or 0) > LEVEL, "four decimals would call it significant"
     assert untested["ssim"]["p"] is None, "it is no member of the family"
     assert other["psnr_db"]["p"] == 0.04, "a family of its own"

@@ -15,7 +15,7 @@ from sdlora.errors import DataError
 from sdlora.stages.evaluate.mean_rank import MEAN_RANK, mean_ranks
 from sdlora.stages.evaluate.metric import Metric
 from sdlora.stages.evaluate.statistics import earliest_within_one_error, smallest_detectable
-from sdlora.stages.evaluate.tables import Measured, Table, Values, difference, reported
+from sdlora.stages.evaluate.tables import Measured, Table, Values, difference, reported, rounded
 from sdlora.stages.sample.parts import LEAST_REFERENCES
 
 NO_TEST = (
@@ -126,7 +126,7 @@ def explain(
     )
     deltas = np.subtract(reporting.values[metric.name, step], reporting.values[metric.name, 0])
     smallest = smallest_detectable(deltas.tolist())
-    found["smallest_detectable"] = None if smallest is None else round(smallest, 4)
+    found["smallest_detectable"] = None if smallest is None else rounded(smallest)
     found["resolved"], found["why"] = _verdict(found, metric)
     return found
 
@@ -137,8 +137,8 @@ def _figures(table: Table, step: int, metrics: Iterable[str], bootstrap_samples:
     for name in metrics:
         before, after = (table.values[name, s] for s in (0, step))
         figures[name] = {
-            "step_0": round(float(np.mean(before)), 4),
-            "best": round(float(np.mean(after)), 4),
+            "step_0": float(np.mean(before)),
+            "best": float(np.mean(after)),
             **difference(after, before, bootstrap_samples),
         }
     return {"references": table.references, "seeds": table.seeds, "figures": figures}
@@ -155,9 +155,10 @@ def _verdict(found: Mapping[str, Any], metric: Metric) -> tuple[bool, str]:
     part = reported(found)
     figures = part["figures"][metric.name]
     low, high = sorted(sign * figures[end] for end in ("ci_low", "ci_high"))
+    shown = {key: rounded(figures[key]) for key in ("best", "delta", "ci_low", "ci_high")}
     told = (
-        f"step {found['best_step']}: {_mean_of(metric)} {figures['best']}, {figures['delta']:+} against step 0 "
-        f"[{figures['ci_low']}, {figures['ci_high']}] on {len(part['references'])} "
+        f"step {found['best_step']}: {_mean_of(metric)} {shown['best']}, {shown['delta']:+} against step 0 "
+        f"[{shown['ci_low']}, {shown['ci_high']}] on {len(part['references'])} "
         f"{'test references' if found['test'] else 'references that it was chosen by'}"
     )
     unseen = f"a true difference below {found['smallest_detectable']} would mostly have been missed"

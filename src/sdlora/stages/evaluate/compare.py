@@ -12,7 +12,7 @@ from sdlora.errors import DataError
 from sdlora.stages.evaluate.choose import BY_A_PERSON, NO_TEST
 from sdlora.stages.evaluate.mean_rank import NAME as MEAN_RANK
 from sdlora.stages.evaluate.statistics import LEVEL, Floats, crossed_interval, holm
-from sdlora.stages.evaluate.tables import ONE_TRAINING, difference, is_tested, reported, told
+from sdlora.stages.evaluate.tables import ONE_TRAINING, difference, is_tested, reported, rounded, told, written
 
 BASE = "base"  # in the place of a version: the other one at step 0
 COLUMNS = ("metric", "one", "step_one", "mean_one", "other", "step_other", "mean_other", "delta", "ci_low", "ci_high",
@@ -139,9 +139,9 @@ def compare(
         if not doubt and p <= LEVEL:
             better = other.name if (figures["delta"] > 0) == first.higher_is_better[metric] else one.name
         rows.append(
-            [metric, one.name, _steps(first), f"{first.values[metric].mean():.4f}", other.name, _steps(second),
-             f"{second.values[metric].mean():.4f}", figures["delta"], figures["ci_low"], figures["ci_high"], f"{p:.4f}",
-             better, note]
+            [metric, one.name, _steps(first), written(first.values[metric].mean()), other.name, _steps(second),
+             written(second.values[metric].mean()), *(rounded(figures[key]) for key in ("delta", "ci_low", "ci_high")),
+             written(p), better, note]
         )  # fmt: skip
     records.write_csv(out, COLUMNS, rows)
     return [out]
@@ -178,7 +178,7 @@ def over_trainings(results: Sequence[Path], bootstrap_samples: int) -> dict[str,
     for metric, table in trained.values.items():
         figures = against(base, trained, metric, bootstrap_samples)
         spread = float(table.mean(axis=1).std(ddof=1)) if len(table) > 1 else 0.0
-        own = {"mean": round(float(table.mean()), 4), "between": round(spread, 4)}
+        own = {"mean": float(table.mean()), "between": spread}
         found[metric] = {**own, **figures, "p": None if trained.doubt else figures["p"]}
     return found
 

@@ -18,7 +18,7 @@ from sdlora.stages.evaluate.metric import Metric, Pixels
 from sdlora.stages.evaluate.recipe import MeasuringRecipe
 from sdlora.stages.evaluate.report_tables import COMPARED, write_tables
 from sdlora.stages.evaluate.statistics import mean_interval
-from sdlora.stages.evaluate.tables import Measured, Table, Values, metrics_columns, metrics_rows, reported
+from sdlora.stages.evaluate.tables import Measured, Table, Values, metrics_columns, metrics_rows, reported, written
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.sample.parts import FOLDERS, TEST, VALIDATION, all_drawn
 
@@ -174,7 +174,7 @@ def read_choice(out: Path) -> Choice:
 def _write_pictures(pictures: Sequence[records.Row], metrics: Sequence[str], out: Path) -> Path:
     """Every picture's own values, before its reference's seeds are averaged."""
     about = ("part", "step", "reference", "seed", "file")
-    lines = [[*(row[key] for key in about), *(f"{row[name]:.4f}" for name in metrics)] for row in pictures]
+    lines = [[*(row[key] for key in about), *(written(row[name]) for name in metrics)] for row in pictures]
     records.write_csv(out / "pictures.csv", [*about, *metrics], lines)
     return out / "pictures.csv"
 
@@ -200,7 +200,7 @@ def write_curves(values: Values, bootstrap_samples: int, folder: Path) -> list[P
         rows = []
         for step in sorted(step for name, step in values if name == metric):
             found = mean_interval(values[metric, step], bootstrap_samples)
-            rows.append([str(step), *(f"{number:.4f}" for number in (found.mean, found.low, found.high))])
+            rows.append([str(step), *map(written, (found.mean, found.low, found.high))])
         files.append(folder / f"{metric}.csv")
         records.write_csv(files[-1], ["step", "mean", "ci_low", "ci_high"], rows)
     for stale in {*folder.glob("*.csv")} - {*files}:

@@ -1,5 +1,6 @@
 """From values per reference to tables with intervals."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -51,7 +52,22 @@ def metrics_rows(validation: Table, test: Table | None, samples: int) -> list[li
 
 
 def _cells(numbers: Sequence[float]) -> list[str]:
-    return [f"{number:.4f}" for number in numbers]
+    return [written(number) for number in numbers]
+
+
+def written(number: float) -> str:
+    """A measured number as tables have it, from which others compute: four decimals, six digits where it is below 1."""
+    return f"{number:.{_decimals(number, 6)}f}"
+
+
+def rounded(number: float) -> float:
+    """A measured number as sentences have it: four decimals, three digits where that leaves fewer."""
+    return round(number, _decimals(number, 3))
+
+
+def _decimals(number: float, digits: int) -> int:
+    """How many decimals leave so many significant digits, four at least."""
+    return max(4, digits - 1 - math.floor(math.log10(abs(number)))) if 0 < abs(number) < 1 else 4
 
 
 def _mean(values: Sequence[float], samples: int) -> list[str]:
@@ -77,13 +93,8 @@ def difference(after: Sequence[float], before: Sequence[float], samples: int) ->
 
 
 def told(found: Interval) -> dict[str, float]:
-    """An interval of a difference, as tables and `best.json` have it."""
-    return {
-        "delta": round(found.mean, 4),
-        "ci_low": round(found.low, 4),
-        "ci_high": round(found.high, 4),
-        "p": round(found.p, 4),
-    }
+    """An interval of a difference, as `best.json` has it: not rounded, for verdicts are made of it."""
+    return {"delta": found.mean, "ci_low": found.low, "ci_high": found.high, "p": found.p}
 
 
 def is_tested(best: Mapping[str, Any]) -> bool:

@@ -161,7 +161,7 @@ def correct(versions: Sequence[Figures]) -> None:
     for metric in {metric for found in versions for metric in found}:
         family = [found[metric] for found in versions if metric in found and found[metric]["p"] is not None]
         for member, p in zip(family, holm([float(member["p"] or 0) for member in family]), strict=True):
-            member["p"] = round(p, 4)
+            member["p"] = p
 
 
 def _metrics(table: Path) -> dict[str, dict[str, Any]]:

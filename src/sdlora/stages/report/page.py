@@ -11,7 +11,7 @@ from markupsafe import Markup
 from sdlora import records
 from sdlora.images.pictures import png_bytes, read_rgb
 from sdlora.lora.names import FOR_A1111, file_in
-from sdlora.stages.evaluate.tables import is_tested, rule_step
+from sdlora.stages.evaluate.tables import is_tested, rule_step, written
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.report.data import page_data
 from sdlora.stages.report.recipe import ReportRecipe, Summary
@@ -183,5 +183,6 @@ def _write_table(versions: Sequence[Mapping[str, Any]], path: Path) -> None:
         steps = (best["best_step"], rule_step(best), len(best["references"]), tested_on, best["resolved"],
                  ballot.get("won"), ballot.get("of"), ballot.get("at_least"))  # fmt: skip
         measured = [figures.get(metric, {}).get(figure) for metric in metrics for figure in FIGURES]
-        rows.append([version["name"], *version["settings"].values(), *steps, *measured])
+        cells = [None if value is None else written(value) for value in measured]
+        rows.append([version["name"], *version["settings"].values(), *steps, *cells])
     records.write_csv(path, [*named, *[f"{metric}_{figure}" for metric in metrics for figure in FIGURES]], rows)

@@ -12,7 +12,7 @@ function element(tag, attributes = {}, ...children) {
   made.append(...children.filter((child) => child !== null && child !== undefined));
   return made;
 }
-const number = (value, digits = 3) => (value === undefined || value === null ? "" : Number(value).toFixed(Math.abs(value) >= 10 ? Math.min(2, digits) : digits));
+const number = (value, digits = 3) => (value === undefined || value === null ? "" : Number(value) && Math.abs(value) < 10 ** -digits ? Number(value).toPrecision(2) : Number(value).toFixed(Math.abs(value) >= 10 ? Math.min(2, digits) : digits));
 const signed = (value) => (value > 0 ? "+" : "") + number(value);
 const fill = (select, options) => select.replaceChildren(...options.map(([value, text]) => element("option", { value }, text)));
 const metricsOf = (version) => Object.keys(version.metrics);
