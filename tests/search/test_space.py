@@ -11,6 +11,7 @@ from sdlora.config.load import load, stated, written_out
 from sdlora.config.search import Study, Trials
 from sdlora.errors import ParamsError
 from sdlora.flow.identity import nested
+from sdlora.search import page
 from sdlora.search.journal import Journal, Outcome
 from sdlora.search.space import Range, Space, Values, space_of
 
@@ -171,6 +172,11 @@ def test_what_ends_the_journal_in_a_line_loses_that_line_alone(tmp_path: Path, c
     assert [one.value for one in again.told] == [2.0, 1.0]
     again.tell(Outcome(2, again.propose(2, 2, []), 3.0))
     assert [one.value for one in opened(tmp_path).told] == [2.0, 1.0, 3.0]
+
+
+def test_a_value_of_nothing_is_drawn() -> None:
+    told = [Outcome(0, {}, 0.0, base=-1.0), Outcome(1, {}, -2.0, base=-1.0)]
+    assert page._ends(told) == (-2.0, 0.0), "a dot at 0 lies in the drawing"
 
 
 def test_a_trial_is_hopeless_if_it_is_worse_than_the_median_of_those_that_finished(tmp_path: Path) -> None:

@@ -160,7 +160,8 @@ def _last(one: Outcome) -> float | None:
 
 def _ends(told: Sequence[Outcome]) -> Point:
     """The lowest and the highest value that is drawn."""
-    found = [*filter(None, (*map(_last, told), *(one.base for one in told)))] or [0.0, 1.0]
+    known = (*map(_last, told), *(one.base for one in told))
+    found = [value for value in known if value is not None] or [0.0, 1.0]
     low, high = min(found), max(found)
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
