@@ -16,7 +16,7 @@ from sdlora.flow.makers import Seen
 from sdlora.flow.recipe import Recipe
 from sdlora.stages.adopt.recipe import Adopted, AdoptRecipe
 from sdlora.stages.animate.recipe import AnimateRecipe
-from sdlora.stages.caption.recipe import CaptionRecipe
+from sdlora.stages.caption.recipe import NOBODY, CaptionRecipe
 from sdlora.stages.choose.recipe import ChooseRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
 from sdlora.stages.evaluate.recipe import Describing, EvaluateRecipe, Learning
@@ -274,7 +274,7 @@ def may_scrape(params: Params, recipe: ScrapeRecipe, forced: bool) -> None:
 def _captioner(version: Version, base: Base, seen: Seen) -> dict[str, str | None]:
     """Which weights describe pictures; none where nothing is said of them."""
     if version.caption.by == "none":
-        return {"captioner": "-", "captioner_revision": None, "captioner_identity": "the trigger alone"}
+        return {"captioner": "-", "captioner_revision": None, "captioner_identity": NOBODY}
     identity = seen.of(inputs.identity_of, base.captioner, base.captioner_revision)
     return {
         "captioner": base.captioner, "captioner_revision": base.captioner_revision, "captioner_identity": identity,

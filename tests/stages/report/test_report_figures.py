@@ -2,8 +2,11 @@
 
 from typing import Any
 
+import pytest
+
+from sdlora.stages.caption.recipe import NOBODY
 from sdlora.stages.evaluate.statistics import LEVEL
-from sdlora.stages.report.data import correct, figures_of
+from sdlora.stages.report.data import _author, correct, figures_of
 
 
 def best(p: float, tested: bool = True) -> dict[str, Any]:
@@ -28,3 +31,10 @@ def test_p_values_are_corrected_over_the_versions_of_a_metric() -> None:
     assert (alone["ssim"]["p"] or 0) > LEVEL, "four decimals would call it significant"
     assert untested["ssim"]["p"] is None, "it is no member of the family"
     assert other["psnr_db"]["p"] == 0.04, "a family of its own"
+
+
+@pytest.mark.parametrize(
+    ("origin", "said"), [("sha256:1", "by BLIP"), ("override", "written by hand"), (NOBODY, "is the trigger alone")]
+)
+def test_a_caption_says_who_wrote_it(origin: str, said: str) -> None:
+    assert _author(origin) == said

@@ -6,6 +6,8 @@ from typing import Any, ClassVar
 from sdlora.config.params import Caption
 from sdlora.flow.recipe import Recipe
 
+NOBODY = "the trigger alone"  # in the place of the captioner's weights, where nothing is said of a picture
+
 
 class CaptionRecipe(Recipe):
     """Describe fitted pictures in words."""

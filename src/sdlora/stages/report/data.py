@@ -15,6 +15,7 @@ from sdlora.flow.hashing import sha256_of
 from sdlora.flow.identity import told
 from sdlora.images.pictures import read_rgb
 from sdlora.stages.adopt.recipe import FACTS
+from sdlora.stages.caption.recipe import NOBODY
 from sdlora.stages.evaluate.compare import over_trainings
 from sdlora.stages.evaluate.statistics import LEVEL, holm
 from sdlora.stages.evaluate.tables import ONE_TRAINING, is_tested, reported
@@ -227,7 +228,7 @@ def _dataset(folder: Path, thumbnails: Thumbnails) -> dict[str, Any]:
 
 def _author(origin: str) -> str:
     """Who wrote a caption."""
-    known = {"override": "written by hand", "source": "from the source"}
+    known = {"override": "written by hand", "source": "from the source", NOBODY: "is the trigger alone"}
     return known.get(origin, "by BLIP")
 
 
