@@ -86,6 +86,7 @@ def test_arrow_keys_walk_the_grid_and_enter_opens(index: Page) -> None:
 def test_tables_sort_and_curves_can_be_left_out(index: Page) -> None:
     names = "[...document.querySelectorAll('#versions tbody tr td:first-child')].map((cell) => cell.innerText)"
     assert index.run(names) == ["a", "b"]
+    assert count(index, "#versions td a") == count(index, "#verdicts strong a") == 2, "their pages were made before"
     index.click("#versions th:first-child")
     index.click("#versions th:first-child")
     index.until(f"{names}.join() === 'b,a'")

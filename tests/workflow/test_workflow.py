@@ -34,6 +34,11 @@ def test_everything_is_made(built: Project) -> None:
     assert (table[0]["tested_on"], table[0]["resolved"]) == ("0", "False") and "no independent test" in best["why"]
 
 
+def test_the_page_over_all_makes_what_it_links_to(fresh: Project) -> None:
+    planned = fresh.plan_list("results/report/index.html")
+    assert planned.count("report") == 2 and planned.count("report_all") == 1
+
+
 def test_a1111s_card_shows_a_sample(built: Project) -> None:
     for step in ("000002", "000004"):
         folder = built.folder / f"results/a/export/step-{step}"

@@ -34,6 +34,15 @@ def files_for_tools(wildcards):
     return str(job_of(AdoptRecipe if adopted else ExportRecipe, wildcards).made)
 
 
+def pages_to_make(wildcards):
+    """Input function: the pages that the page over all links to and that are not there yet.
+
+    Those that are there are no input: it need not be written anew because one of them is.
+    """
+    pages = expand("results/{version}/report/index.html", version=PARAMS.made)
+    return [page for page in pages if not Path(page).exists()]
+
+
 def compared(wildcards):
     """Input function: the records of the versions that are compared; the base is step 0 of the other one."""
     sides = [PARAMS.trainings(name) for name in (wildcards.one, wildcards.other) if name in PARAMS.versions]

@@ -19,6 +19,7 @@ rule report_all:
     input:
         recipe=recipe_of(ReportAllRecipe),
         records=records_before(ReportAllRecipe),
+        pages=pages_to_make,
     output:
         *outputs(ReportAllRecipe),
     log:

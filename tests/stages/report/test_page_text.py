@@ -1,9 +1,14 @@
-"""What strangers write cannot become a part of the page."""
+"""What strangers write cannot become a part of the page; and what it links to."""
 
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 
-from sdlora.stages.report.page import _page
+import pytest
+
+from sdlora import records
+from sdlora.stages.report.page import _page, write_comparison, write_index
+from sdlora.stages.sample.parts import FOLDERS, INDEX
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!--<script>\u2028"
 
@@ -34,3 +39,32 @@ def test_a_hostile_caption_stays_text() -> None:
     plain, hostile = tags("v8", "a face"), tags(HOSTILE, HOSTILE)
     assert hostile.found == plain.found
     assert hostile.data is not None and json.loads(hostile.data) == {"caption": HOSTILE}
+
+
+@pytest.fixture
+def results(tmp_path: Path) -> Path:
+    """Two measured versions without a picture, of which one has a page."""
+    folder, part = tmp_path / "results", {"references": [], "figures": {}}
+    best = {"best_step": 2, "resolved": False, "higher_is_better": {}, "choose_by": "ssim", "references": []}
+    for name in ("a", "b"):
+        for samples in FOLDERS.values():
+            records.write_jsonl(folder / name / samples / INDEX, [])
+        records.write_json(folder / name / "best.json", {**best, "validation": part, "test": None})
+        for table in ("metrics.csv", "train_log.csv"):
+            records.write_csv(folder / name / table, ["step"], [])
+    records.write_text(folder / "a/report/index.html", "")
+    for file in ("manifest", "rejected", "pad/captions", "pad/fit"):
+        records.write_jsonl(tmp_path / f"{file}.jsonl", [])
+    return folder
+
+
+def test_a_page_links_to_pages_that_are_there(results: Path) -> None:
+    """Those of all versions are made before the page over them; a comparison makes none."""
+    table, sets = results / "compare/a-vs-b.csv", dict.fromkeys("ab", results.parent / "pad")
+    records.write_csv(table, ["metric"], [])
+    compared = write_comparison(table, {"a": {}, "b": {}}, results, sets, sets)
+    over_all, _ = write_index({"a": {}, "b": {}}, results, results / "report", sets, sets)
+    for page, wanted in ((compared, ["a"]), (over_all, ["a", "b"])):
+        found = Tags()
+        found.feed(page.read_text("utf-8"))
+        assert [version["name"] for version in json.loads(found.data or "")["versions"] if version["page"]] == wanted

@@ -3,7 +3,7 @@
 import base64
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +66,7 @@ def page_data(
     votes: Sequence[Vote],
     root: str,
     trainings: Mapping[str, Sequence[str]] | None = None,
+    pages: Collection[str] = (),
 ) -> dict[str, Any]:
     """Everything a page over some versions shows.
 
@@ -77,6 +78,7 @@ def page_data(
         votes: What people voted.
         root: The way from the page to `results/`.
         trainings: The versions that are further trainings of another, by that, which is the first of them.
+        pages: The versions that have a page to link to.
     """
     thumbnails = Thumbnails()
     shown = [_version(name, settings, results / name, thumbnails) for name, settings in versions.items()]
@@ -86,6 +88,7 @@ def page_data(
     for version in shown:
         version["references"] = str(references[version["name"]])
         version["dataset"] = str(datasets[version["name"]])
+        version["page"] = version["name"] in pages
     return {
         "root": root,
         "versions": shown,

@@ -21,6 +21,7 @@ from sdlora.stages.sample.parts import all_drawn
 
 PAGES = Environment(loader=PackageLoader("sdlora.stages.report", "templates"), autoescape=True, trim_blocks=True)
 FOLDER = Path(__file__).parent
+OWN_PAGE = "report/index.html"  # below a version's folder
 VENDOR = ("uplot", "img-comparison-slider", "tablesort")
 
 
@@ -58,7 +59,7 @@ def write_version(recipe: ReportRecipe, votes: Sequence[Vote] = ()) -> list[Path
         The files written.
     """
     name, result, references = recipe.version, recipe.folder, recipe.references
-    out = result / "report"
+    out = (result / OWN_PAGE).parent
     data = page_data(
         {name: recipe.settings}, result.parent, {name: references}, {name: recipe.dataset}, votes, root="../.."
     )
@@ -114,7 +115,7 @@ def write_index(
     votes: Sequence[Vote] = (),
     trainings: Mapping[str, Sequence[str]] | None = None,
 ) -> list[Path]:
-    """Write the page over all versions, and its table: settings, best step, figures.
+    """Write the page over all versions, which have pages, and its table: settings, best step, figures.
 
     Args:
         versions: What each is compared by.
@@ -125,7 +126,7 @@ def write_index(
         votes: What people voted.
         trainings: Of versions that are trained several times theirs, by version.
     """
-    data = page_data(versions, results, references, datasets, votes, root="..", trainings=trainings)
+    data = page_data(versions, results, references, datasets, votes, root="..", trainings=trainings, pages=versions)
     records.write_text(out / "index.html", _page("Versions", data))
     _write_table(data["versions"], out / "versions.csv")
     return [out / "index.html", out / "versions.csv"]
@@ -140,6 +141,8 @@ def write_comparison(
 ) -> Path:
     """Write the page beside a comparison's table: both at their chosen steps beside the base, and every number.
 
+    It links to the versions' own pages where they are there: a comparison does not make them.
+
     Args:
         table: What `evaluate.compare` wrote.
         versions: One or two, and what each is compared by.
@@ -147,7 +150,8 @@ def write_comparison(
         references: The fitted set that holds each version's references.
         datasets: The fitted set that each learnt from.
     """
-    data = page_data(versions, results, references, datasets, (), root="..")
+    pages = [name for name in versions if (results / name / OWN_PAGE).is_file()]
+    data = page_data(versions, results, references, datasets, (), root="..", pages=pages)
     for version in data["versions"]:
         kept = {0, version["best"]["best_step"], rule_step(version["best"])}
         version["samples"] = {step: cells for step, cells in version["samples"].items() if int(step) in kept}

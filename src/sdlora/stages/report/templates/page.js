@@ -18,6 +18,9 @@ const fill = (select, options) => select.replaceChildren(...options.map(([value,
 const metricsOf = (version) => Object.keys(version.metrics);
 const allMetrics = [...new Set(data.versions.flatMap(metricsOf))].sort((a, b) => (b === data.chosen_by) - (a === data.chosen_by));
 
+/** A version's name, which leads to its page where there was one when this page was written. */
+const named = (version) => (version.page ? element("a", { href: `${data.root}/${version.name}/report/index.html` }, version.name) : version.name);
+
 /* What was chosen, and why */
 const ruleStep = (version) => (version.best.overruled ?? version.best).best_step; // a person may have chosen another
 const drawnSteps = (version) => version.steps.filter((step) => version.samples[step]); // a comparison shows only those that were chosen
@@ -41,7 +44,7 @@ function verdicts() {
   const box = $("verdicts");
   if (data.versions.length > 1) box.className = "cards";
   box.append(...data.versions.map((version) => element("div", { class: "verdict" },
-    data.versions.length > 1 ? element("strong", {}, element("a", { href: `${data.root}/${version.name}/report/index.html` }, version.name)) : null,
+    data.versions.length > 1 ? element("strong", {}, named(version)) : null,
     element("p", { class: `headline ${headline(version)[1]}` }, headline(version)[0]), glance(version),
     element("p", {}, version.foreign.length ? `${version.best.why}.`.replace("step 1:", "as it came:") : `${version.best.why}.`), element("p", { class: "rule" }, version.best.overruled ? `Chosen by a person. The rule, ${version.best.rule}, says: ${version.best.overruled.why}.` : version.foreign.length ? `From elsewhere: ${version.foreign.join("; ")}.` : `Chosen by: ${version.best.rule}${version.best.chosen ? ", and by a person" : ""}.`),
     ...version.best.warnings.map((warning) => element("p", { class: "warning" }, `${warning}.`)),
@@ -180,7 +183,7 @@ function tables() {
   const votesOf = (version, step) => { const found = version.votes[step]; return element("td", { "data-sort": found ? found.at_least : -1 }, found ? `${found.won} of ${found.of} (at least ${number(found.at_least, 2)})` : ""); };
   const heads = ["version", ...settings, "chosen step", "tested on", "better than step 0", ...(voted ? ["votes won"] : []), ...allMetrics.flatMap((metric) => [metric, "against step 0"])];
   const rows = data.versions.map((version) => element("tr", {},
-    element("td", {}, several ? element("a", { href: `${data.root}/${version.name}/report/index.html` }, version.name) : version.name),
+    element("td", {}, named(version)),
     ...settings.map((key) => element("td", {}, String(version.settings[key] ?? ""))), element("td", { "data-sort": version.best.best_step }, version.best.overruled ? `${version.best.best_step} (rule: ${ruleStep(version)})` : version.foreign.length ? "" : String(version.best.best_step)),
     element("td", {}, version.best.overruled ? "chosen by a person" : version.best.test ? `${version.best.test.references.length} references` : "no test"), element("td", {}, version.best.resolved ? "yes" : "unresolved"), ...(voted ? [votesOf(version, version.best.best_step)] : []),
     ...allMetrics.flatMap((metric) => {
