@@ -50,11 +50,12 @@ try:
     JOBS = plan.jobs(PARAMS)
     # where a job runs on another machine, or is one that runs now, the main process has looked, or the job itself will
     TRAINED_OR_ELSEWHERE = {job.made for job in JOBS}
+    FRESH = None  # unknown
     if workflow.is_main_process and lock.acquire(sys.argv[1:]):
         logger.addHandler(runs.Events(lambda: workflow.dryrun))
-        fresh = {job.made for job in freshness.settle(JOBS)}
+        FRESH = {job.made for job in freshness.settle(JOBS)}
         if command.runs_here(sys.argv[1:]):
-            TRAINED_OR_ELSEWHERE = fresh
+            TRAINED_OR_ELSEWHERE = FRESH
 except SdloraError as error:
     raise WorkflowError(str(error))
 

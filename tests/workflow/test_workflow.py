@@ -110,6 +110,15 @@ def test_an_edit_reruns_what_depends_on_it(
     assert built.plan("all") == wanted
 
 
+def test_one_run_is_enough_where_files_and_measures_change_together(built: Project) -> None:
+    """Where an ancient input is made again, Snakemake leaves out a job that has a reason of its own."""
+    built.edit("src/sdlora/lora/card.py", "A LoRA for", "This is a LoRA for")
+    built.edit("src/sdlora/stages/evaluate/ssim.py", "sigma=1.5", "sigma=1.5 + 0.1")
+    assert {"export", "evaluate"} <= built.plan("results/a/metrics.csv")
+    built.snakemake("results/a/metrics.csv")
+    assert not built.plan("results/a/metrics.csv")
+
+
 LOSS = ("src/sdlora/stages/train/losses.py", "error.mean(dim=(1, 2, 3))", "error.mean(dim=(3, 2, 1))")
 
 

@@ -28,10 +28,20 @@ def records_before(kind):
     return lambda wildcards: [str(path) for path in job_of(kind, wildcards).inputs]
 
 
-def files_for_tools(wildcards):
-    """Input function: the record of the version's files for other tools."""
-    adopted = PARAMS.versions[wildcards.version].lora is not None
-    return str(job_of(AdoptRecipe if adopted else ExportRecipe, wildcards).made)
+def files_for_tools(measured):
+    """Input function: the record of the version's files for other tools, or nothing.
+
+    Who asks for metrics.csv wants the files, too, which measuring does not read: they are an ancient input. But where an
+    ancient input is made again, Snakemake (9.27) leaves out a job that has a reason of its own. So there are two inputs:
+    an ancient one where what is measured is fresh, and a plain one where it is not.
+    """
+
+    def found(wildcards):
+        adopted = PARAMS.versions[wildcards.version].lora is not None
+        is_fresh = FRESH is None or job_of(EvaluateRecipe, wildcards).made in FRESH
+        return [str(job_of(AdoptRecipe if adopted else ExportRecipe, wildcards).made)] if is_fresh == measured else []
+
+    return found
 
 
 def pages_to_make(wildcards):

@@ -2,7 +2,8 @@ rule evaluate:
     input:
         recipe=recipe_of(EvaluateRecipe),
         records=records_before(EvaluateRecipe),
-        files=ancient(files_for_tools),  # who asks for metrics.csv wants the files, too
+        files=ancient(files_for_tools(measured=True)),
+        new_files=files_for_tools(measured=False),
     output:
         *outputs(EvaluateRecipe),
     log:
