@@ -19,6 +19,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from stage_server import Job
 from tools.tiny_base import begin, blip, diffusion, loop, make, readers, text, vae, world
+from tools.tiny_base.diffusion import Noising
 from tools.tiny_base.recipe import BaseRecipe
 from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer
 
@@ -217,6 +218,16 @@ def test_a_portrait_repeats_its_edges_and_keeps_its_middle() -> None:
     assert torch.equal(found[..., 14:50], pictures[..., 14:50]), "at least 0.6 of the width stays"
     assert torch.equal(found[:39, ..., :6], found[:39, ..., 6:7].expand(-1, -1, -1, 6)), "at most 0.8 of it"
     assert torch.equal(found[:39, ..., 58:], found[:39, ..., 57:58].expand(-1, -1, -1, 6))
+
+
+def test_noisy_steps_weigh_more_and_none_without_end() -> None:
+    noising = Noising.of(BaseRecipe())
+    snr = noising.scheduler.alphas_cumprod / (1 - noising.scheduler.alphas_cumprod)
+    weights = noising.weights
+    assert float(weights[0]) == pytest.approx(float(6 / snr[0])), "clean: gamma + 1 over its SNR"
+    assert float(weights[450]) == pytest.approx(float((snr[450] + 1) / snr[450]))
+    assert float(weights[-1]) == float(weights.max()) == 10.0
+    assert bool((weights.diff() >= 0).all())
 
 
 def test_rates_do_not_depend_on_the_length_until_they_fall() -> None:

@@ -18,6 +18,7 @@ from tools.tiny_base.loop import Part
 from tools.tiny_base.recipe import BaseRecipe
 
 TEXT_WIDTH = 192
+MOST = 10.0  # of a timestep's weight
 PREVIEW_EVERY = 1000  # steps between pipelines to look at, in the work folder's preview/
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 
@@ -113,7 +114,12 @@ class Examples:
 
 @dataclass(frozen=True)
 class Noising:
-    """The forward process, and what a timestep's loss weighs (min-SNR, Hang et al., arXiv 2303.09556)."""
+    """The forward process, and what a timestep's loss weighs.
+
+    (min(SNR, gamma) + 1) / SNR, which is min-SNR's weight of a velocity (Hang et al., arXiv 2303.09556) in epsilons, at
+    most `MOST`. With min-SNR's weight of an epsilon, timesteps from 800 on were 3 % of the loss, and it is there that
+    colours, sizes and places are decided: after 9,000 steps a third of the latents' variance was open at 999.
+    """
 
     scheduler: DDPMScheduler
     weights: Tensor  # by timestep
@@ -124,7 +130,7 @@ class Noising:
         """As the recipe says."""
         scheduler = DDPMScheduler(**SCHEDULE)
         snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
-        return cls(scheduler, snr.clamp(max=recipe.min_snr_gamma) / snr, recipe.noise_offset)
+        return cls(scheduler, ((snr.clamp(max=recipe.min_snr_gamma) + 1) / snr).clamp(max=MOST), recipe.noise_offset)
 
     def draw(self, clean: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """Noisy latents, the noise in them and their timesteps."""
