@@ -193,6 +193,12 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(handle))
 
 
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; a bar in a cell stays in it."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
+
+
 def publish_folder(source: Path, target: Path) -> None:
     """Make `target` a copy of `source`, whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)

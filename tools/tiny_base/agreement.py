@@ -173,30 +173,27 @@ def page(drawn: Sequence[Drawn], votes: Sequence[Vote], name: str) -> str:
     shared = [measure for measure in drawn[0].values if all(measure in one.values for one in drawn)]
     chose = [one for one in drawn if one.part == VALIDATION]
     tables = {measure: by_checkpoint(chose, measure) for measure in shared}
-    lines = [["metric", *TRUTHS], ["---"] * (1 + len(TRUTHS))]
-    for metric in (measure for measure in shared if measure not in TRUTHS):
-        lines.append([metric, *(_told(*interval(tau, tables[metric], tables[truth])) for truth in TRUTHS)])
+    ranked = [
+        [metric, *(_told(*interval(tau, tables[metric], tables[truth])) for truth in TRUTHS)]
+        for metric in shared
+        if metric not in TRUTHS
+    ]
     units, references = tables[TRUTHS[0]].shape
     versions = len({one.version for one in drawn})
     text = INTRO.format(character=name, units=units, versions=versions, references=references)
-    text = f"{text}\n{_table(lines)}"
+    text = f"{text}\n{records.markdown_table(['metric', *TRUTHS], ranked)}"
     by_vote = {measure: won(votes, drawn, measure) for measure in shared}
     seen = int(by_vote[TRUTHS[0]][1].sum())
     if not seen:
         return text
-    lines = [["measure", "agreement"], ["---", "---"]]
-    lines += [[measure, _told(*interval(share, *counted))] for measure, counted in by_vote.items()]
-    return f"{text}{BY_VOTE.format(votes=seen)}\n{_table(lines)}"
+    agreed = [[measure, _told(*interval(share, *counted))] for measure, counted in by_vote.items()]
+    return f"{text}{BY_VOTE.format(votes=seen)}\n{records.markdown_table(['measure', 'agreement'], agreed)}"
 
 
 def _told(value: float, low: float, high: float) -> str:
     if np.isnan(value):
         return "the same everywhere"
     return f"{value:+.2f}" if np.isnan(low) else f"{value:+.2f} [{max(low, -1):+.2f}, {min(high, 1):+.2f}]"
-
-
-def _table(lines: Iterable[Sequence[str]]) -> str:
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def run(character: Character, manifest: Path, versions: Sequence[Path], votes: Sequence[Vote]) -> str:

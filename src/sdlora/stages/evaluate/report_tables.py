@@ -25,12 +25,6 @@ def columns_of(count: int) -> list[str]:
     return ["step", *(f"image{number}" for number in range(1, count + 1)), "mean"]
 
 
-def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table for a README."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
-
-
 def write_tables(
     version: str,
     drawn: Mapping[int, Pixels],
@@ -60,7 +54,7 @@ def write_tables(
             found: Floats = metric([drawn[step]] * len(compared), compared, [""] * len(compared))
             rows.append(table_row(f"{version}{step}", found.tolist()))
         records.write_csv(folder / f"{name}.csv", columns, rows)
-        records.write_text(folder / f"{name}.md", markdown(columns, rows))
+        records.write_text(folder / f"{name}.md", records.markdown_table(columns, rows))
         files += [folder / f"{name}.csv", folder / f"{name}.md"]
     folder.mkdir(parents=True, exist_ok=True)
     for stale in {*folder.glob("*.csv"), *folder.glob("*.md")} - {*files}:

@@ -2,6 +2,7 @@
 
 import re
 
+from sdlora import records
 from sdlora.stages.evaluate.statistics import LEVEL
 
 SETTINGS = ("version", "dataset", "fit", "rank", "learning_rate", "steps", "hires", "best_step")
@@ -14,16 +15,14 @@ def markdown(table: list[dict[str, str]]) -> str:
         table: Rows of `results/report/versions.csv`.
     """
     metrics = [key.removesuffix("_best") for key in table[0] if key.endswith("_best")]
-    lines = [
-        " | ".join(("", *SETTINGS, *(word for metric in metrics for word in (metric, "against step 0")), "")).strip(),
-        "| " + " | ".join(["---"] * (len(SETTINGS) + 2 * len(metrics))) + " |",
-    ]
+    columns = [*SETTINGS, *(word for metric in metrics for word in (metric, "against step 0"))]
+    lines = []
     for row in sorted(table, key=lambda row: _natural(row["version"])):
         cells = [row[key] for key in SETTINGS]
         for metric in metrics:
             cells += [row[f"{metric}_best"], gain(row, metric)]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return records.markdown_table(columns, lines)
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

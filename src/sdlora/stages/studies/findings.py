@@ -44,9 +44,9 @@ def write_findings(recipe: StudiesRecipe, results: Path, out: Path) -> list[Path
     trainings = {one.starts_from: [results / name for name in one.without or one.changed_to] for one in recipe.compared}
     starts = [row for name, settings in recipe.starts.items() for row in _start(name, settings, trainings[name])]
     tables = [
-        _markdown(CLAIMS, rows, _claim_cells),
+        records.markdown_table(CLAIMS, map(_claim_cells, rows)),
         "## What they start from\n",
-        _markdown(STARTS, starts, _start_cells),
+        records.markdown_table(STARTS, map(_start_cells, starts)),
     ]
     records.write_text(out / "findings.md", "\n".join([INTRO.format(seeds=seeds, level=LEVEL), *tables]))
     return [out / "findings.csv", out / "findings.md"]
@@ -148,11 +148,6 @@ def _numbers(row: Mapping[str, Any]) -> list[str]:
     difference = f"{row['delta']:+.4g} [{row['ci_low']:.4g}, {row['ci_high']:.4g}]"
     metric = f"{row['metric']} ({'higher' if row['higher_is_better'] else 'lower'} is better)"
     return [metric, _spelt(row["without"]), _spelt(row["with"]), difference]
-
-
-def _markdown(columns: Sequence[str], rows: Sequence[records.Row], cells: Any) -> str:
-    lines = [columns, ["---"] * len(columns), *map(cells, rows)]
-    return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
 
 
 def _spelt(value: Any) -> str:
