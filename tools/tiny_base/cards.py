@@ -7,6 +7,7 @@ from typing import Any
 from sdlora import records
 from sdlora.flow import hashing
 from tools.tiny_base import styles
+from tools.tiny_base.diffusion import MOST
 from tools.tiny_base.recipe import BaseRecipe
 
 SD_CARD = """---
@@ -51,11 +52,12 @@ last 30 % of the steps; bf16 autocast, seed {recipe.seed}:
 | --- | --- | --- | --- | --- |
 | VAE | {recipe.vae_steps} | {recipe.vae_batch} | {recipe.vae_learning_rate:g} | L1 + gradients + squared error |
 | decoder only | {recipe.decoder_steps} | {recipe.decoder_batch} | {recipe.decoder_learning_rate:g} | the same |
-| UNet, text encoder | {recipe.unet_steps} | {recipe.unet_batch} | {recipe.unet_learning_rate:g} | epsilon, min-SNR |
+| UNet, text encoder | {recipe.unet_steps} | {recipe.unet_batch} | {recipe.unet_learning_rate:g} | epsilon, weighted |
 
 The VAE's loss is L1 + 0.5 x the difference of gradients + 10 x the squared error. Weights are averages (EMA) with a
-decay of {recipe.vae_ema_decay:g} for the VAE and {recipe.unet_ema_decay:g} for the UNet. min-SNR's gamma is
-{recipe.min_snr_gamma:g}; the noise offset is {recipe.noise_offset:g}.
+decay of {recipe.vae_ema_decay:g} for the VAE and {recipe.unet_ema_decay:g} for the UNet. A timestep of the
+UNet's loss weighs (min(SNR, {recipe.min_snr_gamma:g}) + 1) / SNR, at most {most:g}; the noise offset is
+{recipe.noise_offset:g}.
 
 For classifier-free guidance, a share of {recipe.caption_dropout:g} of the captions is dropped; half of these are
 replaced by words that say nothing about a picture, because a negative prompt of unseen words would spoil the picture.
@@ -144,6 +146,7 @@ def write(models: Path, quality: dict[str, Any], recipe: BaseRecipe, note: str) 
     for name, card in (("tiny-sd", SD_CARD), ("tiny-blip", BLIP_CARD)):
         text = card.format(
             recipe=recipe,
+            most=MOST,
             styles=len(styles.STYLES),
             quality=quality,
             pixels=quality["all"]["nearest_truth_by_pixels"],

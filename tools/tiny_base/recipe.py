@@ -42,7 +42,7 @@ class BaseRecipe:
 
     def from_another(self) -> "BaseRecipe":
         """The same recipe for a base that goes on from another's VAE and UNet: fewer steps, a lower rate."""
-        return replace(self, vae_steps=6_000, vae_learning_rate=5e-4, unet_steps=6_400, decoder_steps=1_000)
+        return replace(self, vae_steps=6_000, vae_learning_rate=5e-4, unet_steps=4_600, decoder_steps=1_000)
 
     def shortened(self, share: float) -> "BaseRecipe":
         """The same recipe with a share of its pictures and steps and a quarter of its batches, for a rehearsal."""
