@@ -68,8 +68,8 @@ get foreign words in front, as triggers are.
 
 ## Measured
 
-On {quality[pictures]} held-out pictures and their captions, sampled in 30 steps at CFG 3.5, which is a version's CFG 7
-on this base, whose `guidance_scale_factor` is 0.5 (`snakemake results/base/quality.json`):
+On {quality[pictures]} held-out pictures without hats and glasses and their captions, sampled at CFG 7 and 30 steps
+(`snakemake results/base/quality.json`):
 
 | figure | value |
 | --- | --- |
@@ -84,8 +84,6 @@ on this base, whose `guidance_scale_factor` is 0.5 (`snakemake results/base/qual
 | the same, the 20 being small figures, too | {small[among_small][own]} |
 | at 96 px with hires fix: nearest of 20 true pictures is its own, by pixels | {hires[own]} |
 | CMMD of samples to true pictures, EffNet-Lite0 features, x 1000 | {quality[all][cmmd_effnet_lite0]} |
-| at CFG 7 itself: nearest of 20 true pictures is its own, by pixels | {guided[nearest_truth_by_pixels][own]} |
-| the same by EffNet-Lite0 features | {guided[nearest_truth_by_effnet_lite0][own]} |
 | tiny-blip names the style of the prompt | {quality[blip][style_named][drawn]} |
 | the same for the true pictures | {quality[blip][style_named][truth]} |
 
@@ -152,7 +150,6 @@ def write(models: Path, quality: dict[str, Any], recipe: BaseRecipe, note: str) 
             pixels=quality["all"]["nearest_truth_by_pixels"],
             features=quality["all"]["nearest_truth_by_effnet_lite0"],
             small=quality["small"],
-            guided=quality["guided_by_7"],
             hires=quality["hires_96_px"]["nearest_truth_by_pixels"],
             f1=quality["blip"]["portraits_attribute_f1"],
             data=data,

@@ -11,7 +11,6 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from sdlora import records
-from sdlora.config.load import load
 from sdlora.config.params import Base, Caption
 from sdlora.config.sample import Hires, Sample
 from sdlora.models.family import quieten
@@ -29,7 +28,6 @@ from tools.tiny_base.recipe import BaseRecipe
 from tools.tiny_base.world import Picture
 
 AT_ONCE = 10
-PARAMS = Path(__file__).parents[2] / "params.yaml"  # which says how much guidance this base takes
 HIRES = Hires(factor=1.5, denoising_strength=0.35)
 
 
@@ -52,7 +50,7 @@ def vae_quality(autoencoder: AutoencoderKL, truths: Sequence[Picture], size_px: 
 
 
 def draw_all(base: Base, captions: Sequence[str], hires: Hires | None = None) -> list[Image.Image]:
-    """Each caption at a version's CFG 7 and 30 steps, with noise of its own, as the pipeline draws."""
+    """Each caption at CFG 7 and 30 steps, with noise of its own; versions are drawn at half of that on this base."""
     painter = Painter(base, Sample(guidance_scale=7.0, inference_steps=30, hires=hires), base.size_px)
     painter.use(None)
     progress = Progress("quality", len(captions))
@@ -137,7 +135,7 @@ def measure(models: Path, count: int, sheet: Path) -> dict[str, object]:
     """All figures on the first `count` held-out pictures; also writes a sheet of truths and drawings."""
     quieten()
     recipe = BaseRecipe()
-    base = load(PARAMS).bases["tiny"].model_copy(update={"model": str(models / "tiny-sd")})
+    base = Base(model=str(models / "tiny-sd"), family="sd", size_px=recipe.size_px, captioner="-")
     truths = list(pictures.kept_back(recipe.seed, count, is_learnt))
     small = list(pictures.kept_back(recipe.seed, max(2, count // 2), lambda one: is_learnt(one) and is_small(one)))
     autoencoder = AutoencoderKL.from_pretrained(models / "tiny-sd" / "vae")
@@ -154,7 +152,6 @@ def measure(models: Path, count: int, sheet: Path) -> dict[str, object]:
             ),
             "among_small": drawings(base, small).figures(by_features=False)["nearest_truth_by_pixels"],
         },
-        "guided_by_7": drawings(base.model_copy(update={"guidance_scale_factor": 1.0}), truths).figures(),
         "hires_96_px": drawings(base, truths, HIRES).figures(),
         "blip": blip_quality(blip, plain),
     }
