@@ -39,7 +39,8 @@ def files_for_tools(measured):
     def found(wildcards):
         adopted = PARAMS.versions[wildcards.version].lora is not None
         is_fresh = FRESH is None or job_of(EvaluateRecipe, wildcards).made in FRESH
-        return [str(job_of(AdoptRecipe if adopted else ExportRecipe, wildcards).made)] if is_fresh == measured else []
+        record = job_of(AdoptRecipe if adopted else ExportRecipe, wildcards).made
+        return [str(record)] if is_fresh == measured else []
 
     return found
 
