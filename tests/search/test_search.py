@@ -26,10 +26,10 @@ PARAMS = (
     .replace("{bootstrap_samples: 100}", "{bootstrap_samples: 100, metrics: [psnr_db], choose_by: psnr_db}")
     .replace("defaults:", "defaults:\n  caption: {by: none}")
 )
-# of these trials the third learns twenty times as fast as the others, and so is hopeless
+# of these trials the third learns faster than the others and is worse at step 2 than their median
 SEARCH = (
     "sdlora", "search", "s", "--like", "a", "--set", "train.rank=2,4", "--set", "train.learning_rate=1e-6..1:log",
-    "--trials", "3", "--at-once", "2", "--startup", "1", "--seed", "138",
+    "--trials", "3", "--at-once", "2", "--startup", "1", "--seed", "5",
 )  # fmt: skip
 
 

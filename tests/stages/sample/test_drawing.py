@@ -157,7 +157,7 @@ def test_a_fused_lora_draws_the_same_picture_with_fewer_operations(name: str, lo
         assert painter.draw([PROMPT])[0].tobytes() == drawn["base", fuse].tobytes(), "not a bit of it is left"
     assert drawn["base", True].tobytes() == drawn["base", False].tobytes()
     assert np.abs(pixels(drawn[name, True]) - pixels(drawn[name, False])).max() <= 1
-    assert np.abs(pixels(drawn[name, True]) - pixels(drawn["base", True])).max() > 8
+    assert np.abs(pixels(drawn[name, True]) - pixels(drawn["base", True])).max() > 3, "far more than rounding"
     assert counts[True] < counts[False]
 
 
