@@ -132,6 +132,7 @@ def loras(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A LoRA of every type, and one on the text encoder too, strong enough to be seen."""
     found = {}
     kinds: dict[str, dict[str, Any]] = {name: {"lora_type": name} for name in choices.LORA_TYPES}
+    kinds["loha"]["learning_rate"] = 0.1  # its product of two small factors grows slowly
     for name, options in {**kinds, "text": {"text_encoder": {"learning_rate": 1e-2}}, "second": {"seed": 7}}.items():
         folder = tmp_path_factory.mktemp(name)
         trained(folder, TINY, **options)
@@ -157,7 +158,7 @@ def test_a_fused_lora_draws_the_same_picture_with_fewer_operations(name: str, lo
         assert painter.draw([PROMPT])[0].tobytes() == drawn["base", fuse].tobytes(), "not a bit of it is left"
     assert drawn["base", True].tobytes() == drawn["base", False].tobytes()
     assert np.abs(pixels(drawn[name, True]) - pixels(drawn[name, False])).max() <= 1
-    assert np.abs(pixels(drawn[name, True]) - pixels(drawn["base", True])).max() > 3, "far more than rounding"
+    assert np.abs(pixels(drawn[name, True]) - pixels(drawn["base", True])).max() > 8
     assert counts[True] < counts[False]
 
 
