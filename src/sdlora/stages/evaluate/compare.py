@@ -116,19 +116,7 @@ def compare(
     if not several:
         folders = {name: found[:1] for name, found in folders.items()}
     first, second = _side(one.name, other.name, folders), _side(other.name, one.name, folders)
-    if first.references != second.references:
-        raise DataError(f"{one.name} and {other.name} were measured on different references; they cannot be compared")
-    if first.fitted != second.fitted and first.fitted and second.fitted:
-        raise DataError(
-            f"{one.name} was measured on references fitted as {first.fitted}, {other.name} on {second.fitted}: other "
-            f"pictures, so a difference says nothing of the LoRAs; give both the same fit.size_px and fit.fill"
-        )
-    if first.seeds != second.seeds:
-        raise DataError(
-            f"{one.name} was drawn with the seeds {_listed(first.seeds)}, {other.name} with {_listed(second.seeds)}: a "
-            f"difference would hold that of their noise; give both the same sample.report_seeds (sample.seeds where "
-            f"nothing is tested). Only pictures are drawn for it"
-        )
+    _check_alike(one.name, first, other.name, second)
     doubt = first.doubt or second.doubt
     note = doubt or (SEVERAL if several else ONE_LORA if BASE in (one.name, other.name) else ONE_TRAINING)
     shared = [metric for metric in first.values if metric in second.values]
@@ -145,6 +133,23 @@ def compare(
         )  # fmt: skip
     records.write_csv(out, COLUMNS, rows)
     return [out]
+
+
+def _check_alike(one: str, first: Measured, other: str, second: Measured) -> None:
+    """Refuse sides that were measured against other pictures, or with other noise."""
+    if first.references != second.references:
+        raise DataError(f"{one} and {other} were measured on different references; they cannot be compared")
+    if first.fitted != second.fitted and first.fitted and second.fitted:
+        raise DataError(
+            f"{one} was measured on references fitted as {first.fitted}, {other} on {second.fitted}: other "
+            f"pictures, so a difference says nothing of the LoRAs; give both the same fit.size_px and fit.fill"
+        )
+    if first.seeds != second.seeds:
+        raise DataError(
+            f"{one} was drawn with the seeds {_listed(first.seeds)}, {other} with {_listed(second.seeds)}: a "
+            f"difference would hold that of their noise; give both the same sample.report_seeds (sample.seeds where "
+            f"nothing is tested). Only pictures are drawn for it"
+        )
 
 
 def _side(name: str, beside: str, folders: Mapping[str, Sequence[Path]]) -> Measured:
