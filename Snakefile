@@ -98,7 +98,7 @@ rule all:
     default_target: True
     input:
         "results/report/index.html",
-        expand("results/{version}/report/index.html", version=PARAMS.made),
+        plan.pages(PARAMS),
 
 
 rule datasets:

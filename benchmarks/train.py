@@ -74,7 +74,8 @@ def measure_row(bench: Bench, row: Row, baseline: Run) -> dict[str, Any]:
         plain, own, first = _against(baseline, settings, bench)
         peak = measure.peak_bytes(settings, bench.base, bench.folder, bench.warm)
     except (SdloraError, RuntimeError, ValueError, ImportError) as error:
-        return {**found, "note": f"not measured: {str(error).splitlines()[0]}"}
+        reason = str(error).splitlines()[0].replace(f"{bench.folder.parent}/", "")  # it lies elsewhere in every run
+        return {**found, "note": f"not measured: {reason}"}
     return {
         **found, "steps_per_s": f"{1 / statistics.median(own):.4g}", "ratio": f"{measure.ratio(plain, own):.3f}",
         "first_step_s": f"{first:.2f}", "peak_mib": f"{peak / 2**20:.0f}",

@@ -50,8 +50,7 @@ def pages_to_make(wildcards):
 
     Those that are there are no input: it need not be written anew because one of them is.
     """
-    pages = expand("results/{version}/report/index.html", version=PARAMS.made)
-    return [page for page in pages if not Path(page).exists()]
+    return [page for page in plan.pages(PARAMS) if not Path(page).exists()]
 
 
 def compared(wildcards):

@@ -278,9 +278,9 @@ class Version(Section):
 
     @model_validator(mode="after")
     def _average_exists(self) -> Self:
-        if self.lora is not None and self.sample.weights == "ema":
+        if self.lora is not None and self.sample.average:
             raise ValueError("sample.weights is ema, but nothing is trained here: a LoRA's file has no average")
-        if self.sample.weights == "ema" and self.train.ema is None:
+        if self.sample.average and self.train.ema is None:
             raise ValueError("sample.weights is ema, but train.ema is null: there is no average to draw with")
         return self
 

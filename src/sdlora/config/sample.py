@@ -65,6 +65,11 @@ class Sample(Section):
         "overlapping tiles of half the base's side, whose colours can differ a little",
     )
 
+    @property
+    def average(self) -> bool:
+        """Whether the LoRA's average is drawn with."""
+        return self.weights == "ema"
+
     @field_validator("scheduler")
     @classmethod
     def _known_scheduler(cls, value: str) -> str:

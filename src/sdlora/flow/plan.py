@@ -24,7 +24,7 @@ from sdlora.stages.export.recipe import ExportRecipe
 from sdlora.stages.fit.recipe import FitRecipe
 from sdlora.stages.flip.recipe import FlipRecipe
 from sdlora.stages.probe.recipe import ProbeRecipe
-from sdlora.stages.report.recipe import ReportAllRecipe, ReportRecipe
+from sdlora.stages.report.recipe import OWN_PAGE, ReportAllRecipe, ReportRecipe
 from sdlora.stages.sample.recipe import REPORT_SEEDS, DrawingRecipe, SampleRecipe
 from sdlora.stages.scrape import pin
 from sdlora.stages.scrape.recipe import ScrapeRecipe
@@ -133,7 +133,7 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
         yield _animating(version.animate, sample, choose, seen)
     yield ReportRecipe(
         **of_version, **seen.maker(ReportRecipe, ()), inputs=(evaluate.made, lora.made),
-        version=name, settings=summary(version), average=version.sample.weights == "ema", references=references,
+        version=name, settings=summary(version), average=version.sample.average, references=references,
         dataset=before[version.fit.method, "flip"].folder, votes=seen.of(inputs.votes_identity),
     )  # fmt: skip
 
@@ -190,7 +190,7 @@ def _asking(evaluate: Evaluate, params: Params, name: str, seen: Seen) -> dict[s
     base, trigger = params.bases[version.base], params.datasets[version.dataset].trigger
     learning = Learning(
         base=_weights(base), base_identity=seen.of(inputs.base_identity, base), threads=params.threads,
-        lora_scale=version.sample.lora_scale, average=version.sample.weights == "ema",
+        lora_scale=version.sample.lora_scale, average=version.sample.average,
     ) if "learner" in needs else None  # fmt: skip
     describing = Describing(
         **_captioner(version, base, seen), caption=version.caption, trigger=trigger, threads=params.threads
@@ -238,7 +238,7 @@ def _adopting(params: Params, name: str, seen: Seen) -> AdoptRecipe:
         if one.version is not None:
             needed: list[type[Recipe]] = [TrainRecipe] if one.step else [TrainRecipe, EvaluateRecipe]
             records += [Path(kind.made_pattern().format(version=one.version)) for kind in needed]
-            average = params.versions[one.version].sample.weights == "ema"
+            average = params.versions[one.version].sample.average
         loras.append(
             Adopted(
                 file=one.file, file_identity=seen.of(inputs.lora_identity, one.file), version=one.version,
@@ -381,6 +381,11 @@ def summary(version: Version) -> dict[str, Any]:
         "hires": bool(version.sample.hires),
         "remark": version.remark,
     }
+
+
+def pages(params: Params) -> list[str]:
+    """The page of every version that `run` makes."""
+    return [f"{ReportRecipe.folder_pattern.format(version=name)}/{OWN_PAGE}" for name in params.made]
 
 
 def dataset_records(params: Params) -> list[Path]:

@@ -56,4 +56,4 @@ class ProbeRecipe(DrawingRecipe, MeasuringRecipe):
     def lora_of(self, step: int) -> Path | None:
         """A checkpoint's file in the store; step 0 has none."""
         checkpoint = self.run / "checkpoints" / f"step-{step:06d}"
-        return file_in(checkpoint, self.sample.weights == "ema") if step else None
+        return file_in(checkpoint, self.sample.average) if step else None

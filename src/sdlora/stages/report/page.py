@@ -14,14 +14,13 @@ from sdlora.lora.names import FOR_A1111, file_in
 from sdlora.stages.evaluate.tables import is_tested, rule_step, written
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.report.data import page_data
-from sdlora.stages.report.recipe import ReportRecipe, Summary
+from sdlora.stages.report.recipe import OWN_PAGE, ReportRecipe, Summary
 from sdlora.stages.report.sheet import contact_sheet
 from sdlora.stages.report.votes import Vote
 from sdlora.stages.sample.parts import all_drawn
 
 PAGES = Environment(loader=PackageLoader("sdlora.stages.report", "templates"), autoescape=True, trim_blocks=True)
 FOLDER = Path(__file__).parent
-OWN_PAGE = "report/index.html"  # below a version's folder
 VENDOR = ("uplot", "img-comparison-slider", "tablesort")
 
 

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from sdlora.flow.recipe import Recipe
 
+OWN_PAGE = "report/index.html"  # below a version's folder
 Summary = dict[str, Any]  # the settings a reader compares versions by
 
 
@@ -14,7 +15,7 @@ class ReportRecipe(Recipe):
 
     stage: ClassVar[str] = "report"
     folder_pattern: ClassVar[str] = "results/{version}"
-    writes: ClassVar[tuple[str, ...]] = ("report/index.html", "report/sheet.png", "{version}.safetensors")
+    writes: ClassVar[tuple[str, ...]] = (OWN_PAGE, "report/sheet.png", "{version}.safetensors")
     shown: ClassVar[dict[str, str]] = {"report/sheet.png": "sheet.rst"}
     asides: ClassVar[frozenset[str]] = frozenset({"references", "dataset"})
     later: ClassVar[Mapping[str, Any]] = {"votes": None, "average": False}

@@ -140,9 +140,8 @@ def prompts_of(references: Sequence[records.Row], seeds: Sequence[int]) -> list[
 
 def loras_of(recipe: DrawingRecipe) -> dict[int, Path | None]:
     """Each checkpoint's LoRA, as the version draws with it; step 0 has none."""
-    average = recipe.sample.weights == "ema"
     found = sorted((recipe.folder / "checkpoints").glob("step-*"))
-    return {0: None, **{int(path.name.removeprefix("step-")): file_in(path, average) for path in found}}
+    return {0: None, **{int(path.name.removeprefix("step-")): file_in(path, recipe.sample.average) for path in found}}
 
 
 def sample_version(recipe: SampleRecipe) -> list[Path]:
