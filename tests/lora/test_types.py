@@ -108,6 +108,13 @@ def test_a_pattern_that_names_no_layer_is_told(option: str, pattern: str) -> Non
         run_of(**{option: {"attn2.to_k": 4, pattern: 4}})
 
 
+@pytest.mark.parametrize("option", ["rank_pattern", "alpha_pattern"])
+def test_a_pattern_that_those_above_it_leave_nothing_is_told(option: str) -> None:
+    with pytest.raises(ParamsError, match=f"train.{option}: 'attn2.to_k' has no effect: .* put it first"):
+        run_of(**{option: {"to_k": 4, "attn2.to_k": 7}})
+    run_of(**{option: {"attn2.to_k": 7, "to_k": 4}})
+
+
 def test_rslora_scales_by_the_root_of_the_rank() -> None:
     layers = [m for m in run_of(rslora=True, alpha=6.0).model.denoiser.modules() if isinstance(m, LoraLayer)]
     assert {layer.scaling["default"] for layer in layers} == {6.0 / 4**0.5}

@@ -134,11 +134,12 @@ def test_what_a_deleted_version_left_is_not_called_up_to_date(project: Project) 
         (SMALL.encode("utf-16"), "params.yaml:1: byte 0xff is not UTF-8"),
         (SMALL.replace("trigger: captain", "trigger: caf\xe9").encode("latin-1"), "params.yaml:12: byte 0xe9 is not"),
         (b"a: " + b"[" * 3000, "params.yaml: nested too deeply"),
+        (b"a: &one {<<: *one}", "params.yaml: a merge key (<<) names what is not a finished mapping"),
         (b"a: &a [*a, *a]", "is missing"),
         ("\n".join([f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9) if n else '1'}]" for n in range(12)]).encode(),
          "params.yaml: its anchors unfold to more than 200,000 values"),
     ],
-    ids=["UTF-16", "Latin-1", "deep", "of itself", "bomb"],
+    ids=["UTF-16", "Latin-1", "deep", "merges itself", "of itself", "bomb"],
 )  # fmt: skip
 def test_a_hostile_params_file_is_told(project: Project, content: bytes, message: str) -> None:
     (project.folder / "params.yaml").write_bytes(content)

@@ -212,6 +212,8 @@ def _read(path: Path) -> Mapping[str, Any]:
         ) from None
     except YAMLError as error:
         raise ParamsError(f"{path}: not valid YAML: {error}") from None
+    except AttributeError:  # ruamel.yaml's, of `a: &one {<<: *one}`
+        raise ParamsError(f"{path}: a merge key (<<) names what is not a finished mapping") from None
     except RecursionError:
         raise ParamsError(f"{path}: nested too deeply") from None
     except OSError as error:

@@ -115,12 +115,20 @@ def _check_patterns(model: ModelFamily, settings: Train) -> None:
         name for name, _ in model.denoiser.named_modules() if f".{name}".endswith(tuple(f".{end}" for end in ends))
     ]
     for option in ("rank_pattern", "alpha_pattern"):
+        left = list(names)  # by the patterns above: peft takes the first that matches
         for pattern in getattr(settings, option):
-            if not any(map(pattern_of_layers(pattern).match, names)):
+            matches = pattern_of_layers(pattern).match
+            if not any(map(matches, names)):
                 raise ParamsError(
                     f"train.{option}: {pattern!r} names none of the {len(names)} layers that carry a LoRA, such as "
                     f"{names[0]}; their names end in {', '.join(ends)}"
                 )
+            if not any(map(matches, left)):
+                raise ParamsError(
+                    f"train.{option}: {pattern!r} has no effect: every layer that it names is named by a pattern above "
+                    "it, and the first counts; put it first"
+                )
+            left = [name for name in left if not matches(name)]
 
 
 def _autocast_casts(model: ModelFamily, settings: Train) -> bool:
