@@ -76,9 +76,9 @@ class _Diffusion(Objective):
 
     has_snr = True
 
-    def __init__(self, scheduler: DDPMScheduler) -> None:
-        self._scheduler = scheduler
-        abar = scheduler.alphas_cumprod.double()
+    def __init__(self, noise_scheduler: DDPMScheduler) -> None:
+        self._noise_scheduler = noise_scheduler
+        abar = noise_scheduler.alphas_cumprod.double()
         self._snr = (abar / (1 - abar)).float()
 
     @classmethod
@@ -92,11 +92,11 @@ class _Diffusion(Objective):
         return "beta_start" in scheduler._get_init_keys(scheduler)
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        noisy: Tensor = self._scheduler.add_noise(latents, noise, timesteps)
+        noisy: Tensor = self._noise_scheduler.add_noise(latents, noise, timesteps)
         return noisy
 
     def timesteps(self, generator: Generator, count: int = 1) -> Tensor:
-        return torch.randint(0, self._scheduler.config.num_train_timesteps, (count,), generator=generator)
+        return torch.randint(0, self._noise_scheduler.config.num_train_timesteps, (count,), generator=generator)
 
     def snr(self, timesteps: Tensor) -> Tensor:
         """abar / (1 - abar)."""
@@ -121,7 +121,7 @@ class Velocity(_Diffusion):
     name = VELOCITY
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        velocity: Tensor = self._scheduler.get_velocity(latents, noise, timesteps)
+        velocity: Tensor = self._noise_scheduler.get_velocity(latents, noise, timesteps)
         return velocity
 
 
