@@ -22,7 +22,7 @@ class ClipSkip(StableDiffusion):
         return {"context": getattr(encoder, "text_model", encoder).final_layer_norm(states[-2])}
 
     def prompting(self, prompts: Sequence[str], guidance_scale: float, negative_prompt: str | None) -> dict[str, Any]:
-        """The pipelines are told embeddings, so that drawing agrees with training; the negative prompt's, too."""
+        """The pipelines get embeddings, of the negative prompt too, so that drawing agrees with training."""
         told = self.encode_prompts([*prompts])["context"]
         negative = self.encode_prompts([negative_prompt or ""] * len(prompts))["context"]
         return {"prompt_embeds": told, "negative_prompt_embeds": negative, "guidance_scale": guidance_scale}
