@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
 from sdlora.config.evaluate import Evaluate
 from sdlora.config.params import MOST_SEEDS, SECTIONS, Params, StudiedParams, Version, training_names
@@ -14,6 +12,7 @@ from sdlora.config.search import FOLDER, TRIALS, Trial, Trials, trial_settings
 from sdlora.config.sections import Section, merge
 from sdlora.config.studies import FILE, Studies, versions_of
 from sdlora.config.train import Train
+from sdlora.config.tree import plain, read
 from sdlora.errors import ParamsError, suggest
 
 Kept = TypeVar("Kept", bound=Section)
@@ -34,8 +33,8 @@ def load(path: Path, asked: Mapping[str, Trials] | None = None, studies: bool = 
     """
     if not path.exists():
         raise ParamsError(f"{path}: there is no such file in {Path.cwd()}")
-    tree = _read(path)
-    raw = _plain(tree)
+    tree = read(path)
+    raw = plain(tree)
     problems = [*_unknown_stage_keys(raw), *_useless_keys(raw)]
     values = {key: value for key, value in raw.items() if key != "defaults"}
     if isinstance(values.get("versions"), dict):
@@ -79,8 +78,8 @@ def _with_trials(params: Params, raw: Mapping[str, Any], folder: Path, searches:
 
 def _with_studies(params: Params, raw: Mapping[str, Any], path: Path) -> StudiedParams:
     """The same with the versions that studies compare."""
-    tree = _read(path)
-    studies, said = _section(path, tree, Studies), _plain(tree)
+    tree = read(path)
+    studies, said = _section(path, tree, Studies), plain(tree)
     stated, compared = versions_of(studies)
     versions = {name: _resolve(raw, own) for name, own in stated.items()}
     for version in versions.values():
@@ -129,7 +128,7 @@ def _place(
 
 def stated(path: Path) -> dict[str, Any]:
     """What `params.yaml` says, unvalidated: its versions before anything is put below them."""
-    found = _plain(_read(path))
+    found = plain(read(path))
     return found if isinstance(found, dict) else {}
 
 
@@ -139,13 +138,13 @@ def section_of(path: Path, kind: type[Kept]) -> Kept:
     Raises:
         ParamsError: With file, line, key path and value of every mistake.
     """
-    return _section(path, _read(path), kind)
+    return _section(path, read(path), kind)
 
 
 def _section(path: Path, tree: Mapping[str, Any], kind: type[Kept]) -> Kept:
     """The section that a file's tree is."""
     try:
-        return kind.model_validate(_plain(tree))
+        return kind.model_validate(plain(tree))
     except ValidationError as error:
         told = [_told(item, kind) for item in error.errors() if not _is_echo(item)]
         raise ParamsError(_message(path, tree, told)) from None
@@ -192,57 +191,6 @@ def written_out(raw: Mapping[str, Any], trials: Trials, name: str) -> dict[str, 
 def _searches(folder: Path) -> dict[str, Trials]:
     """The trials of every search, by its name."""
     return {path.parent.name: section_of(path, Trials) for path in sorted(folder.glob(f"*/{TRIALS}"))}
-
-
-_MOST_VALUES = 200_000  # of a file with all its anchors followed: a hundred versions have some 5,000
-
-
-def _read(path: Path) -> Mapping[str, Any]:
-    """The file's tree, small enough to be walked."""
-    try:
-        tree = YAML(typ="rt").load(path.read_text("utf-8"))
-        if not isinstance(tree, Mapping):
-            raise ParamsError(f"{path}: expected a mapping of settings")
-        if _count(path, tree, {}, ()) > _MOST_VALUES:
-            raise ParamsError(f"{path}: its anchors unfold to more than {_MOST_VALUES:,} values")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise ParamsError(
-            f"{path}:{line}: byte {error.object[error.start]:#04x} is not UTF-8; save it as UTF-8"
-        ) from None
-    except YAMLError as error:
-        raise ParamsError(f"{path}: not valid YAML: {error}") from None
-    except AttributeError:  # ruamel.yaml's, of `a: &one {<<: *one}`
-        raise ParamsError(f"{path}: a merge key (<<) names what is not a finished mapping") from None
-    except RecursionError:
-        raise ParamsError(f"{path}: nested too deeply") from None
-    except OSError as error:
-        raise ParamsError(f"{path}: {error.strerror}") from None
-    return tree
-
-
-def _count(path: Path, node: Any, known: dict[int, int], above: tuple[int, ...]) -> int:
-    """How many values a tree holds once every alias is followed; each node is counted once and remembered."""
-    if not isinstance(node, Mapping | list | tuple):
-        return 1
-    if id(node) in above:
-        raise ParamsError(f"{path}: an anchor holds an alias of itself")
-    if id(node) not in known:
-        children = [*node.values()] if isinstance(node, Mapping) else [*node]
-        known[id(node)] = 1 + sum(_count(path, child, known, (*above, id(node))) for child in children)
-    return known[id(node)]
-
-
-def _plain(node: Any) -> Any:
-    """Plain dicts, tuples and numbers instead of ruamel's."""
-    if isinstance(node, Mapping):
-        return {str(key): _plain(value) for key, value in node.items()}
-    if isinstance(node, list | tuple):
-        return tuple(_plain(value) for value in node)
-    for kind in (bool, int, float, str):
-        if isinstance(node, kind):
-            return kind(node)
-    return node
 
 
 def _resolve(raw: Mapping[str, Any], version: Any) -> Any:

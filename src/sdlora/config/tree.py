@@ -1,0 +1,64 @@
+"""A YAML file as a tree that knows its lines, and as plain values."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from sdlora.errors import ParamsError
+
+_MOST_VALUES = 200_000  # of a file with all its anchors followed: a hundred versions have some 5,000
+
+
+def read(path: Path) -> Mapping[str, Any]:
+    """The file's tree, small enough to be walked.
+
+    Raises:
+        ParamsError: With file and line, if it cannot be read or is no mapping.
+    """
+    try:
+        tree = YAML(typ="rt").load(path.read_text("utf-8"))
+        if not isinstance(tree, Mapping):
+            raise ParamsError(f"{path}: expected a mapping of settings")
+        if _count(path, tree, {}, ()) > _MOST_VALUES:
+            raise ParamsError(f"{path}: its anchors unfold to more than {_MOST_VALUES:,} values")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise ParamsError(
+            f"{path}:{line}: byte {error.object[error.start]:#04x} is not UTF-8; save it as UTF-8"
+        ) from None
+    except YAMLError as error:
+        raise ParamsError(f"{path}: not valid YAML: {error}") from None
+    except AttributeError:  # ruamel.yaml's, of `a: &one {<<: *one}`
+        raise ParamsError(f"{path}: a merge key (<<) names what is not a finished mapping") from None
+    except RecursionError:
+        raise ParamsError(f"{path}: nested too deeply") from None
+    except OSError as error:
+        raise ParamsError(f"{path}: {error.strerror}") from None
+    return tree
+
+
+def _count(path: Path, node: Any, known: dict[int, int], above: tuple[int, ...]) -> int:
+    """How many values a tree holds once every alias is followed; each node is counted once and remembered."""
+    if not isinstance(node, Mapping | list | tuple):
+        return 1
+    if id(node) in above:
+        raise ParamsError(f"{path}: an anchor holds an alias of itself")
+    if id(node) not in known:
+        children = [*node.values()] if isinstance(node, Mapping) else [*node]
+        known[id(node)] = 1 + sum(_count(path, child, known, (*above, id(node))) for child in children)
+    return known[id(node)]
+
+
+def plain(node: Any) -> Any:
+    """Plain dicts, tuples and numbers instead of ruamel's."""
+    if isinstance(node, Mapping):
+        return {str(key): plain(value) for key, value in node.items()}
+    if isinstance(node, list | tuple):
+        return tuple(plain(value) for value in node)
+    for kind in (bool, int, float, str):
+        if isinstance(node, kind):
+            return kind(node)
+    return node
