@@ -9,6 +9,7 @@ from helpers import ROOT
 from small_set import edited
 
 from sdlora import choices
+from sdlora.config.train import DEPENDENT
 from sdlora.flow import makers, plan
 from sdlora.flow.code import PACKAGE, Code
 
@@ -171,3 +172,17 @@ def test_what_was_read_is_remembered_by_content(tmp_path: Path, monkeypatch: pyt
     for damage in ("", "{", "[]", '{"format": 0, "files": {}}', '{"format": 1, "files": []}'):
         (tmp_path / "code.json").write_text(damage)
         assert Code(tmp_path / "code.json").reach(script).identity == identity
+
+
+def test_what_a_null_means_is_part_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def trainings() -> dict[str, str]:
+        changes = ("train: {rank: 4}", "train: {rank: 4, noise: [offset], weighting: min_snr}")
+        return {job.name: job.digest() for job in plan.jobs(edited(tmp_path, changes)) if job.stage == "train"}
+
+    before = trainings()
+    for option in ("noise_offset", "snr_gamma", "huber_c"):
+        monkeypatch.setitem(DEPENDENT, option, (*DEPENDENT[option][:2], 0.7))
+    after = trainings()
+    assert [name for name in before if before[name] != after[name]] == ["b"], "where it means something"

@@ -108,3 +108,13 @@ def test_what_is_in_use_stays(folder: Path) -> None:
     store.entry("kind", "newer")
     store.keep_newest("kind", 1)
     assert [entry.name for entry in store.entries("kind")] == ["newer"]
+
+
+def test_what_waits_to_be_gone_on_with_is_no_part_of_the_count(folder: Path) -> None:
+    for name in ("one", "two"):
+        records.write_text(store.entry("kind", name) / "done", "")
+    store.keep_newest("kind", 1, "done")
+    assert {entry.name for entry in store.entries("kind")} == {"key", "two"}
+    os.utime(folder, (0, 0))
+    store.keep_newest("kind", 1, "done")
+    assert [entry.name for entry in store.entries("kind")] == ["two"], "but not for ever"

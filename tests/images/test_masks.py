@@ -216,6 +216,17 @@ def test_a_bad_mask_is_named(tmp_path: Path, name: str, said: str) -> None:
         make_set(tmp_path, {"sub/a.png": captain(1, (64, 64))}, masks=str(tmp_path / "masks"), encode=False)
 
 
+def test_a_mask_that_a_crop_takes_away_is_named(tmp_path: Path) -> None:
+    pictures = {"a.png": captain(1, (192, 64))}
+    half_masks(tmp_path / "masks", pictures)
+    mask = Image.new("L", (192, 64), 0)
+    mask.paste(255, (0, 0, 40, 64))
+    mask.save(tmp_path / "masks/a.png")
+    crop = Fit(size_px=64, method="center_crop")
+    with pytest.raises(DataError, match=r"a\.png: nothing that its mask learns is left after fit\.method: center_crop"):
+        make_set(tmp_path, pictures, crop, masks=str(tmp_path / "masks"), encode=False)
+
+
 def test_a_picture_without_alpha_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"a\.png: masks: alpha needs an alpha channel"):
         make_set(tmp_path, {"a.png": captain(1)}, masks="alpha", encode=False)

@@ -13,7 +13,7 @@ from training import drawn_with, predicted, random_lora
 
 from sdlora.config.params import Base
 from sdlora.errors import DataError
-from sdlora.lora.foreign import Foreign, lora_file, mixed, own_form, read_foreign, write_layers
+from sdlora.lora.foreign import Foreign, check_own_form, lora_file, mixed, own_form, read_foreign, write_layers
 from sdlora.lora.kohya_file import module_name
 from sdlora.models import ModelFamily, load_model
 from sdlora.models.sd import StableDiffusion
@@ -126,6 +126,26 @@ def test_what_lies_on_no_layer_is_named(tmp_path: Path, tiny: ModelFamily, small
     assert "down and up are needed" in refused(path, {f"unet.{QUERY}.lora_A.weight": torch.zeros(2, 48)}, tiny)
     wide = {f"unet.{QUERY}.lora_A.weight": torch.zeros(2, 320), f"unet.{QUERY}.lora_B.weight": torch.zeros(320, 2)}
     assert f"it is for another base: on unet.{QUERY}" in refused(path, wide, tiny)
+
+
+def test_a_loha_lokr_or_dora_of_another_base_is_refused(tmp_path: Path, tiny: ModelFamily) -> None:
+    path, width = tmp_path / "a.safetensors", tiny.denoiser.get_submodule(QUERY).weight.shape[0]
+
+    def forms(wide: int) -> list[dict[str, Tensor]]:
+        down, up = torch.zeros(2, width), torch.zeros(wide, 2)
+        return [
+            {"hada_w1_a": up, "hada_w1_b": down, "hada_w2_a": up, "hada_w2_b": down},
+            {"lokr_w1": torch.zeros(4, 4), "lokr_w2_a": torch.zeros(wide // 4, 2), "lokr_w2_b": down[:, ::4]},
+            {"lora_A.weight": down, "lora_B.weight": up, "lora_magnitude_vector": torch.zeros(wide)},
+        ]
+
+    for fits, wide in zip(forms(width), forms(2 * width), strict=True):
+        own = {f"unet.{QUERY}.{name}": value for name, value in fits.items()}
+        check_own_form(written(path, own), tiny)
+        with pytest.raises(DataError, match=rf"it is for another base: unet.{QUERY} is .* has {2 * width} rows"):
+            check_own_form(written(path, {f"unet.{QUERY}.{name}": value for name, value in wide.items()}), tiny)
+        with pytest.raises(DataError, match=r"1 of .* tensors lie on no layer of a base of family sd: unet\.elsewhere"):
+            check_own_form(written(path, {**own, "unet.elsewhere.lora_A.weight": torch.zeros(2, 2)}), tiny)
 
 
 def test_a_file_or_the_folder_of_one(tmp_path: Path) -> None:

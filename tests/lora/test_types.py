@@ -1,6 +1,7 @@
 """LoRA types and optimizers: what is saved is what was trained, and each follows its definition."""
 
 import copy
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,8 @@ def test_prodigy_raises_its_estimate() -> None:
         ({"noise": ("pyramid", "pyramid")}, "twice"),
         ({"noise": ("pyramyd",)}, "did you mean pyramid"),
         ({"optimizer": "schedulefree_adamw", "lr_schedule": "cosine"}, "would fight"),
+        ({"optimizer": "schedulefree_adamw", "lr_schedule": "constant", "max_norm": 1.0}, "max_norm acts on the point"),
+        ({"optimizer": "schedulefree_adamw", "lr_schedule": "constant", "ema": {}}, "ema acts on the point"),
     ],
     ids=str,
 )
@@ -297,10 +300,17 @@ def test_resume_with_everything_on_is_exact(tmp_path: Path) -> None:
         assert file.read_bytes() == (tmp_path / "resumed" / file.relative_to(tmp_path / "straight")).read_bytes()
 
 
+def test_a_trigger_inside_another_word_is_none() -> None:
+    assert pivotal.with_token("a captain with a cap, capped", "cap") == "a captain with a <cap>, capped"
+    assert pivotal.with_token("Cap, left", "cap") == "<cap>, left"
+
+
 def test_prior_preservation_adds_the_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # the store lies in the project
     run = run_of(prior=Prior(prompt="toon head", pictures=2, weight=0.5))
     assert run.prior is not None and len(run.prior.examples) == 2
+    waiting = run.accelerator.init_handler
+    assert waiting is not None and waiting.timeout >= timedelta(days=1), "the others wait while the first draws"
     torch.manual_seed(0)
     total = optimizer_step(run, 0)
     alone = run_of()
@@ -311,9 +321,12 @@ def test_prior_preservation_adds_the_class(tmp_path: Path, monkeypatch: pytest.M
     assert len(kept) == 2
     run_of(prior=Prior(prompt="toon head", pictures=2, weight=1.0))
     assert sorted((tmp_path / ".sdlora/store/prior").rglob("*.safetensors")) == kept, "of the same base they are reused"
+    duller = small_base().model_copy(update={"guidance_scale_factor": 0.5})
+    run_of(duller, prior=Prior(prompt="toon head", pictures=2, weight=1.0))
+    assert len([*(tmp_path / ".sdlora/store/prior").rglob("*.safetensors")]) == 4, "drawn with the base's own guidance"
     monkeypatch.setattr(texts, "version", lambda package: "0.0")
     run_of(prior=Prior(prompt="toon head", pictures=2, weight=0.5))
-    assert len([*(tmp_path / ".sdlora/store/prior").rglob("*.safetensors")]) == 4, "an update may draw other pictures"
+    assert len([*(tmp_path / ".sdlora/store/prior").rglob("*.safetensors")]) == 6, "an update may draw other pictures"
 
 
 def layers(run: Run) -> list[LoraLayer]:

@@ -1,5 +1,6 @@
 """The section `sample`: how pictures are drawn."""
 
+import math
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
@@ -23,6 +24,7 @@ class Hires(Section):
     )
 
 
+MOST_STEPS = 1000  # of a schedule
 #: Options of some samplers: option -> the samplers that have it.
 SAMPLER_OPTIONS = {"karras": ("euler", "dpmpp_2m", "unipc"), "eta": ("ddim",), "solver_order": ("unipc",)}
 
@@ -37,7 +39,7 @@ class Sample(Section):
         description="add the LoRA to the base's weights while drawing: fewer operations, sums are rounded once more",
     )
     guidance_scale: float = Field(7.0, ge=1, le=50, description="classifier-free guidance (CFG)")
-    inference_steps: int = Field(30, ge=1, le=1000, description="denoising steps")
+    inference_steps: int = Field(30, ge=1, le=MOST_STEPS, description="denoising steps")
     scheduler: str = Field("ddim", description="entry of choices.SCHEDULERS")
     karras: bool = Field(False, description="euler, dpmpp_2m, unipc: Karras' noise levels (2206.00364, eq. 5)")
     eta: float = Field(0.0, ge=0, le=1, description="ddim: noise added at each step (2010.02502, eq. 16)")
@@ -92,10 +94,16 @@ class Sample(Section):
 
     @model_validator(mode="after")
     def _hires_has_a_step(self) -> Self:
-        share = self.hires.denoising_strength if self.hires and self.hires.steps == "share" else 1
-        if self.hires is not None and int(self.inference_steps * share) < 1:
+        if self.hires is None:
+            return self
+        strength, said = self.hires.denoising_strength, f"hires.denoising_strength is {self.hires.denoising_strength:g}"
+        if self.hires.steps == "share" and int(self.inference_steps * strength) < 1:
             raise ValueError(
-                f"hires.denoising_strength is {self.hires.denoising_strength:g} of {self.inference_steps} "
-                f"inference_steps, which is no whole step; raise one of them"
+                f"{said} of {self.inference_steps} inference_steps, which is no whole step; raise one of them"
+            )
+        if self.hires.steps == "all" and math.ceil(self.inference_steps / strength) > MOST_STEPS:
+            raise ValueError(
+                f"{said} and hires.steps is all, so {self.inference_steps} inference_steps are that share of "
+                f"{math.ceil(self.inference_steps / strength)}; a schedule has {MOST_STEPS}: take fewer steps"
             )
         return self

@@ -92,7 +92,13 @@ class Train(Section):
     targets: str = Field("attention", description="entry of choices.TARGETS: which layers carry a LoRA")
     rank_pattern: dict[str, Rank] = Field({}, description="other ranks for layers whose name matches a regex")
     alpha_pattern: dict[str, float] = Field({}, description="other alphas, likewise")
-    dropout: float = Field(0.0, ge=0, lt=1, description="share of the LoRA's inputs set to zero, by (seed, step)")
+    dropout: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share set to zero, by (seed, step): of a LoRA's or DoRA's inputs, of the rows of a LoHa's or "
+        "LoKr's update",
+    )
     max_norm: float | None = Field(None, gt=0, description="largest norm of B A alpha / r after a step; null = none")
     loraplus_ratio: float = Field(1.0, ge=1, le=1000, description="rate of B over rate of A (LoRA+, 2402.12354)")
     text_encoder: TextEncoder | None = Field(None, description="a LoRA on the text encoders; null = none")
@@ -220,6 +226,7 @@ class Train(Section):
         for problem in (
             *self._steps_problems(),
             *self._option_problems(),
+            *self._schedulefree_problems(),
             *self._lora_problems(),
             *self._data_problems(),
         ):
@@ -251,8 +258,7 @@ class Train(Section):
     def _option_problems(self) -> list[str]:
         found = []
         for option, (other, values, _) in DEPENDENT.items():
-            chosen = getattr(self, other)
-            if getattr(self, option) is not None and not set(values) & {*(chosen if other == "noise" else [chosen])}:
+            if getattr(self, option) is not None and not self._has(option):
                 found.append(f"{option} has no effect without {other}: {' or '.join(values)}")
         for option in UNREAD.get(self.optimizer, ()):
             if getattr(self, option) != Train.model_fields[option].default:
@@ -268,9 +274,21 @@ class Train(Section):
                 "compile: blocks was not tried with lora_type loha or lokr, dropout or gradient_checkpointing: leave "
                 "one of them out"
             )
-        if self.optimizer == "schedulefree_adamw" and not self.betas[0]:
+        return found
+
+    def _schedulefree_problems(self) -> list[str]:
+        found: list[str] = []
+        if self.optimizer != "schedulefree_adamw":
+            return found
+        if not self.betas[0]:
             found.append("betas.0 is 0, but schedulefree_adamw divides by it: it must be more")
-        if self.optimizer == "schedulefree_adamw" and self.lr_schedule not in ("constant", "constant_with_warmup"):
+        for option in ("max_norm", "ema"):
+            if getattr(self, option) is not None:
+                found.append(
+                    f"{option} acts on the point that is trained, but schedulefree_adamw saves another, its average: "
+                    f"leave {option} out"
+                )
+        if self.lr_schedule not in ("constant", "constant_with_warmup"):
             found.append(f"schedulefree_adamw replaces a schedule; lr_schedule: {self.lr_schedule} would fight it")
         return found
 
@@ -345,6 +363,16 @@ class Train(Section):
     def precision(self, dtype: str) -> str:
         """The `mixed_precision` that trains on a base of a type: with null, the base's own; fp32 needs none."""
         return self.mixed_precision or {"fp32": "no"}.get(dtype, dtype)
+
+    def _has(self, option: str) -> bool:
+        """Whether what a dependent option depends on is chosen."""
+        other, values, _ = DEPENDENT[option]
+        chosen = getattr(self, other)
+        return bool(set(values) & {*(chosen if other == "noise" else [chosen])})
+
+    def dependent(self) -> dict[str, Any]:
+        """The values of the dependent options that mean something here."""
+        return {option: self.value(option) for option in DEPENDENT if self._has(option)}
 
     def value(self, option: str) -> Any:
         """A dependent option's value, with null meaning its default."""

@@ -22,6 +22,7 @@ from sdlora.flow.hashing import FileHashes
 from sdlora.flow.identity import UPDATED, Identity, differing, identity_of, is_update, run_key, told
 from sdlora.flow.recipe import Recipe, Values
 from sdlora.stages.adopt.recipe import AdoptRecipe
+from sdlora.stages.animate.recipe import AnimateRecipe
 from sdlora.stages.evaluate.recipe import EvaluateRecipe
 from sdlora.stages.export.recipe import ExportRecipe
 from sdlora.stages.report.recipe import ReportRecipe
@@ -57,7 +58,7 @@ def changes(params: Params, versions: Sequence[str]) -> list[Change]:
             raise ParamsError(f"there is no version {name!r}{suggest(name, params.versions)}")
     jobs = plan.jobs(params)
     hashes = FileHashes()
-    last = (EvaluateRecipe, ExportRecipe, AdoptRecipe)
+    last = (EvaluateRecipe, ExportRecipe, AdoptRecipe, AnimateRecipe)
     wanted = _before({job.made for job in jobs if isinstance(job, last) and job.name in versions}, jobs)
     found = [change for job in jobs if job.made in wanted for change in _change(job, hashes)]
     hashes.save()

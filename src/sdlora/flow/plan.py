@@ -43,6 +43,11 @@ def fit_name(params: Params, name: str, method: str | None = None) -> str:
     return f"{method}{fill}{shapes if method == 'bucket' else ''}-{side}"
 
 
+def shown_fit(params: Params, name: str) -> str:
+    """Folder of the fitted pictures that a version's page shows: where nothing is trained, only the padded are made."""
+    return fit_name(params, name, "pad" if params.versions[name].lora is not None else None)
+
+
 def set_folder(dataset: str, fit: str) -> Path:
     """Folder of one way of fitting a dataset."""
     return Path(FitRecipe.folder_pattern.format(dataset=dataset, fit=fit))
@@ -134,7 +139,7 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
     yield ReportRecipe(
         **of_version, **seen.maker(ReportRecipe, ()), inputs=(evaluate.made, lora.made),
         version=name, settings=summary(version), average=version.sample.average, references=references,
-        dataset=before[version.fit.method, "flip"].folder, votes=seen.of(inputs.votes_identity),
+        dataset=set_folder(version.dataset, shown_fit(params, name)), votes=seen.of(inputs.votes_identity),
     )  # fmt: skip
 
 
@@ -213,9 +218,9 @@ def _training(
     train = TrainRecipe(
         **of_version, **seen.maker(TrainRecipe, (family, *_train_entries(version.train))),
         inputs=tuple(before[own, stage].made for stage in (("flip", "encode") if cached else ("flip",))),
-        base=_weights(base, base.learning_rate_scale), base_identity=base_identity, threads=params.threads,
-        train=resolved, flip=version.flip.model_copy(update={"kohya": "none"}),
-        checkpoint_steps=tuple(version.train.checkpoint_steps),
+        base=_weights(base, base.learning_rate_scale, drawing=version.train.prior is not None),
+        base_identity=base_identity, threads=params.threads, train=resolved,
+        flip=version.flip.model_copy(update={"kohya": "none"}), checkpoint_steps=tuple(version.train.checkpoint_steps),
         trigger=dataset.trigger, encode=None if cached else version.encode,
         dataset=before[own, "flip"].folder, base_name=version.base, keep_runs=params.keep_runs,
         sample=version.sample, size_px=version.fit.size_px or base.size_px,
@@ -321,7 +326,7 @@ def _report_all(params: Params, seen: Seen) -> ReportAllRecipe:
     return ReportAllRecipe(
         wildcards={}, **seen.maker(ReportAllRecipe, ()), inputs=measured, versions=settings,
         references={name: set_folder(of, fit_name(params, name, "pad")) for name, of in names.items()},
-        datasets={name: set_folder(of, fit_name(params, name)) for name, of in names.items()},
+        datasets={name: set_folder(of, shown_fit(params, name)) for name, of in names.items()},
         votes=seen.of(inputs.votes_identity),
         trainings={name: tuple(params.trainings(name)) for name in params.run if len(params.trainings(name)) > 1},
     )  # fmt: skip
@@ -338,17 +343,20 @@ def _studies(params: StudiedParams, seen: Seen) -> StudiesRecipe:
     )  # fmt: skip
 
 
-def _weights(base: Base, learning_rate_scale: float = 1.0) -> Base:
+def _weights(base: Base, learning_rate_scale: float = 1.0, drawing: bool = False) -> Base:
     """A base without what the job does not use, so that changing that does not make it run again."""
-    unused = {"captioner": "-", "captioner_revision": None, "guidance_scale_factor": 1.0}
-    return base.model_copy(update={**unused, "learning_rate_scale": learning_rate_scale})
+    unused = {"captioner": "-", "captioner_revision": None}
+    factor = base.guidance_scale_factor if drawing else 1.0
+    return base.model_copy(
+        update={**unused, "guidance_scale_factor": factor, "learning_rate_scale": learning_rate_scale}
+    )
 
 
 def _resolved(train: Train, base: Base) -> Train:
     """A training section with every null replaced by what it means."""
     precision = train.precision(base.dtype)
     meant = {"alpha": train.scaling_alpha, "mixed_precision": precision, "cache_text": train.text_cache, "seeds": 1}
-    return train.model_copy(update=meant)
+    return train.model_copy(update=meant | train.dependent())
 
 
 def _fitting(fit: Fit, method: str, side: int) -> Fit:

@@ -89,11 +89,31 @@ def _is_at(path: Path, handle: TextIO) -> bool:
         return False
 
 
-def keep_newest(kind: str, count: int) -> None:
-    """Drop all but the `count` most recently used entries of a kind; what is in use stays."""
-    for folder in reversed(entries(kind)[count:]):
+def keep_newest(kind: str, count: int, done: str | None = None) -> None:
+    """Drop all but the `count` most recently used entries of a kind; what is in use stays.
+
+    Args:
+        kind: Of the entries.
+        count: How many stay.
+        done: A file that a finished entry has. Others are no part of the count: they wait to be gone on with, and stay
+            as long as a file that lies nowhere else.
+    """
+    found = entries(kind)
+    finished = [folder for folder in found if done is None or (folder / done).exists()]
+    waiting = [folder for folder in found if folder not in finished]
+    oldest = time.time() - KEPT_DAYS * 86_400
+    left = [folder for folder in waiting if _used(folder) < oldest]
+    for folder in reversed([*finished[count:], *left]):
         with suppress(DataError), sole_use(folder):
             _delete(folder)
+
+
+def _used(folder: Path) -> float:
+    """When an entry was used last, in seconds since 1970; now, if another process has just dropped it."""
+    try:
+        return folder.stat().st_mtime
+    except FileNotFoundError:
+        return time.time()
 
 
 def _delete(folder: Path) -> None:

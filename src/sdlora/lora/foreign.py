@@ -5,6 +5,7 @@ base: what a loader would leave out in silence is refused here, by name.
 """
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -30,6 +31,7 @@ _PART = re.compile(
     r"(.+?)\.(?:(lora_A|lora_down|lora\.down|lora_linear_layer\.down)|(lora_B|lora_up|lora\.up|lora_linear_layer\.up))"
     r"(?:\.default)?\.weight"
 )
+_OWN_PART = re.compile(r"(.+?)\.(lora_A|lora_B|lora_magnitude_vector|hada_\w+|lokr_\w+)(?:\.weight)?")
 Place = tuple[str, str]  # network and module, by their names in diffusers
 Matrices = tuple[Tensor, Tensor]  # down (r, in, ...) and up (out, r, ...), whose product is added as it is
 
@@ -98,6 +100,42 @@ def own_form(path: Path) -> bool:
     said = _read(path)[1]
     kinds = {value for key, value in said.items() if key.endswith(".peft_type")}
     return bool(kinds - {"LORA"}) or any(value for key, value in said.items() if key.endswith(".use_dora"))
+
+
+def check_own_form(path: Path, model: ModelFamily) -> None:
+    """Refuse a DoRA, LoHa or LoKr of another base.
+
+    Raises:
+        DataError: If a tensor lies on no layer of the base, or an update has another height than its layer.
+    """
+    names, strange = _names(model), []
+    parts: dict[Place, dict[str, Tensor]] = defaultdict(dict)
+    tensors = _read(path)[0]
+    for key, value in tensors.items():
+        match = _OWN_PART.fullmatch(key)
+        whose, place = names.get(match[1], ("", ("", ""))) if match else ("", ("", ""))
+        if match is None or whose != "diffusers":
+            strange.append(key)
+        else:
+            parts[place][match[2]] = value
+    if strange or not parts:
+        raise DataError(f"{path}: {_refusal(strange, len(tensors), model)}")
+    for (part, module), own in parts.items():
+        shape = tuple(_layer(model, (part, module)).weight.shape)
+        if (height := _height(own)) != shape[0]:
+            raise DataError(
+                f"{path}: it is for another base: {part}.{module} is {shape} here, but its update has {height} rows"
+            )
+
+
+def _height(own: Mapping[str, Tensor]) -> int:
+    """Rows of the update that peft makes of a layer's parts; 0 if some are missing."""
+    if "lora_B" in own:
+        return len(own["lora_B"])
+    if "hada_w1_a" in own:
+        return own["hada_w1_a"].shape[1 if "hada_t1" in own else 0]
+    factors = [own.get(name, own.get(f"{name}_a")) for name in ("lokr_w1", "lokr_w2")]
+    return math.prod(0 if one is None else len(one) for one in factors)
 
 
 def mixed(loras: Iterable[tuple[Foreign, float]]) -> dict[Place, Matrices]:
@@ -184,11 +222,16 @@ def _config(path: Path, said: dict[str, Any], model: ModelFamily) -> dict[str, d
     return found
 
 
+def _layer(model: ModelFamily, place: Place) -> Any:
+    part, module = place
+    return {model.denoiser_name: model.denoiser, **model.text_encoders()}[part].get_submodule(module)
+
+
 def _matrices(
     path: Path, place: Place, own: dict[str, Tensor], config: dict[str, dict[str, Any]], model: ModelFamily
 ) -> Matrices:
     part, module = place
-    layer: Any = {model.denoiser_name: model.denoiser, **model.text_encoders()}[part].get_submodule(module)
+    layer = _layer(model, place)
     if not {"down", "up"} <= own.keys():
         raise DataError(f"{path}: {part}.{module} has {' and '.join(sorted(own))} alone; down and up are needed")
     down, up = own["down"], own["up"]

@@ -46,8 +46,8 @@ def token_of(trigger: str) -> str:
 
 
 def with_token(text: str, trigger: str) -> str:
-    """A caption with the trigger's first mention replaced by its token."""
-    return re.sub(re.escape(trigger), token_of(trigger), text, count=1, flags=re.IGNORECASE)
+    """A caption with the trigger's first mention replaced by its token; a part of another word is none."""
+    return re.sub(rf"(?<!\w){re.escape(trigger)}(?!\w)", token_of(trigger), text, count=1, flags=re.IGNORECASE)
 
 
 def spoken(trigger: str) -> Callable[[str], str]:

@@ -20,7 +20,7 @@ from sdlora.errors import ParamsError
 from sdlora.lora.names import FILE_NAME
 from sdlora.models import load_model
 from sdlora.randomness import generator
-from sdlora.stages.sample.drawing import told
+from sdlora.stages.sample.drawing import check_before_training, told
 from sdlora.stages.sample.sample import Painter, Prompt
 
 PROMPT = Prompt("001", "captain, red background", 42)
@@ -113,6 +113,10 @@ def test_what_a_family_does_not_have_is_refused(small_sd3: Base) -> None:
         drawn(second_prompt="a hat")
     with pytest.raises(ParamsError, match="clip_skip is 5, but a text encoder has 4 layers"):
         drawn(clip_skip=5)
+    with pytest.raises(ParamsError, match="clip_skip is 5, but a text encoder has 4 layers"):
+        check_before_training(Sample(clip_skip=5), TINY, 64)
+    with pytest.raises(ValueError, match="inference_steps are that share of 1429; a schedule has 1000"):
+        Sample(inference_steps=500, hires=Hires(steps="all", denoising_strength=0.35))
     with pytest.raises(ParamsError, match="clip_skip is 2, which StableDiffusion3 does not have"):
         drawn(small_sd3, scheduler="flow_euler", clip_skip=2)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sdlora import records
 from sdlora.config.params import Caption, Dataset, Fit
-from sdlora.config.sources import FolderSource
+from sdlora.config.sources import FolderSource, HubSource
 from sdlora.errors import DataError
 from sdlora.flow import folders, inputs
 from sdlora.flow.hashing import FileHashes
@@ -190,6 +190,16 @@ def test_the_recipe_notices_captions_linked_folders_and_odd_names(mine: Path, tm
     seen.append(identity())
     assert len(set(seen)) == len(seen)
     assert [one.path.name for one in folders.walk(mine) if one.is_hidden] == [".DS_Store"]
+
+
+@pytest.mark.parametrize("name", ["0001.tar", "rows.tsv", "rows.ndjson", "pictures.zip", "a.parquet"])
+def test_every_file_of_a_hub_dataset_s_copy_counts(mine: Path, tmp_path: Path, name: str) -> None:
+    found = []
+    for content in (b"1", b"2"):
+        write(mine, {name: content})
+        copy = HubSource(kind="hub", repository="a/b", local=str(mine))
+        found.append(inputs.source_files([copy], FileHashes(tmp_path / "hashes.json")))
+    assert found[0] != found[1]
 
 
 def test_a_folder_of_hidden_files_holds_no_picture(mine: Path) -> None:

@@ -215,6 +215,14 @@ def test_stricter_limits_do_not_keep_what_they_forbid(server: Zoo, tmp_path: Pat
     assert opted_out in urls_of(tmp_path, "rejected.jsonl")
 
 
+def test_what_another_scrape_has_stays_until_this_one_is_finished(server: Zoo, tmp_path: Path) -> None:
+    source = search("cat", many(server, range(3)))
+    before = [path.name for path in gather(dataset(source), tmp_path, server.context())[1:]]
+    with pytest.raises(DataError, match="0 usable training pictures"):
+        gather(dataset(source, scrape={"min_side_px": 4_096}), tmp_path, server.context(), before)
+    assert sorted(path.name for path in (tmp_path / "raw").iterdir()) == sorted(before)
+
+
 def test_gathering_again_is_a_new_fetch(server: Zoo, tmp_path: Path) -> None:
     """A finished dataset is not a cache: who runs the stage again wants today's web."""
     urls = many(server, range(3))

@@ -1,6 +1,7 @@
 """What was scraped stays scraped: the pin, without Snakemake and without a web."""
 
 import hashlib
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,27 @@ def test_references_are_chosen_anew_without_asking(folder: Path, capsys: pytest.
     assert "the web is not asked" in capsys.readouterr().out
     with pytest.raises(DataError, match=r"2 training pictures were scraped, but the dataset's minimum is 3"):
         pin.scrape(recipe(held_out=1, minimum=3), again=False)
+
+
+@pytest.mark.parametrize("fails", [True, False])
+def test_pinned_pictures_stay_until_another_scrape_is_finished(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, fails: bool
+) -> None:
+    before = {path.name for path in (folder / "raw").iterdir()}
+
+    def gather(dataset: Dataset, out: Path, context: object, spared: set[str]) -> list[Path]:
+        assert spared == before
+        if fails:
+            raise DataError("fewer than the minimum")
+        rows = records.read_json(out / "pin.json")["rows"][:1]
+        records.write_jsonl(out / "manifest.jsonl", [{**row, "split": "train"} for row in rows])
+        return [out / "manifest.jsonl", out / "raw" / rows[0]["file"]]
+
+    monkeypatch.setattr(pin, "gather", gather)
+    with pytest.raises(DataError) if fails else nullcontext():
+        pin.scrape(recipe(), again=True)
+    may_run(recipe(), allowed=False)
+    assert len([*(folder / "raw").iterdir()]) == (3 if fails else 1)
 
 
 @pytest.mark.parametrize("damage", [b"", None])

@@ -145,6 +145,16 @@ def test_only_the_newest_states_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["step-000002", "step-000003"]
 
 
+def test_damaged_states_do_not_outlive_those_that_are_made_again(tmp_path: Path) -> None:
+    for step in (8, 9):
+        save_state(tmp_path, small(step))
+        flip_bit(tmp_path / f"state/step-{step:06d}" / TENSORS, -9)
+    for step in (1, 2, 3):
+        save_state(tmp_path, small(step))
+        state = newest_state(tmp_path)
+        assert state is not None and state.step == step
+
+
 def flip_bit(path: Path, place: int) -> None:
     content = bytearray(path.read_bytes())
     content[place] ^= 4

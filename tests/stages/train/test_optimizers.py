@@ -128,3 +128,13 @@ def test_prodigy_takes_one_rate() -> None:
     optimizer = ForeachProdigy([{"params": some[:2], "lr": 1.0}, {"params": some[2:], "lr": 0.5}])
     with pytest.raises(ValueError, match="one learning rate for all parameters"):
         stepped(optimizer, some, 1, None)
+
+
+@pytest.mark.parametrize("schedule", [name for name in choices.LR_SCHEDULES if name != "staged"])
+@pytest.mark.parametrize("name", [name for name in choices.OPTIMIZERS if name != "schedulefree_adamw"])
+def test_every_optimizer_takes_every_schedule(name: str, schedule: str) -> None:
+    some = parameters()
+    train = settings(optimizer=name, lr_schedule=schedule, steps=4, learning_rate=1e-3)
+    optimizer = choices.pick(choices.OPTIMIZERS, name)([{"params": some, "lr": 1e-3}], train)
+    found = choices.pick(choices.LR_SCHEDULES, schedule)(optimizer, train)
+    assert 0 <= found.get_last_lr()[0] <= 1e-3

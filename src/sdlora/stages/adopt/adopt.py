@@ -9,7 +9,7 @@ from sdlora import choices, records
 from sdlora.errors import DataError
 from sdlora.flow.hashing import sha256_of
 from sdlora.lora.diffusers_file import read_lora, write_file
-from sdlora.lora.foreign import Foreign, lora_file, mixed, own_form, read_foreign, write_layers
+from sdlora.lora.foreign import Foreign, check_own_form, lora_file, mixed, own_form, read_foreign, write_layers
 from sdlora.lora.kohya_file import to_kohya
 from sdlora.lora.names import AVERAGE, EMBEDDINGS, FILE_NAME, FOR_A1111, FOR_DIFFUSERS, file_in, stem_of
 from sdlora.models import ModelFamily
@@ -40,6 +40,7 @@ def adopt(recipe: AdoptRecipe) -> list[Path]:
     model = family.outline(recipe.base, torch.device("cpu"))
     path, only = sources[0]
     if len(sources) == 1 and only.weight == 1 and own_form(path):
+        check_own_form(path, model)
         records.write_bytes(target, path.read_bytes())
         forms = ["diffusers"]
     else:

@@ -231,6 +231,11 @@ def _write(
         same = fit_picture(mask, settings, BILINEAR)
         if same.box != fitted.box:
             raise ValueError(f"{row['name']}: its mask lies at {same.box}, not at {fitted.box}")
+        if not np.asarray(same.picture).any():
+            raise DataError(
+                f"{row['name']}: nothing that its mask learns is left after fit.method: {settings.method} at "
+                f"{fitted.picture.width} x {fitted.picture.height} px; pad keeps all of a picture"
+            )
         write(wanted[1], png_bytes(same.picture))
     values = (fitted.box, fitted.picture.size, picture.size, fitted.corner)
     return {name: list(value) for name, value in zip(GEOMETRY, values, strict=True)}

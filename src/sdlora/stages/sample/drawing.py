@@ -49,9 +49,23 @@ def check_before_training(settings: Sample, base: Base, size_px: int) -> None:
     Raises:
         ParamsError: Names the option and what has it, or the sizes.
     """
-    check_drawing(settings, choices.pick(choices.FAMILIES, base.family))
+    family: type[ModelFamily] = choices.pick(choices.FAMILIES, base.family)
+    check_drawing(settings, family)
+    if settings.clip_skip is not None:
+        check_clip_skip(settings.clip_skip, [*family.outline(base, torch.device("cpu")).text_encoders().values()])
     if settings.decode == "tiled":
         tile_side(base, last_side(settings, size_px, 1))
+
+
+def check_clip_skip(clip_skip: int, encoders: Sequence[Any]) -> None:
+    """Refuse to skip more layers than a text encoder has.
+
+    Raises:
+        ParamsError: Says how many it has.
+    """
+    layers = min(encoder.config.num_hidden_layers for encoder in encoders)
+    if clip_skip > layers:
+        raise ParamsError(f"sample.clip_skip is {clip_skip}, but a text encoder has {layers} layers")
 
 
 def last_side(settings: Sample, side: int, multiple: int) -> int:
@@ -128,9 +142,7 @@ def told(settings: Sample, model: ModelFamily, texts: Sequence[str]) -> dict[str
         more["eta"] = settings.eta
     if settings.clip_skip is not None:
         encoders: list[Any] = [*model.text_encoders().values()]
-        layers = min(encoder.config.num_hidden_layers for encoder in encoders)
-        if settings.clip_skip > layers:
-            raise ParamsError(f"sample.clip_skip is {settings.clip_skip}, but a text encoder has {layers} layers")
+        check_clip_skip(settings.clip_skip, encoders)
         for encoder in encoders:  # transformers 5 flattened it, diffusers 0.42 asks for its norm
             if not hasattr(encoder, "text_model"):
                 encoder.__dict__["text_model"] = encoder

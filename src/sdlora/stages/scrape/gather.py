@@ -6,12 +6,12 @@ decides nothing. Whatever has arrived is in `raw/` and in the journal at once, s
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from threading import BoundedSemaphore
+from threading import BoundedSemaphore, Lock
 from typing import Any
 from uuid import uuid4
 
@@ -31,13 +31,17 @@ Result = Arrived | Refused
 SPARE = 4  # pictures fetched beyond those still wanted, for the ones that will be rejected
 
 
-def gather(dataset: Dataset, out: Path, context: ScrapeContext | None = None) -> list[Path]:
+def gather(
+    dataset: Dataset, out: Path, context: ScrapeContext | None = None, spared: Collection[str] = ()
+) -> list[Path]:
     """Write `raw/<sha256>.<ext>`, `manifest.jsonl`, `rejected.jsonl` and, if anything was fetched, `journal.jsonl`.
 
     Args:
         dataset: Its sources, limits, the minimum and what is held out.
         out: The dataset's folder.
         context: How the outside is reached; only tests give one. Its limits are replaced by the dataset's.
+        spared: Files in `raw/` that stay there, whatever becomes of their pictures: another scrape's, until this one
+            is finished.
 
     Returns:
         The files that later stages read: their content identifies the dataset. Neither the rejected candidates
@@ -48,10 +52,10 @@ def gather(dataset: Dataset, out: Path, context: ScrapeContext | None = None) ->
     """
     context = replace(context or ScrapeContext(), limits=dataset.scrape)
     raw = out / "raw"
-    _clear(raw, "*.part")
+    clear(raw, "*.part")
     journal = Journal(out, context.limits)
     judge = Judge(context.limits)
-    with closing(_Workshop(raw, journal, context)) as workshop:
+    with closing(_Workshop(raw, journal, context, spared)) as workshop:
         for number, source in enumerate(dataset.sources):
             _take_source(number, source, workshop, judge, context)
         _bring_back(judge, workshop, raw)
@@ -64,7 +68,7 @@ def gather(dataset: Dataset, out: Path, context: ScrapeContext | None = None) ->
     records.write_jsonl(out / "rejected.jsonl", [*judge.rejected, *map(_left_out, left_out)])
     _check_minimum(dataset, sum(row["split"] == "train" for row in rows), judge, out)
     files = {row["file"] for row in rows}
-    _clear(raw, "*", keep=files)
+    clear(raw, "*", keep={*files, *spared})
     records.write_jsonl(out / "manifest.jsonl", rows)
     journal.finish()
     training, (_, rejected, duplicates) = sum(row["split"] == "train" for row in rows), judge.counts()
@@ -120,7 +124,7 @@ def _take_source(number: int, source: Any, workshop: "_Workshop", judge: Judge, 
 def _bring_back(judge: Judge, workshop: "_Workshop", raw: Path) -> None:
     """Fetch what was rejected, deleted and wanted after all: the search had another order when a run went on."""
     for entry in [one for one in judge.entries if not (raw / one.arrived.file).is_file()]:
-        result = workshop.again(entry.candidate)
+        result = workshop.again(entry.candidate.url) if entry.candidate.url is not None else None
         if not isinstance(result, Arrived) or result.sha256 != entry.arrived.sha256:
             judge.lose(entry, "it was deleted as not wanted, and did not come again")
 
@@ -128,12 +132,14 @@ def _bring_back(judge: Judge, workshop: "_Workshop", raw: Path) -> None:
 class _Workshop:
     """Turns candidates into files in `raw/`, many at once."""
 
-    def __init__(self, raw: Path, journal: Journal, context: ScrapeContext) -> None:
+    def __init__(self, raw: Path, journal: Journal, context: ScrapeContext, spared: Collection[str]) -> None:
         self._raw, self._journal, self._limits = raw, journal, context.limits
         self._fetcher = Fetcher(context, raw)
         # More threads than places in the gate: one that waits for its turn at a slow host holds up no other.
         self._pool = ThreadPoolExecutor(2 * context.limits.concurrency, thread_name_prefix="scrape")
         self._in_memory = BoundedSemaphore(4)  # whole files
+        self._spared = {*spared}  # and what brought its bytes: they are not kept in memory, and do not come again
+        self._sparing = Lock()
         self._by_url: dict[str, Future[Result]] = {}  # found twice, fetched once
 
     def close(self) -> None:
@@ -173,15 +179,16 @@ class _Workshop:
 
     def drop(self, candidate: Candidate, file: str) -> None:
         """Delete the file of a picture that was rejected: there may be thousands of them."""
-        if candidate.url is not None:
-            self._journal.note_dropped(candidate.url)
-        (self._raw / file).unlink(missing_ok=True)
+        with self._sparing:
+            if file in self._spared:
+                return
+            if candidate.url is not None:
+                self._journal.note_dropped(candidate.url)
+            (self._raw / file).unlink(missing_ok=True)
 
-    def again(self, candidate: Candidate) -> Result:
-        """A candidate once more, whatever is known of it."""
-        if candidate.url is None:
-            return self._read(candidate)
-        return self._guarded(self._fetch_anew, candidate.url)
+    def again(self, url: str) -> Result:
+        """A picture once more, whatever is known of it."""
+        return self._guarded(self._fetch_anew, url)
 
     def _guarded(self, work: Callable[[str], Result], url: str) -> Result:
         """Whatever goes wrong with one picture is that picture's rejection; a full disk is everybody's error."""
@@ -207,7 +214,9 @@ class _Workshop:
         part = self._raw / f"{uuid4().hex}.part"  # two candidates may have the same bytes at the same time
         with closing(PartFile(part)) as handle:
             handle.write(content)
-        part.replace(self._raw / arrived.file)
+        with self._sparing:
+            self._spared.add(arrived.file)
+            part.replace(self._raw / arrived.file)
         return arrived
 
     def _fetch(self, url: str) -> Result:
@@ -259,7 +268,8 @@ def _check_minimum(dataset: Dataset, training: int, judge: Judge, out: Path) -> 
         )
 
 
-def _clear(folder: Path, pattern: str, keep: set[str] | frozenset[str] = frozenset()) -> None:
+def clear(folder: Path, pattern: str, keep: Collection[str] = ()) -> None:
+    """Delete the files of a folder that match a pattern and are not kept."""
     for path in folder.glob(pattern):
         if path.name not in keep:
             path.unlink()

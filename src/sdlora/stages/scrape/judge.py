@@ -1,7 +1,7 @@
 """Which candidates become the dataset. Pure: the verdicts depend on the order of the candidates and on nothing else."""
 
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sdlora.config.sources import Scrape
@@ -36,16 +36,12 @@ class Refused:
 
 @dataclass(frozen=True)
 class Entry:
-    """An accepted picture; `source` is the place of the first source that found it."""
+    """An accepted picture."""
 
-    source: int
-    candidate: Candidate
+    source: int  # the place of the first source that found it
+    candidate: Candidate  # without its bytes, which are in a file by now
     arrived: Arrived
-
-    @property
-    def is_chosen(self) -> bool:
-        """Whether somebody chose it (a folder, a captioned dataset) rather than a search."""
-        return self.candidate.content is not None
+    is_chosen: bool  # by somebody (a folder, a captioned dataset) rather than by a search
 
 
 @dataclass
@@ -74,7 +70,7 @@ class Judge:
         if isinstance(result, Refused):
             self._reject(source, candidate, result.kind, result.reason, result)
             return
-        entry = Entry(source, candidate, result)
+        entry = Entry(source, candidate.without_content(), result, candidate.content is not None)
         look, least = result.look, self.limits.min_side_px
         if not entry.is_chosen and min(look.width_px, look.height_px) < least:
             self._reject(source, candidate, "small", f"{look.width_px} x {look.height_px} px; {least} is least", result)
@@ -86,7 +82,7 @@ class Judge:
         nearest = min(copies, key=lambda known: (known.arrived.sha256 != result.sha256, _bits(known, entry)))
         # A picture that is like two of the set would, in the place of one, stand beside the other.
         if len(copies) == 1 and _replaces(entry, nearest):
-            self.entries[self.entries.index(nearest)] = Entry(nearest.source, candidate, result)
+            self.entries[self.entries.index(nearest)] = replace(entry, source=nearest.source)
             self._reject_copy(nearest, entry)
         else:
             self._reject_copy(entry, nearest)
@@ -129,7 +125,7 @@ class Judge:
         self._kinds.setdefault(source, Counter())[reason if kind == "status" else kind] += 1
         facts = arrived_columns(result) if isinstance(result, Arrived) else {"sha256": result.sha256}
         if isinstance(result, Arrived):
-            self.unused.append((candidate, result.file))
+            self.unused.append((candidate.without_content(), result.file))
         self.rejected.append(
             {**candidate_columns(candidate), **facts, "verdict": "rejected", "kind": kind, "reason": reason}
         )

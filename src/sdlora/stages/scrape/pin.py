@@ -16,12 +16,10 @@ from sdlora.config.sources import BingSource, FolderSource, HubSource, SeleniumS
 from sdlora.errors import DataError, ParamsError
 from sdlora.flow.hashing import sha256_of
 from sdlora.stages.scrape import manifest
-from sdlora.stages.scrape.gather import gather
+from sdlora.stages.scrape.gather import clear, gather
 from sdlora.stages.scrape.recipe import ScrapeRecipe
-from sdlora.stages.scrape.source import PICTURE_SUFFIXES, ScrapeContext
+from sdlora.stages.scrape.source import ScrapeContext
 from sdlora.stages.scrape.split import split
-
-ROW_SUFFIXES = (".parquet", ".arrow", ".csv", ".json", ".jsonl", ".md")  # of a copy of a hub dataset
 
 NOTICE = """scraping: please note
   Search engines' terms generally forbid automated access (Microsoft's for Bing:
@@ -43,7 +41,7 @@ def on_this_machine(source: Source) -> tuple[str | None, tuple[str, ...] | None]
     if isinstance(source, FolderSource):
         return source.path, None
     if isinstance(source, HubSource):
-        return source.local, (*PICTURE_SUFFIXES, *ROW_SUFFIXES)
+        return source.local, None  # `datasets` reads many formats: all files count
     return None, ()
 
 
@@ -122,10 +120,12 @@ def scrape(recipe: ScrapeRecipe, again: bool, context: ScrapeContext | None = No
         print(f"scrape: {len(pinned['rows'])} pictures as they were scraped; the web is not asked", flush=True)
         return _publish(dataset, pinned["rows"], out)
     print(NOTICE, flush=True)
-    files = gather(dataset, out, context)
+    spared = {row["file"] for row in pinned["rows"]} if pinned else set()
+    files = gather(dataset, out, context, spared)
     rows = [{k: v for k, v in row.items() if k != "split"} for row in manifest.read(out)]
     # in the manifest's own order of keys, so that what is written from it is the same to the byte
     records.write_text(out / "pin.json", json.dumps({"asked": asked_for(recipe), "rows": rows}, ensure_ascii=False))
+    clear(out / "raw", "*", keep={path.name for path in files})  # only now is the pin before of no use
     return files
 
 

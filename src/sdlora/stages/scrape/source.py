@@ -3,7 +3,7 @@
 import ipaddress
 import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,6 +43,10 @@ class Candidate:
     def __post_init__(self) -> None:
         if (self.url is None) == (self.content is None):
             raise ValueError("a candidate has either a url or content")
+
+    def without_content(self) -> "Candidate":
+        """The same once its bytes are in a file."""
+        return replace(self, content=b"") if self.content else self
 
     @property
     def label(self) -> str:

@@ -66,6 +66,8 @@ def device_name() -> str:
 def save_state(run: Path, state: State, identity: Identity | None = None) -> None:
     """Write a state beside the older ones, whole or not at all, and drop all but the newest two.
 
+    States of later steps were refused as damaged, or training would have gone on from them: they go first.
+
     Raises:
         DataError: If the disk is full; the state before stays whole.
     """
@@ -80,6 +82,8 @@ def save_state(run: Path, state: State, identity: Identity | None = None) -> Non
         manifest |= {"identity": identity or {}, "checkpoints": _checkpoints(run, state.step)}
         sealed = {**manifest, "seal": hashing.sha256_text(records.canonical_json(manifest))}
         records.write_pieces(part / MANIFEST, [records.canonical_json(sealed).encode()])
+    for later in (one for one in (run / "state").glob("step-*") if one.name > folder.name):
+        shutil.rmtree(later)
     keep_states(run, KEPT_STATES)
 
 

@@ -80,7 +80,12 @@ def adafactor(groups: Groups, settings: Train) -> Optimizer:
     from transformers.optimization import Adafactor
 
     optimizer: Optimizer = Adafactor(
-        groups, scale_parameter=False, relative_step=False, warmup_init=False, weight_decay=settings.weight_decay
+        groups,
+        lr=groups[0]["lr"],
+        scale_parameter=False,
+        relative_step=False,
+        warmup_init=False,
+        weight_decay=settings.weight_decay,
     )
     return optimizer
 

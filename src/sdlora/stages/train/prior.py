@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from sdlora import tensors
+from sdlora.config.params import Base
+from sdlora.config.sample import Sample
 from sdlora.config.train import Prior
 from sdlora.flow import store
 from sdlora.models import ModelFamily
@@ -20,7 +22,7 @@ INFERENCE_STEPS, GUIDANCE_SCALE = 30, 7.0
 KEPT_SETS = 20
 
 
-def examples(model: ModelFamily, settings: Prior, identity: str, seed: int, size_px: int) -> list[Example]:
+def examples(model: ModelFamily, settings: Prior, identity: str, seed: int, base: Base) -> list[Example]:
     """Latents of `settings.pictures` pictures that the base draws of `settings.prompt`.
 
     Args:
@@ -28,28 +30,32 @@ def examples(model: ModelFamily, settings: Prior, identity: str, seed: int, size
         settings: Prompt and number.
         identity: Which weights the base has; part of the name the latents are kept under.
         seed: The run's.
-        size_px: Side of the pictures.
+        base: Says the side of the pictures, and how much guidance it is drawn with.
 
     Returns:
         One example a picture, captioned by the prompt.
     """
-    asked = {"prompt": settings.prompt, "pictures": settings.pictures, "seed": seed, "size_px": size_px}
+    guidance = base.guiding(Sample(guidance_scale=GUIDANCE_SCALE)).guidance_scale
+    asked = {"prompt": settings.prompt, "pictures": settings.pictures, "seed": seed, "size_px": base.size_px}
+    asked |= {"guidance_scale": guidance}
     folder = store.entry("prior", texts.key_of(model, identity, Path(__file__), asked))
     found = []
     with store.sole_use(folder, wait=True):
-        for number, latents in enumerate(_latents(model, settings, folder, seed, size_px)):
+        for number, latents in enumerate(_latents(model, settings, folder, seed, base.size_px, guidance)):
             found.append(Example(f"prior-{number:04d}", (latents["mean"],), (latents["std"],), (settings.prompt,)))
     store.keep_newest("prior", KEPT_SETS)
     return found
 
 
-def _latents(model: ModelFamily, settings: Prior, folder: Path, seed: int, size_px: int) -> Iterator[dict[str, Tensor]]:
+def _latents(
+    model: ModelFamily, settings: Prior, folder: Path, seed: int, size_px: int, guidance: float
+) -> Iterator[dict[str, Tensor]]:
     progress = Progress("prior", settings.pictures)
     for number in range(settings.pictures):
         path = folder / f"{number:04d}.safetensors"
         if not tensors.is_whole(path):
             picture = model.pipeline(
-                **model.prompting([settings.prompt], GUIDANCE_SCALE, None), height=size_px, width=size_px,
+                **model.prompting([settings.prompt], guidance, None), height=size_px, width=size_px,
                 num_inference_steps=INFERENCE_STEPS, generator=generator("prior", seed, number),
             ).images[0]  # fmt: skip
             pixels = torch.from_numpy(np.asarray(picture.convert("RGB")).astype(np.float32)).permute(2, 0, 1)[None]

@@ -4,10 +4,11 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from ruamel.yaml import YAML
 
 from sdlora import choices, determinism, gpu, records
@@ -47,6 +48,8 @@ from sdlora.stages.train.processes import Share
 from sdlora.stages.train.recipe import TrainRecipe
 from sdlora.stages.train.texts import ConditioningOf
 
+WAITING = timedelta(days=1)  # of the other processes, while the first fills caches and draws the prior
+DONE = "done.json"  # a finished run has it
 LOG_COLUMNS = ("step", "loss", "learning_rate", "d")  # d: Prodigy's factor on the rate; 1 for the others
 
 
@@ -64,7 +67,7 @@ def train_version(recipe: TrainRecipe) -> list[Path]:
         else:
             _train(recipe, kept, lock)
         published = _publish(kept, recipe.folder)
-    store.keep_newest("train", recipe.keep_runs)
+    store.keep_newest("train", recipe.keep_runs, DONE)
     return published
 
 
@@ -81,7 +84,7 @@ def train_until(recipe: TrainRecipe, step: int) -> None:
         reached = newest_manifest(kept)
         if not done and (reached is None or reached.step < step):
             _train(recipe, kept, lock, step)
-    store.keep_newest("train", recipe.keep_runs)
+    store.keep_newest("train", recipe.keep_runs, DONE)
 
 
 class _Reached(Exception):
@@ -90,18 +93,18 @@ class _Reached(Exception):
 
 def _is_done(kept: Path) -> bool:
     """Whether a kept run is finished and whole; one that is damaged will be trained anew."""
-    if not (kept / "done.json").exists():
+    if not (kept / DONE).exists():
         return False
     if is_undamaged(kept):
         return True
     shutil.rmtree(kept / "state", ignore_errors=True)  # its last state would not bring back its checkpoints
-    (kept / "done.json").unlink()
+    (kept / DONE).unlink()
     return False
 
 
 def _publish(kept: Path, out: Path) -> list[Path]:
     """Copy a finished run from the store to `results/<version>`."""
-    names = [*records.read_json(kept / "done.json")]
+    names = [*records.read_json(kept / DONE)]
     records.publish_folder(kept / CHECKPOINTS, out / CHECKPOINTS)
     for name in names:
         if not name.startswith(f"{CHECKPOINTS}/"):
@@ -197,7 +200,7 @@ def _finish(recipe: TrainRecipe, run: Run, kept: Path, log: list[list[float]]) -
     about = write_about(kept / CHECKPOINTS, run, recipe.trigger)
     weights = sorted((kept / CHECKPOINTS).rglob("*.safetensors"))
     files = [about, kept / "train_log.csv", kept / "config.yaml", *weights]
-    records.write_json(kept / "done.json", {str(p.relative_to(kept)): hashing.sha256_of(p) for p in files})
+    records.write_json(kept / DONE, {str(p.relative_to(kept)): hashing.sha256_of(p) for p in files})
     keep_states(kept, 1)  # a version with more steps goes on from it
 
 
@@ -233,7 +236,7 @@ def _prior_examples(model: ModelFamily, settings: Train, base: Base, identity: s
     """The pictures of prior preservation, drawn where they are not there yet; none without it."""
     if settings.prior is None:
         return []
-    return prior.examples(model, settings.prior, identity, settings.seed, base.size_px)
+    return prior.examples(model, settings.prior, identity, settings.seed, base)
 
 
 def _over_prior(run: Run, kept: list[Example]) -> Run:
@@ -273,7 +276,10 @@ def prepare(
         trigger: Must not be cut off; pivotal tuning learns its embedding.
     """
     gpu.check(settings, base, gpu.found())
-    accelerator = Accelerator(mixed_precision=settings.mixed_precision, cpu=not torch.cuda.is_available())
+    accelerator = Accelerator(
+        mixed_precision=settings.mixed_precision, cpu=not torch.cuda.is_available(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAITING)],
+    )  # fmt: skip
     determinism.choose(settings.deterministic)
     base = trained_base(base, settings, accelerator.device)
     first = first_loaded(base, settings)

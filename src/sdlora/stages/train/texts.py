@@ -103,12 +103,20 @@ def key_of(model: ModelFamily, identity: str, module: Path, asked: Mapping[str, 
         "weights": identity,
         "family": model.base.family,
         "dtype": str(model.dtype),
-        "device": model.device.type,
+        "device": _device(model),
         "threads": torch.get_num_threads(),
         "software": {name: version(name) for name in ("diffusers", "torch", "transformers")},
         "code": _code(module, model.base.family),
     }
     return hashing.sha256_text(records.canonical_json(depends_on))[:32]
+
+
+def _device(model: ModelFamily) -> str:
+    """What computes: a card by its name, and whether it may choose faster sums that differ from time to time."""
+    if model.device.type != "cuda":
+        return str(model.device.type)
+    exactly = "exactly" if torch.are_deterministic_algorithms_enabled() else "freely"
+    return f"{torch.cuda.get_device_name(model.device)}, {exactly}"
 
 
 @cache
