@@ -66,6 +66,10 @@ METRICS = {
     "validation_loss": "sdlora.stages.evaluate.validation_loss:VALIDATION_LOSS",
     "prompt_recall": "sdlora.stages.evaluate.prompt_recall:PROMPT_RECALL",
     "memorisation_ratio": "sdlora.stages.evaluate.memorisation:MEMORISATION_RATIO",
+    "clip_t": "sdlora.stages.evaluate.clip_t:CLIP_T",
+    "clip_i": "sdlora.stages.evaluate.clip_i:CLIP_I",
+    "dinov2": "sdlora.stages.evaluate.dinov2:DINOV2",
+    "cmmd": "sdlora.stages.evaluate.cmmd:CMMD",
 }
 SOURCES = {
     "folder": "sdlora.stages.scrape.folder:find",

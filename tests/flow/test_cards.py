@@ -173,8 +173,8 @@ def test_the_rules_count_the_jobs_that_take_a_card() -> None:
     assert counted == {kind.stage for kind in on_cards if kind.on_card}
 
 
-@pytest.mark.parametrize("asked", ["learning", "describing", None])
+@pytest.mark.parametrize("asked", ["learning", "describing", "networks", None])
 def test_measuring_takes_a_card_where_it_asks_a_network(asked: str | None) -> None:
     """The same number is the rule's resource: else it would compute beside whoever has leased the first card."""
-    networks = {"learning": None, "describing": None, **({asked: object()} if asked else {})}
+    networks = {"learning": None, "describing": None, "networks": {}, **({asked: {"x": object()}} if asked else {})}
     assert EvaluateRecipe.model_construct(**networks).cards == (asked is not None)

@@ -1,4 +1,4 @@
-"""The section `evaluate`: what is measured, and what chooses a checkpoint."""
+"""The section `evaluate`: what is measured, by which networks, and what chooses a checkpoint."""
 
 from typing import Self
 
@@ -7,6 +7,13 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 from sdlora import choices
 from sdlora.config.sections import Section, on_menu
 from sdlora.errors import suggest
+
+#: Settings that name a network which metrics ask, and what says which revision of it.
+NETWORKS = {"clip_model": "clip_revision", "dinov2_model": "dinov2_revision", "cmmd_model": "cmmd_revision"}
+CLIP, DINOV2 = "openai/clip-vit-large-patch14", "facebook/dinov2-base"
+#: Commits, not `main`: what the hub shows under a branch may change.
+COMMITS = {CLIP: "32bd64288804d66eefd0ccbe215aa642df71cc41", DINOV2: "f9e44c814b77203eaa57a6bdbbd535f21ede1415"}
+REVISION = "its hub revision (commit, tag or branch); null = a fixed commit of the default, main of any other"
 
 
 class Evaluate(Section):
@@ -28,6 +35,14 @@ class Evaluate(Section):
         "part all choose, and no step is called better",
     )
     bootstrap_samples: int = Field(2000, ge=100, le=100_000, description="resamples of the 95 % interval")
+    clip_model: str = Field(
+        CLIP, min_length=1, description="the CLIP of clip_t and clip_i: hub id, or a folder with its safetensors"
+    )
+    clip_revision: str | None = Field(None, description=REVISION)
+    dinov2_model: str = Field(DINOV2, min_length=1, description="the DINOv2 of dinov2: hub id or folder, likewise")
+    dinov2_revision: str | None = Field(None, description=REVISION)
+    cmmd_model: str = Field(CLIP, min_length=1, description="the CLIP of cmmd: hub id or folder, likewise")
+    cmmd_revision: str | None = Field(None, description=REVISION)
 
     @field_validator("metrics")
     @classmethod
@@ -44,6 +59,17 @@ class Evaluate(Section):
     @field_serializer("choose_by")
     def _one_as_it_is_written(self, value: tuple[str, ...]) -> str | tuple[str, ...]:
         return value[0] if len(value) == 1 else value
+
+    def network(self, setting: str) -> tuple[str, str | None]:
+        """What an entry of `NETWORKS` names: the model and its revision on the hub."""
+        model: str = getattr(self, setting)
+        return model, getattr(self, NETWORKS[setting]) or COMMITS.get(model)
+
+    @property
+    def without_networks(self) -> Self:
+        """The section with the default networks: a recipe names those that its metrics ask apart."""
+        named = (*NETWORKS, *NETWORKS.values())
+        return self.model_copy(update={name: type(self).model_fields[name].default for name in named})
 
     @model_validator(mode="after")
     def _chosen_is_measured(self) -> Self:

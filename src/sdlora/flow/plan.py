@@ -153,7 +153,7 @@ def _probes(
         last = step == version.probes[-1]
         yield ProbeRecipe(
             **{name: getattr(sample, name) for name in DrawingRecipe.model_fields if name not in Recipe.model_fields},
-            **{name: getattr(choose, name) for name in ("evaluate", "learning", "describing")},
+            **{name: getattr(choose, name) for name in ("evaluate", "learning", "describing", "networks")},
             **seen.maker(ProbeRecipe, entries), wildcards={**sample.wildcards, "step": str(step)}, inputs=before,
             training=train, steps=(0, *train.checkpoint_steps) if last else (0, step),
             drawing_code=choose.drawing_code, drawing_software=choose.drawing_software,
@@ -169,8 +169,8 @@ def _animating(animate: Animate, sample: SampleRecipe, choose: ChooseRecipe, see
     )  # fmt: skip
 
 
-def _needs(metrics: Iterable[str]) -> set[str]:
-    return set().union(*(choices.pick(choices.METRICS, name).needs for name in metrics))
+def _needs(metrics: Iterable[str]) -> frozenset[str]:
+    return frozenset().union(*(choices.pick(choices.METRICS, name).needs for name in metrics))
 
 
 def _choosing(evaluate: Evaluate) -> Evaluate:
@@ -200,7 +200,8 @@ def _asking(evaluate: Evaluate, params: Params, name: str, seen: Seen) -> dict[s
     describing = Describing(
         **_captioner(version, base, seen), caption=version.caption, trigger=trigger, threads=params.threads
     ) if "describe" in needs else None  # fmt: skip
-    return {"evaluate": evaluate, "learning": learning, "describing": describing}
+    asked = {"networks": seen.of(inputs.networks_of, evaluate, needs, params.threads)}
+    return {"evaluate": evaluate.without_networks, "learning": learning, "describing": describing, **asked}
 
 
 def _training(
@@ -280,10 +281,8 @@ def _captioner(version: Version, base: Base, seen: Seen) -> dict[str, str | None
     """Which weights describe pictures; none where nothing is said of them."""
     if version.caption.by == "none":
         return {"captioner": "-", "captioner_revision": None, "captioner_identity": NOBODY}
-    identity = seen.of(inputs.identity_of, base.captioner, base.captioner_revision)
-    return {
-        "captioner": base.captioner, "captioner_revision": base.captioner_revision, "captioner_identity": identity,
-    }  # fmt: skip
+    weights = {"captioner": base.captioner, "captioner_revision": base.captioner_revision}
+    return {**weights, "captioner_identity": seen.of(inputs.identity_of, *weights.values())}
 
 
 def _dataset_jobs(params: Params, name: str, method: str, seen: Seen) -> Iterator[Recipe]:

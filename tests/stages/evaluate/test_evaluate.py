@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from embedders import save_small_clip, save_small_dinov2
 from helpers import ROOT
 from PIL import Image, ImageFilter
 
@@ -17,6 +18,7 @@ from sdlora.images.pictures import png_bytes
 from sdlora.stages.choose.choose import choose_by_samples
 from sdlora.stages.evaluate.metric import Metric
 from sdlora.stages.evaluate.psnr import psnr_db
+from sdlora.stages.evaluate.recipe import EvaluateRecipe, Network
 from sdlora.stages.evaluate.run import at_size_of, evaluate_version, write_curves
 from sdlora.stages.sample.parts import FOLDERS, TEST, all_drawn, split
 
@@ -246,6 +248,31 @@ def test_a_persons_choice_is_tested_beside_the_rules(tmp_path: Path) -> None:
     )
     with pytest.raises(DataError, match="chosen is 150, but the checkpoints are 100, 200"):
         evaluated(tmp_path, settings, chosen=150)
+
+
+def test_networks_measure_a_version(tmp_path: Path) -> None:
+    """Through both stages: a network is loaded once, and a mean of CMMD is that of all pictures of a part."""
+    truth = references_of("captain")
+    base = {name: np.roll(pixels, 20, axis=0) for name, pixels in truth.items()}
+    lay(tmp_path, truth, {0: base, 100: truth, 200: base}, seeds=(7, 8), tested=(0, 100))
+    clip, dinov2 = save_small_clip(tmp_path / "clip"), save_small_dinov2(tmp_path / "dinov2")
+    folders = {"clip_model": clip, "dinov2_model": dinov2, "cmmd_model": clip}
+    networks = {name: Network(model=str(at), revision=None, identity="-", threads=1) for name, at in folders.items()}
+    recipe = EvaluateRecipe.model_construct(wildcards={"version": "a"}, networks=networks)
+    settings = Evaluate(metrics=("clip_t", "clip_i", "dinov2", "cmmd"), choose_by="cmmd")
+    choice = choose_by_samples(settings, tmp_path, tmp_path / "references", sorted(truth), None, recipe)
+    records.write_json(tmp_path / "choice.json", asdict(choice))
+    evaluate_version(settings, tmp_path, tmp_path / "references", recipe)
+    rows = {(row["metric"], row["step"]): row for row in records.read_csv(tmp_path / "metrics.csv")}
+    assert choice.step == 100
+    assert [rows[name, "100"]["mean"] for name in ("clip_i", "dinov2")] == ["1.0000", "1.0000"]
+    assert float(rows["cmmd", "100"]["mean"]) == pytest.approx(0, abs=1e-6) and float(rows["cmmd", "0"]["mean"]) > 0.01
+    names = sorted(truth)[5:]
+    samples = [np.roll(base[name], seed, axis=0) for seed in (0, 1) for name in names]
+    cmmd: Metric = choices.pick(choices.METRICS, "cmmd")
+    assert cmmd.prepare is not None
+    whole = cmmd(samples, [truth[name] for name in names] * 2, [""] * 10, **cmmd.prepare(recipe)(0, []))
+    assert float(rows["cmmd", "0"]["test_mean"]) == pytest.approx(whole.mean(), rel=1e-4)
 
 
 def test_held_out_pictures_of_both_parts_say_what_is_new(tmp_path: Path) -> None:

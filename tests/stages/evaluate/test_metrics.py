@@ -10,6 +10,7 @@ from PIL import Image, ImageFilter
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from sdlora import choices
+from sdlora.config.evaluate import NETWORKS
 from sdlora.stages.evaluate.effnet import effnet_lite0_distance
 from sdlora.stages.evaluate.metric import Metric, Pixels
 from sdlora.stages.evaluate.ms_ssim import ms_ssim, scales_of
@@ -45,6 +46,18 @@ def small(picture: Image.Image) -> Pixels:
 
 def blurred(pixels: Pixels, radius: float) -> Pixels:
     return np.asarray(Image.fromarray(pixels).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def looking() -> SimpleNamespace:
+    """Stands for a network: vectors of length 1, of a picture's corner and of a text's letters."""
+
+    def unit(rows: list[np.ndarray]) -> np.ndarray:
+        return np.array([row / np.linalg.norm(row) for row in rows])
+
+    return SimpleNamespace(
+        pictures=lambda pictures: unit([picture[0, 0] + 1.0 for picture in pictures]),
+        prompts=lambda prompts: unit([np.array([len(prompt), ord(prompt[0]), 1.0]) for prompt in prompts]),
+    )
 
 
 def one(name: str, sample: Pixels, reference: Pixels) -> float:
@@ -127,6 +140,7 @@ def test_values_are_one_a_sample_and_finite(name: str) -> None:
         "training": [noise(20)], "held_out": [noise(30), noise(31)], "trigger": "x",
         "untriggered": [(noise(n), noise(n + 1)) for n in range(4)],
         "describe": lambda _: "a", "learner": SimpleNamespace(losses=lambda pictures, _: np.ones(len(pictures))),
+        **dict.fromkeys(NETWORKS, looking()),
     }  # fmt: skip
     found = METRICS[name](samples, references, ["x", "x", "y", "y"], **given)
     assert found.shape == (4,) and np.isfinite(found).all()

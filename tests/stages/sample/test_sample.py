@@ -80,7 +80,7 @@ def many(folder: Path, count: int = 10) -> list[Prompt]:
 def choose_recipe(settings: Sample, chosen: int | None) -> ChooseRecipe:
     return ChooseRecipe(
         **dict(recipe_of(settings)), chosen=chosen, drawing_code="a", drawing_software={}, learning=None,
-        describing=None, evaluate=Evaluate(metrics=("psnr_db",), choose_by="psnr_db"),
+        describing=None, networks={}, evaluate=Evaluate(metrics=("psnr_db",), choose_by="psnr_db"),
     )  # fmt: skip
 
 

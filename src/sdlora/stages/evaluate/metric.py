@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sdlora.config.evaluate import NETWORKS
+
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 Floats = NDArray[np.float64]
 PAIR = frozenset({"references"})
 #: What a metric may ask for: each sample's reference, its prompt, several sampling seeds a prompt; and as keywords of
 #: `measure` the pictures that were learnt from, all held-out ones, the base with the step's LoRA, the prompts' pictures
-#: without the trigger, the captioner and the trigger.
-KEYWORDS = frozenset({"training", "held_out", "learner", "untriggered", "describe", "trigger"})
+#: without the trigger, the captioner, the trigger, and the networks of `config.evaluate.NETWORKS`.
+KEYWORDS = frozenset({"training", "held_out", "learner", "untriggered", "describe", "trigger", *NETWORKS})
 NEEDS = frozenset({"references", "prompts", "seeds"}) | KEYWORDS
 Given = Callable[[int, Sequence[Mapping[str, Any]]], dict[str, Any]]  # (step, rows of an index.jsonl) -> keywords
 

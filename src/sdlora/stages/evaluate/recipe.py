@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-from sdlora.config.evaluate import Evaluate
+from sdlora.config.evaluate import CLIP, DINOV2, Evaluate
 from sdlora.config.params import Base, Caption
 from sdlora.flow.recipe import Recipe
 from sdlora.lora.names import file_in
@@ -37,17 +37,39 @@ class Describing(BaseModel):
     threads: int
 
 
+class Network(BaseModel):
+    """A pretrained network that a metric asks."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str  # hub id or folder
+    revision: str | None
+    identity: str  # which weights that is
+    threads: int
+
+
 class MeasuringRecipe(Recipe):
     """Measure samples against references."""
 
     folder_pattern: ClassVar[str] = "results/{version}"
     asides: ClassVar[frozenset[str]] = frozenset({"references"})
-    later: ClassVar[Mapping[str, Any]] = {"learning": None, "describing": None}
+    later: ClassVar[Mapping[str, Any]] = {
+        "learning": None,
+        "describing": None,
+        "networks": {},
+        "evaluate.clip_model": CLIP,
+        "evaluate.clip_revision": None,
+        "evaluate.dinov2_model": DINOV2,
+        "evaluate.dinov2_revision": None,
+        "evaluate.cmmd_model": CLIP,
+        "evaluate.cmmd_revision": None,
+    }
 
     evaluate: Evaluate
     references: Path  # the fitted set that holds them
     learning: Learning | None  # of metrics that need it
     describing: Describing | None
+    networks: dict[str, Network]  # by the setting that names each
 
     def lora_of(self, step: int) -> Path | None:
         """A checkpoint's file; step 0 has none."""
@@ -67,4 +89,4 @@ class EvaluateRecipe(MeasuringRecipe):
     @property
     def cards(self) -> int:
         """One where a metric asks a network."""
-        return int(self.learning is not None or self.describing is not None)
+        return int(self.learning is not None or self.describing is not None or bool(self.networks))
