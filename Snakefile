@@ -20,6 +20,7 @@ from sdlora.stages.animate.recipe import AnimateRecipe
 from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.choose.recipe import ChooseRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
+from sdlora.stages.evaluate import weights
 from sdlora.stages.evaluate.recipe import EvaluateRecipe
 from sdlora.stages.export.recipe import ExportRecipe
 from sdlora.stages.fit.recipe import FitRecipe

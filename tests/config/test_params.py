@@ -325,6 +325,11 @@ def test_validation_does_not_import_torch() -> None:
     [
         ("rank: 2", "rnak: 2", "versions.a.train.rnak: unknown key; did you mean rank?"),
         ("path: data/embedded/small", "path: data/nothing", "datasets.small.sources[0].path: there is no folder"),
+        (
+            "evaluate: {",
+            "evaluate: {metrics: [clip_t], choose_by: clip_t, clip_model: my/clip, ",
+            "error: version a: evaluate.clip_model: 'my/clip' is neither a folder nor to be had from the hub at main.",
+        ),
     ],
 )
 def test_snakemake_fails_at_once(fresh: Project, before: str, after: str, said: str) -> None:

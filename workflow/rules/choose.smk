@@ -1,6 +1,6 @@
 rule choose:
     input:
-        recipe=recipe_of(ChooseRecipe),
+        recipe=measurable(ChooseRecipe),
         records=records_before(ChooseRecipe),
     output:
         *outputs(ChooseRecipe),

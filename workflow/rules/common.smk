@@ -108,10 +108,29 @@ def trainable(wildcards):
     return str(job.path)
 
 
+def measurable(kind):
+    """Input function: the recipe of a stage that measures, once it is clear that the networks it asks are there.
+
+    A training of hours would otherwise end at weights that are missing. Of other machines nothing is known here.
+    """
+
+    def found(wildcards):
+        job = job_of(kind, wildcards)
+        if job.made not in TRAINED_OR_ELSEWHERE:
+            try:
+                for setting, network in job.networks.items():
+                    weights.check(setting, network)
+            except SdloraError as error:
+                sys.exit(f"error: version {wildcards.version}: {error}")
+        return str(job.path)
+
+    return found
+
+
 def probed(wildcards):
-    """Input function: the recipe of a probe, once it is clear that this machine can train."""
+    """Input function: the recipe of a probe, once it is clear that this machine can train and measure."""
     trainable(wildcards)
-    return str(job_of(ProbeRecipe, wildcards).path)
+    return measurable(ProbeRecipe)(wildcards)
 
 
 def animated(wildcards):
