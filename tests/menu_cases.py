@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from sdlora import choices
+from sdlora.config.evaluate import NETWORKS
 from sdlora.config.params import Version
 from sdlora.config.train import DEPENDENT, MENUS
 
@@ -22,6 +23,9 @@ TEXT_MENUS = {
 }
 #: What some metrics need.
 MEASURABLE: Settings = {"sample.seeds": [1, 2], "sample.max_references": 2}  # report_seeds has four
+#: Metrics that ask a network, and small networks that the project has.
+OF_NETWORKS = [name for name in choices.METRICS if {*NETWORKS} & choices.pick(choices.METRICS, name).needs]
+MODELS: Settings = {"clip_model": "models/clip", "dinov2_model": "models/dinov2", "cmmd_model": "models/clip"}
 #: Fields whose values the types do not tell: what else is set with them.
 SPECIAL: dict[tuple[str, str], list[Settings]] = {
     ("fit", "fill"): [{"fill": fill} for fill in ("edge", "blur", "#204060")],
@@ -61,8 +65,13 @@ SPECIAL: dict[tuple[str, str], list[Settings]] = {
     ("sample", "decode"): [{"decode": "whole"}, {"decode": "sliced", "batch_size": 2}, {"decode": "tiled"}],
     ("sample", "inference_steps"): [{"inference_steps": 3}],
     ("sample", "max_references"): [{"max_references": 1}],
-    ("evaluate", "metrics"): [{"metrics": [*choices.METRICS], "choose_by": ["psnr_db", "ssim"], **MEASURABLE}],
-    ("evaluate", "choose_by"): [{"metrics": [name], "choose_by": name, **MEASURABLE} for name in choices.METRICS],
+    ("evaluate", "metrics"): [{"metrics": [*choices.METRICS], "choose_by": OF_NETWORKS, **MODELS, **MEASURABLE}],
+    ("evaluate", "choose_by"): [
+        *({"metrics": [name], "choose_by": name, **MEASURABLE} for name in choices.METRICS if name not in OF_NETWORKS),
+        {"metrics": ["psnr_db", "ssim"], "choose_by": ["psnr_db", "ssim"]},
+    ],
+    **{("evaluate", name): [{name: model}] for name, model in MODELS.items()},
+    **{("evaluate", name): [{name: "main"}] for name in NETWORKS.values()},  # of a folder it says nothing
     ("evaluate", "bootstrap_samples"): [{"bootstrap_samples": 100}],
 }  # fmt: skip
 

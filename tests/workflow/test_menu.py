@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from embedders import save_small_clip, save_small_dinov2
 from helpers import ROOT, SMALL, Project, make_project
 from menu_cases import ON_A_GPU, cases, needs_a_gpu, needs_another_base, nested, packed
 from PIL import Image
@@ -62,6 +63,8 @@ def project(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     """All of it, made in one run that goes on where a version is refused; a base with few layers does."""
     project = make_project(tmp_path_factory.mktemp("m") / "p", python=served)
     save_small_sd(project.folder / "models/small-sd")
+    save_small_clip(project.folder / "models/clip")
+    save_small_dinov2(project.folder / "models/dinov2")
     params = YAML(typ="safe").load(SMALL.replace("model: models/tiny-sd", "model: models/small-sd"))
     del params["defaults"]["train"], params["defaults"]["sample"]
     versions = {name: {**settings, "dataset": dataset_of(name)} for name, settings in NAMED.items()}
