@@ -35,11 +35,11 @@ def save_small_clip(folder: Path, seed: int = 0) -> Path:
 
 
 def save_small_dinov2(folder: Path, seed: int = 0) -> Path:
-    """Write a DINOv2, whose pictures are resized to more than is cropped, as the published one's are."""
+    """Write a DINOv2: as for the published one, pictures are resized, then cropped to less than its own size."""
     torch.manual_seed(seed)
     layers = {key: value for key, value in LAYERS.items() if key != "intermediate_size"}
     Dinov2Model(
-        Dinov2Config(**layers, image_size=SIDE_PX, patch_size=8, mlp_ratio=2, initializer_range=0.2)
+        Dinov2Config(**layers, image_size=48, patch_size=8, mlp_ratio=2, initializer_range=0.2)
     ).save_pretrained(folder)
     BitImageProcessorPil(
         size={"shortest_edge": 36}, crop_size={"height": SIDE_PX, "width": SIDE_PX}, do_convert_rgb=True,
