@@ -27,8 +27,8 @@ FORMAT = 1  # of what is remembered
 # Modules whose behaviour reaches a stage only through its recipe (plan.py resolves what they decide), or never; the
 # recipes' own and all of config/ as well.
 _NOT_CODE = {
-    "choices", "errors", "flow.plan", "flow.makers", "flow.inputs", "flow.hashing", "flow.freshness", "flow.command",
-    "flow.code", "flow.mtimes", "flow.cards",
+    "choices", "errors", "flow.plan", "flow.networks", "flow.makers", "flow.inputs", "flow.hashing", "flow.freshness",
+    "flow.command", "flow.code", "flow.mtimes", "flow.cards",
     # these refuse a training but never change what it writes
     "gpu", "memory.preflight", "memory.prediction", "memory.meter",
 }  # fmt: skip

@@ -1,16 +1,14 @@
 """What the DAG starts from and does not make: pictures, captions, masks and weights."""
 
 import shlex
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from sdlora.config.evaluate import NETWORKS, Evaluate
 from sdlora.config.params import ALPHA, Base, Params
 from sdlora.config.sources import FolderSource, HubSource, Source
 from sdlora.errors import DataError
 from sdlora.flow import folders, hashing
 from sdlora.flow.hashing import FileHashes
-from sdlora.stages.evaluate.recipe import Network
 from sdlora.stages.scrape import pin
 from sdlora.stages.scrape.source import PICTURE_SUFFIXES
 
@@ -30,17 +28,6 @@ def identity_of(model: str, revision: str | None, hashes: FileHashes) -> str:
     if path.exists():
         return f"sha256:{hashing.identity_of_folder(path, MODEL_SUFFIXES, hashes)}"
     return f"hub:{model}@{revision or 'main'}"
-
-
-def networks_of(evaluate: Evaluate, needs: Collection[str], threads: int, hashes: FileHashes) -> dict[str, Network]:
-    """The networks that metrics with such needs ask, by the setting that names each."""
-    found = {}
-    for setting in NETWORKS:
-        if setting in needs:
-            model, revision = evaluate.network(setting)
-            identity = identity_of(model, revision, hashes)
-            found[setting] = Network(model=model, revision=revision, identity=identity, threads=threads)
-    return found
 
 
 def source_files(sources: Sequence[Source], hashes: FileHashes) -> dict[str, str]:

@@ -1,25 +1,25 @@
 """The DAG's names: which jobs the versions need, what each reads and where it writes."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sdlora import choices
 from sdlora.config.animate import Animate
-from sdlora.config.evaluate import Evaluate
 from sdlora.config.params import Base, Dataset, Fit, Params, StudiedParams, Version
 from sdlora.config.search import Trial
 from sdlora.config.train import MENUS, Train
 from sdlora.errors import ParamsError
 from sdlora.flow import inputs
 from sdlora.flow.makers import Seen
+from sdlora.flow.networks import captioner_of, choosing, measurers, measuring, needs_of, weights_of
 from sdlora.flow.recipe import Recipe
 from sdlora.stages.adopt.recipe import Adopted, AdoptRecipe
 from sdlora.stages.animate.recipe import AnimateRecipe
-from sdlora.stages.caption.recipe import NOBODY, CaptionRecipe
+from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.choose.recipe import ChooseRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
-from sdlora.stages.evaluate.recipe import Describing, EvaluateRecipe, Learning
+from sdlora.stages.evaluate.recipe import EvaluateRecipe
 from sdlora.stages.export.recipe import ExportRecipe
 from sdlora.stages.fit.recipe import FitRecipe
 from sdlora.stages.flip.recipe import FlipRecipe
@@ -105,9 +105,9 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
         yield lora
     of_version: dict[str, Any] = {"wildcards": {"version": name}}
     family = choices.FAMILIES[base.family]
-    needs = _needs(version.evaluate.metrics)
+    needs = needs_of(version.evaluate.metrics)
     drawing: dict[str, Any] = {
-        **of_version, "base_identity": seen.of(inputs.base_identity, base), "base": _weights(base),
+        **of_version, "base_identity": seen.of(inputs.base_identity, base), "base": weights_of(base),
         "threads": params.threads, "size_px": version.fit.size_px or base.size_px, "references": references,
         "trigger": dataset.trigger if "untriggered" in needs else None, "validation": version.evaluate.validation,
     }  # fmt: skip
@@ -119,19 +119,19 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
         sample=drawn.model_copy(update={"report_seeds": REPORT_SEEDS}),
     )  # fmt: skip
     yield sample
-    choosing = _choosing(version.evaluate)
+    rule = choosing(version.evaluate)
     choose = ChooseRecipe(
-        **drawing, **seen.maker(ChooseRecipe, (*painters, *_measurers(choosing, version, base))),
+        **drawing, **seen.maker(ChooseRecipe, (*painters, *measurers(rule, version, base))),
         inputs=(sample.made, before["pad", "fit"].made), sample=drawn, chosen=version.chosen,
-        drawing_code=maker["code"], drawing_software=maker["software"], **_asking(choosing, params, name, seen),
+        drawing_code=maker["code"], drawing_software=maker["software"], **measuring(rule, params, name, seen),
     )  # fmt: skip
     yield choose
     if isinstance(version, Trial) and isinstance(train, TrainRecipe):
         yield from _probes(version, base, train, sample, choose, seen)
     evaluate = EvaluateRecipe(
-        **of_version, **seen.maker(EvaluateRecipe, _measurers(version.evaluate, version, base)),
+        **of_version, **seen.maker(EvaluateRecipe, measurers(version.evaluate, version, base)),
         inputs=(sample.made, choose.made, before["pad", "fit"].made), references=references,
-        **_asking(version.evaluate, params, name, seen),
+        **measuring(version.evaluate, params, name, seen),
     )  # fmt: skip
     yield evaluate
     if version.animate is not None:
@@ -147,7 +147,7 @@ def _probes(
     version: Trial, base: Base, train: TrainRecipe, sample: SampleRecipe, choose: ChooseRecipe, seen: Seen
 ) -> Iterator[ProbeRecipe]:
     """A trial's measurements: at some checkpoints on its way, and of all where it ends."""
-    entries = (*_train_entries(version.train), *sample.entries, *_measurers(choose.evaluate, version, base))
+    entries = (*_train_entries(version.train), *sample.entries, *measurers(choose.evaluate, version, base))
     before = tuple(dict.fromkeys((*train.inputs, *sample.inputs[1:], *choose.inputs[1:])))
     for step in version.probes:
         last = step == version.probes[-1]
@@ -169,41 +169,6 @@ def _animating(animate: Animate, sample: SampleRecipe, choose: ChooseRecipe, see
     )  # fmt: skip
 
 
-def _needs(metrics: Iterable[str]) -> frozenset[str]:
-    return frozenset().union(*(choices.pick(choices.METRICS, name).needs for name in metrics))
-
-
-def _choosing(evaluate: Evaluate) -> Evaluate:
-    """The section without what does not choose, so that changing that draws and chooses nothing again."""
-    resamples = Evaluate.model_fields["bootstrap_samples"].default
-    return evaluate.model_copy(update={"metrics": evaluate.choose_by, "bootstrap_samples": resamples})
-
-
-def _measurers(evaluate: Evaluate, version: Version, base: Base) -> tuple[str, ...]:
-    """Menu entries that measuring uses."""
-    needs = _needs(evaluate.metrics)
-    return (
-        *(choices.METRICS[metric] for metric in evaluate.metrics),
-        *([choices.FAMILIES[base.family]] if "learner" in needs else []),
-        *([choices.CAPTIONERS[version.caption.by]] if "describe" in needs else []),
-    )
-
-
-def _asking(evaluate: Evaluate, params: Params, name: str, seen: Seen) -> dict[str, Any]:
-    """What is measured, and the networks that are asked for it."""
-    version, needs = params.versions[name], _needs(evaluate.metrics)
-    base, trigger = params.bases[version.base], params.datasets[version.dataset].trigger
-    learning = Learning(
-        base=_weights(base), base_identity=seen.of(inputs.base_identity, base), threads=params.threads,
-        lora_scale=version.sample.lora_scale, average=version.sample.average,
-    ) if "learner" in needs else None  # fmt: skip
-    describing = Describing(
-        **_captioner(version, base, seen), caption=version.caption, trigger=trigger, threads=params.threads
-    ) if "describe" in needs else None  # fmt: skip
-    asked = {"networks": seen.of(inputs.networks_of, evaluate, needs, params.threads)}
-    return {"evaluate": evaluate.without_networks, "learning": learning, "describing": describing, **asked}
-
-
 def _training(
     params: Params, name: str, before: dict[tuple[str, str], Recipe], seen: Seen
 ) -> tuple[TrainRecipe, ExportRecipe]:
@@ -219,7 +184,7 @@ def _training(
     train = TrainRecipe(
         **of_version, **seen.maker(TrainRecipe, (family, *_train_entries(version.train))),
         inputs=tuple(before[own, stage].made for stage in (("flip", "encode") if cached else ("flip",))),
-        base=_weights(base, base.learning_rate_scale, drawing=version.train.prior is not None),
+        base=weights_of(base, base.learning_rate_scale, drawing=version.train.prior is not None),
         base_identity=base_identity, threads=params.threads, train=resolved,
         flip=version.flip.model_copy(update={"kohya": "none"}), checkpoint_steps=tuple(version.train.checkpoint_steps),
         trigger=dataset.trigger, encode=None if cached else version.encode,
@@ -228,7 +193,7 @@ def _training(
     )  # fmt: skip
     export = ExportRecipe(
         **of_version, **seen.maker(ExportRecipe, (family,)), inputs=(train.made,),
-        version=name, train=resolved, base=_weights(base, base.learning_rate_scale),
+        version=name, train=resolved, base=weights_of(base, base.learning_rate_scale),
         base_identity=base_identity, export=version.export,
     )  # fmt: skip
     return train, export
@@ -253,7 +218,7 @@ def _adopting(params: Params, name: str, seen: Seen) -> AdoptRecipe:
         )  # fmt: skip
     return AdoptRecipe(
         wildcards={"version": name}, **seen.maker(AdoptRecipe, (choices.FAMILIES[base.family],)),
-        inputs=tuple(dict.fromkeys(records)), version=name, loras=tuple(loras), base=_weights(base),
+        inputs=tuple(dict.fromkeys(records)), version=name, loras=tuple(loras), base=weights_of(base),
         base_identity=seen.of(inputs.base_identity, base),
     )  # fmt: skip
 
@@ -277,14 +242,6 @@ def may_scrape(params: Params, recipe: ScrapeRecipe, forced: bool) -> None:
     pin.may_run(recipe, params.scraping, forced)
 
 
-def _captioner(version: Version, base: Base, seen: Seen) -> dict[str, str | None]:
-    """Which weights describe pictures; none where nothing is said of them."""
-    if version.caption.by == "none":
-        return {"captioner": "-", "captioner_revision": None, "captioner_identity": NOBODY}
-    weights = {"captioner": base.captioner, "captioner_revision": base.captioner_revision}
-    return {**weights, "captioner_identity": seen.of(inputs.identity_of, *weights.values())}
-
-
 def _dataset_jobs(params: Params, name: str, method: str, seen: Seen) -> Iterator[Recipe]:
     """fit, caption, flip and encode of a version's dataset, for one method of fitting."""
     version = params.versions[name]
@@ -299,7 +256,7 @@ def _dataset_jobs(params: Params, name: str, method: str, seen: Seen) -> Iterato
     yield fit
     caption = CaptionRecipe(
         wildcards=of_set, **seen.maker(CaptionRecipe, (choices.CAPTIONERS[version.caption.by],)), inputs=(fit.made,),
-        caption=version.caption, **_captioner(version, base, seen), trigger=dataset.trigger, threads=params.threads,
+        caption=version.caption, **captioner_of(version, base, seen), trigger=dataset.trigger, threads=params.threads,
         override=dataset.captions_override, overrides=seen.of(inputs.override_identity, dataset.captions_override),
     )  # fmt: skip
     yield caption
@@ -312,7 +269,7 @@ def _dataset_jobs(params: Params, name: str, method: str, seen: Seen) -> Iterato
     yield flip
     yield EncodeRecipe(
         wildcards={**of_set, "base": version.base}, **seen.maker(EncodeRecipe, (choices.FAMILIES[base.family],)),
-        inputs=(flip.made,), encode=version.encode, base=_weights(base),
+        inputs=(flip.made,), encode=version.encode, base=weights_of(base),
         base_identity=seen.of(inputs.base_identity, base), threads=params.threads,
     )  # fmt: skip
 
@@ -340,15 +297,6 @@ def _studies(params: StudiedParams, seen: Seen) -> StudiesRecipe:
         inputs=tuple(Path(EvaluateRecipe.made_pattern().format(version=name)) for name in trainings),
         starts={one.starts_from: summary(params.versions[one.starts_from]) for one in compared},
     )  # fmt: skip
-
-
-def _weights(base: Base, learning_rate_scale: float = 1.0, drawing: bool = False) -> Base:
-    """A base without what the job does not use, so that changing that does not make it run again."""
-    unused = {"captioner": "-", "captioner_revision": None}
-    factor = base.guidance_scale_factor if drawing else 1.0
-    return base.model_copy(
-        update={**unused, "guidance_scale_factor": factor, "learning_rate_scale": learning_rate_scale}
-    )
 
 
 def _resolved(train: Train, base: Base) -> Train:

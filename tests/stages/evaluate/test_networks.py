@@ -21,8 +21,9 @@ from transformers import CLIPModel, CLIPTokenizer, Dinov2Model
 from sdlora import choices
 from sdlora.config.evaluate import Evaluate
 from sdlora.errors import DataError, MissingError, SdloraError
-from sdlora.flow import inputs, plan
+from sdlora.flow import plan
 from sdlora.flow.hashing import FileHashes
+from sdlora.flow.networks import networks_of
 from sdlora.flow.recipe import Recipe
 from sdlora.stages.evaluate import embedding, weights
 from sdlora.stages.evaluate.embedding import Clip, Dinov2
@@ -308,9 +309,9 @@ def test_networks_that_nobody_asks_make_nothing_stale(tmp_path: Path, monkeypatc
 def test_which_weights_a_network_is(said: dict[str, str], identity: str, tmp_path: Path) -> None:
     setting = f"{next(iter(said)).partition('_')[0]}_model"
     hashes = FileHashes(tmp_path / "hashes.json")
-    (asked,) = inputs.networks_of(Evaluate.model_validate(said), {setting}, 1, hashes).values()
+    (asked,) = networks_of(Evaluate.model_validate(said), {setting}, 1, hashes).values()
     assert asked.identity == identity
-    (asked,) = inputs.networks_of(Evaluate(**{setting: str(tmp_path)}), {setting}, 1, hashes).values()
+    (asked,) = networks_of(Evaluate(**{setting: str(tmp_path)}), {setting}, 1, hashes).values()
     assert asked.identity.startswith("sha256:")
 
 

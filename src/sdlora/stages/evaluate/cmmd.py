@@ -35,7 +35,8 @@ def cmmd(samples: Sequence[Pixels], references: Sequence[Pixels], prompts: Seque
     x, y = cmmd_model.pictures(samples), cmmd_model.pictures(references)
     among, between = _kernel(x, x) + _kernel(y, y), _kernel(x, y)
     of_pairs: Floats = SCALE * (among - between - between.T).mean(axis=1)
-    return 2 * of_pairs - of_pairs.mean()
+    shares: Floats = 2 * of_pairs - of_pairs.mean()
+    return shares
 
 
 def _kernel(a: Vectors, b: Vectors) -> Floats:

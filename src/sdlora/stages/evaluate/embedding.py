@@ -143,8 +143,8 @@ def _whole(kind: Any, folder: Path) -> Any:
 
 def unit(vectors: Any) -> Vectors:
     """A tensor's rows at length 1."""
-    found: Vectors = vectors.double().cpu().numpy()
-    return found / np.linalg.norm(found, axis=1, keepdims=True)
+    found = vectors.double().cpu().numpy()
+    return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), dtype=np.float64)
 
 
 @cache

@@ -16,12 +16,10 @@ from sdlora.stages.evaluate.recipe import Network
 KINDS = dict.fromkeys(NETWORKS, "clip") | {"dinov2_model": "dinov2"}
 #: What of a repository on the hub is read.
 FILES = ["*.json", "merges.txt", "model*.safetensors"]
-#: Groups of files of which one must be there.
+#: What of it must be there; of a group one file does.
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
-PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 TOKENIZER = ("tokenizer.json", "vocab.json")
-NEEDED = dict.fromkeys(NETWORKS, (("config.json",), PROCESSOR, WEIGHTS))
-NEEDED |= {"clip_model": (*NEEDED["clip_model"], TOKENIZER)}  # clip_t reads prompts
+NEEDED = [("config.json",), ("preprocessor_config.json", "processor_config.json"), WEIGHTS]
 
 
 def check(setting: str, network: Network) -> None:
@@ -59,10 +57,15 @@ def folder_of(setting: str, network: Network) -> Path:
     return folder
 
 
-def _from_hub(setting: str, network: Network, **options: bool) -> Any:
+def _needed(setting: str) -> list[tuple[str, ...]]:
+    """Groups of files of which one must be there."""
+    return [*NEEDED, TOKENIZER] if setting == "clip_model" else [*NEEDED]  # clip_t reads prompts
+
+
+def _from_hub(setting: str, network: Network, **options: Any) -> Any:
     from huggingface_hub import snapshot_download
 
-    wanted = ", ".join(group[0] for group in NEEDED[setting])
+    wanted = ", ".join(group[0] for group in _needed(setting))
     try:
         return snapshot_download(network.model, revision=network.revision, allow_patterns=FILES, **options)
     except ValueError:  # no hub has such a name
@@ -103,7 +106,7 @@ def _check_names(setting: str, network: Network, names: set[str]) -> None:
 
 def _lacking(setting: str, names: set[str]) -> str | None:
     """The first file that a network cannot do without and that is not among some names."""
-    return next((group[0] for group in NEEDED[setting] if not names & {*group}), None)
+    return next((group[0] for group in _needed(setting) if not names & {*group}), None)
 
 
 def _names(folder: Path) -> set[str]:
