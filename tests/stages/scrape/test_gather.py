@@ -139,6 +139,8 @@ def test_duplicates_are_dropped_across_sources(server: Zoo, tmp_path: Path) -> N
     assert urls_of(tmp_path) == {large, *first[1:3], *second[1:4]}
     rejected = {row["url"]: row for row in records.read_jsonl(tmp_path / "rejected.jsonl")}
     assert rejected[small]["reason"].startswith(f"looks like {large} (256 x 256 px")
+    ids = {row["url"]: row["id"] for row in records.read_jsonl(tmp_path / "manifest.jsonl")}
+    assert rejected[small]["copy_of"] == ids[large]
 
 
 def test_your_own_pictures_stay_as_they_are(server: Zoo, tmp_path: Path) -> None:

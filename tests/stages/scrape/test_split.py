@@ -81,6 +81,24 @@ def test_ten_re_encodings_of_one_picture_measure_nothing(tmp_path: Path) -> None
     assert len(names["train"]) == 12
 
 
+def test_what_is_left_out_says_of_what_it_is_a_copy(tmp_path: Path) -> None:
+    for number in range(1, 7):
+        records.write_bytes(tmp_path / "mine" / f"{number}.jpg", encoded(number, 90))
+    dataset = Dataset.model_validate(
+        {"sources": ({"kind": "folder", "path": str(tmp_path / "mine")},), "trigger": "x", "held_out": 1}
+    )
+    gather(dataset, tmp_path / "set")
+    rows = records.read_jsonl(tmp_path / "set/manifest.jsonl")
+    (reference,) = (row for row in rows if row["split"] == "reference")
+    number = int(Path(reference["name"]).stem)
+    records.write_bytes(tmp_path / "mine/again.jpg", encoded(number, 60))
+    records.write_bytes(tmp_path / "mine/twice.jpg", encoded(number % 6 + 1, 90))
+    gather(dataset, tmp_path / "set")
+    learnt = {row["name"]: row["id"] for row in rows}
+    rejected = {row["name"]: row["copy_of"] for row in records.read_jsonl(tmp_path / "set/rejected.jsonl")}
+    assert rejected == {"again.jpg": reference["id"], "twice.jpg": learnt[f"{number % 6 + 1}.jpg"]}
+
+
 @pytest.mark.parametrize("name", ["hats/red", "hats/red/", "hats"])
 def test_a_subfolder_may_be_nested_and_end_with_a_slash(name: str, tmp_path: Path) -> None:
     pictures = [

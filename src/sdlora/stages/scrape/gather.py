@@ -6,7 +6,7 @@ decides nothing. Whatever has arrived is in `raw/` and in the journal at once, s
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
@@ -24,7 +24,7 @@ from sdlora.stages.scrape.fetch import Fetched, Fetcher, PartFile
 from sdlora.stages.scrape.journal import Journal, is_intact
 from sdlora.stages.scrape.judge import Arrived, Judge, Refused, manifest_row
 from sdlora.stages.scrape.source import Candidate, ScrapeContext
-from sdlora.stages.scrape.split import lies_in, mark_copies, split
+from sdlora.stages.scrape.split import group_of, lies_in, mark_copies, split
 from sdlora.stages.scrape.verify import Look, examine
 
 Result = Arrived | Refused
@@ -65,7 +65,7 @@ def gather(
     left = [row for row in accepted if not isinstance(dataset.held_out, str) or not lies_in(row, dataset.held_out)]
     _check_minimum(dataset, len(left) if judge.rejected else len(accepted), judge, out)
     rows, left_out = split(accepted, dataset.held_out, out)
-    records.write_jsonl(out / "rejected.jsonl", [*judge.rejected, *map(_left_out, left_out)])
+    records.write_jsonl(out / "rejected.jsonl", [*judge.rejected, *_left_out(left_out, rows)])
     _check_minimum(dataset, sum(row["split"] == "train" for row in rows), judge, out)
     files = {row["file"] for row in rows}
     clear(raw, "*", keep={*files, *spared})
@@ -90,9 +90,15 @@ def _accepted(judge: Judge, dataset: Dataset) -> list[records.Row]:
     return mark_copies(rows, looks, judge.limits.duplicate_bits)
 
 
-def _left_out(row: records.Row) -> records.Row:
-    reason = "a copy of a reference: a picture that is learnt from cannot measure"
-    return {**row, "verdict": "rejected", "kind": "copy of a reference", "reason": reason}
+def _left_out(rows: Sequence[records.Row], kept: Sequence[records.Row]) -> list[records.Row]:
+    """The rows of what is a copy of a reference, each with which."""
+    references = {group_of(row): row["id"] for row in reversed(kept) if row["split"] == "reference"}
+    about = {
+        "verdict": "rejected",
+        "kind": "copy of a reference",
+        "reason": "a copy of a reference: a picture that is learnt from cannot measure",
+    }
+    return [{**row, **about, "copy_of": references[group_of(row)]} for row in rows]
 
 
 def _take_source(number: int, source: Any, workshop: "_Workshop", judge: Judge, context: ScrapeContext) -> None:

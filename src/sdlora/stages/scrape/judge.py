@@ -43,6 +43,11 @@ class Entry:
     arrived: Arrived
     is_chosen: bool  # by somebody (a folder, a captioned dataset) rather than by a search
 
+    @property
+    def id(self) -> str:
+        """What the picture is called from here on, if it stays."""
+        return self.arrived.sha256[:16]
+
 
 @dataclass
 class Judge:
@@ -119,15 +124,24 @@ class Judge:
                 f"looks like {kept.candidate.label} ({look.width_px} x {look.height_px} px, "
                 f"{_bits(dropped, kept)} of 128 bits differ)"
             )
-        self._reject(dropped.source, dropped.candidate, "duplicate", reason, dropped.arrived)
+        self._reject(dropped.source, dropped.candidate, "duplicate", reason, dropped.arrived, kept)
 
-    def _reject(self, source: int, candidate: Candidate, kind: str, reason: str, result: Arrived | Refused) -> None:
+    def _reject(
+        self,
+        source: int,
+        candidate: Candidate,
+        kind: str,
+        reason: str,
+        result: Arrived | Refused,
+        kept: Entry | None = None,
+    ) -> None:
         self._kinds.setdefault(source, Counter())[reason if kind == "status" else kind] += 1
         facts = arrived_columns(result) if isinstance(result, Arrived) else {"sha256": result.sha256}
         if isinstance(result, Arrived):
             self.unused.append((candidate.without_content(), result.file))
+        copy_of = {"copy_of": kept.id} if kept else {}
         self.rejected.append(
-            {**candidate_columns(candidate), **facts, "verdict": "rejected", "kind": kind, "reason": reason}
+            {**candidate_columns(candidate), **facts, "verdict": "rejected", "kind": kind, "reason": reason, **copy_of}
         )
 
 
@@ -163,4 +177,4 @@ def arrived_columns(arrived: Arrived) -> dict[str, Any]:
 def manifest_row(entry: Entry) -> Row:
     """One accepted picture."""
     facts = {**candidate_columns(entry.candidate), **arrived_columns(entry.arrived), "verdict": "accepted"}
-    return {"id": entry.arrived.sha256[:16], "file": entry.arrived.file, **facts}
+    return {"id": entry.id, "file": entry.arrived.file, **facts}

@@ -66,14 +66,15 @@ def split(rows: Sequence[Row], held_out: int | str, out: Path) -> tuple[list[Row
         left_out: set[str] = set()
     else:
         references = _chosen(rows, held_out, out / CHOSEN) if held_out else set()
-        groups = {_group(row) for row in rows if row["id"] in references}
-        left_out = {row["id"] for row in rows if _group(row) in groups} - references
+        groups = {group_of(row) for row in rows if row["id"] in references}
+        left_out = {row["id"] for row in rows if group_of(row) in groups} - references
     kept = [row for row in rows if row["id"] not in left_out]
     marked = [{**row, "split": "reference" if row["id"] in references else "train"} for row in kept]
     return marked, [row for row in rows if row["id"] in left_out]
 
 
-def _group(row: Row) -> str:
+def group_of(row: Row) -> str:
+    """The id of the first picture that shows what a row shows."""
     return str(row.get("copy_of", row["id"]))
 
 
@@ -100,7 +101,7 @@ def _chosen(rows: Sequence[Row], count: int, memory: Path) -> set[str]:
         raise DataError(f"held_out is {count}, but there are {len(rows)} pictures: none is left to learn from")
     groups: dict[str, list[str]] = {}
     for row in rows:
-        groups.setdefault(_group(row), []).append(row["id"])
+        groups.setdefault(group_of(row), []).append(row["id"])
     there = {row["id"] for row in rows}
     before = [name for name in _remembered(memory) if isinstance(name, str)]
     chosen = [name for name in before if name in there][:count]
