@@ -12,13 +12,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from helpers import wait_for
+
 from sdlora.stages.scrape.devtools import Chromium, is_root
 from sdlora.stages.scrape.selenium import installed
 
 SECONDS = 60.0
 KEYS = {
     "Enter": (13, "\r"), "Escape": (27, ""), "ArrowLeft": (37, ""), "ArrowUp": (38, ""), "ArrowRight": (39, ""),
-    "ArrowDown": (40, ""), "1": (49, "1"),
+    "ArrowDown": (40, ""), "1": (49, "1"), "2": (50, "2"), "Tab": (9, ""), " ": (32, " "),
 }  # fmt: skip
 
 
@@ -27,6 +29,11 @@ class Page:
 
     def __init__(self, browser: Chromium) -> None:
         self._browser = browser
+        self._downloads = browser.profile / "downloads"
+        self._kept = tempfile.TemporaryDirectory(prefix="downloads-")  # goes with the page
+        self._downloads.mkdir()
+        self._downloads.chmod(0o777)  # the browser may be another user
+        browser.call("Browser.setDownloadBehavior", SECONDS, behavior="allow", downloadPath=str(self._downloads))
         target = browser.call("Target.createTarget", SECONDS, url="about:blank")["targetId"]
         self._session = browser.call("Target.attachToTarget", SECONDS, targetId=target, flatten=True)["sessionId"]
         self._call("Page.enable")
@@ -52,13 +59,52 @@ class Page:
             assert time.monotonic() < limit, f"waited in vain for {expression}"
             time.sleep(0.05)
 
-    def click(self, selector: str) -> None:
-        """Press the mouse in the middle of an element."""
+    def place(self, selector: str, across: float = 0.5, down: float = 0.5) -> tuple[float, float]:
+        """A point of an element, which is scrolled to; the shares are of its width and height."""
         self.run(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center', behavior: 'instant'}})")
         box = self.run(f"(() => {{ const box = document.querySelector({selector!r}).getBoundingClientRect();"
-                       " return [box.x + box.width / 2, box.y + box.height / 2]; })()")  # fmt: skip
-        for kind in ("mousePressed", "mouseReleased"):
-            self._call("Input.dispatchMouseEvent", type=kind, x=box[0], y=box[1], button="left", clickCount=1)
+                       " return [box.x, box.y, box.width, box.height]; })()")  # fmt: skip
+        return box[0] + across * box[2], box[1] + down * box[3]
+
+    def mouse(self, kind: str, place: tuple[float, float], **more: Any) -> None:
+        """Move, press or release."""
+        self._call("Input.dispatchMouseEvent", type=f"mouse{kind}", x=place[0], y=place[1], **more)
+
+    def click(self, selector: str) -> None:
+        """Press the mouse in the middle of an element."""
+        place = self.place(selector)
+        for kind in ("Pressed", "Released"):
+            self.mouse(kind, place, button="left", clickCount=1)
+
+    def hover(self, selector: str, across: float = 0.5, down: float = 0.5) -> None:
+        """Move the mouse over a point of an element."""
+        self.mouse("Moved", self.place(selector, across, down))
+
+    def drag(self, selector: str, start: float, end: float) -> None:
+        """Hold the mouse down over an element and move it across; the shares are of its width."""
+        places = [self.place(selector, start), self.place(selector, end)]
+        self.mouse("Pressed", places[0], button="left", buttons=1, clickCount=1)
+        self.mouse("Moved", places[1], button="left", buttons=1)
+        self.mouse("Released", places[1], button="left", clickCount=1)
+
+    def choose(self, selector: str, text: str) -> None:
+        """Open a list with the mouse and choose an entry by its first letters, as people do."""
+        self.click(selector)
+        self.type_keys(text)
+        self.press("Enter")
+
+    def type_keys(self, text: str) -> None:
+        """Press a key a letter: what no field takes in."""
+        for letter in text:
+            about = {"key": letter, "windowsVirtualKeyCode": ord(letter.upper()), "text": letter}
+            self._call("Input.dispatchKeyEvent", type="keyDown", **about)
+            self._call("Input.dispatchKeyEvent", type="keyUp", key=letter)
+
+    def downloaded(self) -> Path:
+        """The one file that the page has given, once it is whole; it is taken away."""
+        wait_for(lambda: [path.suffix for path in self._downloads.iterdir()] not in ([], [".crdownload"]), SECONDS)
+        (path,) = self._downloads.iterdir()
+        return path.replace(Path(tempfile.mkdtemp(dir=self._kept.name)) / path.name)
 
     def press(self, *keys: str) -> None:
         for key in keys:

@@ -149,6 +149,7 @@ def _compare(args: argparse.Namespace) -> None:
         results,
         {name: plan.set_folder(of, plan.fit_name(params, name, "pad")) for name, of in datasets.items()},
         {name: plan.set_folder(of, plan.fit_name(params, name)) for name, of in datasets.items()},
+        {name: plan.own_folders(params.datasets[of]) for name, of in datasets.items()},
     )
     print(out.read_text("utf-8"), end="")
     print(f"page: {page}", file=sys.stderr)

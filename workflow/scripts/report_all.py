@@ -13,7 +13,7 @@ def work(recipe: ReportAllRecipe) -> list[Path]:
     results = recipe.folder.parent
     votes = read_votes(VOTES)
     sets = (recipe.references, recipe.datasets)
-    return write_index(recipe.versions, results, recipe.folder, *sets, votes, recipe.trainings)
+    return write_index(recipe.versions, results, recipe.folder, *sets, votes, recipe.trainings, recipe.folders)
 
 
 command.run(ReportAllRecipe, work)

@@ -8,6 +8,7 @@ from sdlora import choices
 from sdlora.config.animate import Animate
 from sdlora.config.params import Base, Dataset, Fit, Params, StudiedParams, Version
 from sdlora.config.search import Trial
+from sdlora.config.sources import FolderSource
 from sdlora.config.train import MENUS, Train
 from sdlora.errors import ParamsError
 from sdlora.flow import inputs
@@ -51,6 +52,11 @@ def shown_fit(params: Params, name: str) -> str:
 def set_folder(dataset: str, fit: str) -> Path:
     """Folder of one way of fitting a dataset."""
     return Path(FitRecipe.folder_pattern.format(dataset=dataset, fit=fit))
+
+
+def own_folders(dataset: Dataset) -> tuple[Path, ...]:
+    """The folders of a user's own among a dataset's sources."""
+    return tuple(Path(source.path) for source in dataset.sources if isinstance(source, FolderSource))
 
 
 def jobs(params: Params) -> list[Recipe]:
@@ -139,7 +145,8 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
     yield ReportRecipe(
         **of_version, **seen.maker(ReportRecipe, ()), inputs=(evaluate.made, lora.made),
         version=name, settings=summary(version), average=version.sample.average, references=references,
-        dataset=set_folder(version.dataset, shown_fit(params, name)), votes=seen.of(inputs.votes_identity),
+        dataset=set_folder(version.dataset, shown_fit(params, name)), folders=own_folders(dataset),
+        votes=seen.of(inputs.votes_identity),
     )  # fmt: skip
 
 
@@ -283,6 +290,7 @@ def _report_all(params: Params, seen: Seen) -> ReportAllRecipe:
         wildcards={}, **seen.maker(ReportAllRecipe, ()), inputs=measured, versions=settings,
         references={name: set_folder(of, fit_name(params, name, "pad")) for name, of in names.items()},
         datasets={name: set_folder(of, shown_fit(params, name)) for name, of in names.items()},
+        folders={name: own_folders(params.datasets[of]) for name, of in names.items()},
         votes=seen.of(inputs.votes_identity),
         trainings={name: tuple(params.trainings(name)) for name in params.run if len(params.trainings(name)) > 1},
     )  # fmt: skip

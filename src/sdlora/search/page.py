@@ -55,7 +55,7 @@ def write(search: "Search", journal: Journal) -> list[Path]:
     Returns:
         The files written.
     """
-    from sdlora.stages.report.page import PAGES, read_part  # imports NumPy
+    from sdlora.stages.report.page import PAGES, read_part, vendored  # imports NumPy
 
     out = RESULTS / search.name
     told, best, by = journal.told, journal.best(), str(search.study.by)
@@ -65,7 +65,7 @@ def write(search: "Search", journal: Journal) -> list[Path]:
     text = PAGES.get_template("search.html").render(
         title=f"Search {search.name}",
         styles=Markup(read_part("templates/page.css")),  # noqa: S704 - ours, as the next
-        script=Markup(read_part("vendor/tablesort.js")),  # noqa: S704
+        script=Markup(vendored("tablesort")),  # noqa: S704
         columns=columns(search), rows=table, by=by,
         best=best, verdict=verdict(search, journal).splitlines(), lines=lines(search, best) if best else "",
         asked={**search.space.texts}, study=search.study, better="higher" if search.maximise else "lower",

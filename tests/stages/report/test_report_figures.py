@@ -6,7 +6,8 @@ import pytest
 
 from sdlora.stages.caption.recipe import NOBODY
 from sdlora.stages.evaluate.statistics import LEVEL
-from sdlora.stages.report.data import _author, correct, figures_of
+from sdlora.stages.report.data import correct, figures_of
+from sdlora.stages.report.dataset import author
 
 
 def best(p: float, tested: bool = True) -> dict[str, Any]:
@@ -37,4 +38,4 @@ def test_p_values_are_corrected_over_the_versions_of_a_metric() -> None:
     ("origin", "said"), [("sha256:1", "by BLIP"), ("override", "written by hand"), (NOBODY, "is the trigger alone")]
 )
 def test_a_caption_says_who_wrote_it(origin: str, said: str) -> None:
-    assert _author(origin) == said
+    assert author(origin) == said

@@ -13,7 +13,7 @@ SUMS = dict(reversed(line.split("  ")) for line in (PLACE / "SHA256SUMS").read_t
 
 def test_every_file_has_its_hash() -> None:
     files = {path.name for path in PLACE.iterdir()} - {"README.md", "SHA256SUMS"}
-    assert SUMS == {name: sha256_of(PLACE / name) for name in files}
+    assert {name: sha256_of(PLACE / name) for name in files} == SUMS
 
 
 @pytest.mark.parametrize("name", VENDOR)

@@ -1,61 +1,32 @@
 """What the pages show, as one value that becomes JSON: versions, samples, references, datasets and thumbnails."""
 
-import base64
-import hashlib
-import io
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from sdlora import records
 from sdlora.flow import freshness
 from sdlora.flow.hashing import sha256_of
 from sdlora.flow.identity import told
-from sdlora.images.pictures import read_rgb
 from sdlora.stages.adopt.recipe import FACTS
-from sdlora.stages.caption.recipe import NOBODY
 from sdlora.stages.evaluate.compare import over_trainings
 from sdlora.stages.evaluate.statistics import LEVEL, holm
-from sdlora.stages.evaluate.tables import ONE_TRAINING, is_tested, reported
+from sdlora.stages.evaluate.tables import ONE_TRAINING, difference, is_tested, reported
 from sdlora.stages.fit.fit import PICTURES
+from sdlora.stages.report.dataset import dataset
 from sdlora.stages.report.recipe import Summary
+from sdlora.stages.report.thumbnails import Thumbnails
 from sdlora.stages.report.votes import DIGITS, Vote, tally
 from sdlora.stages.sample.parts import all_drawn
 
-THUMBNAIL_PX = 128  # longer side; the picture itself is linked
-QUALITY = 88  # of WebP
-RESAMPLES = 2000  # of an interval over a single training
+RESAMPLES = 2000  # of an interval that no stage before has computed
+LEAST_SEEDS = 3  # of a reference, from which on its own difference has an interval
 # Columns of `metrics.csv`: over the references that chose, and over those that report.
 MEANS = ("mean", "ci_low", "ci_high", "test_mean", "test_ci_low", "test_ci_high")
+ABOUT = ("part", "step", "reference", "seed", "file")  # columns of `pictures.csv` that are no metric
 POINTS = 240  # of a curve: steps are averaged in so many stretches
 
 Figures = dict[str, dict[str, float | None]]  # metric -> figure -> value
-
-
-class Thumbnails:
-    """Small pictures, each once however often it is shown (step 0 is the same for many versions)."""
-
-    def __init__(self) -> None:
-        self.found: dict[str, str] = {}
-        self._keys: dict[Path, str] = {}
-
-    def key(self, path: Path) -> str:
-        """The name under which a picture stands in the page."""
-        if path not in self._keys:
-            small = _small(read_rgb(path))
-            self._keys[path] = hashlib.sha256(small).hexdigest()[:16]
-            self.found[self._keys[path]] = f"data:image/webp;base64,{base64.b64encode(small).decode()}"
-        return self._keys[path]
-
-
-def _small(picture: Image.Image) -> bytes:
-    if max(picture.size) > THUMBNAIL_PX:
-        picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    picture.save(buffer, "webp", quality=QUALITY, method=6)
-    return buffer.getvalue()
 
 
 def page_data(
@@ -67,6 +38,7 @@ def page_data(
     root: str,
     trainings: Mapping[str, Sequence[str]] | None = None,
     pages: Collection[str] = (),
+    folders: Mapping[str, Sequence[Path]] | None = None,
 ) -> dict[str, Any]:
     """Everything a page over some versions shows.
 
@@ -79,6 +51,7 @@ def page_data(
         root: The way from the page to `results/`.
         trainings: The versions that are further trainings of another, by that, which is the first of them.
         pages: The versions that have a page to link to.
+        folders: Where each version's own pictures lie, which the refused ones are shown from.
     """
     thumbnails = Thumbnails()
     shown = [_version(name, settings, results / name, thumbnails) for name, settings in versions.items()]
@@ -93,7 +66,10 @@ def page_data(
         "root": root,
         "versions": shown,
         "references": sets,
-        "datasets": {str(folder): _dataset(folder, thumbnails) for folder in dict.fromkeys(datasets.values())},
+        "datasets": {
+            str(folder): dataset(folder, thumbnails, (folders or {}).get(name, ()))
+            for folder, name in {folder: name for name, folder in datasets.items()}.items()
+        },
         "lower_is_better": sorted({m for v in shown for m, up in v["best"]["higher_is_better"].items() if not up}),
         "level": LEVEL,
         "note": ONE_TRAINING if len(shown) > 1 else "",
@@ -121,7 +97,7 @@ def _version(name: str, settings: Summary, result: Path, thumbnails: Thumbnails)
         "steps": sorted(map(int, samples)),
         "votes": {},
         "samples": samples,
-        "metrics": _metrics(result / "metrics.csv"),
+        "metrics": metrics_of(result, best),
         "log": _log(result / "train_log.csv"),
         "tables": {path.stem: records.read_csv(path) for path in sorted((result / "tables").glob("*.csv"))},
     }
@@ -168,13 +144,58 @@ def correct(versions: Sequence[Figures]) -> None:
             member["p"] = p
 
 
-def _metrics(table: Path) -> dict[str, dict[str, Any]]:
-    """Metric -> step -> values by reference (None where it was not drawn), means and intervals."""
+def metrics_of(result: Path, best: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What each metric says of each step: of its references, of their mean, and of the difference to step 0.
+
+    Returns:
+        Metric -> step -> `values` by reference (None where it was not drawn); means and their intervals; `against`: the
+        paired difference to step 0 and its 95 % interval, by part of the references; `by_reference`: the same of one
+        reference, over its seeds, where there are enough. None of these intervals is corrected for looking at many.
+    """
     found: dict[str, dict[str, Any]] = {}
-    for row in records.read_csv(table):
+    for row in records.read_csv(result / "metrics.csv"):
         values = [float(value) if value else None for key, value in row.items() if key.startswith("image")]
         numbers = {key: float(row[key]) for key in MEANS if row.get(key)}
-        found.setdefault(row["metric"], {})[row["step"]] = {"values": values, **numbers}
+        found.setdefault(row["metric"], {})[row["step"]] = {"values": values, **numbers, "by_reference": {}}
+    chose = len(best["validation"]["references"])
+    for steps in found.values():
+        for step, one in steps.items():
+            one["against"] = _against(one["values"], steps["0"]["values"], chose) if step != "0" else {}
+    for (metric, step, reference), figures in _by_reference(result / "pictures.csv").items():
+        found[metric][step]["by_reference"][reference] = figures
+    return found
+
+
+def _against(after: Sequence[float | None], before: Sequence[float | None], chose: int) -> dict[str, dict[str, float]]:
+    """A step's difference to step 0 over the references that chose, and over those that report."""
+    parts = {"validation": slice(0, chose), "test": slice(chose, None)}
+    pairs = {
+        part: [(one, other) for one, other in zip(after[place], before[place], strict=True) if None not in (one, other)]
+        for part, place in parts.items()
+    }
+    return {part: _figures([*zip(*found, strict=True)]) for part, found in pairs.items() if len(found) > 1}
+
+
+def _figures(sides: Sequence[Sequence[Any]]) -> dict[str, float]:
+    """The difference of two sides, the first less the second, with its interval."""
+    found = difference(sides[0], sides[1], RESAMPLES)
+    return {key: found[key] for key in ("delta", "ci_low", "ci_high")}
+
+
+def _by_reference(table: Path) -> dict[tuple[str, str, str], dict[str, float]]:
+    """(metric, step, reference) -> its difference to step 0, seed by seed."""
+    rows = records.read_csv(table) if table.is_file() else []
+    drawn: dict[tuple[str, str, str], dict[str, float]] = {}
+    for row in rows:
+        for metric in [key for key in row if key not in ABOUT]:
+            drawn.setdefault((metric, row["step"], row["reference"]), {})[row["seed"]] = float(row[metric])
+    found = {}
+    for (metric, step, reference), after in drawn.items():
+        before = drawn.get((metric, "0", reference), {})
+        shared = [seed for seed in after if seed in before]
+        if step != "0" and len(shared) >= LEAST_SEEDS:
+            sides = [[side[seed] for seed in shared] for side in (after, before)]
+            found[metric, step, reference] = {**_figures(sides), "seeds": len(shared)}
     return found
 
 
@@ -198,41 +219,6 @@ def _references(folder: Path, thumbnails: Thumbnails) -> dict[str, dict[str, str
         row["id"]: {"prompt": row["caption"], "picture": thumbnails.key(folder / PICTURES / f"{row['id']}.png")}
         for row in rows
     }
-
-
-def _dataset(folder: Path, thumbnails: Thumbnails) -> dict[str, Any]:
-    """What was learnt from: pictures as they were fitted, captions and who wrote them, sources; what was refused."""
-    source = folder.parent
-    manifest = {row["id"]: row for row in records.read_jsonl(source / "manifest.jsonl")}
-    captions = {row["id"]: row for row in records.read_jsonl(folder / "captions.jsonl")}
-    pictures = []
-    for row in records.read_jsonl(folder / "fit.jsonl"):
-        if row["split"] != "train":
-            continue
-        about, caption = manifest.get(row["id"], {}), captions.get(row["id"], {})
-        pictures.append(
-            {
-                "picture": thumbnails.key(folder / row["file"]),
-                "name": row["name"],
-                "caption": caption.get("caption", ""),
-                "by": _author(str(caption.get("origin", ""))),
-                "licence": about.get("licence"),
-                "page": about.get("page_url"),
-                "engine": about.get("engine"),
-                "original": row["original"],
-                "share": round(row["box"][2] * row["box"][3] / (row["bucket"][0] * row["bucket"][1]), 3),
-            }
-        )
-    refused = [
-        {"name": row["name"], "reason": row["reason"]} for row in records.read_jsonl(source / "rejected.jsonl")[:200]
-    ]
-    return {"pictures": pictures, "refused": refused}
-
-
-def _author(origin: str) -> str:
-    """Who wrote a caption."""
-    known = {"override": "written by hand", "source": "from the source", NOBODY: "is the trigger alone"}
-    return known.get(origin, "by BLIP")
 
 
 def accepted_of(result: Path) -> list[str]:

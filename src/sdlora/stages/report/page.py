@@ -22,6 +22,7 @@ from sdlora.stages.sample.parts import all_drawn
 PAGES = Environment(loader=PackageLoader("sdlora.stages.report", "templates"), autoescape=True, trim_blocks=True)
 FOLDER = Path(__file__).parent
 VENDOR = ("uplot", "img-comparison-slider", "tablesort")
+SCRIPTS = ("page", "dataset", "export", "start")  # in this order: the last one begins
 
 
 def _page(title: str, data: dict[str, Any]) -> str:
@@ -29,20 +30,25 @@ def _page(title: str, data: dict[str, Any]) -> str:
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
-    scripts = "\n".join(read_part(f"vendor/{name}.js") for name in VENDOR)
+    scripts = "\n".join(map(vendored, VENDOR))
     styles = "\n".join(map(read_part, ("vendor/uplot.css", "templates/page.css")))
     return PAGES.get_template("page.html").render(
         title=title,
         data=Markup(text),  # noqa: S704 - no tag can end in it
         vendor=Markup(scripts),  # noqa: S704 - ours, as the two below
         styles=Markup(styles),  # noqa: S704
-        script=Markup(read_part("templates/page.js")),  # noqa: S704
+        script=Markup("\n".join(read_part(f"templates/{name}.js") for name in SCRIPTS)),  # noqa: S704
     )
 
 
 def read_part(name: str) -> str:
     """A script or style that pages hold."""
     return (FOLDER / name).read_text("utf-8")
+
+
+def vendored(name: str) -> str:
+    """A script of others with its licence, which a copy must hold: a page is one."""
+    return f"/*!\n{read_part(f'vendor/{name}.LICENSE')}*/\n{read_part(f'vendor/{name}.js')}"
 
 
 def write_version(recipe: ReportRecipe, votes: Sequence[Vote] = ()) -> list[Path]:
@@ -60,8 +66,9 @@ def write_version(recipe: ReportRecipe, votes: Sequence[Vote] = ()) -> list[Path
     name, result, references = recipe.version, recipe.folder, recipe.references
     out = (result / OWN_PAGE).parent
     data = page_data(
-        {name: recipe.settings}, result.parent, {name: references}, {name: recipe.dataset}, votes, root="../.."
-    )
+        {name: recipe.settings}, result.parent, {name: references}, {name: recipe.dataset}, votes, root="../..",
+        folders={name: recipe.folders},
+    )  # fmt: skip
     records.write_text(out / "index.html", _page(name, data))
     index = all_drawn(result)
     pictures = {(row["step"], row["reference"]): row for row in reversed(index)}
@@ -113,6 +120,7 @@ def write_index(
     datasets: Mapping[str, Path],
     votes: Sequence[Vote] = (),
     trainings: Mapping[str, Sequence[str]] | None = None,
+    folders: Mapping[str, Sequence[Path]] | None = None,
 ) -> list[Path]:
     """Write the page over all versions, which have pages, and its table: settings, best step, figures.
 
@@ -124,8 +132,11 @@ def write_index(
         datasets: The fitted set that each learnt from.
         votes: What people voted.
         trainings: Of versions that are trained several times theirs, by version.
+        folders: Where each version's own pictures lie.
     """
-    data = page_data(versions, results, references, datasets, votes, root="..", trainings=trainings, pages=versions)
+    data = page_data(
+        versions, results, references, datasets, votes, root="..", trainings=trainings, pages=versions, folders=folders
+    )
     records.write_text(out / "index.html", _page("Versions", data))
     _write_table(data["versions"], out / "versions.csv")
     return [out / "index.html", out / "versions.csv"]
@@ -137,6 +148,7 @@ def write_comparison(
     results: Path,
     references: Mapping[str, Path],
     datasets: Mapping[str, Path],
+    folders: Mapping[str, Sequence[Path]] | None = None,
 ) -> Path:
     """Write the page beside a comparison's table: both at their chosen steps beside the base, and every number.
 
@@ -148,15 +160,18 @@ def write_comparison(
         results: The folder with a folder for each.
         references: The fitted set that holds each version's references.
         datasets: The fitted set that each learnt from.
+        folders: Where each version's own pictures lie.
     """
     pages = [name for name in versions if (results / name / OWN_PAGE).is_file()]
-    data = page_data(versions, results, references, datasets, (), root="..", pages=pages)
+    data = page_data(versions, results, references, datasets, (), root="..", pages=pages, folders=folders)
     for version in data["versions"]:
         kept = {0, version["best"]["best_step"], rule_step(version["best"])}
         version["samples"] = {step: cells for step, cells in version["samples"].items() if int(step) in kept}
     shown = {cell[0] for version in data["versions"] for cells in _cells(version["samples"]) for cell in cells}
     shown |= {row["picture"] for rows in data["references"].values() for row in rows.values()}
-    shown |= {row["picture"] for found in data["datasets"].values() for row in found["pictures"]}
+    for found in data["datasets"].values():
+        shown |= {row[part] for row in found["pictures"] for part in ("picture", "mask")}
+        shown |= {one["picture"] for row in found["refused"] for one in (row, row["copy_of"]) if one}
     data["thumbnails"] = {key: value for key, value in data["thumbnails"].items() if key in shown}
     data["compared"] = records.read_csv(table)
     page = table.with_suffix(".html")

@@ -17,7 +17,7 @@ class ReportRecipe(Recipe):
     folder_pattern: ClassVar[str] = "results/{version}"
     writes: ClassVar[tuple[str, ...]] = (OWN_PAGE, "report/sheet.png", "{version}.safetensors")
     shown: ClassVar[dict[str, str]] = {"report/sheet.png": "sheet.rst"}
-    asides: ClassVar[frozenset[str]] = frozenset({"references", "dataset"})
+    asides: ClassVar[frozenset[str]] = frozenset({"references", "dataset", "folders"})
     later: ClassVar[Mapping[str, Any]] = {"votes": None, "average": False}
 
     version: str
@@ -25,6 +25,7 @@ class ReportRecipe(Recipe):
     average: bool  # whether pictures are drawn with the average of the LoRA, which then is the one to publish
     references: Path  # the fitted set that holds them
     dataset: Path  # the fitted set that was learnt from
+    folders: tuple[Path, ...]  # the user's own, among its sources
     votes: str | None  # what people voted: the hash of votes.jsonl
 
 
@@ -36,11 +37,12 @@ class ReportAllRecipe(Recipe):
     folder_pattern: ClassVar[str] = "results/report"
     writes: ClassVar[tuple[str, ...]] = ("index.html", "versions.csv")
     shown: ClassVar[dict[str, str]] = {"index.html": "index.rst"}
-    asides: ClassVar[frozenset[str]] = frozenset({"references", "datasets"})
+    asides: ClassVar[frozenset[str]] = frozenset({"references", "datasets", "folders"})
     later: ClassVar[Mapping[str, Any]] = {"votes": None, "trainings": {}}
 
     versions: dict[str, Summary]
     references: dict[str, Path]  # the fitted set that holds each version's
     datasets: dict[str, Path]  # the fitted set that each learnt from
+    folders: dict[str, tuple[Path, ...]]  # the user's own, among the sources of each one's dataset
     votes: str | None  # what people voted: the hash of votes.jsonl
     trainings: dict[str, tuple[str, ...]]  # of versions that are trained several times: theirs, by version

@@ -66,9 +66,22 @@ const sampleOf = (version, step, reference) => {
   return found && (found[$("seed").value] ?? Object.values(found)[0]);
 };
 const seedOf = (version, step, reference) => ($("seed").value in version.samples[step][reference] ? $("seed").value : Object.keys(version.samples[step][reference])[0]);
+/** A picture's value; and what it gained over the base with its interval, where its reference has enough seeds. */
 function figureOf(version, step, reference) {
-  const metric = $("figure").value, row = version.metrics[metric]?.[step], place = version.best.references.indexOf(reference);
-  return row && place >= 0 ? number(row.values[place], 2) : ""; // of a test reference, only where it was drawn
+  const row = version.metrics[$("figure").value]?.[step], place = version.best.references.indexOf(reference);
+  if (!row || place < 0) return ["", ""]; // of a test reference, only where it was drawn
+  const gained = row.by_reference[reference];
+  return [number(row.values[place], 2), gained ? `${interval(gained)} over ${gained.seeds} seeds` : ""];
+}
+const interval = (figures) => `${signed(figures.delta)} [${number(figures.ci_low)},\u00a0${number(figures.ci_high)}]`;
+/** A checkpoint's mean, and its difference to the base with its interval: of the references that report where every column has them. */
+function meanOf(version, step, isTested) {
+  const row = version.metrics[$("figure").value]?.[step];
+  if (!row) return null;
+  const part = isTested && row.test_mean !== undefined ? "test" : "validation", against = row.against[part];
+  const luck = part === "validation" && version.steps.length > 2 ? `, for this checkpoint alone: not corrected for looking at ${version.steps.length - 1} of them` : "";
+  const title = `Mean ${$("figure").value} over the ${version.best[part].references.length} references that ${part === "test" ? "report" : "chose"}.${against ? ` Then the paired difference to step 0, without the LoRA, and its 95 % interval over these references${luck}.` : ""}`;
+  return element("span", { title }, number(part === "test" ? row.test_mean : row.mean, 2), against ? element("b", { class: "interval" }, interval(against)) : null);
 }
 function drawGrid() {
   const columns = columnsShown(), references = data.references[columns[0].version.references];
@@ -78,14 +91,19 @@ function drawGrid() {
     element("td", {}, cell(references[id].picture, "reference", "")),
     ...columns.map(({ version, step, chosen, head: text }) => {
       const sample = sampleOf(version, step, id);
-      const figure = sample ? [figureOf(version, step, id), seedOf(version, step, id) !== $("seed").value && `seed ${seedOf(version, step, id)}`].filter(Boolean).join(", ") : "";
-      return element("td", { class: chosen && "chosen" }, sample ? cell(sample[0], text, figure, { version: version.name, step, reference: id }) : "");
+      const [value, gained] = sample ? figureOf(version, step, id) : ["", ""];
+      const figure = sample ? [value, seedOf(version, step, id) !== $("seed").value && `seed ${seedOf(version, step, id)}`].filter(Boolean).join(", ") : "";
+      return element("td", { class: chosen && "chosen" }, sample ? cell(sample[0], text, figure, { version: version.name, step, reference: id }, gained) : "");
     })));
-  $("grid").replaceChildren(element("thead", {}, head), element("tbody", {}, ...rows));
+  const means = columns.map(({ version, step }) => meanOf(version, step, $("columns").value === "*"));
+  const meansRow = element("tr", { class: "means" }, element("td", {}, "mean; difference to no LoRA"), element("td"), ...columns.map(({ chosen }, place) => element("td", { class: chosen && "chosen" }, means[place])));
+  $("mean-note").textContent = !means.some(Boolean) ? "" : $("columns").value === "*" ? "Above the pictures: the mean over the references that report (over all, where nothing is tested) and its difference to no LoRA, with its 95 % interval." : "Above the pictures: the mean over the references that chose and its difference to no LoRA, with its 95 % interval, of each checkpoint alone: the best of several is also the luckiest.";
+  $("grid").replaceChildren(element("thead", {}, head, means.some(Boolean) ? meansRow : null), element("tbody", {}, ...rows));
 }
-function cell(key, label, figure, where) {
-  const made = element("button", { type: "button", class: "cell", "aria-label": figure ? `${label}: ${figure}` : label },
-    element("img", { src: data.thumbnails[key], alt: "", loading: "lazy", width: 104, height: 104 }), element("span", {}, figure));
+function cell(key, label, figure, where, gained = "") {
+  const made = element("button", { type: "button", class: "cell", "aria-label": [label, [figure, gained].filter(Boolean).join(", ")].filter(Boolean).join(": ") },
+    element("img", { src: data.thumbnails[key], alt: "", loading: "lazy", width: 104, height: 104 }), element("span", {}, figure),
+    gained ? element("span", { class: "interval", title: "This picture's reference: the difference to the pictures without the LoRA, seed by seed, and its 95 % interval" }, gained) : null);
   made.addEventListener("click", () => view(where, key, label));
   return made;
 }
@@ -101,7 +119,7 @@ $("grid").addEventListener("keydown", (event) => {
 let shown = null;
 const pathOf = (where) => `${data.root}/${where.version}/${sampleOf(versionOf[where.version], where.step, where.reference)[1]}`;
 function picture(where, key) {
-  const made = element("img", { src: where ? pathOf(where) : data.thumbnails[key], alt: where ? `${where.version}, ${stepOf(versionOf[where.version], where.step)}` : "reference" });
+  const made = element("img", { src: where ? pathOf(where) : data.thumbnails[key], alt: where ? `${where.version}, ${stepOf(versionOf[where.version], where.step)}` : "reference", "data-small": data.thumbnails[key] });
   made.addEventListener("error", () => { made.src = data.thumbnails[key]; }, { once: true }); // the page alone was moved
   return made;
 }
@@ -156,16 +174,25 @@ function drawCurves() {
   $("plots").replaceChildren();
   for (const [title, points] of plots) {
     if (!versions.some((version) => points(version).length)) continue; // a LoRA from elsewhere has no log
-    const box = element("div", { class: "plot" }, element("h3", {}, title + (data.lower_is_better.includes(title) ? " (lower is better)" : "")));
+    const box = element("div", { class: "plot", tabindex: "0", role: "group", "aria-label": `${title}: values by the arrow keys` }, element("h3", {}, title + (data.lower_is_better.includes(title) ? " (lower is better)" : "")));
     $("plots").append(box);
     const lines = versions.map((version) => new Map(points(version)));
     const steps = [...new Set(lines.flatMap((map) => [...map.keys()]))].sort((a, b) => a - b);
-    new uPlot({
+    const plot = new uPlot({
       width: Math.max(260, box.clientWidth - 20), height: 220, cursor: { focus: { prox: 20 } }, axes: [axis, { ...axis, size: 62, values: (_, marks) => marks.map((mark) => (mark && Math.abs(mark) < 0.01 ? mark.toExponential(1) : String(mark))) }],
       scales: { x: { time: false } },
       series: [{ label: "step" }, ...versions.map((version) => ({ label: version.name, stroke: colourOf[version.name], width: 1.6, spanGaps: true, points: { show: steps.length < 40, size: 5 }, value: (_, value) => (value === null || value === undefined ? "" : Number(value).toPrecision(4)) }))],
     }, [steps, ...lines.map((map) => steps.map((step) => map.get(step) ?? null))], box);
+    box.addEventListener("keydown", (event) => readCurve(event, plot));
   }
+}
+/** Arrow keys move what hovering moves: the line under which the values are read. */
+function readCurve(event, plot) {
+  const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key], last = plot.data[0].length - 1;
+  if (!move) return;
+  event.preventDefault();
+  const place = Math.min(last, Math.max(0, (plot.cursor.idx ?? (move > 0 ? -1 : last + 1)) + move));
+  plot.setCursor({ left: plot.valToPos(plot.data[0][place], "x"), top: 0 });
 }
 function curveControls() {
   if (!several) return;
@@ -195,8 +222,8 @@ function tables() {
   $("note").textContent = data.note ? `Of versions, ${data.note}.` : "";
   const lines = data.versions.flatMap((version) => version.steps.map((step) => element("tr", { class: step === version.best.best_step && "chosen" },
     element("td", {}, version.name), element("td", {}, String(step)), ...(voted ? [votesOf(version, step)] : []),
-    ...allMetrics.map((metric) => { const row = version.metrics[metric]?.[step]; return element("td", {}, row ? `${number(row.mean)} [${number(row.ci_low)}, ${number(row.ci_high)}]${row.test_mean === undefined ? "" : `; test ${number(row.test_mean)} [${number(row.test_ci_low)}, ${number(row.test_ci_high)}]`}` : ""); }))));
-  $("checkpoints").replaceChildren(element("thead", {}, element("tr", {}, ...["version", "step", ...(voted ? ["votes won"] : []), ...allMetrics].map((head) => element("th", {}, head)))), element("tbody", {}, ...lines));
+    ...allMetrics.flatMap((metric) => { const row = version.metrics[metric]?.[step], against = row?.against.validation; return [element("td", {}, row ? `${number(row.mean)} [${number(row.ci_low)}, ${number(row.ci_high)}]${row.test_mean === undefined ? "" : `; test ${number(row.test_mean)} [${number(row.test_ci_low)}, ${number(row.test_ci_high)}]`}` : ""), element("td", {}, against ? interval(against) : "")]; }))));
+  $("checkpoints").replaceChildren(element("thead", {}, element("tr", {}, ...["version", "step", ...(voted ? ["votes won"] : []), ...allMetrics.flatMap((metric) => [metric, "against step 0"])].map((head) => element("th", {}, head)))), element("tbody", {}, ...lines));
 }
 
 function overTrainings() {
@@ -226,20 +253,6 @@ function comparison() {
     element("td", {}, row.metric, data.lower_is_better.includes(row.metric) ? element("span", { title: "lower is better" }, " ↓") : ""), element("td", {}, number(row.mean_one)), element("td", {}, number(row.mean_other)),
     element("td", { class: row.better !== "neither for sure" && "sure" }, `${signed(Number(row.delta))} [${number(row.ci_low)}, ${number(row.ci_high)}]`), element("td", {}, number(row.p)), element("td", {}, row.better)))));
   $("comparison-note").textContent = `${rows[0].note[0].toUpperCase()}${rows[0].note.slice(1)}.`;
-}
-
-/* Dataset */
-function drawDataset() {
-  const set = data.datasets[$("set").value], word = $("find").value.trim().toLowerCase();
-  const found = set.pictures.filter((row) => !word || `${row.caption} ${row.name}`.toLowerCase().includes(word));
-  $("gallery").replaceChildren(...found.map((row) => element("figure", {}, element("img", { src: data.thumbnails[row.picture], alt: row.name, loading: "lazy" }),
-    element("figcaption", {}, row.caption, element("small", {}, `caption ${row.by}`),
-      element("small", {}, `${row.name}, ${row.original.join(" x ")} px, ${row.share < 1 ? `${Math.round(100 * (1 - row.share))} % padding` : "no padding"}`),
-      element("small", {}, [row.engine, row.licence && `licence: ${row.licence}`].filter(Boolean).join(", ")),
-      row.page && /^https?:/.test(row.page) ? element("small", {}, element("a", { href: row.page, rel: "noreferrer noopener", target: "_blank" }, "source")) : null))));
-  $("refused").hidden = !set.refused.length;
-  $("refused").querySelector("summary").textContent = `${set.refused.length} refused, and why`;
-  $("refused").querySelector("ul").replaceChildren(...set.refused.map((row) => element("li", {}, `${row.name}: ${row.reason}`)));
 }
 
 /* Blind vote */
@@ -289,25 +302,3 @@ function drawTally() {
   element("p", {}, save, ` (${votes.length} ${votes.length === 1 ? "vote" : "votes"}, ${votes.length - data.votes.length} of them new). Put it beside params.yaml: the table of versions counts it when the page is made again.`));
 }
 $("vote").addEventListener("keydown", (event) => { if (pair && ["1", "2"].includes(event.key) && event.target.tagName !== "SELECT") vote(Number(event.key) - 1); });
-
-/* Start */
-fill($("columns"), [...(several ? [["*", "every version at its chosen step"]] : []), ...data.versions.map((version) => [version.name, `checkpoints of ${version.name}`])]);
-fill($("figure"), [...allMetrics.map((metric) => [metric, metric]), ["", "nothing"]]);
-fill($("seed"), seeds.map((seed) => [seed, seed]));
-verdicts();
-$("seed-label").hidden = seeds.length < 2;
-if (data.versions.some((version) => version.best.test)) $("parts-note").textContent = "The references that report are drawn with the chosen step and without the LoRA alone; a picture whose seed is not the one above says which it has.";
-for (const id of ["columns", "figure", "seed"]) $(id).addEventListener("change", drawGrid);
-$("beside").addEventListener("change", drawViewer);
-fill($("set"), Object.keys(data.datasets).map((name) => [name, name.replace(/^data\/sets\//, "")]));
-$("set").addEventListener("change", drawDataset);
-$("find").addEventListener("input", drawDataset);
-for (const id of ["vote-a", "vote-b"]) { fill($(id), candidates); $(id).addEventListener("change", drawBallot); }
-const first = data.versions[0];
-$("vote-a").value = `${first.name}/0`;
-$("vote-b").value = `${first.name}/${first.best.best_step}`;
-for (const form of document.querySelectorAll("form.controls")) form.addEventListener("submit", (event) => event.preventDefault());
-drawGrid(); curveControls(); tables(); overTrainings(); asReported(); comparison(); drawDataset(); drawBallot(); drawTally(); drawCurves();
-let width = innerWidth;
-addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; drawCurves(); } });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCurves);

@@ -1,0 +1,61 @@
+/* Dataset */
+const FRAME_PX = 96;
+const said = (count, one, many) => `${count} ${count === 1 ? one : many}`;
+/** A picture as it was fitted, under two layers that a control shows: its padding, and what its mask leaves out. */
+function framed(row) {
+  const frame = element("div", { class: "framed" }, element("img", { src: data.thumbnails[row.picture], alt: row.name, loading: "lazy" }),
+    row.mask ? element("img", { class: "mask", src: data.thumbnails[row.mask], alt: "what its mask leaves out" }) : null,
+    row.share < 1 ? element("i", { class: "padding", title: "padding" }) : null);
+  frame.style.width = `${FRAME_PX * Math.min(1, row.aspect)}px`;
+  frame.style.aspectRatio = row.aspect;
+  const [left, top, right, bottom] = [row.box[0], row.box[1], row.box[0] + row.box[2], row.box[1] + row.box[3]].map((part) => `${100 * part}%`);
+  const padding = frame.querySelector(".padding"); // a polygon around everything, and the picture cut out of it
+  if (padding) padding.style.clipPath = `polygon(evenodd, 0 0, 100% 0, 100% 100%, 0 100%, 0 0, ${left} ${top}, ${left} ${bottom}, ${right} ${bottom}, ${right} ${top}, ${left} ${top})`;
+  return frame;
+}
+/** A link to an entry of the dataset, which opens and shows it wherever it is. */
+function leadTo(id, ...children) {
+  const link = element("a", { href: `#${id}` }, ...children);
+  link.addEventListener("click", (event) => {
+    event.preventDefault();
+    if (!$(id)) { $("find").value = ""; drawDataset(); } // the search hides it
+    $(id).closest("details")?.setAttribute("open", "");
+    $(id).scrollIntoView({ block: "center" });
+    $(id).focus({ preventScroll: true });
+  });
+  return link;
+}
+const small = (key, alt) => (key ? element("img", { src: data.thumbnails[key], alt, loading: "lazy" }) : null);
+/** Where a picture stands: in the gallery, or among what was refused. */
+const placeOf = (row) => `picture-${row.id}`;
+const refusedPlace = (row, set) => `refused-${set.refused.indexOf(row)}`;
+/** All that looks like a picture: what was refused for it, and what was kept beside it. */
+function alike(row, set) {
+  const kept = set.pictures.filter((other) => other !== row && (other.copy_of ?? other.id) === (row.copy_of ?? row.id));
+  const refused = set.refused.filter((other) => other.copy_of?.id === row.id);
+  const group = (rows, text, place) => (rows.length ? element("small", { class: "alike" }, text, ...rows.map((other) => leadTo(place(other), small(other.picture, other.name) ?? other.name))) : null);
+  return [group(kept, "looks like ", placeOf), group(refused, `${said(refused.length, "copy", "copies")} refused: `, (other) => refusedPlace(other, set))];
+}
+function drawDataset() {
+  const set = data.datasets[$("set").value], word = $("find").value.trim().toLowerCase();
+  const found = set.pictures.filter((row) => !word || `${row.caption} ${row.name}`.toLowerCase().includes(word));
+  $("gallery").replaceChildren(...found.map((row) => element("figure", { id: placeOf(row), tabindex: "-1" }, framed(row),
+    element("figcaption", {}, row.caption, element("small", {}, `caption ${row.by}`),
+      element("small", {}, `${row.name}, ${row.original.join(" x ")} px, ${row.share < 1 ? `${Math.round(100 * (1 - row.share))}\u00a0% padding` : "no padding"}${row.mask ? ", a mask" : ""}`),
+      element("small", {}, [row.engine, row.licence && `licence: ${row.licence}`].filter(Boolean).join(", ")),
+      row.page && /^https?:/.test(row.page) ? element("small", {}, element("a", { href: row.page, rel: "noreferrer noopener", target: "_blank" }, "source")) : null,
+      ...alike(row, set)))));
+  const masked = set.pictures.filter((row) => row.mask).length, padded = set.pictures.filter((row) => row.share < 1).length;
+  $("mask-note").textContent = `Striped: padding (${said(padded, "picture", "pictures")}). Red: what a mask of the dataset leaves out (${said(masked, "picture", "pictures")}). train.mask says whether a training leaves them out.`;
+  drawRefused(set);
+}
+function drawRefused(set) {
+  $("refused").hidden = !set.refused.length;
+  const listed = set.refused.length < set.refused_of ? `${set.refused.length} of ${set.refused_of}` : set.refused_of;
+  $("refused").querySelector("summary").textContent = `${listed} refused, and why`;
+  $("refused").querySelector("ul").replaceChildren(...set.refused.map((row) => {
+    const kept = row.copy_of, other = kept && [small(kept.picture, ""), element("span", {}, `${kept.reference ? "the reference " : ""}${kept.name}`)];
+    return element("li", { id: refusedPlace(row, set), tabindex: "-1" }, small(row.picture, "") ?? element("span", { class: "gone", title: "Its file was deleted when it was refused" }, "no file"),
+      element("span", {}, `${row.name}: ${row.reason}`, other ? element("span", { class: "kept" }, "stayed: ", kept.reference ? element("span", {}, ...other) : leadTo(placeOf(kept), ...other)) : null));
+  }));
+}

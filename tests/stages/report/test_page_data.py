@@ -1,0 +1,98 @@
+"""What the pages hold: intervals of each checkpoint, masks and copies of a set."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_results import REPLACED, make_page, make_set, refuse
+from small_set import edited
+
+from sdlora import records
+from sdlora.flow import plan
+from sdlora.stages.report.dataset import REFUSED
+from sdlora.stages.report.recipe import ReportAllRecipe, ReportRecipe
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page.read_text("utf-8"), re.DOTALL)
+    assert found
+    data: dict[str, Any] = json.loads(found[1])
+    return data
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A version of two checkpoints with a test, and its page."""
+    folder = tmp_path_factory.mktemp("page")
+    fitted = make_set(folder / "data/sets/small", 64, masked=True)
+    mine = refuse(fitted.parent, REFUSED)
+    return folder, data_of(make_page(folder, {"a": fitted}, (0, 2, 4), folders={"a": (mine,)}))
+
+
+def test_a_checkpoint_s_interval_is_the_one_of_the_choice(shown: tuple[Path, dict[str, Any]]) -> None:
+    """Of the chosen step it is what best.json says; the table it is computed from has four decimals."""
+    folder, data = shown
+    best = records.read_json(folder / "results/a/best.json")
+    for metric, steps in data["versions"][0]["metrics"].items():
+        assert steps["0"]["against"] == {} and steps["2"]["against"].keys() == {"validation"}
+        for part in ("validation", "test"):
+            told = best[part]["figures"][metric]
+            for key, value in steps["4"]["against"][part].items():
+                assert value == pytest.approx(told[key], abs=2e-4)
+
+
+def test_a_picture_s_interval_is_over_its_seeds(shown: tuple[Path, dict[str, Any]]) -> None:
+    folder, data = shown
+    best = records.read_json(folder / "results/a/best.json")
+    steps = data["versions"][0]["metrics"]["psnr_db"]
+    assert steps["0"]["by_reference"] == steps["2"]["by_reference"] == {}, "one seed has no interval"
+    found = steps["4"]["by_reference"]
+    assert [*found] == best["test"]["references"] and {one["seeds"] for one in found.values()} == {4}
+    mean = sum(one["delta"] for one in found.values()) / len(found)
+    assert mean == pytest.approx(best["test"]["figures"]["psnr_db"]["delta"], abs=1e-3)
+    assert all(one["ci_low"] < one["delta"] < one["ci_high"] for one in found.values())
+
+
+def test_padding_and_masks_are_told(shown: tuple[Path, dict[str, Any]]) -> None:
+    _, data = shown
+    (found,) = data["datasets"].values()
+    for row in found["pictures"]:
+        assert row["box"] == [0, 0.125, 1, 0.75] and row["share"] == 0.75 and row["aspect"] == 1
+        assert row["mask"] in data["thumbnails"]
+
+
+def test_what_was_refused_leads_to_what_stayed(shown: tuple[Path, dict[str, Any]]) -> None:
+    _, data = shown
+    (found,) = data["datasets"].values()
+    assert (len(found["refused"]), found["refused_of"]) == (REFUSED, REFUSED + 5)
+    rows = {row["name"]: row for row in found["refused"]}
+    first = found["pictures"][0]["id"]
+    stayed = {name: rows[name]["copy_of"]["id"] for name in ("again.png", "smaller.png", "replaced.jpg", "same.png")}
+    assert stayed == dict.fromkeys(stayed, first), f"what again.png was held against, {REPLACED}, was refused later"
+    assert rows["test.png"]["copy_of"]["reference"] and not rows["again.png"]["copy_of"]["reference"]
+    assert rows["https://x.example/0"]["copy_of"] is None
+    there = {name for name, row in rows.items() if row["picture"] in data["thumbnails"]}
+    assert there == {"again.png", "smaller.png", "same.png"}, "in the user's folder, or beside its like in raw/"
+
+
+def test_a_refused_name_leads_out_of_no_folder(tmp_path: Path) -> None:
+    """A shared set's table may name any file of this machine; its hash may be known, too."""
+    fitted = make_set(tmp_path / "data/sets/small", 32)
+    mine = refuse(fitted.parent, 0)
+    (mine / "again.png").rename(mine.parent / "again.png")
+    rows = records.read_jsonl(fitted.parent / "rejected.jsonl")
+    rows[0]["name"] = "../again.png"
+    rows[1]["sha256"] = "0" * 64
+    records.write_jsonl(fitted.parent / "rejected.jsonl", rows)
+    (found,) = data_of(make_page(tmp_path, {"a": fitted}, (0, 2), folders={"a": (mine,)}))["datasets"].values()
+    assert [row["picture"] for row in found["refused"][:3]] == [None, None, None]
+
+
+def test_a_user_s_own_folders_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    jobs = plan.jobs(edited(tmp_path))
+    (own,) = {job.folders for job in jobs if isinstance(job, ReportRecipe)}
+    (over_all,) = (job.folders for job in jobs if isinstance(job, ReportAllRecipe))
+    assert own == (Path("data/embedded/small"),) and over_all == {"a": own, "b": own}

@@ -1,0 +1,328 @@
+"""Every control of the page in the real Chromium, by mouse and by keyboard, on results that no DAG had to make.
+
+A list opens by mouse; its entries lie in a window of the browser's own, so they are chosen by their first letter.
+"""
+
+import io
+import json
+from collections.abc import Iterator
+from contextlib import chdir
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import Page, page_of
+from PIL import Image
+from small_results import TRAINED, make_page, make_set, refuse
+
+from sdlora.stages.report.dataset import LEFT_OUT, OPACITY
+
+STEPS = (0, 2, 4)
+FIRST = "#grid tbody tr:first-child td:nth-child({}) "
+ACTIVE = "document.activeElement.id"
+
+
+@pytest.fixture(scope="module")
+def served_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, str]]:
+    """Two versions with a test and two seeds, on two sets, of which one has masks and much that was refused."""
+    folder = tmp_path_factory.mktemp("controls")
+    with chdir(folder):
+        fitted = {name: make_set(Path("data/sets") / name, 64, masked=name == "masked") for name in ("masked", "other")}
+        mine = refuse(Path("data/sets/masked"), 200)
+        make_page(Path(), {"a": fitted["masked"], "b": fitted["other"]}, STEPS, (42, 43), folders={"a": (mine,)})
+    with page_of(folder / "results") as (page, address):
+        yield page, address
+
+
+@pytest.fixture
+def page(served_page: tuple[Page, str]) -> Page:
+    page, address = served_page
+    page.open(f"{address}/report/index.html", 1400)
+    return page
+
+
+def text(page: Page, selector: str) -> str:
+    return str(page.run(f"document.querySelector({selector!r}).innerText"))
+
+
+def count(page: Page, selector: str) -> int:
+    return int(page.run(f"document.querySelectorAll({selector!r}).length"))
+
+
+def focus(page: Page, selector: str) -> None:
+    page.run(f"document.querySelector({selector!r}).focus()")
+
+
+def picture_of(path: Path) -> Image.Image:
+    return Image.open(io.BytesIO(path.read_bytes())).convert("RGB")
+
+
+def test_a_cell_shows_the_metric_and_its_interval(page: Page) -> None:
+    means = "#grid tr.means td:nth-child({})"
+    assert count(page, means.format(4) + " .interval") == 1 and count(page, means.format(3) + " .interval") == 0
+    shown = text(page, means.format(4)).split()
+    assert float(shown[0]) > 0 and shown[1][0] in "+-" and shown[2][0] == "[" and shown[3][-1] == "]"
+    told = page.run(f"document.querySelector({means.format(4) + ' span'!r}).title")
+    assert "over the 5 references that report" in told and "95 % interval" in told
+    cells = page.run("[...document.querySelectorAll('#grid tbody td:nth-child(4) button')].map((one) => one.innerText)")
+    assert sum("over 4 seeds" in cell and "[" in cell for cell in cells) == 5 < len(cells), "of those that report"
+    page.choose("#columns", "c")
+    page.until("document.querySelectorAll('#grid thead th.chosen').length === 1")
+    told = page.run(f"document.querySelector({means.format(4) + ' span'!r}).title")
+    assert "over the 5 references that chose" in told and "not corrected for looking at 2 of them" in told
+
+
+def test_the_figure_the_seed_and_the_columns_by_mouse_and_by_key(page: Page) -> None:
+    span, image = (f"document.querySelector('{FIRST.format(4)} {one}')" for one in ("span", "img"))
+    psnr, first = page.run(f"{span}.innerText"), page.run(f"{image}.src")
+    page.choose("#figure", "s")
+    page.until(f"document.querySelector('#figure').value === 'ssim' && {span}.innerText !== '{psnr}'")
+    focus(page, "#figure")
+    page.press("ArrowDown")
+    page.until(f"{span}.innerText === '' && !document.querySelector('#grid tr.means')")
+    page.choose("#seed", "43")
+    page.until(f"document.querySelector('#seed').value === '43' && {image}.src !== '{first}'")
+    focus(page, "#seed")
+    page.press("ArrowUp")
+    page.until(f"{image}.src === '{first}'")
+    page.choose("#columns", "c")
+    page.until("document.querySelectorAll('#grid thead th').length === 2 + 3")
+    focus(page, "#columns")
+    page.press("ArrowDown")
+    page.until("document.querySelector('#columns').value === 'b'")
+
+
+def test_two_pictures_are_compared_by_mouse_and_by_key(page: Page) -> None:
+    page.click(FIRST.format(4) + "button")
+    page.until("document.querySelector('#viewer').open")
+    page.choose("#beside", "t")
+    slider = "img-comparison-slider"
+    page.until(f"document.querySelector('{slider}.rendered')")
+    page.drag(slider, 0.5, 0.2)
+    page.until(f"Math.abs(document.querySelector('{slider}').value - 20) < 5")
+    focus(page, slider)
+    page.hold("ArrowRight", 0.5)
+    page.until(f"document.querySelector('{slider}').value > 25")
+    page.click("#viewer .close")
+    page.until("!document.querySelector('#viewer').open")
+    focus(page, FIRST.format(4) + "button")
+    page.press("Enter")
+    page.until("document.querySelector('#viewer').open")
+    before = text(page, "#viewer-title")
+    focus(page, "#viewer .close")
+    page.press("ArrowLeft")
+    page.until(f"document.querySelector('#viewer-title').innerText !== '{before}'")
+    page.press("Escape")
+    page.until("!document.querySelector('#viewer').open")
+
+
+def test_the_grid_is_saved_as_one_picture(page: Page) -> None:
+    page.click("#export")
+    saved = page.downloaded()
+    assert saved.name == "Versions, every version at its chosen step.png"
+    picture = picture_of(saved)
+    assert picture.width == 8 + (150 + 8) + 4 * (128 + 8) and picture.height > 10 * 128
+    assert len(picture.getcolors(picture.width * picture.height) or []) > 1000, "the pictures"
+    labels = np.asarray(picture.crop((8, 0, 150, picture.height)).convert("L"))
+    assert np.ptp(labels) > 150, "prompts beside them"
+    page.choose("#columns", "c")
+    page.until("document.querySelectorAll('#grid thead th').length === 2 + 3")
+    focus(page, "#export")
+    page.press("Enter")
+    saved = page.downloaded()
+    assert saved.name == "Versions, checkpoints of a.png"
+    other = picture_of(saved)
+    assert other.width == picture.width and other.tobytes() != picture.tobytes()
+
+
+def test_a_grid_that_no_canvas_holds_is_saved_smaller(page: Page) -> None:
+    row = "Array(columns).fill({ image: Object.values(data.thumbnails)[0], text: 'x' })"
+    made = f"[1, 40].map((columns) => canvasOf('grid', Array(300).fill({row}), 128))"
+    found = page.run(f"Promise.all({made}).then((all) => all.map((one) => [one.width, one.height]))")
+    assert found[0][1] == 16000 and found[1][0] * found[1][1] <= 16e6 < 1.01 * found[1][0] * found[1][1]
+
+
+def test_the_comparison_is_saved_as_one_picture(page: Page) -> None:
+    page.click(FIRST.format(4) + "button")
+    page.choose("#beside", "t")
+    page.until("document.querySelector('img-comparison-slider.rendered')")
+    page.click("#export-viewer")
+    saved = page.downloaded()
+    assert saved.name == "Versions, reference beside a, step 4.png"
+    pair = picture_of(saved)
+    assert pair.width == 8 + 2 * (256 + 8)
+    top = pair.height - 8 - 17 - 4 - 256  # margin, label, gap, picture
+    halves = [np.asarray(pair.crop((left, top, left + 256, top + 256))).astype(int) for left in (8, 8 + 256 + 8)]
+    assert np.abs(halves[0] - halves[1]).mean() > 1 and min(half.std() for half in halves) > 10, "two pictures"
+    # a page that lies on a disk may not read the pixels of files beside it
+    page.run("""(() => { const place = HTMLCanvasElement.prototype, own = place.toBlob;
+        place.toBlob = () => { place.toBlob = own; throw new DOMException("tainted", "SecurityError"); }; })()""")
+    focus(page, "#export-viewer")
+    page.press("Enter")
+    assert picture_of(page.downloaded()).width == pair.width
+
+
+def test_padding_and_masks_are_shown_by_mouse_and_by_key(page: Page, tmp_path: Path) -> None:
+    frame = "#gallery .framed"
+    plain = seen(page, frame, tmp_path)
+    page.click("#masks")
+    page.until("!document.querySelector('#mask-note').hidden")
+    assert text(page, "#mask-note").startswith("Striped: padding (8 pictures). Red: what a mask of the dataset")
+    layered = seen(page, frame, tmp_path)
+    down = [shown[:10].std(axis=0).mean() for shown in (plain, layered)]
+    assert down[0] < 5 and down[1] > 60, "stripes on the padding, which repeats the edge"
+    inner, left, right = slice(15, 80), slice(0, 40), slice(56, 96)
+    assert np.abs(layered[inner, left] - plain[inner, left]).mean() < 3, "what is learnt stays as it is"
+    coloured = OPACITY * np.array(LEFT_OUT) + (1 - OPACITY) * plain[inner, right]
+    assert np.abs(layered[inner, right] - coloured).mean() < 10, "what the mask leaves out"
+    focus(page, "#masks")
+    page.press(" ")
+    page.until("document.querySelector('#mask-note').hidden")
+    assert np.abs(seen(page, frame, tmp_path) - plain).mean() < 1
+    page.choose("#set", "o")
+    page.until("document.querySelector('#set').value.includes('other')")
+    page.click("#masks")
+    assert "Red: what a mask of the dataset leaves out (0 pictures)" in text(page, "#mask-note")
+    focus(page, "#set")
+    page.press("ArrowUp")
+    page.until("document.querySelector('#mask-note').innerText.includes('out (8 pictures)')")
+
+
+def seen(page: Page, selector: str, folder: Path) -> np.ndarray:
+    """An element as it looks, (h, w, 3)."""
+    page.place(selector)
+    page.until(f"[...document.querySelectorAll('{selector} img')].every((one) => one.complete)")
+    page.screenshot(folder / "page.png")
+    left, top, width, height = page.run(
+        f"(({{ x, y, width, height }}) => [x + scrollX, y + scrollY, width, height].map(Math.round))"
+        f"(document.querySelector({selector!r}).getBoundingClientRect())"
+    )
+    with Image.open(folder / "page.png") as whole:
+        return np.asarray(whole.convert("RGB").crop((left, top, left + width, top + height))).astype(float)
+
+
+def test_what_was_refused_and_what_stayed_lead_to_each_other(page: Page) -> None:
+    assert text(page, "#refused summary") == "200 of 205 refused, and why"
+    page.click("#refused summary")
+    page.until("document.querySelector('#refused').open")
+    assert count(page, "#refused li") == 200 and count(page, "#refused li > img") == 3
+    page.click("#refused li .kept a")
+    page.until(f"{ACTIVE} === document.querySelector('#gallery figure').id")
+    page.click("#refused summary")
+    page.until("!document.querySelector('#refused').open")
+    group = "#gallery figure:first-child .alike"
+    assert text(page, group).startswith("4 copies refused") and count(page, f"{group} a") == 4
+    focus(page, f"{group} a")
+    page.press("Enter")
+    page.until(f"document.querySelector('#refused').open && {ACTIVE} === 'refused-0'")
+    page.click("#find")
+    page.type("no such word")
+    page.until("!document.querySelector('#gallery figure')")
+    focus(page, "#refused li .kept a")
+    page.press("Enter")
+    page.until(f"document.querySelectorAll('#gallery figure').length === 8 && {ACTIVE}.startsWith('picture-')")
+
+
+def test_tables_are_sorted_by_key(page: Page) -> None:
+    names = "[...document.querySelectorAll('#versions tbody td:first-child')].map((cell) => cell.innerText).join()"
+    focus(page, "#versions th:first-child")
+    page.press("Enter", "Enter")
+    page.until(f"{names} === 'b,a'")
+
+
+def test_curves_say_their_values_by_mouse_and_by_key(page: Page) -> None:
+    plot = "#plots .plot:first-child"
+    values = f"[...document.querySelectorAll('{plot} .u-value')].map((one) => one.innerText)"
+    assert page.run(values)[1:] == ["", ""] or page.run(values)[1:] == ["--", "--"]
+    page.hover(f"{plot} .u-over", 0.98)
+    page.until(f"{values}[0] === '4' && {values}.slice(1).every((one) => Number(one) > 0)")
+    page.hover("h1")
+    page.until(f"{values}[1] === ''")
+    focus(page, plot)
+    page.press("ArrowRight")
+    page.until(f"{values}[0] === '0' && Number({values}[1]) > 0")
+    page.press("ArrowRight", "ArrowRight", "ArrowLeft")
+    page.until(f"{values}[0] === '2'")
+    focus(page, "#curve-controls input")
+    page.press(" ")
+    page.until("document.querySelectorAll('#plots .plot:first-child .u-series').length === 2")
+
+
+def test_votes_by_mouse_and_by_key_are_saved(page: Page) -> None:
+    for side, key in (("a", "ArrowDown"), ("b", "ArrowUp")):
+        page.choose(f"#vote-{side}", "b")
+        page.until(f"document.querySelector('#vote-{side}').value === 'b/2'")
+        focus(page, f"#vote-{side}")
+        page.press(key)
+    sides = [page.run(f"document.querySelector('#vote-{side}').value") for side in "ab"]
+    assert sides == ["b/4", "a/4"]
+    for number in (1, 3):  # the reference stands between them
+        page.click(f"#ballot figure:nth-child({number}) button")
+    focus(page, "#ballot button")
+    page.press("1")
+    focus(page, "#ballot button")
+    page.press("2")
+    page.until("document.querySelector('#tally').innerText.includes('4 of them new')")
+    page.click("#tally a")
+    saved = page.downloaded()
+    rows = [json.loads(line) for line in saved.read_text("utf-8").splitlines()]
+    assert saved.name == "votes.jsonl" and len(rows) == 4
+    assert all({row["winner"], row["loser"]} == {*sides} for row in rows)
+
+
+def test_links_and_folds_by_mouse_and_by_key(page: Page) -> None:
+    page.press("Tab")
+    page.until("document.activeElement.matches('nav a')")
+    page.click("nav a[href='#dataset']")
+    page.until("location.hash === '#dataset'")
+    focus(page, "nav a[href='#vote']")
+    page.press("Enter")
+    page.until("location.hash === '#vote'")
+    for fold in ("#numbers details", "#as-reported", "#refused"):
+        page.click(f"{fold} summary")
+        page.until(f"document.querySelector('{fold}').open")
+        focus(page, f"{fold} summary")
+        page.press(" ")
+        page.until(f"!document.querySelector('{fold}').open")
+    focus(page, "#find")
+    page.type("no such word")
+    page.until("!document.querySelector('#gallery figure')")
+    focus(page, ".glance button")
+    page.press("Enter")
+    page.until("document.querySelector('#viewer').open")
+    size = "fetch(document.querySelector('#viewer-file').href).then((answer) => answer.headers.get('content-type'))"
+    assert page.run(size) == "image/png"
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+def test_all_fits_and_nothing_leaves_the_machine(served_page: tuple[Page, str], width: int) -> None:
+    page, address = served_page
+    page.open(f"{address}/report/index.html", width)
+    for selector in ("#masks", "#refused summary"):
+        page.click(selector)
+    for summary in range(count(page, "details")):
+        page.run(f"document.querySelectorAll('details')[{summary}].open = true")
+    assert page.run("document.documentElement.scrollWidth") <= width
+    page.click(FIRST.format(4) + "button")
+    page.choose("#beside", "t")
+    for selector in ("#export", "#masks", "#set", "#export-viewer", "#viewer-file"):
+        box = f"document.querySelector('{selector}').getBoundingClientRect()"
+        left, right = page.run(f"(({{ left, right }}) => [left, right])({box})")
+        assert 0 <= left < right <= width, selector
+    assert page.run("document.documentElement.scrollWidth") <= width
+    assert all(name.startswith((address, "blob:")) for name in page.asked())
+
+
+def test_three_versions_of_thirteen_checkpoints_are_small_and_painted_at_once(tmp_path: Path) -> None:
+    """Real pictures as large as a thumbnail may be; versions share those without a LoRA alone."""
+    fitted = make_set(tmp_path / "data/sets/small", 128)
+    file = make_page(tmp_path, dict.fromkeys("abc", fitted), [*range(0, 1300, 100)])
+    assert file.stat().st_size <= 15e6
+    with page_of(tmp_path / "results") as (page, address):
+        page.open(f"{address}/report/index.html", 1400)
+        drawn = 3 * (12 * 5 + 5 * 4) + 5 + 5 * 4
+        assert page.run("Object.keys(data.thumbnails).length") >= drawn + 10 + TRAINED
+        assert page.run("data.versions.map((version) => version.steps.length)") == [13, 13, 13]
+        paints = "performance.getEntriesByName('first-contentful-paint')"
+        page.until(f"{paints}.length")
+        assert page.run(f"{paints}[0].startTime") < 1000, "ms"
