@@ -1,6 +1,7 @@
 """Versions under git and DVC: what is pushed is pulled, experiments come and go, nothing is trained twice."""
 
 import csv
+import json
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 import remotes
 from helpers import Project
 
+from sdlora import records
 from sdlora.flow.hashing import sha256_of
 
 LORA = "results/b/b.safetensors"
@@ -86,11 +88,28 @@ def test_a_clone_after_dvc_pull_has_nothing_to_do(versioned: Project, tmp_path: 
     assert "psnr_db" in copy.command("dvc", "metrics", "diff", "--all").stdout
     assert has_nothing_to_do(copy)
     commit(copy, "rank 8")
+    pictures_pair_by_name(copy, versioned)
     # an older commit and back, with Snakemake's folder of the newer one still there
     for revision in ("HEAD~1", "main"):
         copy.command("git", "checkout", "-q", revision)
         copy.command("dvc", "checkout", "-q")
         assert has_nothing_to_do(copy)
+
+
+def pictures_pair_by_name(copy: Project, before: Project) -> None:
+    """`dvc plots diff` shows the chosen step's picture of each reference beside that of the commit before."""
+    found = json.loads(copy.command("dvc", "plots", "diff", "--json", "-o", "diff", "HEAD~1", "HEAD").stdout)["data"]
+    names = [f"results/b/best/{path.name}" for path in sorted((copy.folder / "results/b/best").glob("*.png"))]
+    best = records.read_json(copy.folder / "results/b/best.json")
+    assert [Path(name).stem for name in names] == best["references"]
+    assert {name for name in found if name.startswith("results/b/best/")} == set(names)
+    assert any(name.endswith("results/b/curves/psnr_db.csv") for name in found)
+    for name in names:
+        old, new = (Path(picture["url"]).read_bytes() for picture in found[name])
+        assert {old, new} == {before.read(name), copy.read(name)} and old != new
+        step = f"samples/step-{best['best_step']:06d}"
+        assert copy.read(name) in [path.read_bytes() for path in (copy.folder / "results/b" / step).iterdir()]
+    shutil.rmtree(copy.folder / "diff")
 
 
 @pytest.mark.parametrize("kind", remotes.REMOTES)

@@ -14,7 +14,7 @@ from sdlora.lora.names import FOR_A1111, file_in
 from sdlora.stages.evaluate.tables import is_tested, rule_step, written
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.report.data import page_data
-from sdlora.stages.report.recipe import OWN_PAGE, ReportRecipe, Summary
+from sdlora.stages.report.recipe import BEST, OWN_PAGE, ReportRecipe, Summary
 from sdlora.stages.report.sheet import contact_sheet
 from sdlora.stages.report.votes import Vote
 from sdlora.stages.sample.parts import all_drawn
@@ -52,7 +52,7 @@ def vendored(name: str) -> str:
 
 
 def write_version(recipe: ReportRecipe, votes: Sequence[Vote] = ()) -> list[Path]:
-    """Write a version's page, `sheet.png` and the chosen step's file as `<version>.safetensors`.
+    """Write a version's page, `sheet.png`, the chosen step's pictures and its file as `<version>.safetensors`.
 
     The page shows why this checkpoint, every sample, the curves, the numbers and the dataset.
 
@@ -90,7 +90,19 @@ def write_version(recipe: ReportRecipe, votes: Sequence[Vote] = ()) -> list[Path
     for step in sorted({row["step"] for row in index}):
         shown = result / pictures[step, columns[0]]["file"]
         previews += _previews(_for_tools(result, step, recipe.average), shown)
-    return [out / "index.html", out / "sheet.png", chosen, *previews]
+    drawn = {column: result / pictures[best, column]["file"] for column in columns}
+    return [out / "index.html", out / "sheet.png", chosen, *previews, *_best_pictures(result / BEST, drawn)]
+
+
+def _best_pictures(folder: Path, drawn: Mapping[str, Path]) -> list[Path]:
+    """The chosen step's pictures, by reference alone: DVC pairs those of two revisions by name."""
+    files = []
+    for reference, picture in drawn.items():
+        files.append(folder / f"{reference}.png")
+        records.write_bytes(files[-1], picture.read_bytes())
+    for stale in {*folder.glob("*.png")} - {*files}:
+        stale.unlink()
+    return files
 
 
 def _for_tools(result: Path, step: int, average: bool) -> Path:

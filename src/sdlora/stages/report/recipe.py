@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from sdlora.flow.recipe import Recipe
 
 OWN_PAGE = "report/index.html"  # below a version's folder
+BEST = "best"  # there, too: the chosen step's pictures
 Summary = dict[str, Any]  # the settings a reader compares versions by
 
 
@@ -15,7 +16,7 @@ class ReportRecipe(Recipe):
 
     stage: ClassVar[str] = "report"
     folder_pattern: ClassVar[str] = "results/{version}"
-    writes: ClassVar[tuple[str, ...]] = (OWN_PAGE, "report/sheet.png", "{version}.safetensors")
+    writes: ClassVar[tuple[str, ...]] = (OWN_PAGE, "report/sheet.png", f"{BEST}/", "{version}.safetensors")
     shown: ClassVar[dict[str, str]] = {"report/sheet.png": "sheet.rst"}
     asides: ClassVar[frozenset[str]] = frozenset({"references", "dataset", "folders"})
     later: ClassVar[Mapping[str, Any]] = {"votes": None, "average": False}
