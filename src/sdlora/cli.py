@@ -148,7 +148,7 @@ def _compare(args: argparse.Namespace) -> None:
         {name: plan.summary(params.versions[name]) for name in names},
         results,
         {name: plan.set_folder(of, plan.fit_name(params, name, "pad")) for name, of in datasets.items()},
-        {name: plan.set_folder(of, plan.fit_name(params, name)) for name, of in datasets.items()},
+        {name: plan.set_folder(of, plan.shown_fit(params, name)) for name, of in datasets.items()},
         {name: plan.own_folders(params.datasets[of]) for name, of in datasets.items()},
     )
     print(out.read_text("utf-8"), end="")

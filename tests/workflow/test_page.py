@@ -148,7 +148,7 @@ def by_hand(
         "train: {rank: 4}",
         f"""chosen: {other}
     train: {{rank: 4}}
-  stranger: {{lora: data/stranger.safetensors}}
+  stranger: {{lora: data/stranger.safetensors, fit: {{method: center_crop}}}}
   both: {{lora: [{{version: a, weight: 0.5}}, {{file: data/stranger.safetensors}}]}}""",
     )
     said = project.snakemake("all")
@@ -199,6 +199,7 @@ def test_two_versions_or_one_and_the_base_are_compared(
     assert {(row["one"], row["other"]) for row in rows} == {(one, other)}
     page.open(f"{address}/compare/{names}.html", 390)
     assert count(page, "#comparison tbody tr") == len(rows) == 3
+    assert count(page, "#gallery figure") == 4, "also of a version that is not trained, which has padded pictures alone"
     assert count(page, "#grid thead th") == 1 + columns
     page.until("[...document.querySelectorAll('#grid img')].every((one) => one.naturalWidth > 0)")
     assert page.run("document.documentElement.scrollWidth") <= 390
