@@ -248,6 +248,17 @@ def test_curves_say_their_values_by_mouse_and_by_key(page: Page) -> None:
     page.until("document.querySelectorAll('#plots .plot:first-child .u-series').length === 2")
 
 
+def test_versions_of_another_dataset_have_a_grid_of_their_own(page: Page) -> None:
+    names = page.run("[...document.querySelectorAll('#columns option')].map((one) => one.value)")
+    seen = []
+    for name in [name for name in names if name.startswith("*")]:
+        page.run(f"document.querySelector('#columns').value = {name!r}")
+        page.run("document.querySelector('#columns').dispatchEvent(new Event('change'))")
+        seen.append(text(page, "#grid thead tr").split("\t")[3].partition(",")[0])
+        assert count(page, "#grid tbody td") == count(page, "#grid tbody td button") > 0, "no cell is empty"
+    assert seen == ["a", "b"]
+
+
 def test_votes_by_mouse_and_by_key_are_saved(page: Page) -> None:
     for side, key in (("a", "ArrowDown"), ("b", "ArrowUp")):
         page.choose(f"#vote-{side}", "b")
@@ -258,15 +269,13 @@ def test_votes_by_mouse_and_by_key_are_saved(page: Page) -> None:
     assert sides == ["b/4", "a/4"]
     for number in (1, 3):  # the reference stands between them
         page.click(f"#ballot figure:nth-child({number}) button")
-    focus(page, "#ballot button")
-    page.press("1")
-    focus(page, "#ballot button")
+    page.press("1")  # where the mouse was, and again where that was
     page.press("2")
-    page.until("document.querySelector('#tally').innerText.includes('4 of them new')")
+    page.until("document.querySelector('#tally').innerText.includes('4 new')")
     page.click("#tally a")
     saved = page.downloaded()
     rows = [json.loads(line) for line in saved.read_text("utf-8").splitlines()]
-    assert saved.name == "votes.jsonl" and len(rows) == 4
+    assert saved.name == "new-votes.jsonl" and len(rows) == 4
     assert all({row["winner"], row["loser"]} == {*sides} for row in rows)
 
 

@@ -54,9 +54,17 @@ function verdicts() {
 /* The grid */
 const several = data.versions.length > 1;
 const seeds = [...new Set(data.versions.flatMap((version) => Object.values(version.samples).flatMap((step) => Object.values(step).flatMap(Object.keys))))];
+/** Whether the grid has every version of a dataset, whose place stands behind the star: other references are other rows. */
+const isOfAll = () => $("columns").value.startsWith("*");
+/** What a version's base drew: versions that share it have one column for it. */
+const fingerprint = (version) => Object.values(Object.values(version.samples[0] ?? {})[0] ?? {})[0]?.[2] ?? version.name;
 function columnsShown() {
   const chosen = $("columns").value;
-  if (chosen === "*") return [{ version: data.versions[0], step: 0, head: "no LoRA" }, ...data.versions.flatMap((version) => chosenOf(version).map(({ step, by }) => ({ version, step, head: `${version.name}, ${stepOf(version, step)}${by && `, by ${by}`}` })))];
+  if (isOfAll()) {
+    const versions = data.versions.filter((version) => version.references === chosen.slice(1));
+    const bases = Object.values(Object.fromEntries(versions.map((version) => [fingerprint(version), version]).reverse())).reverse();
+    return [...bases.map((version) => ({ version, step: 0, head: bases.length > 1 ? `${version.name} without its LoRA` : "no LoRA" })), ...versions.flatMap((version) => chosenOf(version).map(({ step, by }) => ({ version, step, head: `${version.name}, ${stepOf(version, step)}${by && `, by ${by}`}` })))];
+  }
   const version = versionOf[chosen];
   const by = Object.fromEntries(chosenOf(version).map((choice) => [choice.step, choice.by && `, by ${choice.by}`]));
   return drawnSteps(version).map((step) => ({ version, step, head: stepOf(version, step) + (by[step] ?? ""), chosen: step === version.best.best_step }));
@@ -95,9 +103,9 @@ function drawGrid() {
       const figure = sample ? [value, seedOf(version, step, id) !== $("seed").value && `seed ${seedOf(version, step, id)}`].filter(Boolean).join(", ") : "";
       return element("td", { class: chosen && "chosen" }, sample ? cell(sample[0], text, figure, { version: version.name, step, reference: id }, gained) : "");
     })));
-  const means = columns.map(({ version, step }) => meanOf(version, step, $("columns").value === "*"));
+  const means = columns.map(({ version, step }) => meanOf(version, step, isOfAll()));
   const meansRow = element("tr", { class: "means" }, element("td", {}, "mean; difference to no LoRA"), element("td"), ...columns.map(({ chosen }, place) => element("td", { class: chosen && "chosen" }, means[place])));
-  $("mean-note").textContent = !means.some(Boolean) ? "" : $("columns").value === "*" ? "Above the pictures: the mean over the references that report (over all, where nothing is tested) and its difference to no LoRA, with its 95 % interval." : "Above the pictures: the mean over the references that chose and its difference to no LoRA, with its 95 % interval, of each checkpoint alone: the best of several is also the luckiest.";
+  $("mean-note").textContent = !means.some(Boolean) ? "" : isOfAll() ? "Above the pictures: the mean over the references that report (over all, where nothing is tested) and its difference to no LoRA, with its 95 % interval." : "Above the pictures: the mean over the references that chose and its difference to no LoRA, with its 95 % interval, of each checkpoint alone: the best of several is also the luckiest.";
   $("grid").replaceChildren(element("thead", {}, head, means.some(Boolean) ? meansRow : null), element("tbody", {}, ...rows));
 }
 function cell(key, label, figure, where, gained = "") {
@@ -266,27 +274,31 @@ function wilson(wins, count) {
   const z = 1.96, share = wins / count;
   return (share + (z * z) / (2 * count) - z * Math.sqrt((share * (1 - share)) / count + (z * z) / (4 * count * count))) / (1 + (z * z) / count);
 }
+const sampleFor = ([version, step], { reference, seed }) => version.samples[step][reference][seed];
 function drawBallot() {
   const names = [$("vote-a").value, $("vote-b").value], [one, other] = names.map(split);
   const references = data.references[one[0].references];
-  const ids = Object.keys(references).filter((id) => sampleOf(...one, id) && sampleOf(...other, id));
+  const common = (id) => Object.keys(one[0].samples[one[1]]?.[id] ?? {}).filter((seed) => other[0].samples[other[1]]?.[id]?.[seed]);
+  const ids = Object.keys(references).filter((id) => common(id).length);
   if (names[0] === names[1] || !ids.length) { pair = null; $("ballot").replaceChildren("Take two different checkpoints of one dataset."); return; }
   const counts = Object.fromEntries(ids.map((id) => [id, votes.filter((vote) => vote.reference === id && names.includes(vote.winner) && names.includes(vote.loser)).length]));
   const least = Math.min(...Object.values(counts)), open = ids.filter((id) => counts[id] === least);
   const reference = open[Math.floor(Math.random() * open.length)], order = Math.random() < 0.5 ? [0, 1] : [1, 0];
-  pair = { reference, seed: seedOf(...one, reference), names: order.map((place) => names[place]) };
+  const seed = common(reference).includes($("seed").value) ? $("seed").value : common(reference)[0];
+  pair = { reference, seed, names: order.map((place) => names[place]) };
   const figures = order.map((place, side) => {
     const button = element("button", { type: "button" }, side ? "This one (2)" : "This one (1)");
     button.addEventListener("click", () => vote(side));
-    return element("figure", {}, element("img", { src: data.thumbnails[sampleOf(...[one, other][place], reference)[0]], alt: side ? "second" : "first" }), button);
+    return element("figure", {}, element("img", { src: data.thumbnails[sampleFor([one, other][place], pair)[0]], alt: side ? "second" : "first" }), button);
   });
   $("ballot").replaceChildren(figures[0], element("figure", {}, element("img", { src: data.thumbnails[references[reference].picture], alt: "reference" }), "reference"), figures[1]);
 }
 function vote(side) {
   const sides = [pair.names[side], pair.names[1 - side]];
-  votes.push({ reference: pair.reference, seed: pair.seed, winner: sides[0], loser: sides[1], pictures: sides.map((name) => sampleOf(...split(name), pair.reference)[2]) });
+  votes.push({ reference: pair.reference, seed: pair.seed, winner: sides[0], loser: sides[1], pictures: sides.map((name) => sampleFor(split(name), pair)[2]) });
   drawTally();
   drawBallot();
+  $("ballot").querySelectorAll("button")[side]?.focus({ preventScroll: true }); // the keys go on where they were
 }
 /** A vote counts for a side whose picture is still the one that was seen. */
 const counted = (vote, name, side) => { const [version, step] = split(name); return name === [vote.winner, vote.loser][side] && version?.samples[step]?.[vote.reference]?.[vote.seed]?.[2] === vote.pictures[side]; };
@@ -295,10 +307,11 @@ function drawTally() {
   if (!votes.length) return;
   const names = [...new Set(votes.flatMap((vote) => [vote.winner, vote.loser]))];
   const rows = names.map((name) => { const wins = votes.filter((vote) => counted(vote, name, 0)).length, count = wins + votes.filter((vote) => counted(vote, name, 1)).length; return { name, wins, count, bound: wilson(wins, count) }; }).filter((row) => row.count).sort((a, b) => b.bound - a.bound);
-  const save = element("a", { download: "votes.jsonl", href: URL.createObjectURL(new Blob(votes.map((row) => JSON.stringify(row) + "\n"), { type: "application/jsonl" })) }, "Save votes.jsonl");
+  const cast = votes.slice(data.votes.length), name = "new-votes.jsonl"; // those alone: other pages have votes of their own
+  const save = element("a", { download: name, href: URL.createObjectURL(new Blob(cast.map((row) => JSON.stringify(row) + "\n"), { type: "application/jsonl" })) }, `Save ${name}`);
   $("tally").replaceChildren(element("table", {}, element("thead", {}, element("tr", {}, ...["checkpoint", "won", "of", "at least"].map((head) => element("th", {}, head)))),
     element("tbody", {}, ...rows.map((row) => element("tr", {}, ...[nameOf(row.name), row.wins, row.count, number(row.bound, 2)].map((text) => element("td", {}, String(text))))))),
   element("p", { class: "hint" }, "At least: the lower end of Wilson's 95 % interval of the share won, so that two of two rank below eighteen of twenty."),
-  element("p", {}, save, ` (${votes.length} ${votes.length === 1 ? "vote" : "votes"}, ${votes.length - data.votes.length} of them new). Put it beside params.yaml: the table of versions counts it when the page is made again.`));
+  ...(!cast.length ? [] : [element("p", {}, save, ` (${cast.length} new, ${data.votes.length} from votes.jsonl). Add its lines to votes.jsonl beside params.yaml: the table of versions counts them when the page is made again.`)]));
 }
 $("vote").addEventListener("keydown", (event) => { if (pair && ["1", "2"].includes(event.key) && event.target.tagName !== "SELECT") vote(Number(event.key) - 1); });

@@ -1,5 +1,7 @@
 /* Start */
-fill($("columns"), [...(several ? [["*", "every version at its chosen step"]] : []), ...data.versions.map((version) => [version.name, `checkpoints of ${version.name}`])]);
+const shortOf = (set) => set.replace(/^data\/sets\//, "");
+const sets = [...new Set(data.versions.map((version) => version.references))];
+fill($("columns"), [...(several ? sets.map((set) => [`*${set}`, `every version${sets.length > 1 ? ` on ${shortOf(set)}` : ""} at its chosen step`]) : []), ...data.versions.map((version) => [version.name, `checkpoints of ${version.name}`])]);
 fill($("figure"), [...allMetrics.map((metric) => [metric, metric]), ["", "nothing"]]);
 fill($("seed"), seeds.map((seed) => [seed, seed]));
 verdicts();
@@ -7,7 +9,7 @@ $("seed-label").hidden = seeds.length < 2;
 if (data.versions.some((version) => version.best.test)) $("parts-note").textContent = "The references that report are drawn with the chosen step and without the LoRA alone; a picture whose seed is not the one above says which it has.";
 for (const id of ["columns", "figure", "seed"]) $(id).addEventListener("change", drawGrid);
 $("beside").addEventListener("change", drawViewer);
-fill($("set"), Object.keys(data.datasets).map((name) => [name, name.replace(/^data\/sets\//, "")]));
+fill($("set"), Object.keys(data.datasets).map((name) => [name, shortOf(name)]));
 $("set").addEventListener("change", drawDataset);
 $("find").addEventListener("input", drawDataset);
 $("masks").addEventListener("change", () => { $("mask-note").hidden = !$("gallery").classList.toggle("masks", $("masks").checked); });
