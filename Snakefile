@@ -54,6 +54,8 @@ try:
     FRESH = None  # unknown
     if workflow.is_main_process and lock.acquire(sys.argv[1:]):
         logger.addHandler(runs.Events(lambda: workflow.dryrun))
+        for note in inputs.moving(PARAMS):
+            print(note, file=sys.stderr)
         FRESH = {job.made for job in freshness.settle(JOBS)}
         if command.runs_here(sys.argv[1:]):
             TRAINED_OR_ELSEWHERE = FRESH

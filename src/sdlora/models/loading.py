@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from sdlora import weights
 from sdlora.config.params import Base
 from sdlora.config.train import Train
 from sdlora.errors import MissingError, download_command
@@ -32,15 +33,21 @@ def trained_base(base: Base, settings: Train, device: torch.device) -> Base:
 
 
 def from_pretrained(kind: Any, model: str, revision: str | None, **options: Any) -> Any:
-    """Load a pipeline or network; weights that are wanted in fp16 from files in fp16, where there are such."""
+    """Load a pipeline or network; weights that are wanted in fp16 from files in fp16, where there are such.
+
+    Raises:
+        DataError: If the weights are no safetensors.
+        MissingError: If they are neither local nor reachable.
+    """
+    weights.refuse_others(model)
     options |= revision_option(model, revision)
     if options["dtype"] == torch.float16:
         with suppress(OSError, ValueError):
-            return kind.from_pretrained(model, **options, variant="fp16")
+            return kind.from_pretrained(model, **options, use_safetensors=True, variant="fp16")
     try:
-        return kind.from_pretrained(model, **options)
+        return kind.from_pretrained(model, **options, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise unreachable(model, revision, error) from None
+        raise weights.refusal(model, revision, error) or unreachable(model, revision, error) from None
 
 
 def revision_option(model: str, revision: str | None) -> dict[str, str]:
