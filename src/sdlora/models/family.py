@@ -166,7 +166,11 @@ class ModelFamily:
 
     @property
     def _scheduler_file(self) -> str:
-        model = self.base.model
+        return self.scheduler_file(self.base.model)
+
+    @staticmethod
+    def scheduler_file(model: str) -> str:
+        """Where a base says what it learns, for messages."""
         return model if model.endswith(".safetensors") else f"{model}/scheduler/scheduler_config.json"
 
     def objective(self, settings: Train) -> Objective:
@@ -185,18 +189,30 @@ class ModelFamily:
             DataError: If the base's scheduler does not say its objective.
             ParamsError: If the settings ask for what the family or its objective does not have.
         """
-        family = self.base.family
-        if settings.text_encoder is not None and not self.lora_encoders:
+        self.check_class(settings, self.base.family, getattr(self.pipeline, self.denoiser_name, None))
+        if self.pipeline.scheduler is not None:
+            self.objective(settings)
+
+    @classmethod
+    def check_class(cls, settings: Train, family: str, denoiser: Any) -> None:
+        """The part of `check` for which no config is needed.
+
+        Args:
+            settings: The training section.
+            family: Entry of choices.FAMILIES.
+            denoiser: The network that is trained, or its class; None where nothing is known of it.
+
+        Raises:
+            ParamsError: If the settings ask for what the family does not have.
+        """
+        if settings.text_encoder is not None and not cls.lora_encoders:
             raise ParamsError(f"train.text_encoder: no text encoder of family {family} can carry a LoRA: leave it out")
-        if settings.pivotal is not None and not self.pivotal_encoders:
+        if settings.pivotal is not None and not cls.pivotal_encoders:
             raise ParamsError(f"train.pivotal: diffusers loads no learnt embeddings for family {family}: leave it out")
-        repeated = getattr(getattr(self.pipeline, self.denoiser_name, None), "_repeated_blocks", True)
-        if settings.compile == "blocks" and not repeated:
+        if settings.compile == "blocks" and not getattr(denoiser, "_repeated_blocks", True):
             raise ParamsError(
                 f"train.compile: diffusers does not say which blocks family {family} repeats: set compile: none"
             )
-        if self.pipeline.scheduler is not None:
-            self.objective(settings)
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse pictures of a size that the denoiser does not take.
