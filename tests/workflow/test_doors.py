@@ -156,6 +156,9 @@ def test_snakemake_from_another_folder_is_told(project: Project, tmp_path: Path)
     elsewhere = Project(tmp_path, project.python)
     text = elsewhere.snakemake("-n", "-s", str(project.folder / "Snakefile"), check=False)
     assert "Snakemake runs in" in text and f"say `cd '{project.folder}'`" in text and "Traceback" not in text
+    text = project.snakemake("-n", "--directory", str(tmp_path), check=False)
+    assert f"Snakemake runs in {tmp_path}, but the pipeline lies in {project.folder}" in text
+    assert "copy the project for a second workspace" in text and "Traceback" not in text and not [*tmp_path.iterdir()]
 
 
 def test_the_code_that_was_hashed_runs_and_paths_may_have_spaces(project: Project, tmp_path: Path) -> None:
