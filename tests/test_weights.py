@@ -41,6 +41,12 @@ def test_the_file_is_named(names: tuple[str, ...], index: bool, named: str | Non
         weights.refuse_others(str(folder))
 
 
+def test_a_damaged_config_is_left_to_who_loads_it(tmp_path: Path) -> None:
+    with_files(tmp_path, "model_index.json", "config.json", "pytorch_model.bin")
+    with pytest.raises(DataError, match=r"pytorch_model\.bin: only .*DiffusionPipeline"):
+        weights.refuse_others(str(tmp_path))
+
+
 def test_one_file_and_what_is_not_here(tmp_path: Path) -> None:
     with_files(tmp_path, "one.ckpt", "one.safetensors")
     with pytest.raises(DataError, match=r"one\.ckpt: only .*StableDiffusionPipeline\.from_single_file\('.*one\.ckpt'"):

@@ -1,7 +1,9 @@
 """Weights are read as safetensors and as nothing else: a file in another format can run code when it is opened."""
 
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from sdlora import records
 from sdlora.errors import DataError, download_command
@@ -45,19 +47,27 @@ def _without_safetensors(path: Path) -> Iterator[Path]:
 
 def _folders(path: Path) -> list[Path]:
     """Where the weights of a pipeline, or of one network, lie."""
-    index = path / "model_index.json"
-    if not index.is_file():
-        return [path]
-    return [path / name for name in records.read_json(index) if name not in NOT_LOADED and not name.startswith("_")]
+    parts = _said_by(path / "model_index.json")
+    return [path / name for name in parts if name not in NOT_LOADED and not name.startswith("_")] or [path]
+
+
+def _said_by(config: Path) -> dict[str, Any]:
+    """A model's config; nothing where there is none, or it is damaged, which whoever loads it says."""
+    with suppress(OSError, ValueError):
+        found = records.read_json(config)
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def conversion(folder: Path) -> str:
     """The command that writes a folder's weights as safetensors, with the libraries' own means."""
-    kind, config = "diffusers.DiffusionPipeline", folder / "config.json"
-    if config.is_file():
-        said = records.read_json(config)
-        of_transformers = (said.get("architectures") or ["AutoModel"])[0]
-        kind = f"diffusers.{said['_class_name']}" if "_class_name" in said else f"transformers.{of_transformers}"
+    said = _said_by(folder / "config.json")
+    if "_class_name" in said:
+        kind = f"diffusers.{said['_class_name']}"
+    elif said.get("architectures"):
+        kind = f"transformers.{said['architectures'][0]}"
+    else:
+        kind = "diffusers.DiffusionPipeline"
     place = repr(str(folder))
     return f'python -c "import {kind.partition(".")[0]}; {kind}.from_pretrained({place}).save_pretrained({place})"'
 

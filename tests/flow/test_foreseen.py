@@ -10,7 +10,7 @@ from helpers import ROOT
 from small_set import edited
 from training import settings
 
-from sdlora import records
+from sdlora import gpu, records
 from sdlora.config.params import Base
 from sdlora.config.sample import Hires, Sample
 from sdlora.config.train import Pivotal, TextEncoder
@@ -166,7 +166,7 @@ def test_a_machine_is_looked_at_only_where_the_job_runs_there(
     tmp_path: Path, asked: list[list[Question]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(foreseen.gpu, "found", lambda: None)
+    monkeypatch.setattr(gpu, "found", lambda: None)
     found = jobs(tmp_path, ("    train: {rank: 2}", "    train: {rank: 2, mixed_precision: fp16}\n    animate: {}"))
     for stage, said in (("train", "mixed_precision fp16 needs a GPU"), ("animate", "animate.dtype is fp16, which")):
         with pytest.raises(MissingError, match=said):
@@ -178,9 +178,9 @@ def test_a_card_without_kernels_is_told_for_each_job_that_computes_on_it(
     tmp_path: Path, asked: list[list[Question]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    old = foreseen.gpu.Gpu("V100", 2**34, (7, 0), bf16=False, kernels=False)
-    monkeypatch.setattr(foreseen.gpu, "found", lambda: old)
-    monkeypatch.setattr(foreseen.gpu, "is_likely", lambda: True)
+    old = gpu.Gpu("V100", 2**34, (7, 0), bf16=False, kernels=False)
+    monkeypatch.setattr(gpu, "found", lambda: old)
+    monkeypatch.setattr(gpu, "is_likely", lambda: True)
     found = jobs(tmp_path)
     refused = set()
     for job in found.values():
