@@ -36,6 +36,7 @@ FLOW = {"scheduler": "flow_euler"}
         ("sd", {}, {"second_prompt": "a face"}, "sample.second_prompt is for families with a second text encoder"),
         ("sd", {}, {"decode": "tiled", "hires": None, "base_px": 128}, "no larger than a tile, 64 px"),
         ("sd", {}, {"decode": "tiled", "hires": Hires(factor=1.5), "base_px": 128}, None),
+        ("sd", {}, {"clip_skip": 12}, "sample.clip_skip is 12, but a text encoder has"),
         ("sd3", {"weighting": "debiased"}, FLOW, "train.weighting is debiased, which weighs by the signal-to-noise"),
         ("sd3", {"loss": "huber"}, FLOW, "train.huber_schedule is snr"),
         ("sd3", {"pivotal": Pivotal()}, FLOW, "train.pivotal: diffusers loads no learnt embeddings for family sd3"),
@@ -69,6 +70,9 @@ def test_a_scheduler_file_that_does_not_say_enough_is_foreseen(tmp_path: Path) -
     base = SD.model_copy(update={"model": str(tmp_path)})
     assert why_not(Question.of(base, 64, Sample(), settings())).startswith(f"{path}: it says prediction_type: sample")
     assert why_not(Question.of(base, 64, Sample(), None)) == "", "who only draws does not ask it"
+    away = SD.model_copy(update={"model": "somebody/base"})
+    assert why_not(Question.of(away, 64, Sample(clip_skip=12), None)) == "", "of the hub nothing is fetched"
+    assert "cannot draw" in why_not(Question.of(away, 64, Sample(scheduler="flow_euler"), None))
 
 
 @pytest.mark.parametrize("revision", [None, "v2", "c" * 40])

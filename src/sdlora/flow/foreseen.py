@@ -52,6 +52,7 @@ class Question(BaseModel):
     drawn_px: int
     index: dict[str, Any] | None  # model_index.json; None where it is not here
     scheduler: dict[str, Any] | None  # scheduler_config.json, likewise
+    encoders: dict[str, Any]  # configs of text encoders, where layers are skipped
     drawing: dict[str, Any]
     training: dict[str, Any] | None  # None where nothing is trained
     learns_text: bool = False
@@ -69,6 +70,7 @@ class Question(BaseModel):
         return cls(
             family=base.family, model=base.model, size_px=base.size_px,
             drawn_px=drawn_px if sample.decode == "tiled" else 0, drawing=drawing,
+            encoders={} if sample.clip_skip is None else _encoders(folder),
             index=_json(folder / "model_index.json"), scheduler=_json(folder / "scheduler/scheduler_config.json"),
             training=None if train is None else train.model_dump(mode="json", include={*OF_TRAINING}),
             learns_text=train is not None and train.text_encoder is not None,
@@ -90,6 +92,10 @@ def _folder_of(base: Base) -> Path:
     cached = Path(os.environ.get("HF_HUB_CACHE") or home / "hub") / f"models--{base.model.replace('/', '--')}"
     branch = cached / "refs" / (base.revision or "main")
     return cached / "snapshots" / (branch.read_text("utf-8").strip() if branch.is_file() else base.revision or "main")
+
+
+def _encoders(folder: Path) -> dict[str, Any]:
+    return {path.parent.name: _json(path) for path in sorted(folder.glob("text_encoder*/config.json"))}
 
 
 def _json(path: Path) -> dict[str, Any] | None:

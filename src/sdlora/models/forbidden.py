@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -14,17 +15,20 @@ from sdlora.errors import SdloraError
 from sdlora.flow.foreseen import Question
 from sdlora.models.family import ModelFamily
 from sdlora.models.objective import objective_of
-from sdlora.stages.sample.drawing import check_before_training
+from sdlora.stages.sample.drawing import check_before_training, check_drawing
 
 
 def why_not(question: Question) -> str:
-    """The sentence with which a job would refuse; nothing where it would not."""
+    """The sentence with which a job would refuse; nothing where it would not, or where it takes files to know."""
     family: type[ModelFamily] = choices.pick(choices.FAMILIES, question.family)
+    drawing = _drawing(question.drawing)
     try:
         if question.training is not None:
             _check_training(question, family)
-        base = Base(model=question.model, family=question.family, size_px=question.size_px, captioner="-")
-        check_before_training(_drawing(question.drawing), base, question.drawn_px)
+        check_drawing(drawing, family)
+        if Path(question.model).is_dir():  # of the hub nothing is fetched before a job does
+            base = Base(model=question.model, family=question.family, size_px=question.size_px, captioner="-")
+            check_before_training(drawing, base, question.drawn_px)
     except SdloraError as error:
         return str(error)
     return ""
