@@ -335,7 +335,7 @@ FOLDERS = (
 def test_snakemakes_own_commands_see_every_output(built: Project) -> None:
     lines = {line.split("\t")[0]: line for line in built.snakemake("--summary").splitlines() if "\t" in line}
     assert all("no update" in lines[folder] for folder in FOLDERS)
-    drawn = built.snakemake("--dag", "results/a/metrics.csv")
+    drawn = built.snakemake("results/a/metrics.csv", "--dag")
     rules = {rule.split("\\n")[0] for rule in re.findall(r'label = "([^"]+)"', drawn)}
     assert "digraph snakemake_dag" in drawn and rules >= {"scrape", "fit", "train", "sample", "choose", "evaluate"}
     assert "--touch would call results fresh that other settings" in built.snakemake("--touch", check=False)
