@@ -156,7 +156,8 @@ class Training:
     def saved(self) -> int:
         """The newest state's step."""
         new = {*self.store.iterdir()} - self.before
-        return max((int(p.parent.name[-6:]) for one in new for p in one.glob("state/step-??????/state.json")), default=0)
+        states = [path for one in new for path in one.glob("state/step-??????/state.json")]  # whole: no `.part`
+        return max((int(path.parent.name[-6:]) for path in states), default=0)
 
     def goes_on_from(self, saved: int) -> bool:
         """Whether its log says so: nothing that was saved is lost."""
