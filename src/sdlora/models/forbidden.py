@@ -14,6 +14,7 @@ from sdlora.config.train import Pivotal, TextEncoder, Train
 from sdlora.errors import SdloraError
 from sdlora.flow.foreseen import Question
 from sdlora.models.family import ModelFamily
+from sdlora.models.loading import check_class, scheduler_file
 from sdlora.models.objective import objective_of
 from sdlora.stages.sample.drawing import check_before_training, check_drawing
 
@@ -42,10 +43,11 @@ def _check_training(question: Question, family: type[ModelFamily]) -> None:
             "pivotal": Pivotal() if question.learns_trigger else None,
         }
     )
-    family.check_class(settings, question.family, _class_of((question.index or {}).get(family.denoiser_name)))
+    denoiser = _class_of((question.index or {}).get(family.denoiser_name))
+    check_class(family, settings, question.family, denoiser)
     kind = _class_of((question.index or {}).get("scheduler"))
     if kind is not None and question.scheduler is not None:
-        config, place = kind.from_config(question.scheduler).config, family.scheduler_file(question.model)
+        config, place = kind.from_config(question.scheduler).config, scheduler_file(question.model)
         objective_of(family.objectives, config, place, settings)
 
 
