@@ -10,17 +10,16 @@ min_version("9.0")
 SOURCE = str(Path(workflow.basedir) / "src")
 sys.path.insert(0, SOURCE)
 
-from sdlora import errors, gpu
+from sdlora import errors
 from sdlora.config.load import load
 from sdlora.config.params import RESULTS_OF_ALL
 from sdlora.errors import SdloraError
-from sdlora.flow import asking, command, freshness, inputs, lock, plan, runs
+from sdlora.flow import asking, command, foreseen, freshness, inputs, lock, plan, runs
 from sdlora.stages.adopt.recipe import AdoptRecipe
 from sdlora.stages.animate.recipe import AnimateRecipe
 from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.choose.recipe import ChooseRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
-from sdlora.stages.evaluate import weights
 from sdlora.stages.evaluate.recipe import EvaluateRecipe
 from sdlora.stages.export.recipe import ExportRecipe
 from sdlora.stages.fit.recipe import FitRecipe
@@ -49,14 +48,14 @@ try:
     PARAMS = load(Path("params.yaml"), studies=command.asks_for_studies(sys.argv[1:]))
     inputs.check(PARAMS)
     JOBS = plan.jobs(PARAMS)
-    # where a job runs on another machine, or is one that runs now, the main process has looked, or the job itself will
-    TRAINED_OR_ELSEWHERE = {job.made for job in JOBS}
-    FRESH = None  # unknown
+    FRESH = FORESIGHT = None  # where a job is one that runs now, or another run is at work: unknown
     if workflow.is_main_process and lock.acquire(sys.argv[1:]):
         logger.addHandler(runs.Events(lambda: workflow.dryrun))
+        for note in inputs.moving(PARAMS):
+            print(note, file=sys.stderr)
         FRESH = {job.made for job in freshness.settle(JOBS)}
-        if command.runs_here(sys.argv[1:]):
-            TRAINED_OR_ELSEWHERE = FRESH
+        to_do = [job for job in JOBS if job.made not in FRESH]
+        FORESIGHT = foreseen.Foresight(to_do, here=command.runs_here(sys.argv[1:]))
 except SdloraError as error:
     raise WorkflowError(str(error))
 

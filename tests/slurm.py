@@ -19,6 +19,7 @@ from helpers import free_ports
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scontrol", "scancel")
 # linuxproc and task/none need no cgroups; accounting is off, as on many small clusters; a job that was put back into
 # the queue starts again as soon as its old credential has expired, and below 6 s Slurm takes its default of 120 s
+# A job of the partition `urgent` takes the place of others: they get SIGTERM, and SIGKILL half a minute later.
 CONFIG = """
 ClusterName=one
 SlurmctldHost={host}(127.0.0.1)
@@ -46,7 +47,10 @@ ReturnToService=2
 GresTypes=gpu
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cores} RealMemory={memory} Gres=gpu:2 State=UNKNOWN
-PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
+PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP PriorityTier=1 GraceTime=30
+PartitionName=urgent Nodes=ALL MaxTime=INFINITE State=UP PriorityTier=2 PreemptMode=OFF
 """
 CARDS = "NodeName={host} Name=gpu File=/dev/null\nNodeName={host} Name=gpu File=/dev/zero\n"
 # The plugin waits ten seconds longer after each look at a job that goes on, whatever it is told; here: one second.

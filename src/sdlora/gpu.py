@@ -93,17 +93,41 @@ def check(train: Train, base: Base, gpu: Gpu | None) -> None:
                 f"compile: {train.compile} needs a GPU; on a CPU a base's own layers are as fast: leave it out"
             )
         return
-    if not gpu.kernels:
-        raise MissingError(
-            f"the installed torch has no kernels for {gpu.name} (capability {_dotted(gpu)}): install an older "
-            f"build, {OLDER_BUILD}, or hide the card: CUDA_VISIBLE_DEVICES="
-        )
+    check_kernels(gpu)
     check_scaler(train, base)
     if "bf16" in (train.precision(base.dtype), _weights(train, base)) and not gpu.bf16:
         raise MissingError(
             f"{gpu.name} (capability {_dotted(gpu)}) has no bf16: it would be emulated, many times slower; set "
             f"train.mixed_precision: fp16, or a base with dtype: fp16"
         )
+
+
+def check_kernels(gpu: Gpu | None) -> None:
+    """Refuse a card on which the installed torch can compute nothing.
+
+    Raises:
+        MissingError: Names the card, and builds of torch that know it.
+    """
+    if gpu is not None and not gpu.kernels:
+        raise MissingError(
+            f"the installed torch has no kernels for {gpu.name} (capability {_dotted(gpu)}): install an older "
+            f"build, {OLDER_BUILD}, or hide the card: CUDA_VISIBLE_DEVICES="
+        )
+
+
+def check_film(dtype: str, gpu: Gpu | None) -> None:
+    """Refuse a film that this machine cannot make.
+
+    Args:
+        dtype: `animate.dtype`.
+        gpu: The card, if there is one.
+
+    Raises:
+        MissingError: If it needs a GPU, or another one.
+    """
+    if gpu is None and dtype == "fp16":
+        raise MissingError("animate.dtype is fp16, which needs a GPU; on a CPU use fp32 or bf16")
+    check_kernels(gpu)
 
 
 def _weights(train: Train, base: Base) -> str:

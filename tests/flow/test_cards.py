@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, environment
+from helpers import ROOT, Project, environment
 
+from sdlora import records
 from sdlora.errors import DataError
 from sdlora.flow import cards, command
 from sdlora.flow.recipe import Recipe
@@ -164,6 +165,31 @@ def test_one_of_several_processes_is_refused(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert started().startswith("error: this was started as one of 2 processes (accelerate launch, torchrun)")
+
+
+PAIR = """
+rule both:
+    input: "1", "2"
+rule one:
+    output: "{number,[12]}"
+    threads: 1
+    resources: gpu=1
+    shell: "touch here.{wildcards.number}; for i in $(seq 60); do [ -e here.1 -a -e here.2 ] && touch {output}; "
+           "[ -e {output} ] && exit 0; sleep 0.05; done; exit 1"
+"""
+
+
+@pytest.mark.workflow
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two jobs at once need two cores")
+@pytest.mark.parametrize("count", [1, 2])
+def test_the_number_of_cards_in_the_profile_is_all_that_is_changed(count: int, tmp_path: Path) -> None:
+    """Two jobs of a card each, which end well only if they run at the same time."""
+    profile = (ROOT / "profiles/default/profile.yaml").read_text("utf-8")
+    assert "- gpu=1 " in profile
+    records.write_text(tmp_path / "profiles/default/profile.yaml", profile.replace("- gpu=1 ", f"- gpu={count} "))
+    records.write_text(tmp_path / "Snakefile", PAIR)
+    done = Project(tmp_path).command("snakemake", "both", check=False)
+    assert (done.returncode == 0) == (count == 2), done.stderr[-2000:]
 
 
 def test_the_rules_count_the_jobs_that_take_a_card() -> None:

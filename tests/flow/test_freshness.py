@@ -151,6 +151,35 @@ def test_what_does_not_fit_is_run_again(chain: list[Recipe], damage: str, stale:
             assert not a.made.exists() or newer(job) or newer(a)
 
 
+def kept_aside(name: str) -> list[str]:
+    """What of a file was kept before its job makes it again."""
+    return sorted(path.read_text("utf-8") for path in freshness.CHANGED.glob(f"*/{name}"))
+
+
+def test_what_was_changed_by_hand_is_named_and_kept(chain: list[Recipe], capsys: pytest.CaptureFixture[str]) -> None:
+    _, b = chain
+    freshness.settle(chain)
+    assert capsys.readouterr().err == "" and not freshness.CHANGED.exists()
+    for text in ("mine", "mine, better"):
+        (b.outputs[1] / "1").write_text(text)
+        (b.outputs[0]).write_text("mine, too")
+        (b.outputs[1] / "2").unlink(missing_ok=True)  # what is gone is no change that could be kept
+        for _ in range(2):  # a dry run, then the run
+            freshness.settle(chain)
+            (said,) = capsys.readouterr().err.splitlines()
+            assert said.startswith("note: b/many/1 (and 1 more) was changed since flip made it: it is made again,")
+            assert Path(said.split("kept as ")[1]).read_text() == text
+        records.write_text(b.outputs[1] / "1", "made again")  # as every stage writes
+    assert kept_aside("b/many/1") == ["mine", "mine, better"] and kept_aside("b/out") == ["mine, too"]
+
+
+def test_a_change_is_kept_too_where_the_job_has_another_reason_to_run(chain: list[Recipe]) -> None:
+    a, b = chain
+    b.outputs[0].write_text("mine")
+    freshness.settle([a, Second(wildcards={}, number=2)])
+    assert kept_aside("b/out") == ["mine"] and kept_aside("a/out") == []
+
+
 def test_going_back_is_fresh_again(chain: list[Recipe]) -> None:
     a, b = chain
     freshness.settle([a, Second(wildcards={}, number=2)])

@@ -10,12 +10,20 @@ from helpers import ROOT
 from rig.hub import serving
 
 COMMITS = {"somebody/tiny-sd": "a" * 40, "somebody/tiny-blip": "b" * 40}
+PICKLED = {"elsewhere/tiny-sd": "d" * 40, "elsewhere/tiny-blip": "e" * 40}
 
 
 def shipped(name: str) -> dict[str, bytes]:
     """The files of one of the repository's own models."""
     folder = ROOT / "models" / name.split("/")[1]
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def pickled(name: str) -> dict[str, bytes]:
+    """The same with the weights of the VAE, or of the captioner, in a file that nobody may open."""
+    weights = {"vae/diffusion_pytorch_model.safetensors": "vae/diffusion_pytorch_model.bin",
+               "model.safetensors": "pytorch_model.bin"}  # fmt: skip
+    return {weights.get(file, file): content for file, content in shipped(name).items()}
 
 
 # Prints, for every four words, how the captioner describes a picture and what the base predicts, or what is wrong.
@@ -58,8 +66,16 @@ def use(cache: Path, *words: str, **env: str) -> list[list[str]]:
 def test_weights_come_from_the_named_commit_once_or_it_is_told_how(tmp_path: Path) -> None:
     (sd, sd_commit), (blip, blip_commit) = COMMITS.items()
     named, another = (sd, sd_commit, blip, blip_commit), (sd, "c" * 40, blip, "c" * 40)
-    with serving({name: (commit, shipped(name)) for name, commit in COMMITS.items()}) as hub:
-        first, missing = use(tmp_path, *named, *another, **hub.env)
+    hubs = {name: (commit, shipped(name)) for name, commit in COMMITS.items()}
+    hubs |= {name: (commit, pickled(name)) for name, commit in PICKLED.items()}
+    with serving(hubs) as hub:
+        first, missing, refused = use(
+            tmp_path, *named, *another, *(word for pair in PICKLED.items() for word in pair), **hub.env
+        )
+    assert not any(".bin" in path for path in hub.log)
+    for said, (name, commit) in zip(reversed(refused), PICKLED.items(), strict=True):
+        assert said.startswith(f"DataError: {name} has no weights in that format, and only .safetensors is read")
+        assert f"`hf download {name} --revision {commit} --local-dir models/{name.split('/')[1]}`" in said
     here = (str(ROOT / "models/tiny-sd"), "", str(ROOT / "models/tiny-blip"), "")
     again, still_missing, local = use(tmp_path, *named, *another, *here)
     assert len(local) == 2 and "Error" not in local[0] + local[1]

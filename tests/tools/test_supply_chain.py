@@ -39,14 +39,27 @@ def _dangers_of_call(call: ast.Call) -> Iterator[str]:
         yield f"{name} with allow_pickle"
     if "use_safetensors" in options and _is(options["use_safetensors"], False):
         yield f"{name} with use_safetensors=False"
+    if name.endswith(".from_pretrained") and _has_weights(name) and not _is(options.get("use_safetensors"), True):
+        yield f"{name} without use_safetensors=True"
     if name in ("yaml.load", "eval", "exec", "os.system", "pandas.read_pickle", "pd.read_pickle"):
         yield name
     if "shell" in options and not _is(options["shell"], False):
         yield f"{name} with a shell"
 
 
+def _has_weights(call: str) -> bool:
+    """Whether what is loaded can have weights: tokenizers, processors, configs and schedulers have none."""
+    kind = call.split(".")[-2].lower()
+    return not kind.endswith(("tokenizer", "processor", "config_class", "scheduler_class"))
+
+
 def _is(value: ast.expr | None, wanted: object) -> bool:
     return isinstance(value, ast.Constant) and value.value is wanted
+
+
+@pytest.mark.parametrize("text", ["A.from_pretrained(x, use_safetensors=True)", "CLIPTokenizer.from_pretrained(x)"])
+def test_the_check_lets_pass(text: str) -> None:
+    assert not [*dangers(text)]
 
 
 @pytest.mark.parametrize(
@@ -55,6 +68,7 @@ def _is(value: ast.expr | None, wanted: object) -> bool:
         "import pickle", "from joblib import load", "torch.load(path)", "torch.load(path, weights_only=False)",
         "np.load(path, allow_pickle=True)", "A.from_pretrained(x, trust_remote_code=True)", "yaml.load(text)",
         "A.from_pretrained(x, **{'trust_remote_code': True})", "A.from_pretrained(x, use_safetensors=False)",
+        "A.from_pretrained(x)", "A.from_pretrained(x, **{'use_safetensors': True})",
         "eval(text)", "subprocess.run(text, shell=True)",
     ],
 )  # fmt: skip

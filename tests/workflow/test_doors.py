@@ -52,19 +52,23 @@ def test_mistakes_are_told_before_any_work(
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
 @pytest.mark.parametrize(
-    ("before", "after", "said"),
+    ("before", "after", "target", "said"),
     [
-        ("size_px: 64,", "size_px: 64, dtype: fp16,", "version a: mixed_precision fp16 needs a GPU; on a CPU"),
-        ("rank: 2", "rank: 2, mixed_precision: fp16", "version a: mixed_precision fp16 needs a GPU; on a CPU"),
-        ("rank: 2", "rank: 2, deterministic: false", "version a: deterministic: false needs a GPU; on a CPU"),
+        ("size_px: 64,", "size_px: 64, dtype: fp16,", "metrics.csv", "mixed_precision fp16 needs a GPU; on a CPU"),
+        ("rank: 2", "rank: 2, mixed_precision: fp16", "metrics.csv", "mixed_precision fp16 needs a GPU; on a CPU"),
+        ("rank: 2", "rank: 2, deterministic: false", "metrics.csv", "deterministic: false needs a GPU; on a CPU"),
+        ("{rank: 2}", "{rank: 2}\n    animate: {}", "animation.gif", "animate.dtype is fp16, which needs a GPU; on"),
+        ("rank: 2", "rank: 2, timestep_shift: 2.0", "metrics.csv", "train.timestep_shift belongs to flow_matching"),
+        ("factor: 1.5, denoising_strength: 0.35}", "factor: 1.5}, second_prompt: x", "metrics.csv",
+         "sample.second_prompt is for families with a second text encoder"),
     ],
-)
-def test_what_this_machine_cannot_train_is_told_before_any_work(
-    project: Project, before: str, after: str, said: str
+)  # fmt: skip
+def test_what_this_machine_or_base_cannot_do_is_told_before_any_work(
+    project: Project, before: str, after: str, target: str, said: str
 ) -> None:
     edited(project, before, after)
-    text = project.snakemake("--cores", "1", "results/a/metrics.csv", check=False)
-    assert f"error: {said}" in text and "Traceback" not in text
+    text = project.snakemake("--cores", "1", f"results/a/{target}", check=False)
+    assert f"error: version a: {said}" in text and "Traceback" not in text
     assert not (project.folder / "data/sets").exists()
 
 
@@ -152,6 +156,9 @@ def test_snakemake_from_another_folder_is_told(project: Project, tmp_path: Path)
     elsewhere = Project(tmp_path, project.python)
     text = elsewhere.snakemake("-n", "-s", str(project.folder / "Snakefile"), check=False)
     assert "Snakemake runs in" in text and f"say `cd '{project.folder}'`" in text and "Traceback" not in text
+    text = project.snakemake("-n", "--directory", str(tmp_path), check=False)
+    assert f"Snakemake runs in {tmp_path}, but the pipeline lies in {project.folder}" in text
+    assert "copy the project for a second workspace" in text and "Traceback" not in text and not [*tmp_path.iterdir()]
 
 
 def test_the_code_that_was_hashed_runs_and_paths_may_have_spaces(project: Project, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import kube
 import psutil
 import pytest
 import yaml
-from helpers import ROOT, Project, wait_for
+from helpers import ROOT, Project, counting, wait_for
 
 from sdlora import __version__, records
 
@@ -48,7 +48,10 @@ def head(volume: Path, *targets: str) -> tuple[str, ...]:
 def test_three_jobs_make_the_same_bytes(
     fresh: Project, built_once: Project, cluster: kube.Cluster, tmp_path: Path
 ) -> None:
+    counts = counting(fresh)
     fresh.command(*head(tmp_path, *PAGE))
+    assert counts()["planned"] > len(cluster.jobs) == 3, "each job reads the plan"
+    assert (counts()["settled"], counts()["locked"]) == (1, 1), "and changes nothing that the head owns"
     rules = [re.search("--allowed-rules ((?:[a-z]+ )+)", job.command) for job in cluster.jobs]
     assert [found and sorted(found[1].split()) for found in rules] == [
         ["caption", "encode", "fit", "flip"], ["train"], ["choose", "evaluate", "export", "report", "sample"],

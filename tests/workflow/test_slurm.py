@@ -7,11 +7,12 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import slurm
-from helpers import Project, environment, wait_for
+from helpers import Project, counting, environment, wait_for
 
 from sdlora import records
 
@@ -45,8 +46,10 @@ def head(python: Path | str, *targets: str) -> tuple[str, ...]:
 
 def test_three_jobs_make_the_same_bytes(fresh: Project, built_once: Project, on_slurm: dict[str, str]) -> None:
     assert fresh.python is not None
+    counts = counting(fresh)
     said = fresh.command(*head(fresh.python, "results/a/metrics.csv", "results/a/report/index.html")).stderr
     assert len(re.findall("has been submitted with SLURM jobid", said)) == 3, said[-3000:]
+    assert counts()["planned"] > 3 and (counts()["settled"], counts()["locked"]) == (1, 1), "by the head alone"
     assert memory_asked_for(on_slurm, "rule_train") == int(fresh.command(*RAM_OF_A).stdout) < 24_000
     remembered = [project.folder / ".sdlora/asking" for project in (fresh, built_once)]
     assert [len([*folder.glob("*.json")]) for folder in remembered] == [1, 0]  # a run on this machine does not ask
@@ -92,30 +95,71 @@ def test_a_search_is_the_same_study_as_here(built: Project, on_slurm: dict[str, 
     assert [path.read_bytes() for path in ours] == [path.read_bytes() for path in theirs] and len(ours) == 1
 
 
-def test_a_training_put_back_into_the_queue_goes_on(built: Project, on_slurm: dict[str, str]) -> None:
-    """Its jobs run in Slurm's own steps, not in the tests' server: they are what Slurm stops."""
-    built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 60, checkpoint_every: 10}")
+def test_a_training_that_is_preempted_and_then_loses_its_node_goes_on(built: Project, on_slurm: dict[str, str]) -> None:
+    """Its jobs run in Slurm's own steps, not in the tests' server: they are what Slurm stops.
+
+    Preempted, it gets SIGTERM, ends as failed, and the head submits it again. Then its node is drained and it is put
+    back into the queue: SIGTERM, SIGKILL two seconds later, and Slurm starts it again where there is a node.
+    """
+    built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 80, checkpoint_every: 10}")
     straight = Project(built.folder.parent / "straight", built.python)
     shutil.copytree(built.folder, straight.folder)
     straight.snakemake("results/b/train_log.csv")
     store = built.folder / ".sdlora/store/train"
-    before = set(store.iterdir())
-    words = head(sys.executable, "results/b/train_log.csv")
-    run = subprocess.Popen(words, cwd=built.folder, env=environment())
+    training = Training(built, store, frozenset(store.iterdir()), on_slurm)
+    run = subprocess.Popen(head(sys.executable, "results/b/train_log.csv"), cwd=built.folder, env=environment())
     try:
-        wait_for(lambda: list(_states(store, before, 20)))
-        job = subprocess.run(["squeue", "-h", "-o", "%i"], env=on_slurm, capture_output=True, text=True, check=True)
-        subprocess.run(["scontrol", "requeue", job.stdout.strip()], env=on_slurm, check=True)
+        wait_for(lambda: training.saved >= 20)
+        first = training.jobs("RUNNING")
+        training.slurm("sbatch", "--partition=urgent", "--cpus-per-task=4", "--output=/dev/null", "--wrap=true")
+        wait_for(lambda: not {*first} & {*training.jobs()})
+        saved = training.saved
+        assert saved >= 20
+        wait_for(lambda: training.goes_on_from(saved))
+        second = training.jobs("RUNNING")
+        assert len(first) == len(second) == 1 and first != second
+
+        wait_for(lambda: training.saved >= 40)
+        (node,) = {*training.slurm("sinfo", "-h", "-o", "%n").split()}
+        training.slurm("scontrol", "update", f"nodename={node}", "state=drain", "reason=test")
+        training.slurm("scontrol", "requeue", *second)
+        wait_for(lambda: training.jobs("PENDING") == second)
+        assert {*training.slurm("sinfo", "-h", "-o", "%T").split()} == {"drained"}
+        then = training.saved
+        training.slurm("scontrol", "update", f"nodename={node}", "state=resume")
+        wait_for(lambda: training.goes_on_from(then))
         assert run.wait(300) == 0
     finally:
         run.kill()
-    resumed = re.search(r"resuming from step (\d+) of 60", built.read("logs/b/train.log").decode())
-    assert resumed is not None and int(resumed[1]) >= 20
     for name in ("results/b/made/train.json", "results/b/train_log.csv"):
         assert built.read(name) == straight.read(name)
 
 
-def _states(store: Path, before: set[Path], step: int) -> Iterator[Path]:
-    """A training's saved state."""
-    for new in set(store.iterdir()) - before:
-        yield from new.glob(f"state/step-{step:06d}/state.json")
+@dataclass(frozen=True)
+class Training:
+    """The one training that is new in a project's store, and its jobs."""
+
+    project: Project
+    store: Path
+    before: frozenset[Path]
+    environment: dict[str, str]
+
+    def slurm(self, *words: str) -> str:
+        """What one of Slurm's commands says."""
+        return subprocess.run(words, env=self.environment, capture_output=True, text=True, check=True).stdout.strip()
+
+    def jobs(self, state: str = "all") -> list[str]:
+        """Jobs in the queue, by number."""
+        return self.slurm("squeue", "-h", "-o", "%i", *([] if state == "all" else ["-t", state])).split()
+
+    @property
+    def saved(self) -> int:
+        """The newest state's step."""
+        new = {*self.store.iterdir()} - self.before
+        states = [path for one in new for path in one.glob("state/step-??????/state.json")]  # whole: no `.part`
+        return max((int(path.parent.name[-6:]) for path in states), default=0)
+
+    def goes_on_from(self, saved: int) -> bool:
+        """Whether its log says so: nothing that was saved is lost."""
+        log = self.project.folder / "logs/b/train.log"
+        return log.exists() and f"resuming from step {saved} of 80" in log.read_text("utf-8")

@@ -154,6 +154,30 @@ def test_experiments_come_and_go(copied: Project) -> None:
         assert has_nothing_to_do(copied)
 
 
+def test_an_experiment_in_a_copy_that_goes_away(copied: Project) -> None:
+    """`--temp`: nothing here changes until its result is applied."""
+    before = {name: copied.read(name) for name in (LORA, "params.yaml", "results/b/made/train.json")}
+    copied.command("dvc", "exp", "run", "--temp", "-S", "versions.b.train.rank=3", "-n", "rank3", "lora@b")
+    assert {name: copied.read(name) for name in before} == before
+    assert has_nothing_to_do(copied)
+    copied.command("dvc", "exp", "apply", "rank3")
+    assert b"rank: 3" in copied.read("params.yaml") and copied.read(LORA) != before[LORA]
+    assert has_nothing_to_do(copied)
+
+
+def test_a_tampered_output_is_told_by_name_and_lost_to_nobody(copied: Project) -> None:
+    """In place, as an editor writes: where the disk has hard links the store's copy is tampered with, too."""
+    name = "data/sets/small/pad-edge-64/captions.jsonl"
+    made = copied.read(name)
+    edited = made.replace(b"captain", b"skipper")
+    (copied.folder / name).write_bytes(edited)
+    said = copied.snakemake("results/b/metrics.csv")
+    note = f"note: {name} was changed since caption made it: it is made again, and the changed file is kept as "
+    (kept,) = [line.removeprefix(note) for line in said.splitlines() if line.startswith(note)]
+    assert copied.read(kept) == edited and copied.read(name) == made
+    assert has_nothing_to_do(copied) and "note" not in copied.snakemake("-n", "all")
+
+
 def test_a_version_is_renamed_added_and_removed(copied: Project) -> None:
     copied.edit("params.yaml", "run: [a, b]", "run: [a, rank-4, c]")
     copied.edit("params.yaml", "  b:\n", "  c:\n    train: {rank: 2}\n  rank-4:\n")

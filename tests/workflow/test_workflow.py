@@ -1,6 +1,7 @@
 """The DAG with real Snakemake, DVC, BLIP, training and sampling: one test a claim."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -314,8 +315,11 @@ def test_damaged_latents_are_encoded_again(built: Project) -> None:
 
 def test_same_inputs_same_bytes(built: Project, fresh: Project) -> None:
     """In forks of the tests' server, and as a user types it; `test_slurm.py` has own processes of all stages."""
-    Project(fresh.folder).snakemake("results/a/made/export.json")
-    fresh.snakemake("results/a/metrics.csv")
+    typed = Project(fresh.folder).snakemake("results/a/made/export.json")
+    said = typed + fresh.snakemake("results/a/metrics.csv")
+    assert "rule train" in typed and "loss" in typed, "what jobs say is there, too"
+    for noise in ("provenance/metadata", "Missing metadata", "gemm_4bit_forward", "pip install kernels"):
+        assert noise not in said
     for stage in ("train", "export", "sample", "choose", "evaluate"):
         ours, theirs = (records.read_json(p.folder / f"results/a/made/{stage}.json")["outputs"] for p in (built, fresh))
         assert ours == theirs, stage
@@ -331,6 +335,9 @@ FOLDERS = (
 def test_snakemakes_own_commands_see_every_output(built: Project) -> None:
     lines = {line.split("\t")[0]: line for line in built.snakemake("--summary").splitlines() if "\t" in line}
     assert all("no update" in lines[folder] for folder in FOLDERS)
+    drawn = built.snakemake("results/a/metrics.csv", "--dag")
+    rules = {rule.split("\\n")[0] for rule in re.findall(r'label = "([^"]+)"', drawn)}
+    assert "digraph snakemake_dag" in drawn and rules >= {"scrape", "fit", "train", "sample", "choose", "evaluate"}
     assert "--touch would call results fresh that other settings" in built.snakemake("--touch", check=False)
     said = built.snakemake("--report", "snakemake.html")
     assert "Missing metadata" not in said and "Report created" in said

@@ -16,7 +16,7 @@ from tools.tiny_base import diffusion, loop, text
 
 def begin_vae(base: Path, work: Path) -> None:
     """Write what the part `vae` goes on from: `vae.begun.safetensors` (fp16, step 0)."""
-    autoencoder = AutoencoderKL.from_pretrained(base / "vae", torch_dtype=torch.float32)
+    autoencoder = AutoencoderKL.from_pretrained(base / "vae", torch_dtype=torch.float32, use_safetensors=True)
     loop.write_begun(work / "vae.begun.safetensors", [p.detach() for p in autoencoder.parameters()], 0)
 
 
@@ -34,11 +34,13 @@ def begin_from(base: Path, captions: Sequence[str], seed: int, work: Path) -> in
     """
     torch.manual_seed(seed)
     tokenizer = text.clip_tokenizer(captions, work / "clip-tokenizer")
-    unet = UNet2DConditionModel.from_pretrained(base / "unet", torch_dtype=torch.float32)
+    unet = UNet2DConditionModel.from_pretrained(base / "unet", torch_dtype=torch.float32, use_safetensors=True)
     networks = diffusion.build_networks(tokenizer, unet.config.sample_size)
     networks["unet"].load_state_dict(unet.state_dict())
     known = CLIPTokenizer.from_pretrained(base / "tokenizer").get_vocab()
-    theirs = CLIPTextModel.from_pretrained(base / "text_encoder", torch_dtype=torch.float32).state_dict()
+    theirs = CLIPTextModel.from_pretrained(
+        base / "text_encoder", torch_dtype=torch.float32, use_safetensors=True
+    ).state_dict()
     places = {place: known[token] for token, place in tokenizer.get_vocab().items() if token in known}
     networks["text_encoder"].load_state_dict(_words(networks["text_encoder"].state_dict(), theirs, places))
     weights = [p.detach() for p in networks.parameters() if p.requires_grad]

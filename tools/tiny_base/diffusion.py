@@ -77,7 +77,7 @@ def save(networks: nn.ModuleDict, vae: AutoencoderKL, tokenizer: CLIPTokenizer, 
     pipeline.save_pretrained(out)
     for name in ("unet", "text_encoder", "vae"):
         folder = out / name
-        module = type(getattr(pipeline, name)).from_pretrained(folder, torch_dtype=torch.float16)
+        module = type(getattr(pipeline, name)).from_pretrained(folder, torch_dtype=torch.float16, use_safetensors=True)
         module.save_pretrained(folder)
     declare_float32(out / "text_encoder" / "config.json")
     readers.open_to_both(out)

@@ -123,7 +123,7 @@ def _forget_places(folder: Path) -> None:
 
 
 def _load_vae(folder: Path, device: str) -> AutoencoderKL:
-    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32).to(device).eval()
+    return AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True).to(device).eval()
 
 
 def main() -> None:

@@ -138,7 +138,7 @@ def measure(models: Path, count: int, sheet: Path) -> dict[str, object]:
     base = Base(model=str(models / "tiny-sd"), family="sd", size_px=recipe.size_px, captioner="-")
     truths = list(pictures.kept_back(recipe.seed, count, is_learnt))
     small = list(pictures.kept_back(recipe.seed, max(2, count // 2), lambda one: is_learnt(one) and is_small(one)))
-    autoencoder = AutoencoderKL.from_pretrained(models / "tiny-sd" / "vae")
+    autoencoder = AutoencoderKL.from_pretrained(models / "tiny-sd" / "vae", use_safetensors=True)
     blip = Blip(str(models / "tiny-blip"), None, Caption(max_new_tokens=60), torch.get_num_threads())
     plain = drawings(base, truths)
     write_sheet(plain, sheet)

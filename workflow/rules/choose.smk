@@ -1,6 +1,6 @@
 rule choose:
     input:
-        recipe=measurable(ChooseRecipe),
+        recipe=recipe_of(ChooseRecipe),
         records=records_before(ChooseRecipe),
     output:
         *outputs(ChooseRecipe),

@@ -18,9 +18,23 @@ def job_of(kind, wildcards):
     return JOB_OF[Path(kind.made_pattern().format(**wildcards))]
 
 
+def possible(job):
+    """A job's recipe, once it is clear that its settings, its base and this machine allow it.
+
+    Pictures would otherwise be fitted, captioned and encoded for a training that refuses to begin.
+    """
+    if FORESIGHT is not None and job.made not in FRESH:
+        try:
+            FORESIGHT.check(job)
+        except SdloraError as error:
+            place = next((f"{key} {name}" for key, name in job.wildcards.items()), job.stage)
+            sys.exit(f"error: {place}: {error}")
+    return str(job.path)
+
+
 def recipe_of(kind):
     """Input function: the recipe of a stage's job."""
-    return lambda wildcards: str(job_of(kind, wildcards).path)
+    return lambda wildcards: possible(job_of(kind, wildcards))
 
 
 def records_before(kind):
@@ -90,47 +104,7 @@ def with_references(wildcards):
             f"error: datasets.{dataset}.held_out is 0, so version {wildcards.version} has no references to be measured "
             f"against; set it to a number of pictures or to a subfolder's name, or ask for train_log.csv alone"
         )
-    return str(job_of(SampleRecipe, wildcards).path)
-
-
-def trainable(wildcards):
-    """Input function: the recipe of training, once it is clear that this machine can do it.
-
-    Pictures would otherwise be fitted, captioned and encoded for nothing. What is trained already needs no GPU, and of
-    other machines nothing is known here.
-    """
-    job = job_of(TrainRecipe, wildcards)
-    if job.made not in TRAINED_OR_ELSEWHERE and gpu.concerns(job.train, job.base):
-        try:
-            gpu.check(job.train, job.base, gpu.found())
-        except SdloraError as error:
-            sys.exit(f"error: version {wildcards.version}: {error}")
-    return str(job.path)
-
-
-def measurable(kind):
-    """Input function: the recipe of a stage that measures, once it is clear that the networks it asks are there.
-
-    A training of hours would otherwise end at weights that are missing. Of other machines nothing is known here.
-    """
-
-    def found(wildcards):
-        job = job_of(kind, wildcards)
-        if job.made not in TRAINED_OR_ELSEWHERE:
-            try:
-                for setting, network in job.networks.items():
-                    weights.check(setting, network)
-            except SdloraError as error:
-                sys.exit(f"error: version {wildcards.version}: {error}")
-        return str(job.path)
-
-    return found
-
-
-def probed(wildcards):
-    """Input function: the recipe of a probe, once it is clear that this machine can train and measure."""
-    trainable(wildcards)
-    return measurable(ProbeRecipe)(wildcards)
+    return possible(job_of(SampleRecipe, wildcards))
 
 
 def animated(wildcards):
@@ -140,7 +114,7 @@ def animated(wildcards):
             f"error: version {wildcards.version} has no section animate, which says how its picture is made to move: "
             f"write `animate: {{}}` into it for Stable Video Diffusion's own numbers"
         )
-    return str(job_of(AnimateRecipe, wildcards).path)
+    return possible(job_of(AnimateRecipe, wildcards))
 
 
 def studied(wildcards):

@@ -10,6 +10,9 @@ rule compare:
     wildcard_constraints:
         one="|".join(map(re.escape, [*PARAMS.versions, "base"])),
         other="|".join(map(re.escape, [*PARAMS.versions, "base"])),
+    resources:
+        mem_mb=2000,
+        runtime=30,
     params:
         python=sys.executable,
     shell:

@@ -1,6 +1,6 @@
 rule evaluate:
     input:
-        recipe=measurable(EvaluateRecipe),
+        recipe=recipe_of(EvaluateRecipe),
         records=records_before(EvaluateRecipe),
         files=ancient(files_for_tools(measured=True)),
         new_files=files_for_tools(measured=False),

@@ -3,6 +3,9 @@ rule models:
     log:
         "logs/base/models.log",
     threads: 2
+    resources:
+        mem_mb=6000,
+        runtime=2880,
     params:
         python=sys.executable,
     shell:
@@ -21,6 +24,9 @@ rule base_quality:
     log:
         "logs/base/quality.log",
     threads: 2
+    resources:
+        mem_mb=4000,
+        runtime=60,
     params:
         python=sys.executable,
     shell:

@@ -1,7 +1,7 @@
 # A search's trial at a checkpoint: `sdlora search` asks for these.
 rule probe:
     input:
-        recipe=probed,
+        recipe=recipe_of(ProbeRecipe),
         records=records_before(ProbeRecipe),
     output:
         *outputs(ProbeRecipe),

@@ -1,6 +1,6 @@
 rule train:
     input:
-        recipe=trainable,
+        recipe=recipe_of(TrainRecipe),
         records=records_before(TrainRecipe),
     output:
         *outputs(TrainRecipe),

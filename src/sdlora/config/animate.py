@@ -1,19 +1,23 @@
 """The section `animate`: how a chosen picture is made to move."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
 from sdlora.config.sections import Section
 
+#: Stable Video Diffusion's model for 25 frames, at the commit that was current when this was written.
+XT, XT_COMMIT = "stabilityai/stable-video-diffusion-img2vid-xt", "9e43909513c6714f1bc78bcb44d96e733cd242aa"
 Side = Annotated[int, Field(ge=64, le=2048, multiple_of=64)]
 
 
 class Animate(Section):
     """A drawn picture that Stable Video Diffusion makes move (2311.15127): `results/<version>/animation.gif`."""
 
-    model: str = Field("stabilityai/stable-video-diffusion-img2vid-xt", description="folder or hub id of the pipeline")
-    revision: str | None = Field(None, description="commit, branch or tag on the hub; null = main")
+    model: str = Field(XT, description="folder or hub id of the pipeline")
+    revision: str | None = Field(
+        None, description="commit, branch or tag on the hub; null = main, of the default model a fixed commit"
+    )
     dtype: Literal["fp32", "fp16", "bf16"] = Field("fp16", description="type of the weights; fp16 needs a GPU")
     reference: int = Field(1, ge=1, description="number of the reference whose picture at the chosen step is used")
     width_px: Side = Field(1024, description="of the frames while they are made, a multiple of 64")
@@ -29,6 +33,13 @@ class Animate(Section):
     inference_steps: int = Field(25, ge=1, le=200, description="denoising steps")
     decode_chunk_size: int = Field(4, ge=1, le=200, description="frames decoded at once: more is faster, takes memory")
     seed: int = Field(42, ge=0, description="seed of the noise")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pinned(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("model", XT) == XT and values.get("revision") is None:
+            return {**values, "revision": XT_COMMIT}
+        return values
 
     @model_validator(mode="after")
     def _guidance_rises(self) -> Self:

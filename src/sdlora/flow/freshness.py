@@ -8,19 +8,22 @@ Snakemake's own rule, "an input is newer", is right after a clone, a checkout or
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sdlora import records
 from sdlora.errors import DataError
-from sdlora.flow import mtimes
-from sdlora.flow.hashing import STORE, FileHashes, is_regular, read_regular, sha256_of, sha256_text
+from sdlora.flow import mtimes, store
+from sdlora.flow.hashing import STORE, FileHashes, is_regular, printable, read_regular, sha256_of, sha256_text
 from sdlora.flow.recipe import Recipe
 from sdlora.stages.flip import kohya_set
 
 #: The file whose mtime Snakemake takes for that of a folder.
 FOLDER_MARK = ".snakemake_timestamp"
+#: Where lies what was changed in a job's files before the job makes them again, by content; nothing deletes it.
+CHANGED = STORE / "changed"
 
 
 @dataclass(frozen=True)
@@ -122,13 +125,16 @@ def _settle(jobs: Sequence[Recipe]) -> list[Recipe]:
     mtimes.leave_room(dict.fromkeys(files), STORE / "clock.probe", hashes.touch)
     fresh: dict[Path, Recipe] = {}
     for job in jobs:
-        if _is_fresh(job, fresh, hashes):
+        made = read_made(job.made)
+        if _is_fresh(job, made, fresh, hashes):
             fresh[job.made] = job
             newest = max(map(mtimes.mtime_ns, (job.path, *job.inputs)))
             for output in _timed(job):
                 if mtimes.mtime_ns(output) <= newest:  # equal would do, if every tool rounded alike
                     mtimes.make_newer(output, newest, hashes.touch)
         else:
+            if made is not None:
+                _set_aside(job, made, hashes)
             oldest = mtimes.mtime_ns(job.path)
             for output in _timed(job):
                 if output.exists() and mtimes.mtime_ns(output) >= oldest:
@@ -144,10 +150,31 @@ def _timed(job: Recipe) -> Iterator[Path]:
         yield mark if mark.exists() else path
 
 
-def _is_fresh(job: Recipe, fresh: dict[Path, Recipe], hashes: FileHashes) -> bool:
+def _set_aside(job: Recipe, made: Made, hashes: FileHashes) -> None:
+    """Keep what somebody, or a power cut, changed in a job's files since it made them: the job will make them again.
+
+    A second name of the file, so it takes no time and no space where the disk has hard links.
+    """
+    changed = {}
+    for name, digest in made.outputs.items():
+        with suppress(OSError):  # what is gone, or cannot be read, cannot be kept
+            if is_regular(Path(name)) and (found := hashes.of(Path(name))) != digest:
+                changed[name] = CHANGED / found[:12] / name
+    for name, kept in changed.items():
+        store.link(Path(name), kept)
+    if changed:
+        first, *others = changed
+        more = f" (and {len(others)} more)" if others else ""
+        print(
+            f"note: {printable(Path(first))}{more} was changed since {job.stage} made it: it is made again, and the "
+            f"changed file is kept as {printable(changed[first])}",
+            file=sys.stderr,
+        )
+
+
+def _is_fresh(job: Recipe, made: Made | None, fresh: dict[Path, Recipe], hashes: FileHashes) -> bool:
     if any(path not in fresh for path in job.inputs):
         return False
-    made = read_made(job.made)
     if made is None or made.recipe != job.digest() or not _has_outputs(job, made):
         return False
     return made.inputs == inputs_of(job) and is_whole(made, hashes)

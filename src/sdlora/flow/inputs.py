@@ -1,7 +1,8 @@
 """What the DAG starts from and does not make: pictures, captions, masks and weights."""
 
+import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sdlora.config.params import ALPHA, Base, Params
@@ -103,6 +104,26 @@ def check(params: Params) -> None:
                 raise DataError(f"{where}: there is no folder {source.path!r}{_pull(source.path)}")
             if all(one.is_hidden for one in folders.walk(Path(source.path))):
                 raise DataError(f"{where}: the folder {source.path!r} holds no picture: there is no file in it")
+
+
+def moving(params: Params) -> Iterator[str]:
+    """A sentence for each model of the hub that a version of `run` names at what can move: a branch, a tag, nothing.
+
+    Its files are then part of no identity, and a version that was made of others would be called fresh.
+    """
+    named: dict[str, tuple[str, str | None]] = {}
+    for version in map(params.versions.__getitem__, params.run):
+        base, place = params.bases[version.base], f"bases.{version.base}"
+        named[f"{place}.revision"] = base.model, base.revision
+        named[f"{place}.vae_revision"] = base.vae or ".", base.vae_revision
+        if version.caption.by != "none":
+            named[f"{place}.captioner_revision"] = base.captioner, base.captioner_revision
+    for option, (model, revision) in named.items():
+        if not Path(model).exists() and not re.fullmatch("[0-9a-f]{40}", revision or ""):
+            yield (
+                f"note: {option} is {revision or 'not set, which means main'}: {model} can change under that name, and "
+                f"nothing would notice; name a commit"
+            )
 
 
 def _check_loras(params: Params) -> None:

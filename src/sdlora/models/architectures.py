@@ -20,11 +20,10 @@ from sdlora.models.family import ModelFamily
 from sdlora.models.loading import revision_option, unreachable
 from sdlora.randomness import generator
 from sdlora.tensors import DTYPES
+from sdlora.weights import NOT_LOADED
 
 _LIBRARIES: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
 Config = tuple[str, dict[str, Any]]  # class of diffusers or transformers, its settings
-
-_NOT_LOADED = ("safety_checker", "feature_extractor")
 
 
 def outline(family: type[ModelFamily], base: Base) -> tuple[dict[str, nn.Module], Any]:
@@ -62,9 +61,10 @@ def _configs_of(pipeline: Any, model: str, revision: str | None) -> tuple[dict[s
     for name, entry in pipeline.load_config(model, **options).items():
         if not isinstance(entry, list | tuple) or len(entry) != 2 or entry[0] not in _LIBRARIES:
             continue
-        kind: Any = None if name in _NOT_LOADED else getattr(_LIBRARIES[entry[0]], entry[1], None)
+        kind: Any = None if name in NOT_LOADED else getattr(_LIBRARIES[entry[0]], entry[1], None)
         if name == "scheduler" and kind is not None:
-            scheduler = kind.from_pretrained(model, subfolder=name, **options)
+            scheduler_class: Any = kind
+            scheduler = scheduler_class.from_pretrained(model, subfolder=name, **options)
         if not (isinstance(kind, type) and issubclass(kind, nn.Module)):
             continue
         network: Any = kind

@@ -14,7 +14,7 @@ from sdlora import choices, cpu
 from sdlora.config.params import Base
 from sdlora.config.train import Train
 from sdlora.errors import DataError, MissingError, ParamsError
-from sdlora.models.loading import from_pretrained, revision_option, weights_dtype
+from sdlora.models.loading import check_class, from_pretrained, revision_option, scheduler_file, weights_dtype
 from sdlora.models.names import KohyaForm
 from sdlora.models.objective import Epsilon, Objective, Velocity, objective_of
 from sdlora.speed import Speed
@@ -164,11 +164,6 @@ class ModelFamily:
         options = {**dict.fromkeys(names), **cls.load_options, **networks, "scheduler": scheduler}
         return cls(base, device, cls.text2img(**options))
 
-    @property
-    def _scheduler_file(self) -> str:
-        model = self.base.model
-        return model if model.endswith(".safetensors") else f"{model}/scheduler/scheduler_config.json"
-
     def objective(self, settings: Train) -> Objective:
         """What the base was trained for, as its scheduler's config says.
 
@@ -176,7 +171,7 @@ class ModelFamily:
             DataError: If the config does not say one of the family's objectives, or lacks what it needs.
             ParamsError: If the settings ask for what the objective does not have.
         """
-        return objective_of(self.objectives, self.pipeline.scheduler.config, self._scheduler_file, settings)
+        return objective_of(self.objectives, self.pipeline.scheduler.config, scheduler_file(self.base.model), settings)
 
     def check(self, settings: Train) -> None:
         """Refuse a training that this base cannot have; nothing but its configs is needed.
@@ -185,16 +180,7 @@ class ModelFamily:
             DataError: If the base's scheduler does not say its objective.
             ParamsError: If the settings ask for what the family or its objective does not have.
         """
-        family = self.base.family
-        if settings.text_encoder is not None and not self.lora_encoders:
-            raise ParamsError(f"train.text_encoder: no text encoder of family {family} can carry a LoRA: leave it out")
-        if settings.pivotal is not None and not self.pivotal_encoders:
-            raise ParamsError(f"train.pivotal: diffusers loads no learnt embeddings for family {family}: leave it out")
-        repeated = getattr(getattr(self.pipeline, self.denoiser_name, None), "_repeated_blocks", True)
-        if settings.compile == "blocks" and not repeated:
-            raise ParamsError(
-                f"train.compile: diffusers does not say which blocks family {family} repeats: set compile: none"
-            )
+        check_class(type(self), settings, self.base.family, getattr(self.pipeline, self.denoiser_name, None))
         if self.pipeline.scheduler is not None:
             self.objective(settings)
 

@@ -1,4 +1,4 @@
-"""In which type a base's weights are held, how its files are read, and what is said where they are not there."""
+"""In which type a base's weights are held, how its files are read, and what is refused before they are."""
 
 from contextlib import suppress
 from pathlib import Path
@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from sdlora import weights
 from sdlora.config.params import Base
 from sdlora.config.train import Train
-from sdlora.errors import MissingError, download_command
+from sdlora.errors import MissingError, ParamsError, download_command
 from sdlora.tensors import DTYPES
 
 
@@ -32,15 +33,21 @@ def trained_base(base: Base, settings: Train, device: torch.device) -> Base:
 
 
 def from_pretrained(kind: Any, model: str, revision: str | None, **options: Any) -> Any:
-    """Load a pipeline or network; weights that are wanted in fp16 from files in fp16, where there are such."""
+    """Load a pipeline or network; weights that are wanted in fp16 from files in fp16, where there are such.
+
+    Raises:
+        DataError: If the weights are no safetensors.
+        MissingError: If they are neither local nor reachable.
+    """
+    weights.refuse_others(model)
     options |= revision_option(model, revision)
     if options["dtype"] == torch.float16:
         with suppress(OSError, ValueError):
-            return kind.from_pretrained(model, **options, variant="fp16")
+            return kind.from_pretrained(model, **options, use_safetensors=True, variant="fp16")
     try:
-        return kind.from_pretrained(model, **options)
+        return kind.from_pretrained(model, **options, use_safetensors=True)
     except (OSError, ValueError) as error:
-        raise unreachable(model, revision, error) from None
+        raise weights.refusal(model, revision, error) or unreachable(model, revision, error) from None
 
 
 def revision_option(model: str, revision: str | None) -> dict[str, str]:
@@ -57,3 +64,30 @@ def unreachable(model: str, revision: str | None, error: Exception) -> Exception
         f"`{download_command(model, revision)}`, or set bases.<name>.model to a folder or a .safetensors file "
         f"({str(error).splitlines()[0]})"
     )
+
+
+def scheduler_file(model: str) -> str:
+    """Where a base says what it learns, for messages."""
+    return model if model.endswith(".safetensors") else f"{model}/scheduler/scheduler_config.json"
+
+
+def check_class(kind: Any, settings: Train, family: str, denoiser: Any) -> None:
+    """Refuse a training that a model family cannot have; no config is needed.
+
+    Args:
+        kind: The family's class.
+        settings: The training section.
+        family: Its entry of choices.FAMILIES.
+        denoiser: The network that is trained, or its class; None where nothing is known of it.
+
+    Raises:
+        ParamsError: If the settings ask for what the family does not have.
+    """
+    if settings.text_encoder is not None and not kind.lora_encoders:
+        raise ParamsError(f"train.text_encoder: no text encoder of family {family} can carry a LoRA: leave it out")
+    if settings.pivotal is not None and not kind.pivotal_encoders:
+        raise ParamsError(f"train.pivotal: diffusers loads no learnt embeddings for family {family}: leave it out")
+    if settings.compile == "blocks" and not getattr(denoiser, "_repeated_blocks", True):
+        raise ParamsError(
+            f"train.compile: diffusers does not say which blocks family {family} repeats: set compile: none"
+        )

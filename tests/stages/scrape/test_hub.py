@@ -190,6 +190,8 @@ def test_the_hubs_cache_is_enough_and_pins_the_commit(tmp_path: Path) -> None:
     records.write_text(cached / "refs/main", COMMIT)
     done = offline(tmp_path)
     assert done.stdout.splitlines() == [f"train/{n:06d} {COMMIT} a ninja, number {n} cc-by-nc-sa-4.0" for n in range(3)]
+    assert f"{NAME} at main is commit {COMMIT} today and can move" in done.stderr
+    assert "note" not in offline(tmp_path, revision=COMMIT).stderr
     assert "v9" in offline(tmp_path, revision="v9").stderr, "another revision is not this one"
 
 

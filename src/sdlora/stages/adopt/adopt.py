@@ -31,6 +31,7 @@ def adopt(recipe: AdoptRecipe) -> list[Path]:
     Raises:
         DataError: If a file is not there, is no LoRA of this base, or cannot be one of several.
     """
+    torch.set_num_threads(1)  # as its rule says
     out = recipe.folder
     sources = [(_file(one, out.parent), one) for one in recipe.loras]
     target = out / "checkpoints" / FOLDER / FILE_NAME

@@ -9,7 +9,7 @@ from PIL import Image
 
 from sdlora import determinism, gpu, records
 from sdlora.config.animate import Animate
-from sdlora.errors import DataError, MissingError
+from sdlora.errors import DataError
 from sdlora.models.family import default_device, quieten
 from sdlora.models.loading import from_pretrained
 from sdlora.randomness import generator
@@ -64,8 +64,7 @@ def load(settings: Animate) -> StableVideoDiffusionPipeline:
         MissingError: If the weights are neither local nor reachable, or want a GPU.
     """
     quieten()
-    if settings.dtype == "fp16" and default_device() == "cpu":
-        raise MissingError("animate.dtype is fp16, which needs a GPU; on a CPU use fp32 or bf16")
+    gpu.check_film(settings.dtype, gpu.found())
     dtype = DTYPES[settings.dtype]
     pipeline = from_pretrained(StableVideoDiffusionPipeline, settings.model, settings.revision, dtype=dtype)
     if default_device() == "cuda":

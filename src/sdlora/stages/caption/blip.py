@@ -4,6 +4,7 @@ from typing import Any
 
 from PIL import Image
 
+from sdlora import weights
 from sdlora.config.params import Caption
 from sdlora.errors import MissingError, download_command
 
@@ -22,12 +23,13 @@ class Blip:
 
         torch.set_num_threads(self._threads)
         logging.disable_progress_bar()
+        weights.refuse_others(self._model)
         try:
             options = {} if self._revision is None else {"revision": self._revision}
             processor = BlipProcessor.from_pretrained(self._model, **options)
-            model = BlipForConditionalGeneration.from_pretrained(self._model, **options)
+            model = BlipForConditionalGeneration.from_pretrained(self._model, **options, use_safetensors=True)
         except OSError as error:
-            raise MissingError(
+            raise weights.refusal(self._model, self._revision, error) or MissingError(
                 f"the captioner {self._model!r} is neither a folder nor reachable on the hub; on a machine with "
                 f"network: `{download_command(self._model, self._revision)}` ({str(error).splitlines()[0]})"
             ) from None

@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import torch
+
 from sdlora import choices, records
 from sdlora.lora.card import card
 from sdlora.lora.diffusers_file import read_lora
@@ -25,6 +27,7 @@ def export_version(recipe: ExportRecipe) -> list[Path]:
     Returns:
         The files written.
     """
+    torch.set_num_threads(1)  # as its rule says
     out, settings, base, export = recipe.folder, recipe.train, recipe.base, recipe.export
     checkpoints = out / "checkpoints"
     about = About(**records.read_json(checkpoints / ABOUT))

@@ -5,6 +5,7 @@ that are stored, never decoded here: `datasets` would stop at the first broken o
 columns are read: any other could hold pictures that `datasets` would decode with whatever Pillow knows, or fetch.
 """
 
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,6 +69,12 @@ def _download(source: HubSource) -> tuple[Path, str]:
             f"again, or get a copy with `hf download {source.repository} --repo-type dataset --local-dir FOLDER` "
             f"where there is a network and set local: FOLDER"
         ) from None
+    if source.revision != folder.name:
+        print(
+            f"note: {what} is commit {folder.name} today and can move; manifest.jsonl has the commit, and "
+            f"`revision: {folder.name}` gives others the same pictures",
+            file=sys.stderr,
+        )
     return folder, folder.name
 
 

@@ -1,0 +1,92 @@
+"""Weights are read as safetensors and as nothing else: a file in another format can run code when it is opened."""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from sdlora import records
+from sdlora.errors import DataError, download_command
+
+OTHERS = (".bin", ".ckpt", ".pt", ".pth")
+#: Parts of a pipeline's folder that are never loaded.
+NOT_LOADED = ("safety_checker", "feature_extractor")
+WHY = "only .safetensors is read: other files can run code when they are opened"
+#: How diffusers and transformers say that a model's weights are no safetensors.
+_SAID = ("find the necessary `safetensors`", "no file named", "does not appear to have a file named")
+
+
+def refuse_others(model: str) -> None:
+    """Refuse a model on this machine whose weights are no safetensors; of the hub, nothing is known here.
+
+    Args:
+        model: A hub id, a folder of a pipeline or of one network, or a file.
+
+    Raises:
+        DataError: Names the file, and how it is converted.
+    """
+    path = Path(model)
+    if path.is_file() and path.suffix in OTHERS:
+        call = f"from_single_file({model!r}).save_pretrained({str(path.with_suffix(''))!r})"
+        raise DataError(
+            f'{path}: {WHY}; `python -c "import diffusers; diffusers.StableDiffusionPipeline.{call}"` '
+            f"(StableDiffusionXLPipeline for SDXL) writes a folder of such, which can be the base's model"
+        )
+    for file in _without_safetensors(path):
+        raise DataError(f"{file}: {WHY}; `{conversion(path)}` writes such beside it")
+
+
+def _without_safetensors(path: Path) -> Iterator[Path]:
+    """A file of weights of each folder that has none in safetensors."""
+    for folder in _folders(path):
+        files = sorted(folder.iterdir()) if folder.is_dir() else []
+        others = [file for file in files if file.suffix in OTHERS]
+        if others and not any(file.suffix == ".safetensors" for file in files):
+            yield others[0]
+
+
+def _folders(path: Path) -> list[Path]:
+    """Where the weights of a pipeline, or of one network, lie."""
+    parts = _said_by(path / "model_index.json")
+    return [path / name for name in parts if name not in NOT_LOADED and not name.startswith("_")] or [path]
+
+
+def _said_by(config: Path) -> dict[str, Any]:
+    """A model's config; nothing where there is none, or it is damaged, which whoever loads it says."""
+    with suppress(OSError, ValueError):
+        found = records.read_json(config)
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def conversion(folder: Path) -> str:
+    """The command that writes a folder's weights as safetensors, with the libraries' own means."""
+    said = _said_by(folder / "config.json")
+    if "_class_name" in said:
+        kind = f"diffusers.{said['_class_name']}"
+    elif said.get("architectures"):
+        kind = f"transformers.{said['architectures'][0]}"
+    else:
+        kind = "diffusers.DiffusionPipeline"
+    place = repr(str(folder))
+    return f'python -c "import {kind.partition(".")[0]}; {kind}.from_pretrained({place}).save_pretrained({place})"'
+
+
+def refusal(model: str, revision: str | None, error: Exception) -> DataError | None:
+    """What is said where diffusers or transformers find no safetensors of a model; None where that is not the error.
+
+    Args:
+        model: A hub id, or a folder.
+        revision: Of the hub.
+        error: Theirs.
+    """
+    said = str(error)
+    if "safetensors" not in said or not any(words in said for words in _SAID):
+        return None
+    if Path(model).exists():
+        return DataError(f"{model}: {WHY} ({said.splitlines()[0]})")
+    folder = f"models/{model.rpartition('/')[2]}"
+    return DataError(
+        f"{model} has no weights in that format, and {WHY}; say `{download_command(model, revision)} --local-dir "
+        f"{folder}` and name {folder} in params.yaml: for a folder it is said how they are converted"
+    )

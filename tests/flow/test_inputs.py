@@ -1,0 +1,48 @@
+"""What the DAG starts from."""
+
+import pytest
+from helpers import ROOT
+
+from sdlora.config.animate import XT_COMMIT, Animate
+from sdlora.config.load import load
+from sdlora.config.params import Base, Params
+from sdlora.flow import inputs
+
+HUB = {"model": "somebody/base", "family": "sd", "size_px": 512, "captioner": "models/tiny-blip"}
+
+
+def params_with(**base: object) -> Params:
+    """The shipped settings with v8 alone, on a base of the hub."""
+    shipped = load(ROOT / "params.yaml")
+    bases = {**shipped.bases, "tiny": Base.model_validate({**HUB, **base})}
+    return shipped.model_copy(update={"bases": bases, "run": ("v8",)})
+
+
+@pytest.mark.parametrize(
+    ("base", "said"),
+    [
+        ({}, ["bases.tiny.revision is not set, which means main: somebody/base can change"]),
+        ({"revision": "v1"}, ["bases.tiny.revision is v1: somebody/base can change under that name"]),
+        ({"revision": "a" * 40}, []),
+        ({"revision": "a" * 40, "vae": "b/c"}, ["bases.tiny.vae_revision is not set"]),
+        ({"model": "models/tiny-sd", "captioner": "b/c"}, ["bases.tiny.captioner_revision is not set"]),
+    ],
+)
+def test_what_can_move_on_the_hub_is_said(
+    base: dict[str, object], said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    found = [*inputs.moving(params_with(**base))]
+    assert len(found) == len(said) and all(words in note for words, note in zip(said, found, strict=True))
+
+
+def test_the_shipped_bases_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shipped = load(ROOT / "params.yaml")
+    versions = {name: shipped.versions["v8"].model_copy(update={"base": name}) for name in shipped.bases}
+    assert not [*inputs.moving(shipped.model_copy(update={"versions": versions, "run": tuple(versions)}))]
+
+
+def test_the_films_own_model_is_pinned_and_another_is_not() -> None:
+    assert Animate().revision == XT_COMMIT and Animate(revision="main").revision == "main"
+    assert Animate(model="a/b").revision is None
