@@ -73,7 +73,7 @@ def test_it_is_made_when_it_is_asked_for(built: Project, small_svd: Path) -> Non
     with Image.open(built.folder / wanted) as gif:
         assert (gif.n_frames, gif.size) == (3, (64, 64))
     assert not built.plan(wanted)
-    built.edit("src/sdlora/stages/animate/animate.py", "def as_gif(", "UPDATED = True\n\n\ndef as_gif(")
+    built.edit("src/sdlora/stages/animate/animate.py", "round(100 / fps)", "round(100.0 / fps)")
     assert built.plan(wanted) == {"animate"}
     built.command("sdlora", "accept", "a", "--yes")
     assert not built.plan(wanted)
