@@ -1,7 +1,7 @@
 /* Start */
 const shortOf = (set) => set.replace(/^data\/sets\//, "");
 const sets = [...new Set(data.versions.map((version) => version.references))];
-fill($("columns"), [...(several ? sets.map((set) => [`*${set}`, `every version${sets.length > 1 ? ` on ${shortOf(set)}` : ""} at its chosen step`]) : []), ...data.versions.map((version) => [version.name, `checkpoints of ${version.name}`])]);
+fill($("columns"), [...(several ? sets.map((set) => [`*${set}`, `every version${sets.length > 1 ? ` of ${shortOf(set).split("/")[0]}` : ""} at its chosen step`]) : []), ...data.versions.map((version) => [version.name, `checkpoints of ${version.name}`])]);
 fill($("figure"), [...allMetrics.map((metric) => [metric, metric]), ["", "nothing"]]);
 fill($("seed"), seeds.map((seed) => [seed, seed]));
 verdicts();
