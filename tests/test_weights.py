@@ -2,10 +2,13 @@
 
 import re
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import ROOT, TINY
+from safetensors.torch import save_file
 
 from sdlora import records, weights
 from sdlora.errors import DataError
@@ -97,3 +100,16 @@ def test_a_captioner_is_refused_likewise(tmp_path: Path) -> None:
     (tmp_path / "blip/model.safetensors").rename(tmp_path / "blip/pytorch_model.bin")
     with pytest.raises(DataError, match=r"pytorch_model\.bin: only .*transformers\.BlipForConditionalGeneration"):
         Blip(str(tmp_path / "blip"), None, Caption(), 1).caption(Image.new("RGB", (64, 64)))
+
+
+@pytest.mark.parametrize(("mark", "metadata", "is_velocity"), [
+    ("v_pred", None, True), ("ztsnr", None, False), ("w", {"modelspec.prediction_type": "v"}, True),
+    ("w", {"modelspec.prediction_type": "epsilon"}, False), ("w", None, False),
+])  # fmt: skip
+def test_a_single_file_that_predicts_velocity_is_refused(
+    tmp_path: Path, mark: str, metadata: dict[str, str] | None, is_velocity: bool
+) -> None:
+    file = tmp_path / "noob.safetensors"
+    save_file({mark: torch.zeros(1)}, file, metadata)
+    with pytest.raises(DataError, match=r"predicts velocity.*set prediction_type") if is_velocity else nullcontext():
+        weights.refuse_others(str(file))

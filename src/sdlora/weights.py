@@ -1,5 +1,6 @@
 """Weights are read as safetensors and as nothing else: a file in another format can run code when it is opened."""
 
+import json
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from sdlora import records
 from sdlora.errors import DataError, download_command
 
+MOST_HEADER = 100_000_000  # bytes: safetensors' own limit
 OTHERS = (".bin", ".ckpt", ".pt", ".pth")
 #: Parts of a pipeline's folder that are never loaded.
 NOT_LOADED = ("safety_checker", "feature_extractor")
@@ -17,7 +19,9 @@ _SAID = ("find the necessary `safetensors`", "no file named", "does not appear t
 
 
 def refuse_others(model: str) -> None:
-    """Refuse a model on this machine whose weights are no safetensors; of the hub, nothing is known here.
+    """Refuse a model on this machine whose weights are no safetensors, or are not what they would be taken for.
+
+    Of the hub, nothing is known here.
 
     Args:
         model: A hub id, a folder of a pipeline or of one network, or a file.
@@ -32,8 +36,26 @@ def refuse_others(model: str) -> None:
             f'{path}: {WHY}; `python -c "import diffusers; diffusers.StableDiffusionPipeline.{call}"` '
             f"(StableDiffusionXLPipeline for SDXL) writes a folder of such, which can be the base's model"
         )
+    if path.is_file() and _predicts_velocity(path):
+        raise DataError(
+            f"{path}: this checkpoint predicts velocity, and a single file brings no scheduler that says so: diffusers "
+            f"would take the family's, which says epsilon. Write it as a folder, "
+            f"`from_single_file({model!r}).save_pretrained(...)`, set prediction_type to v_prediction in its "
+            f"scheduler/scheduler_config.json, and name the folder"
+        )
     for file in _without_safetensors(path):
         raise DataError(f"{file}: {WHY}; `{conversion(path)}` writes such beside it")
+
+
+def _predicts_velocity(path: Path) -> bool:
+    """Whether a checkpoint's header marks it so, as trainers do: a key `v_pred`, or modelspec's prediction type."""
+    try:
+        with path.open("rb") as file:
+            header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), MOST_HEADER)))
+            said = header.get("__metadata__", {}).get("modelspec.prediction_type", "")
+    except (OSError, ValueError, AttributeError):
+        return False  # who loads it will say what is wrong with it
+    return "v_pred" in header or said == "v"
 
 
 def _without_safetensors(path: Path) -> Iterator[Path]:

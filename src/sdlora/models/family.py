@@ -19,6 +19,7 @@ from sdlora.models.names import KohyaForm
 from sdlora.models.objective import Epsilon, Objective, Velocity, objective_of
 from sdlora.speed import Speed
 from sdlora.tensors import DTYPES
+from sdlora.weights import refuse_others
 
 Conditioning = dict[str, Tensor]
 Tokens = dict[str, Tensor]
@@ -141,6 +142,7 @@ class ModelFamily:
         if self.base.model.endswith(".safetensors"):
             if not Path(self.base.model).is_file():
                 raise MissingError(f"the base model: there is no file {self.base.model!r}")
+            refuse_others(self.base.model)
             return self.text2img.from_single_file(self.base.model, **options)
         options |= self._load_options()
         return from_pretrained(self.text2img, self.base.model, self.base.revision, **options)
