@@ -156,3 +156,13 @@ def page_of(folder: Path) -> Iterator[tuple[Page, str]]:
 class _Silent(http.server.SimpleHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         """Nothing to say."""
+
+
+def text(page: Page, selector: str) -> str:
+    """What the first element of a selector shows."""
+    return str(page.run(f"document.querySelector({selector!r}).innerText"))
+
+
+def count(page: Page, selector: str) -> int:
+    """How many elements a selector has."""
+    return int(page.run(f"document.querySelectorAll({selector!r}).length"))

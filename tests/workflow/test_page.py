@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from browser import Page, page_of
+from browser import Page, count, page_of, text
 from helpers import Project
 
 from sdlora import records
@@ -22,14 +22,6 @@ def index(opened: tuple[Page, str]) -> Page:
     page, address = opened
     page.open(f"{address}/report/index.html", 1400)
     return page
-
-
-def count(page: Page, selector: str) -> int:
-    return int(page.run(f"document.querySelectorAll({selector!r}).length"))
-
-
-def text(page: Page, selector: str) -> str:
-    return str(page.run(f"document.querySelector({selector!r}).innerText"))
 
 
 def test_the_grid_shows_versions_and_on_demand_checkpoints(index: Page) -> None:

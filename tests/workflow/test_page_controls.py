@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import Page, page_of
+from browser import Page, count, page_of, text
 from PIL import Image
 from small_results import TRAINED, make_page, make_set, refuse
 
@@ -39,14 +39,6 @@ def page(served_page: tuple[Page, str]) -> Page:
     page, address = served_page
     page.open(f"{address}/report/index.html", 1400)
     return page
-
-
-def text(page: Page, selector: str) -> str:
-    return str(page.run(f"document.querySelector({selector!r}).innerText"))
-
-
-def count(page: Page, selector: str) -> int:
-    return int(page.run(f"document.querySelectorAll({selector!r}).length"))
 
 
 def focus(page: Page, selector: str) -> None:
