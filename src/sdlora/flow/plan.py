@@ -142,12 +142,7 @@ def _jobs_of_version(params: Params, name: str, seen: Seen) -> Iterator[Recipe]:
     yield evaluate
     if version.animate is not None:
         yield _animating(version.animate, sample, choose, seen)
-    yield ReportRecipe(
-        **of_version, **seen.maker(ReportRecipe, ()), inputs=(evaluate.made, lora.made),
-        version=name, settings=summary(version), average=version.sample.average, references=references,
-        dataset=set_folder(version.dataset, shown_fit(params, name)), folders=own_folders(dataset),
-        votes=seen.of(inputs.votes_identity),
-    )  # fmt: skip
+    yield _report(params, name, (evaluate.made, lora.made), seen)
 
 
 def _probes(
@@ -278,6 +273,18 @@ def _dataset_jobs(params: Params, name: str, method: str, seen: Seen) -> Iterato
         wildcards={**of_set, "base": version.base}, **seen.maker(EncodeRecipe, (choices.FAMILIES[base.family],)),
         inputs=(flip.made,), encode=version.encode, base=weights_of(base),
         base_identity=seen.of(inputs.base_identity, base), threads=params.threads,
+    )  # fmt: skip
+
+
+def _report(params: Params, name: str, before: tuple[Path, ...], seen: Seen) -> ReportRecipe:
+    """The page of a version."""
+    version = params.versions[name]
+    return ReportRecipe(
+        wildcards={"version": name}, **seen.maker(ReportRecipe, ()), inputs=before,
+        version=name, settings=summary(version), average=version.sample.average,
+        references=set_folder(version.dataset, fit_name(params, name, "pad")),
+        dataset=set_folder(version.dataset, shown_fit(params, name)),
+        folders=own_folders(params.datasets[version.dataset]), votes=seen.of(inputs.votes_identity),
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sdlora.stages.evaluate.embedding import asks
+from sdlora.stages.evaluate.embedding import asks, cosines
 from sdlora.stages.evaluate.metric import Floats, Metric, Pixels
 
 
@@ -22,8 +22,7 @@ def clip_i(samples: Sequence[Pixels], references: Sequence[Pixels], prompts: Seq
     Returns:
         One cosine a sample, -1 to 1; 1 for equal pictures.
     """
-    found: Floats = (clip_model.pictures(samples) * clip_model.pictures(references)).sum(axis=1)
-    return found
+    return cosines(clip_model.pictures(samples), clip_model.pictures(references))
 
 
 CLIP_I = Metric(

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sdlora.stages.evaluate.embedding import asks
+from sdlora.stages.evaluate.embedding import asks, cosines
 from sdlora.stages.evaluate.metric import Floats, Metric, Pixels
 
 
@@ -22,8 +22,7 @@ def clip_t(samples: Sequence[Pixels], references: Sequence[Pixels], prompts: Seq
     Returns:
         One cosine a sample, -1 to 1; for CLIP's own weights mostly 0.15 to 0.35.
     """
-    found: Floats = (clip_model.pictures(samples) * clip_model.prompts(prompts)).sum(axis=1)
-    return found
+    return cosines(clip_model.pictures(samples), clip_model.prompts(prompts))
 
 
 CLIP_T = Metric(

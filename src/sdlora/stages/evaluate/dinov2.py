@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sdlora.stages.evaluate.embedding import asks
+from sdlora.stages.evaluate.embedding import asks, cosines
 from sdlora.stages.evaluate.metric import Floats, Metric, Pixels
 
 
@@ -24,8 +24,7 @@ def dinov2(
     Returns:
         One cosine a sample, -1 to 1; 1 for equal pictures.
     """
-    found: Floats = (dinov2_model.pictures(samples) * dinov2_model.pictures(references)).sum(axis=1)
-    return found
+    return cosines(dinov2_model.pictures(samples), dinov2_model.pictures(references))
 
 
 DINOV2 = Metric(

@@ -147,6 +147,12 @@ def unit(vectors: Any) -> Vectors:
     return np.asarray(found / np.linalg.norm(found, axis=1, keepdims=True), dtype=np.float64)
 
 
+def cosines(one: Vectors, other: Vectors) -> Floats:
+    """Of each row of two sets of vectors of length 1."""
+    found: Floats = (one * other).sum(axis=1)
+    return found
+
+
 @cache
 def _loaded(kind: str, folder: Path, threads: int) -> Embedder:
     return MADE_OF[kind](folder, threads)

@@ -255,6 +255,14 @@ def _conditioning_of(
     return texts.learning(model, accelerator.autocast, spoken)
 
 
+def _accelerator(settings: Train) -> Accelerator:
+    return Accelerator(
+        mixed_precision=settings.mixed_precision,
+        cpu=not torch.cuda.is_available(),
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAITING)],
+    )
+
+
 def prepare(
     settings: Train,
     flip: Flip,
@@ -276,10 +284,7 @@ def prepare(
         trigger: Must not be cut off; pivotal tuning learns its embedding.
     """
     gpu.check(settings, base, gpu.found())
-    accelerator = Accelerator(
-        mixed_precision=settings.mixed_precision, cpu=not torch.cuda.is_available(),
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=WAITING)],
-    )  # fmt: skip
+    accelerator = _accelerator(settings)
     determinism.choose(settings.deterministic)
     base = trained_base(base, settings, accelerator.device)
     first = first_loaded(base, settings)
