@@ -7,7 +7,7 @@ from typing import Any
 from sdlora import records
 from sdlora.flow import hashing
 from tools.tiny_base import styles
-from tools.tiny_base.diffusion import MOST
+from tools.tiny_base.diffusion import MOST, SCHEDULE
 from tools.tiny_base.recipe import BaseRecipe
 
 SD_CARD = """---
@@ -56,8 +56,8 @@ last 30 % of the steps; bf16 autocast, seed {recipe.seed}:
 
 The VAE's loss is L1 + 0.5 x the difference of gradients + 10 x the squared error. Weights are averages (EMA) with a
 decay of {recipe.vae_ema_decay:g} for the VAE and {recipe.unet_ema_decay:g} for the UNet. A timestep of the
-UNet's loss weighs (min(SNR, {recipe.min_snr_gamma:g}) + 1) / SNR, at most {most:g}; the noise offset is
-{recipe.noise_offset:g}.
+UNet's loss weighs (min(SNR, {recipe.min_snr_gamma:g}) + 1) / SNR, at most {most:g}. The noise schedule is SD 1.5's but
+for beta_end: {beta_end:g} rather than 0.012, so that less of a picture shows through at the last timestep.
 
 For classifier-free guidance, a share of {recipe.caption_dropout:g} of the captions is dropped; half of these are
 replaced by words that say nothing about a picture, because a negative prompt of unseen words would spoil the picture.
@@ -145,6 +145,7 @@ def write(models: Path, quality: dict[str, Any], recipe: BaseRecipe, note: str) 
         text = card.format(
             recipe=recipe,
             most=MOST,
+            beta_end=SCHEDULE["beta_end"],
             styles=len(styles.STYLES),
             quality=quality,
             pixels=quality["all"]["nearest_truth_by_pixels"],

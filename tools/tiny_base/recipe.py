@@ -31,8 +31,6 @@ class BaseRecipe:
     tag_dropout: float = 0.1  # each attribute: a prompt need not say everything
     foreign_words: float = 0.1  # of the captions, words before them that say nothing: what a trigger is
     min_snr_gamma: float = 5.0
-    # Without it the noisiest step still shows a small picture's mean colour, and prompts are not needed for it.
-    noise_offset: float = 0.1
     save_every: int = 250
     compiled: bool = True  # the UNet's training on a CPU; it takes a minute to begin with
 
@@ -42,7 +40,7 @@ class BaseRecipe:
 
     def from_another(self) -> "BaseRecipe":
         """The same recipe for a base that goes on from another's VAE and UNet: fewer steps, a lower rate."""
-        return replace(self, vae_steps=6_000, vae_learning_rate=5e-4, unet_steps=4_600, decoder_steps=1_000)
+        return replace(self, vae_steps=6_000, vae_learning_rate=5e-4, unet_steps=5_400, decoder_steps=1_000)
 
     def shortened(self, share: float) -> "BaseRecipe":
         """The same recipe with a share of its pictures and steps and a quarter of its batches, for a rehearsal."""
