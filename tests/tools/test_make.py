@@ -226,7 +226,7 @@ def test_noisy_steps_weigh_more_and_none_without_end() -> None:
     weights = noising.weights
     assert float(weights[0]) == pytest.approx(float(6 / snr[0])), "clean: gamma + 1 over its SNR"
     assert float(weights[450]) == pytest.approx(float((snr[450] + 1) / snr[450]))
-    assert float(weights[-1]) == float(weights.max()) == 10.0
+    assert float(weights[-1]) == float(weights.max()) == 1000.0
     assert bool((weights.diff() >= 0).all())
 
 
