@@ -93,7 +93,7 @@ def test_what_is_said_converts_a_base(tmp_path: Path) -> None:
 def test_a_captioner_is_refused_likewise(tmp_path: Path) -> None:
     from PIL import Image
 
-    from sdlora.config.params import Caption
+    from sdlora.config.caption import Caption
     from sdlora.stages.caption.blip import Blip
 
     shutil.copytree(ROOT / "models/tiny-blip", tmp_path / "blip")

@@ -33,7 +33,8 @@ from PIL import Image
 from sdlora.models import load_model
 from sdlora.stages.caption.blip import Blip
 from sdlora.errors import SdloraError
-from sdlora.config.params import Base, Caption
+from sdlora.config.caption import Caption
+from sdlora.config.params import Base
 torch.set_num_threads(1)
 words = [word or None for word in sys.argv[1:]]
 def describe(model, revision, blip, blip_revision):

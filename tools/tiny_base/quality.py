@@ -11,7 +11,8 @@ from diffusers import AutoencoderKL
 from PIL import Image
 
 from sdlora import records
-from sdlora.config.params import Base, Caption
+from sdlora.config.caption import Caption
+from sdlora.config.params import Base
 from sdlora.config.sample import Hires, Sample
 from sdlora.models.family import quieten
 from sdlora.progress import Progress

@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from sdlora import choices
 from sdlora.config.animate import Animate
+from sdlora.config.caption import Caption
 from sdlora.config.evaluate import Evaluate
 from sdlora.config.sample import Hires, Sample
 from sdlora.config.sections import Name, Section, Unit, on_menu
@@ -84,6 +85,10 @@ class Dataset(Section):
         description="references kept from training: how many (chosen by content hash), or a subfolder's name",
     )
     captions_override: str | None = Field(None, description="JSONL of {id or file, caption} that wins over BLIP")
+    undesired_tags: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        (),
+        description="tags left out of captions, so that the trigger learns them; `hat` leaves out `red hat`, too",
+    )
     flip: bool = Field(True, description="false where mirroring changes the meaning (text, one-sided faces)")
     masks: str | None = Field(
         None,
@@ -140,33 +145,6 @@ class Fit(Section):
                 raise ValueError(f"{name} has no effect with method: {self.method}; did you mean method: bucket?")
         if self.method == "bucket" and self.size_px and (self.bucket_step_px or 8) > self.size_px:
             raise ValueError(f"bucket_step_px is {self.bucket_step_px}, more than size_px ({self.size_px})")
-        return self
-
-
-class Caption(Section):
-    """How a picture is described."""
-
-    by: str = Field("blip", description="what describes it: blip (the base's captioner), or none: the trigger alone")
-    max_new_tokens: int = Field(60, ge=1, le=75, description="longest caption, tokens")
-    num_beams: int = Field(1, ge=1, le=16, description="beams of the search; 1 = greedy")
-    prune_shared_tags: float | None = Field(
-        None,
-        gt=0,
-        le=1,
-        description="a tag (the text between two commas) that at least this share of the training captions has is left "
-        "out, so that the trigger learns it; null leaves every tag in",
-    )
-
-    @field_validator("by")
-    @classmethod
-    def _known_captioner(cls, value: str) -> str:
-        return on_menu(value, choices.CAPTIONERS)
-
-    @model_validator(mode="after")
-    def _has_words(self) -> Self:
-        for key in ("max_new_tokens", "num_beams", "prune_shared_tags"):
-            if self.by == "none" and (value := getattr(self, key)) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} is {value}, but by is none: nothing is said of a picture")
         return self
 
 

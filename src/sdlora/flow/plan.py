@@ -260,6 +260,7 @@ def _dataset_jobs(params: Params, name: str, method: str, seen: Seen) -> Iterato
         wildcards=of_set, **seen.maker(CaptionRecipe, (choices.CAPTIONERS[version.caption.by],)), inputs=(fit.made,),
         caption=version.caption, **captioner_of(version, base, seen), trigger=dataset.trigger, threads=params.threads,
         override=dataset.captions_override, overrides=seen.of(inputs.override_identity, dataset.captions_override),
+        undesired_tags=dataset.undesired_tags,
     )  # fmt: skip
     yield caption
     flip = FlipRecipe(

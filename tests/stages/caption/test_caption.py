@@ -8,7 +8,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from sdlora import records
-from sdlora.config.params import Caption
+from sdlora.config.caption import Caption
 from sdlora.errors import DataError, MissingError
 from sdlora.images.pictures import png_bytes, read_rgb
 from sdlora.stages.caption.blip import Blip, tidy
@@ -16,6 +16,7 @@ from sdlora.stages.caption.caption import (
     Captioner,
     caption_dataset,
     captioner_of,
+    leave_out,
     prune,
     read_overrides,
     warnings,
@@ -62,8 +63,11 @@ def captioner() -> Counting:
     return Counting(str(ROOT / "models/tiny-blip"), None, SETTINGS, threads=2)
 
 
-def caption(folder: Path, blip: Captioner, override: str | None = None, **settings: float) -> dict[str, str]:
+def caption(
+    folder: Path, blip: Captioner, override: str | None = None, undesired_tags: tuple[str, ...] = (), **settings: float
+) -> dict[str, str]:
     recipe = CaptionRecipe(
+        undesired_tags=undesired_tags,
         wildcards={}, caption=SETTINGS.model_copy(update=settings), captioner="-", captioner_identity="x",
         captioner_revision=None, trigger="captain", threads=2, override=override, overrides=None,
     )  # fmt: skip
@@ -138,6 +142,27 @@ def test_a_tag_is_left_out_from_a_share_on_and_what_a_person_wrote_stays() -> No
     assert prune(rows, 0.5) == {"smile"}
     with pytest.raises(ValidationError, match=r"prune_shared_tags is 0\.5, but by is none"):
         Caption(by="none", prune_shared_tags=0.5)
+
+
+def test_undesired_tags_are_left_out_by_their_last_words_but_not_of_what_a_person_wrote() -> None:
+    said = ["red square Glasses, smile", "sunglasses, brown hat,smile", "hat trick, smile"]
+    rows = [{"caption": text, "origin": "blip", "split": "train"} for text in said]
+    rows.append({"caption": "red glasses, smile", "origin": "override", "split": "reference"})
+    assert leave_out(rows, ["glasses", "Hat", "smiles"]) == ["smiles"]
+    assert [row["caption"] for row in rows] == ["smile", "sunglasses, smile", "hat trick, smile", "red glasses, smile"]
+
+
+@pytest.mark.slow
+def test_an_undesired_tag_is_a_datasets_own_and_one_that_no_caption_has_is_told(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blip = captioner()
+    whole = caption(folder, blip)
+    assert all("hair" in text for text in whole.values())
+    without = caption(folder, blip, undesired_tags=("hair", "eyebrow"))
+    assert not any("hair" in text for text in without.values())
+    assert "warning: undesired_tags: no caption has 'eyebrow'; did you mean eyebrows?" in capsys.readouterr().out
+    assert blip.seen == 3, "no picture is captioned again"
 
 
 def captions(learnt: list[str], asked: list[str]) -> list[dict[str, str]]:

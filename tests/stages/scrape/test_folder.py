@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from sdlora import records
-from sdlora.config.params import Caption, Dataset, Fit
+from sdlora.config.caption import Caption
+from sdlora.config.params import Dataset, Fit
 from sdlora.config.sources import FolderSource, HubSource
 from sdlora.errors import DataError
 from sdlora.flow import folders, inputs

@@ -5,7 +5,7 @@ from typing import Any
 from PIL import Image
 
 from sdlora import weights
-from sdlora.config.params import Caption
+from sdlora.config.caption import Caption
 from sdlora.errors import MissingError, download_command
 
 

@@ -131,6 +131,8 @@ def caption_dataset(recipe: CaptionRecipe, captioner: Captioner, folder: Path, s
     if recipe.caption.prune_shared_tags is not None:
         left_out = prune(captioned, recipe.caption.prune_shared_tags)
         print(f"caption: left to the trigger: {', '.join(sorted(left_out)) or 'no tag'}", flush=True)
+    for tag in leave_out(captioned, recipe.undesired_tags):
+        print(f"warning: undesired_tags: no caption has {tag!r}{suggest(tag, _last_words(captioned))}", flush=True)
     for row in captioned:
         row["caption"] = with_trigger(recipe.trigger, row["caption"])
     for warning in warnings(captioned, recipe.trigger):
@@ -159,6 +161,39 @@ def prune(rows: Sequence[records.Row], share: float) -> set[str]:
         if row["origin"] != "override":
             row["caption"] = ", ".join(tag for tag in _tags(row["caption"]) if tag not in shared)
     return shared
+
+
+def leave_out(rows: Sequence[records.Row], undesired: Sequence[str]) -> list[str]:
+    """Leave tags out of captions, in place: of a character, what it always wears, in whatever words it is named.
+
+    A tag goes that is one of `undesired` or ends in one, as `red square glasses` ends in `glasses`, whatever the case.
+    Captions written by hand stay as they are.
+
+    Args:
+        rows: caption (without the trigger) and origin of each picture.
+        undesired: Tags or their last words.
+
+    Returns:
+        Those of `undesired` that no caption had.
+    """
+    unseen = set(undesired)
+    for row in rows:
+        if row["origin"] == "override":
+            continue
+        kept = []
+        for tag in _tags(row["caption"]):
+            named = {one for one in undesired if f" {tag}".lower().endswith(f" {one}".lower())}
+            unseen -= named
+            if not named:
+                kept.append(tag)
+        row["caption"] = ", ".join(kept)
+    return [tag for tag in undesired if tag in unseen]
+
+
+def _last_words(rows: Sequence[records.Row]) -> list[str]:
+    """Of tags, the most frequent ones: what may have been meant by one that is not there."""
+    counts = Counter(tag.rsplit(maxsplit=1)[-1] for row in rows for tag in _tags(row["caption"]))
+    return [word for word, _ in counts.most_common(20)]
 
 
 def _tags(caption: str) -> list[str]:
@@ -198,7 +233,7 @@ def _words(rows: Sequence[records.Row], trigger: str) -> set[str]:
 
 def _asked(recipe: CaptionRecipe) -> Values:
     """What the captioner's answer depends on, beside the picture."""
-    said = {"trigger", "override", "overrides"}
+    said = {"trigger", "override", "overrides", "undesired_tags"}
     asked = {key: value for key, value in recipe.identity().items() if key not in said}
     return {**asked, "caption": {key: value for key, value in asked["caption"].items() if key != "prune_shared_tags"}}
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from sdlora.config.params import Caption
+from sdlora.config.caption import Caption
 from sdlora.flow.recipe import Recipe
 
 NOBODY = "the trigger alone"  # in the place of the captioner's weights, where nothing is said of a picture
@@ -16,7 +16,7 @@ class CaptionRecipe(Recipe):
     on_card: ClassVar[bool] = True
     folder_pattern: ClassVar[str] = "data/sets/{dataset}/{fit}"
     writes: ClassVar[tuple[str, ...]] = ("captions.jsonl",)
-    later: ClassVar[Mapping[str, Any]] = {"caption.by": "blip", "caption.prune_shared_tags": None}
+    later: ClassVar[Mapping[str, Any]] = {"caption.by": "blip", "caption.prune_shared_tags": None, "undesired_tags": []}
 
     caption: Caption
     captioner: str  # hub id or folder of its weights
@@ -26,3 +26,4 @@ class CaptionRecipe(Recipe):
     threads: int
     override: str | None  # a user's own captions
     overrides: str | None  # what they say: the file's hash
+    undesired_tags: tuple[str, ...] = ()  # left out of captions that nobody wrote by hand

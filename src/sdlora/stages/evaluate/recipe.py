@@ -6,8 +6,9 @@ from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from sdlora.config.caption import Caption
 from sdlora.config.evaluate import CLIP, DINOV2, Evaluate
-from sdlora.config.params import Base, Caption
+from sdlora.config.params import Base
 from sdlora.flow.recipe import Recipe
 from sdlora.lora.names import file_in
 
