@@ -85,7 +85,7 @@ def test_cards_are_written_from_figures(tmp_path: Path) -> None:
         records.write_bytes(tmp_path / name / "model.safetensors", b"weights")
     cards.write(tmp_path, quality, BaseRecipe().from_another(), "Trained on one card.")
     text = (tmp_path / "tiny-sd/README.md").read_text("utf-8")
-    assert "| UNet, text encoder | 4600 |" in text, "the recipe that it was made with"
+    assert "| UNet, text encoder | 5400 |" in text, "the recipe that it was made with"
     assert "31.1 dB" in text and "Trained on one card." in text and "{" not in text
     assert all(styles.attribution(style) in text for style in styles.STYLES)
     assert "0.86" in (tmp_path / "tiny-blip/README.md").read_text("utf-8")
