@@ -172,12 +172,19 @@ $("viewer").addEventListener("click", (event) => { if (event.target === $("viewe
 
 /* Curves */
 const hidden = new Set();
+const LOSS_WINDOW = 0.05; // share of the log's rows that a point of the loss is the mean of: a step's own is noise
+/** A centred moving mean; at the ends over the rows that are there. */
+function smoothed(values) {
+  const half = Math.floor((values.length * LOSS_WINDOW) / 2), sums = [0];
+  for (const value of values) sums.push(sums.at(-1) + value);
+  return values.map((_, place) => { const from = Math.max(0, place - half), to = Math.min(values.length, place + half + 1); return (sums[to] - sums[from]) / (to - from); });
+}
 function drawCurves() {
   const versions = data.versions.filter((version) => !hidden.has(version.name));
   const ink = getComputedStyle(document.body).getPropertyValue("--ink"), line = getComputedStyle(document.body).getPropertyValue("--line");
   const axis = { stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line } };
   const plots = [...allMetrics.map((metric) => [metric, (version) => version.steps.map((step) => [step, version.metrics[metric]?.[step]?.mean])]),
-    ["loss", (version) => version.log.step.map((step, place) => [step, version.log.loss[place]])],
+    ["loss, moving mean", (version) => { const means = smoothed(version.log.loss); return version.log.step.map((step, place) => [step, means[place]]); }],
     ["learning_rate", (version) => version.log.step.map((step, place) => [step, version.log.learning_rate[place]])]];
   $("plots").replaceChildren();
   for (const [title, points] of plots) {
@@ -213,18 +220,18 @@ function curveControls() {
 
 /* Numbers */
 function tables() {
-  const settings = Object.keys(data.versions[0].settings);
+  const settings = Object.keys(data.versions[0].settings).filter((key) => data.versions.some((version) => (version.settings[key] ?? "") !== ""));
   const voted = data.versions.some((version) => Object.keys(version.votes).length);
   const votesOf = (version, step) => { const found = version.votes[step]; return element("td", { "data-sort": found ? found.at_least : -1 }, found ? `${found.won} of ${found.of} (at least ${number(found.at_least, 2)})` : ""); };
-  const heads = ["version", ...settings, "chosen step", "tested on", "better than step 0", ...(voted ? ["votes won"] : []), ...allMetrics.flatMap((metric) => [metric, "against step 0"])];
+  const heads = ["version", "chosen step", "tested on", "better than step 0", ...(voted ? ["votes won"] : []), ...allMetrics.flatMap((metric) => [metric, "against step 0"]), ...settings];
   const rows = data.versions.map((version) => element("tr", {},
     element("td", {}, named(version)),
-    ...settings.map((key) => element("td", {}, String(version.settings[key] ?? ""))), element("td", { "data-sort": version.best.best_step }, version.best.overruled ? `${version.best.best_step} (rule: ${ruleStep(version)})` : version.foreign.length ? "" : String(version.best.best_step)),
+    element("td", { "data-sort": version.best.best_step }, version.best.overruled ? `${version.best.best_step} (rule: ${ruleStep(version)})` : version.foreign.length ? "" : String(version.best.best_step)),
     element("td", {}, version.best.overruled ? "chosen by a person" : version.best.test ? `${version.best.test.references.length} references` : "no test"), element("td", {}, version.best.resolved ? "yes" : "unresolved"), ...(voted ? [votesOf(version, version.best.best_step)] : []),
     ...allMetrics.flatMap((metric) => {
       const figure = version.figures[metric];
       return figure ? [element("td", {}, number(figure.best)), element("td", { "data-sort": figure.delta, class: figure.p !== null && figure.p <= data.level && "sure" }, `${signed(figure.delta)} [${number(figure.ci_low)}, ${number(figure.ci_high)}]`)] : [element("td"), element("td")];
-    })));
+    }), ...settings.map((key) => element("td", {}, String(version.settings[key] ?? "")))));
   $("versions").replaceChildren(element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", {}, head)))), element("tbody", {}, ...rows));
   new Tablesort($("versions"));
   $("note").textContent = data.note ? `Of versions, ${data.note}.` : "";
