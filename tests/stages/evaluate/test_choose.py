@@ -206,6 +206,7 @@ def plain(**steps: list[float]) -> Values:
     [
         ([9.0] * 5 + [9.1, 9.2, 9.1, 9.3, 9.2], "better than step 0: step 100: mean psnr_db 9.18, +1.18 against", True),
         ([9.0] * 5 + [6.9, 6.8, 6.9, 6.7, 6.8], "worse than step 0: step 100", False),
+        ([7.0] * 5 + [6.9, 6.8, 6.9, 6.7, 6.8], "worse than step 0: step 100", False),
         ([9.0] * 5 + [7.0, 9.0, 8.5, 7.5, 8.1], "unresolved: step 100", False),
         ([7.0] * 5 + [9.1, 9.2, 9.1, 9.3, 9.2], "unresolved: no checkpoint beats step 0 on the validation", False),
     ],

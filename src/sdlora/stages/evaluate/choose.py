@@ -166,12 +166,12 @@ def _verdict(found: Mapping[str, Any], metric: Metric) -> tuple[bool, str]:
         return False, f"{told}; {NO_TEST}"
     if found["overruled"]:
         return False, f"{told}; {BY_A_PERSON}"
+    if high < 0:
+        return False, f"worse than step 0: {told}; the 95 % interval excludes 0"
     if sign * found["validation"]["figures"][metric.name]["delta"] <= 0:
         return False, f"unresolved: no checkpoint beats step 0 on the validation references; {told}; {unseen}"
     if low > 0:
         return True, f"better than step 0: {told}; the 95 % interval excludes 0"
-    if high < 0:
-        return False, f"worse than step 0: {told}; the 95 % interval excludes 0"
     return False, f"unresolved: {told}; the 95 % interval includes 0; {unseen}"
 
 
