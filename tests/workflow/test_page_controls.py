@@ -215,6 +215,16 @@ def test_what_was_refused_and_what_stayed_lead_to_each_other(page: Page) -> None
     page.until(f"document.querySelectorAll('#gallery figure').length === 8 && {ACTIVE}.startsWith('picture-')")
 
 
+def test_what_is_surely_worse_is_not_called_unresolved(page: Page) -> None:
+    told = {"better": "yes", "worse": "no, worse", "unresolved": "unresolved", "untested": "unresolved"}
+    told["by a person"] = "unresolved"
+    for verdict, said in told.items():
+        page.run(f"data.versions[0].verdict = {verdict!r}; $('verdicts').replaceChildren(); verdicts(); tables()")
+        row = "[...document.querySelectorAll('#versions tbody tr:first-child td')].map((cell) => cell.innerText)"
+        assert said in page.run(row)
+        assert text(page, ".verdict .headline").lower().split()[0].rstrip(":") in (verdict, "not", "chosen")
+
+
 def test_tables_are_sorted_by_key(page: Page) -> None:
     names = "[...document.querySelectorAll('#versions tbody td:first-child')].map((cell) => cell.innerText).join()"
     focus(page, "#versions th:first-child")

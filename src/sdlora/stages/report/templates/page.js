@@ -26,12 +26,14 @@ const ruleStep = (version) => (version.best.overruled ?? version.best).best_step
 const drawnSteps = (version) => version.steps.filter((step) => version.samples[step]); // a comparison shows only those that were chosen
 const stepOf = (version, step) => (!step ? "no LoRA" : version.foreign.length ? "as it came" : `step ${step}`);
 const chosenOf = (version) => [...new Set([version.best.best_step, ruleStep(version)])].map((step) => ({ step, by: !version.best.overruled ? "" : step === ruleStep(version) ? "the rule" : "a person" }));
-/** What may be said of the chosen step, in as few words as it takes. */
-function headline(version) {
-  if (version.best.overruled) return ["Chosen by a person", ""];
-  if (!version.best.test) return ["Not tested: too few references", ""];
-  return version.best.resolved ? ["Better than without the LoRA", "better"] : ["Unresolved: these references show no sure difference", ""];
-}
+/** What may be said of the chosen step, in as few words as it takes; and how the table says it. */
+const HEADLINES = {
+  better: ["Better than without the LoRA", "yes"],
+  worse: ["Worse than without the LoRA", "no, worse"],
+  unresolved: ["Unresolved: these references show no sure difference", "unresolved"],
+  untested: ["Not tested: too few references", "unresolved"],
+  "by a person": ["Chosen by a person", "unresolved"],
+};
 /** The chosen step beside the references and the base, large: what a visitor looks for first. */
 function glance(version) {
   const step = version.best.best_step, part = version.best.test ?? version.best.validation, references = data.references[version.references];
@@ -45,7 +47,7 @@ function verdicts() {
   if (data.versions.length > 1) box.className = "cards";
   box.append(...data.versions.map((version) => element("div", { class: "verdict" },
     data.versions.length > 1 ? element("strong", {}, named(version)) : null,
-    element("p", { class: `headline ${headline(version)[1]}` }, headline(version)[0]), glance(version),
+    element("p", { class: `headline ${version.verdict === "better" ? "better" : ""}` }, HEADLINES[version.verdict][0]), glance(version),
     element("p", {}, version.foreign.length ? `${version.best.why}.`.replace("step 1:", "as it came:") : `${version.best.why}.`), element("p", { class: "rule" }, version.best.overruled ? `Chosen by a person. The rule, ${version.best.rule}, says: ${version.best.overruled.why}.` : version.foreign.length ? `From elsewhere: ${version.foreign.join("; ")}.` : `Chosen by: ${version.best.rule}${version.best.chosen ? ", and by a person" : ""}.`),
     ...version.best.warnings.map((warning) => element("p", { class: "warning" }, `${warning}.`)),
     version.accepted.length ? element("details", {}, element("summary", {}, "Accepted after an update of code or packages"), element("ul", {}, ...version.accepted.map((line) => element("li", {}, line)))) : null)));
@@ -220,7 +222,7 @@ function tables() {
   const rows = data.versions.map((version) => element("tr", {},
     element("td", {}, named(version)),
     ...settings.map((key) => element("td", {}, String(version.settings[key] ?? ""))), element("td", { "data-sort": version.best.best_step }, version.best.overruled ? `${version.best.best_step} (rule: ${ruleStep(version)})` : version.foreign.length ? "" : String(version.best.best_step)),
-    element("td", {}, version.best.overruled ? "chosen by a person" : version.best.test ? `${version.best.test.references.length} references` : "no test"), element("td", {}, version.best.resolved ? "yes" : "unresolved"), ...(voted ? [votesOf(version, version.best.best_step)] : []),
+    element("td", {}, version.best.overruled ? "chosen by a person" : version.best.test ? `${version.best.test.references.length} references` : "no test"), element("td", {}, HEADLINES[version.verdict][1]), ...(voted ? [votesOf(version, version.best.best_step)] : []),
     ...allMetrics.flatMap((metric) => {
       const figure = version.figures[metric];
       return figure ? [element("td", {}, number(figure.best)), element("td", { "data-sort": figure.delta, class: figure.p !== null && figure.p <= data.level && "sure" }, `${signed(figure.delta)} [${number(figure.ci_low)}, ${number(figure.ci_high)}]`)] : [element("td"), element("td")];
