@@ -222,6 +222,12 @@ def test_what_is_said(after: list[float], start: str, resolved: bool) -> None:
     assert (f"below {best['smallest_detectable']} would mostly have been missed" in str(best["why"])) is unresolved
 
 
+def test_equal_differences_do_not_say_how_much_would_have_been_missed() -> None:
+    best = explained(plain(_0=[8.0] * 10, _100=[8.5] * 10))
+    assert best["smallest_detectable"] is None
+    assert str(best["why"]).startswith("unresolved: step 100") and str(best["why"]).endswith("includes 0")
+
+
 def test_what_four_decimals_do_not_show_is_found(tmp_path: Path) -> None:
     """Losses of 0.1 that fell by 0.00004 on every reference."""
     gains = [3.9e-5, 4.1e-5, 4.0e-5, 4.2e-5, 3.8e-5] * 2
