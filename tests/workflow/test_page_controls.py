@@ -279,6 +279,35 @@ def test_votes_by_mouse_and_by_key_are_saved(page: Page) -> None:
     rows = [json.loads(line) for line in saved.read_text("utf-8").splitlines()]
     assert saved.name == "new-votes.jsonl" and len(rows) == 4
     assert all({row["winner"], row["loser"]} == {*sides} for row in rows)
+    assert len({row["id"] for row in rows}) == 4, "so that a file that is added twice counts once"
+
+
+def test_votes_outlive_the_page_until_they_are_recorded_or_discarded(served_page: tuple[Page, str]) -> None:
+    page, address = served_page
+    kept, said = "localStorage.getItem('sdlora-votes')", "document.querySelector('#tally').innerText"
+    page.open(f"{address}/report/index.html", 1400)
+    page.run("localStorage.setItem('sdlora-votes', '[null, 3, {}]')")  # whatever else may be there
+    for number in (1, 2):
+        page.open(f"{address}/report/index.html", 1400)
+        page.click("#ballot figure:nth-child(1) button")
+        page.until(f"{said}.includes('{number} new')")
+    drawn_anew = f"JSON.stringify(JSON.parse({kept}).map((one) => ({{ ...one, pictures: ['x', 'y'] }})))"
+    whole = page.run(kept)
+    page.run(f"localStorage.setItem('sdlora-votes', {drawn_anew})")
+    page.open(f"{address}/report/index.html", 1400)
+    assert "new" not in page.run(said), "a vote is tied to the pictures it was cast on"
+    page.run(f"localStorage.setItem('sdlora-votes', {json.dumps(whole)})")
+    page.run(f"votes.length = 0; data.votes.push(JSON.parse({kept})[0]); recallVotes()")
+    assert page.run("votes.length") == 1 == page.run(f"JSON.parse({kept}).length"), "the other is in votes.jsonl"
+    page.open(f"{address}/report/index.html", 1400)
+    page.click("#tally button")
+    page.until(f"{said} === '' && {kept} === '[]'")
+    leave = "dispatchEvent(new Event('beforeunload', { cancelable: true }))"
+    page.run("Storage.prototype.setItem = () => { throw new DOMException('no'); }")
+    assert page.run(leave), "nothing is lost"
+    page.click("#ballot figure:nth-child(1) button")
+    page.until(f"{said}.includes('keeps nothing')")
+    assert not page.run(leave)
 
 
 def test_links_and_folds_by_mouse_and_by_key(page: Page) -> None:

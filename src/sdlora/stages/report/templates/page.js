@@ -268,7 +268,26 @@ function comparison() {
 /* Blind vote */
 const candidates = data.versions.flatMap((version) => drawnSteps(version).filter((step) => step || version === data.versions[0]).map((step) => [`${version.name}/${step}`, several ? `${version.name}, ${stepOf(version, step)}` : stepOf(version, step)]));
 const votes = [...data.votes]; // what votes.jsonl has, and what is voted here
-let pair = null;
+const KEPT = "sdlora-votes"; // where this browser keeps what is voted until votes.jsonl has it, of all pages
+let pair = null, keeps = true;
+const isVote = (vote) => Array.isArray(vote?.pictures) && ["id", "reference", "seed", "winner", "loser"].every((key) => typeof vote[key] === "string");
+function keptVotes() {
+  try { return JSON.parse(localStorage.getItem(KEPT)).filter(isVote); } catch { return []; }
+}
+function keepVotes(all) {
+  try { localStorage.setItem(KEPT, JSON.stringify(all)); } catch { keeps = false; }
+}
+/** What was voted before the page was left: on these very pictures, and not in votes.jsonl yet. */
+function recallVotes() {
+  const recorded = new Set(data.votes.map((vote) => vote.id)), all = keptVotes(), open = all.filter((vote) => !recorded.has(vote.id));
+  if (open.length < all.length) keepVotes(open);
+  votes.push(...open.filter((vote) => counted(vote, vote.winner, 0) && counted(vote, vote.loser, 1)));
+}
+function discardVotes() {
+  const gone = new Set(votes.splice(data.votes.length).map((vote) => vote.id));
+  keepVotes(keptVotes().filter((vote) => !gone.has(vote.id)));
+  drawTally();
+}
 const split = (name) => [versionOf[name.slice(0, name.lastIndexOf("/"))], Number(name.slice(name.lastIndexOf("/") + 1))];
 /** Lower end of Wilson's 95 % interval of a share (Wilson 1927). */
 function wilson(wins, count) {
@@ -297,7 +316,9 @@ function drawBallot() {
 }
 function vote(side) {
   const sides = [pair.names[side], pair.names[1 - side]];
-  votes.push({ reference: pair.reference, seed: pair.seed, winner: sides[0], loser: sides[1], pictures: sides.map((name) => sampleFor(split(name), pair)[2]) });
+  const id = [...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  votes.push({ id, reference: pair.reference, seed: pair.seed, winner: sides[0], loser: sides[1], pictures: sides.map((name) => sampleFor(split(name), pair)[2]) });
+  keepVotes([...keptVotes(), votes[votes.length - 1]]);
   drawTally();
   drawBallot();
   $("ballot").querySelectorAll("button")[side]?.focus({ preventScroll: true }); // the keys go on where they were
@@ -306,14 +327,17 @@ function vote(side) {
 const counted = (vote, name, side) => { const [version, step] = split(name); return name === [vote.winner, vote.loser][side] && version?.samples[step]?.[vote.reference]?.[vote.seed]?.[2] === vote.pictures[side]; };
 const nameOf = (name) => { const [version, step] = split(name); return `${several ? `${version.name}, ` : ""}${stepOf(version, step)}`; };
 function drawTally() {
-  if (!votes.length) return;
+  if (!votes.length) { $("tally").replaceChildren(); return; }
   const names = [...new Set(votes.flatMap((vote) => [vote.winner, vote.loser]))];
   const rows = names.map((name) => { const wins = votes.filter((vote) => counted(vote, name, 0)).length, count = wins + votes.filter((vote) => counted(vote, name, 1)).length; return { name, wins, count, bound: wilson(wins, count) }; }).filter((row) => row.count).sort((a, b) => b.bound - a.bound);
   const cast = votes.slice(data.votes.length), name = "new-votes.jsonl"; // those alone: other pages have votes of their own
   const save = element("a", { download: name, href: URL.createObjectURL(new Blob(cast.map((row) => JSON.stringify(row) + "\n"), { type: "application/jsonl" })) }, `Save ${name}`);
+  const discard = element("button", { type: "button" }, "Discard them");
+  discard.addEventListener("click", discardVotes);
   $("tally").replaceChildren(element("table", {}, element("thead", {}, element("tr", {}, ...["checkpoint", "won", "of", "at least"].map((head) => element("th", {}, head)))),
     element("tbody", {}, ...rows.map((row) => element("tr", {}, ...[nameOf(row.name), row.wins, row.count, number(row.bound, 2)].map((text) => element("td", {}, String(text))))))),
   element("p", { class: "hint" }, "At least: the lower end of Wilson's 95 % interval of the share won, so that two of two rank below eighteen of twenty."),
-  ...(!cast.length ? [] : [element("p", {}, save, ` (${cast.length} new, ${data.votes.length} from votes.jsonl). Add its lines to votes.jsonl beside params.yaml: the table of versions counts them when the page is made again.`)]));
+  ...(!cast.length ? [] : [element("p", {}, save, ` (${cast.length} new, ${data.votes.length} from votes.jsonl). Add its lines to votes.jsonl beside params.yaml: the table of versions counts them when the page is made again. ${keeps ? "Until then this browser keeps them." : "This browser keeps nothing: save them before you leave."} `, discard)]));
 }
+addEventListener("beforeunload", (event) => { if (!keeps && votes.length > data.votes.length) event.preventDefault(); });
 $("vote").addEventListener("keydown", (event) => { if (pair && ["1", "2"].includes(event.key) && event.target.tagName !== "SELECT") vote(Number(event.key) - 1); });
