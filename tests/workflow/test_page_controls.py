@@ -353,16 +353,16 @@ def test_all_fits_and_nothing_leaves_the_machine(served_page: tuple[Page, str], 
     assert all(name.startswith((address, "blob:")) for name in page.asked())
 
 
-def test_three_versions_of_thirteen_checkpoints_are_small_and_painted_at_once(tmp_path: Path) -> None:
+def test_three_versions_of_thirteen_checkpoints_are_small_and_painted_with_little_work(tmp_path: Path) -> None:
     """Real pictures as large as a thumbnail may be; versions share those without a LoRA alone."""
     fitted = make_set(tmp_path / "data/sets/small", 128)
     file = make_page(tmp_path, dict.fromkeys("abc", fitted), [*range(0, 1300, 100)])
     assert file.stat().st_size <= 15e6
     with page_of(tmp_path / "results") as (page, address):
+        before = page.cpu_seconds()
         page.open(f"{address}/report/index.html", 1400)
+        page.until("performance.getEntriesByName('first-contentful-paint').length")
+        assert 0.01 < page.cpu_seconds() - before < 0.5, "s of one core: a fifth of it where this was written"
         drawn = 3 * (12 * 5 + 5 * 4) + 5 + 5 * 4
         assert page.run("Object.keys(data.thumbnails).length") >= drawn + 10 + TRAINED
         assert page.run("data.versions.map((version) => version.steps.length)") == [13, 13, 13]
-        paints = "performance.getEntriesByName('first-contentful-paint')"
-        page.until(f"{paints}.length")
-        assert page.run(f"{paints}[0].startTime") < 1000, "ms"
