@@ -26,6 +26,7 @@ from sdlora.stages.animate.recipe import AnimateRecipe
 from sdlora.stages.evaluate.recipe import EvaluateRecipe
 from sdlora.stages.export.recipe import ExportRecipe
 from sdlora.stages.report.recipe import ReportRecipe
+from sdlora.stages.train.recipe import DONE
 
 
 @dataclass(frozen=True)
@@ -138,13 +139,13 @@ def _named(values: Values, inputs: Sequence[Path] = ()) -> Identity:
 def _stopped(job: Recipe) -> Iterator[Change]:
     """The newest unfinished training in the store that is this one but for an update."""
     runs = store.entries("train")
-    if not any(not (run / "done.json").exists() for run in runs):
+    if not any(not (run / DONE).exists() for run in runs):
         return
     from sdlora.stages.train.checkpoint import newest_manifest  # imports torch
 
     wanted = _named(job.identity(), job.inputs)
     for run in runs:
-        manifest = None if (run / "done.json").exists() else newest_manifest(run)
+        manifest = None if (run / DONE).exists() else newest_manifest(run)
         names = differing(manifest.identity, wanted) if manifest else []
         if manifest and names and is_update(names):
             yield Change(job, None, tuple(names), manifest.identity, run)
