@@ -2,9 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from sdlora import records
 from sdlora.errors import DataError, download_command
@@ -69,21 +67,13 @@ def _without_safetensors(path: Path) -> Iterator[Path]:
 
 def _folders(path: Path) -> list[Path]:
     """Where the weights of a pipeline, or of one network, lie."""
-    parts = _said_by(path / "model_index.json")
+    parts = records.read_config(path / "model_index.json") or {}
     return [path / name for name in parts if name not in NOT_LOADED and not name.startswith("_")] or [path]
-
-
-def _said_by(config: Path) -> dict[str, Any]:
-    """A model's config; nothing where there is none, or it is damaged, which whoever loads it says."""
-    with suppress(OSError, ValueError):
-        found = records.read_json(config)
-        return found if isinstance(found, dict) else {}
-    return {}
 
 
 def conversion(folder: Path) -> str:
     """The command that writes a folder's weights as safetensors, with the libraries' own means."""
-    said = _said_by(folder / "config.json")
+    said = records.read_config(folder / "config.json") or {}
     if "_class_name" in said:
         kind = f"diffusers.{said['_class_name']}"
     elif said.get("architectures"):

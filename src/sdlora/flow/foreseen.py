@@ -71,7 +71,8 @@ class Question(BaseModel):
             family=base.family, model=base.model, size_px=base.size_px,
             drawn_px=drawn_px if sample.decode == "tiled" else 0, drawing=drawing,
             encoders={} if sample.clip_skip is None else _encoders(folder),
-            index=_json(folder / "model_index.json"), scheduler=_json(folder / "scheduler/scheduler_config.json"),
+            index=records.read_config(folder / "model_index.json"),
+            scheduler=records.read_config(folder / "scheduler/scheduler_config.json"),
             training=None if train is None else train.model_dump(mode="json", include={*OF_TRAINING}),
             learns_text=train is not None and train.text_encoder is not None,
             learns_trigger=train is not None and train.pivotal is not None,
@@ -95,15 +96,7 @@ def _folder_of(base: Base) -> Path:
 
 
 def _encoders(folder: Path) -> dict[str, Any]:
-    return {path.parent.name: _json(path) for path in sorted(folder.glob("text_encoder*/config.json"))}
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = records.read_json(path)
-    except (OSError, ValueError):  # where it is damaged, whoever loads it says so
-        return None
-    return found if isinstance(found, dict) else None
+    return {path.parent.name: records.read_config(path) for path in sorted(folder.glob("text_encoder*/config.json"))}
 
 
 class Foresight:
