@@ -5,13 +5,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sdlora import records
-from sdlora.errors import DataError, download_command
+from sdlora.errors import DataError, MissingError, SdloraError, download_command
 
 MOST_HEADER = 100_000_000  # bytes: safetensors' own limit
 OTHERS = (".bin", ".ckpt", ".pt", ".pth")
 #: Parts of a pipeline's folder that are never loaded.
 NOT_LOADED = ("safety_checker", "feature_extractor")
 WHY = "only .safetensors is read: other files can run code when they are opened"
+#: The keys of `params.yaml` that name a model.
+BASE, VAE, CAPTIONER, FILM = "bases.<name>.model", "bases.<name>.vae", "bases.<name>.captioner", "animate.model"
+#: What a folder must have to be one of them.
+INDICES = {
+    BASE: ("model_index.json", "a base as diffusers saves it"),
+    VAE: ("config.json", "a VAE as diffusers saves it"),
+    CAPTIONER: ("config.json", "a BLIP as transformers saves it"),
+    FILM: ("model_index.json", "a pipeline as diffusers saves it"),
+}
 #: How diffusers and transformers say that a model's weights are no safetensors.
 _SAID = ("find the necessary `safetensors`", "no file named", "does not appear to have a file named")
 
@@ -43,6 +52,23 @@ def refuse_others(model: str) -> None:
         )
     for file in _without_safetensors(path):
         raise DataError(f"{file}: {WHY}; `{conversion(path)}` writes such beside it")
+
+
+def refuse_incomplete(option: str, model: str) -> None:
+    """Refuse a folder that holds no model at all, as one that was named by mistake or is downloaded in part.
+
+    Args:
+        option: The key of `params.yaml` that names it.
+        model: A hub id, a folder or a file.
+
+    Raises:
+        DataError: Names the file that it lacks.
+    """
+    path, (index, what) = Path(model), INDICES[option]
+    if path.is_dir() and not (path / index).is_file():
+        raise DataError(
+            f"{option}: the folder {model!r} has no {index}, so it is not {what}; name another, or a hub id"
+        )
 
 
 def _predicts_velocity(path: Path) -> bool:
@@ -101,4 +127,23 @@ def refusal(model: str, revision: str | None, error: Exception) -> DataError | N
     return DataError(
         f"{model} has no weights in that format, and {WHY}; say `{download_command(model, revision)} --local-dir "
         f"{folder}` and name {folder} in params.yaml: for a folder it is said how they are converted"
+    )
+
+
+def unreadable(option: str, model: str, revision: str | None, error: Exception) -> SdloraError:
+    """What is said where a library cannot read a model.
+
+    Args:
+        option: The key of `params.yaml` that names it.
+        model: A hub id, a folder or a file.
+        revision: Of the hub.
+        error: The library's.
+    """
+    said = next(iter(str(error).splitlines()), type(error).__name__)
+    if Path(model).exists() or not isinstance(error, OSError | ValueError):
+        return DataError(f"{option}: {model!r} cannot be read: {said}")
+    other = " or a .safetensors file" if option == BASE else ""
+    return MissingError(
+        f"{option}: {model!r} is neither on this machine nor to be had from the hub at {revision or 'main'}. Where "
+        f"there is a network: `{download_command(model, revision)}`, or set {option} to a folder{other} ({said})"
     )

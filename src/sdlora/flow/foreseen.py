@@ -119,7 +119,8 @@ class Foresight:
         Raises:
             SdloraError: Its own sentence, which it would have said after all jobs before it.
         """
-        for model in _models_of(job):
+        for option, model in _models_of(job):
+            weights.refuse_incomplete(option, model)
             weights.refuse_others(model)
         if self._here:
             _check_machine(job)
@@ -158,6 +159,8 @@ def _ask(questions: Sequence[Question]) -> list[str | None]:
         print(f"note: what the bases cannot do is said by each job: {done.stderr.strip()[-300:]}", file=sys.stderr)
         return [None] * len(questions)
     answers: list[str | None] = json.loads(done.stdout.splitlines()[-1])
+    for model in {question.model: None for question, answer in zip(questions, answers, strict=True) if answer is None}:
+        print(f"note: what {model} cannot do is said by each job", file=sys.stderr)
     return answers
 
 
@@ -170,14 +173,16 @@ def _question_of(job: Recipe) -> Question | None:
     return Question.of(job.base, job.size_px, job.sample, None) if isinstance(job, DrawingRecipe) else None
 
 
-def _models_of(job: Recipe) -> Iterator[str]:
-    """Hub ids and folders of the networks that a job loads."""
+def _models_of(job: Recipe) -> Iterator[tuple[str, str]]:
+    """Hub ids and folders of the networks that a job loads, and the option that names each."""
     if isinstance(job, TrainRecipe | EncodeRecipe | DrawingRecipe):
-        yield from (model for model in (job.base.model, job.base.vae) if model is not None)
+        yield weights.BASE, job.base.model
+        if job.base.vae is not None:
+            yield weights.VAE, job.base.vae
     if isinstance(job, CaptionRecipe):
-        yield job.captioner
+        yield weights.CAPTIONER, job.captioner
     if isinstance(job, AnimateRecipe):
-        yield job.animate.model
+        yield weights.FILM, job.animate.model
 
 
 def _check_machine(job: Recipe) -> None:

@@ -14,12 +14,19 @@ from sdlora import choices, cpu
 from sdlora.config.params import Base
 from sdlora.config.train import Train
 from sdlora.errors import DataError, MissingError, ParamsError
-from sdlora.models.loading import check_class, from_pretrained, revision_option, scheduler_file, weights_dtype
+from sdlora.models.loading import (
+    UNREADABLE,
+    check_class,
+    from_pretrained,
+    revision_option,
+    scheduler_file,
+    weights_dtype,
+)
 from sdlora.models.names import KohyaForm
 from sdlora.models.objective import Epsilon, Objective, Velocity, objective_of
 from sdlora.speed import Speed
 from sdlora.tensors import DTYPES
-from sdlora.weights import refuse_others
+from sdlora.weights import BASE, VAE, refuse_others, unreadable
 
 Conditioning = dict[str, Tensor]
 Tokens = dict[str, Tensor]
@@ -138,14 +145,28 @@ class ModelFamily:
         if self.base.vae is not None and "vae" in kinds:
             from diffusers import AutoencoderKL
 
-            options["vae"] = from_pretrained(AutoencoderKL, self.base.vae, self.base.vae_revision, dtype=self.dtype)
+            options["vae"] = from_pretrained(
+                AutoencoderKL, VAE, self.base.vae, self.base.vae_revision, dtype=self.dtype
+            )
         if self.base.model.endswith(".safetensors"):
             if not Path(self.base.model).is_file():
                 raise MissingError(f"the base model: there is no file {self.base.model!r}")
             refuse_others(self.base.model)
-            return self.text2img.from_single_file(self.base.model, **options)
+            return self._from_file(options)
         options |= self._load_options()
-        return from_pretrained(self.text2img, self.base.model, self.base.revision, **options)
+        return from_pretrained(self.text2img, BASE, self.base.model, self.base.revision, **options)
+
+    def _from_file(self, options: Mapping[str, Any]) -> Any:
+        """The pipeline of a single file, which brings no configs."""
+        model = self.base.model
+        try:
+            return self.text2img.from_single_file(model, **options)
+        except UNREADABLE as error:
+            call = f"{self.text2img.__name__}.from_single_file({model!r}).save_pretrained(...)"
+            raise DataError(
+                f"{unreadable(BASE, model, None, error)}; if it is whole, diffusers lacks its configs, which it "
+                f"fetches from the hub: where there is a network, `{call}` writes a folder that needs none"
+            ) from None
 
     def _load_options(self) -> dict[str, Any]:
         return self.load_options

@@ -19,8 +19,11 @@ from sdlora.models.objective import objective_of
 from sdlora.stages.sample.drawing import check_before_training, check_drawing
 
 
-def why_not(question: Question) -> str:
-    """The sentence with which a job would refuse; nothing where it would not, or where it takes files to know."""
+def why_not(question: Question) -> str | None:
+    """The sentence with which a job would refuse; nothing where it would not, or where it takes files to know.
+
+    None where nobody can tell: a base's files are damaged, which the job says.
+    """
     family: type[ModelFamily] = choices.pick(choices.FAMILIES, question.family)
     drawing = _drawing(question.drawing)
     try:
@@ -32,6 +35,8 @@ def why_not(question: Question) -> str:
             check_before_training(drawing, base, question.drawn_px)
     except SdloraError as error:
         return str(error)
+    except Exception:  # of a library, about one base: the answers about others stand
+        return None
     return ""
 
 
