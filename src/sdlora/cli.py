@@ -1,6 +1,7 @@
 """The command `sdlora`: everything that is no job of the DAG."""
 
 import argparse
+import csv
 import importlib.util
 import platform
 import shutil
@@ -196,7 +197,12 @@ def _versions(args: argparse.Namespace) -> None:
 
     if not args.table.is_file():
         raise ParamsError(f"there is no table {args.table}; `snakemake results/report/index.html` makes it")
-    print(markdown(records.read_csv(args.table)), end="")
+    try:
+        print(markdown(records.read_csv(args.table)), end="")
+    except (csv.Error, IndexError, KeyError, ValueError):
+        raise ParamsError(
+            f"{args.table}: this is no table of all versions, as results/report/versions.csv is"
+        ) from None
 
 
 def _doctor(args: argparse.Namespace) -> None:

@@ -66,6 +66,12 @@ def changes(params: Params, versions: Sequence[str]) -> list[Change]:
     return found
 
 
+def with_trainings(params: Params, versions: Sequence[str]) -> list[str]:
+    """Some versions and their further trainings (`train.seeds`), each once."""
+    trainings = (params.trainings(name) if name in params.versions else [name] for name in versions)
+    return list(dict.fromkeys(name for names in trainings for name in names))
+
+
 def accept(found: Iterable[Change]) -> None:
     """Write the changes into the records, and make what was kept of trainings theirs."""
     for change in found:
@@ -187,13 +193,23 @@ def run(versions: Sequence[str], sure: bool) -> None:
     """
     params = load(Path("params.yaml"), studies=True)
     lock.acquire(["accept"])
+    versions = with_trainings(params, versions)
     found = changes(params, versions)
     if not found:
         print("nothing to accept: what is there was made by this code and these packages")
         return
     print("\n".join(change.text for change in found))
-    if not sure and input("keep these results? [y/N] ").strip().lower() not in ("y", "yes"):
+    if not sure and not _is_wanted():
         raise DataError("nothing was changed")
     accept(found)
     write_pages(params, versions)
     print(f"kept; the records and the pages of {', '.join(versions)} say so")
+
+
+def _is_wanted() -> bool:
+    """Whether the user says so; where nobody can answer, as in a script, it is a no."""
+    try:
+        return input("keep these results? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        print()
+        return False

@@ -1,5 +1,10 @@
 """The table of all versions, as Markdown."""
 
+from pathlib import Path
+
+import pytest
+
+from sdlora.cli import main
 from sdlora.stages.report.versions import gain, markdown
 
 ROW = {
@@ -31,3 +36,10 @@ def test_only_what_a_test_has_found_is_bold() -> None:
 def test_v10_comes_after_v9() -> None:
     rows = markdown([{**ROW, "version": name} for name in ("pixel", "v10", "v9")]).splitlines()[2:]
     assert [row.split(" | ")[0] for row in rows] == ["| pixel", "| v9", "| v10"]
+
+
+@pytest.mark.parametrize("content", ["", "step,metric\n0,ssim\n", "version,ssim_best\nv8,1\n", "\x00\xff"])
+def test_a_table_that_is_none_of_versions_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_bytes(content.encode("latin-1"))
+    with pytest.raises(SystemExit, match=r"error: .*table\.csv: this is no table of all versions"):
+        main(["versions", str(tmp_path / "table.csv")])
