@@ -6,11 +6,12 @@ import importlib.util
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
 from sdlora.config.load import load
+from sdlora.config.params import Params
 from sdlora.errors import ParamsError, SdloraError, suggest
 
 
@@ -141,6 +142,7 @@ def _compare(args: argparse.Namespace) -> None:
     results = Path("results")
     out = results / "compare" / f"{args.one}-vs-{args.other}.csv"
     trainings = {name: [results / training for training in params.trainings(name)] for name in names}
+    _note_stale(params, names)
     samples = params.versions[names[0]].evaluate.bootstrap_samples
     compare(results / args.one, results / args.other, samples, out, trainings)
     datasets = {name: params.versions[name].dataset for name in names}
@@ -154,6 +156,20 @@ def _compare(args: argparse.Namespace) -> None:
     )
     print(out.read_text("utf-8"), end="")
     print(f"page: {page}", file=sys.stderr)
+
+
+def _note_stale(params: Params, names: Iterable[str]) -> None:
+    """Say which results, of some versions' trainings, are not those of the settings that stand beside them."""
+    from sdlora.flow import freshness, plan
+    from sdlora.stages.evaluate.recipe import EvaluateRecipe
+
+    made = {Path(EvaluateRecipe.made_pattern().format(version=one)): one for n in names for one in params.trainings(n)}
+    for path in freshness.stale([*made], plan.jobs(params)):
+        print(
+            f"note: results/{made[path]} is not what params.yaml, its data, the code and the packages make now: "
+            f"`snakemake results/{made[path]}/metrics.csv` does",
+            file=sys.stderr,
+        )
 
 
 def _docs(args: argparse.Namespace) -> None:

@@ -60,7 +60,9 @@ def changes(params: Params, versions: Sequence[str]) -> list[Change]:
     jobs = plan.jobs(params)
     hashes = FileHashes()
     last = (EvaluateRecipe, ExportRecipe, AdoptRecipe, AnimateRecipe)
-    wanted = _before({job.made for job in jobs if isinstance(job, last) and job.name in versions}, jobs)
+    wanted = freshness.with_all_before(
+        {job.made for job in jobs if isinstance(job, last) and job.name in versions}, jobs
+    )
     found = [change for job in jobs if job.made in wanted for change in _change(job, hashes)]
     hashes.save()
     return found
@@ -93,19 +95,6 @@ def accept(found: Iterable[Change]) -> None:
                 "accepted": [*change.made.accepted, update],
             },
         )
-
-
-def _before(goals: set[Path], jobs: Sequence[Recipe]) -> set[Path]:
-    """The records of some jobs and of all that they are made from."""
-    of = {job.made: job for job in jobs}
-    found: set[Path] = set()
-    waiting = [*goals]
-    while waiting:
-        path = waiting.pop()
-        if path not in found:
-            found.add(path)
-            waiting += of[path].inputs
-    return found
 
 
 def _change(job: Recipe, hashes: FileHashes) -> Iterator[Change]:
@@ -181,7 +170,7 @@ def write_pages(params: Params, versions: Sequence[str]) -> None:
     for job in jobs:
         if not isinstance(job, ReportRecipe) or job.version not in versions:
             continue
-        if all(path.exists() for path in _before({job.made}, jobs) - {job.made}):
+        if all(path.exists() for path in freshness.with_all_before({job.made}, jobs) - {job.made}):
             freshness.write_made(job, write_version(job, votes))
 
 
