@@ -184,6 +184,8 @@ def _preflight(args: argparse.Namespace) -> None:
         raise ParamsError(f"there is no version {args.version!r}{suggest(args.version, params.versions)}")
     if params.versions[args.version].lora is not None:
         raise ParamsError(f"version {args.version} names a LoRA from elsewhere: there is no training to predict")
+    if args.ram and args.device:
+        raise ParamsError("--ram is what a training asks a cluster for, wherever it trains: leave --device out")
     if args.ram:
         from sdlora.memory import ram  # imports torch
 

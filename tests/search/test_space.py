@@ -13,6 +13,7 @@ from sdlora.errors import ParamsError
 from sdlora.flow.identity import nested
 from sdlora.search import page
 from sdlora.search.journal import Journal, Outcome
+from sdlora.search.run import Asked, Search
 from sdlora.search.space import Range, Space, Values, space_of
 
 ASKED = ("--like", "a", "--set", "train.rank=2,4")
@@ -191,6 +192,16 @@ def test_a_trial_is_hopeless_if_it_is_worse_than_the_median_of_those_that_finish
     assert journal.is_hopeless(3, params, {2: 1.6}), "one that was given up moves no median"
     best = journal.best()
     assert best is not None and best.number == 0 and journal.importances() == {}
+
+
+def test_no_trial_of_a_finished_search_can_be_left_out(folder: Path) -> None:
+    journal = opened(folder)
+    study = Study(like="a", settings=dict(SPACE.texts), by="ssim", prune_at=(2,))
+    search = Search("s", study, SPACE, stated(folder / "params.yaml"), load(folder / "params.yaml"))
+    search.journal, search.known = journal, search.trials({})
+    journal.tell(Outcome(0, journal.propose(0, 0, []), 1.0))
+    with pytest.raises(ParamsError, match="--leave-out: all 1 trials of s have come to their end"):
+        search.make(Asked("s", {}, 1, 1, (0,), ()))
 
 
 def test_a_grid_is_every_combination_once(tmp_path: Path) -> None:
