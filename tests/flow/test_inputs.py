@@ -7,6 +7,7 @@ from sdlora.config.animate import XT_COMMIT, Animate
 from sdlora.config.evaluate import Evaluate
 from sdlora.config.load import load
 from sdlora.config.params import Base, Params
+from sdlora.errors import DataError
 from sdlora.flow import inputs
 
 HUB = {"model": "somebody/base", "family": "sd", "size_px": 512, "captioner": "models/tiny-blip"}
@@ -56,6 +57,17 @@ def test_networks_that_measure_and_films_can_move_as_well(monkeypatch: pytest.Mo
     ] * 2 + ["animate.revision is not set"]
     notes = "".join(inputs.moving(params))
     assert all(said.format(model) in notes for model in ("a/clip", "b/clip", "a/b")), "cmmd's is pinned by default"
+
+
+def test_captions_of_a_users_own_that_are_not_there_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shipped = load(ROOT / "params.yaml")
+    name = shipped.versions["v8"].dataset
+    lost = shipped.datasets[name].model_copy(update={"captions_override": "data/mine.jsonl"})
+    params = shipped.model_copy(update={"datasets": {**shipped.datasets, name: lost}, "run": ("v8",)})
+    with pytest.raises(DataError, match=rf"datasets\.{name}\.captions_override: there is no file 'data/mine.jsonl'"):
+        inputs.check(params)
+    inputs.check(shipped)
 
 
 def test_the_shipped_bases_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:

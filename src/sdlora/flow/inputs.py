@@ -86,16 +86,19 @@ def _pull(path: str) -> str:
 
 
 def check(params: Params) -> None:
-    """Fail before any work when a version of `run` has no pictures to start from, or no LoRA that it names.
+    """Fail before any work when a version of `run` has no pictures to start from, or no LoRA or captions that it names.
 
     Raises:
-        DataError: If a folder source is missing or holds no picture, or a LoRA is missing.
+        DataError: If a folder source is missing or holds no picture, or a LoRA, masks or captions are missing.
     """
     _check_loras(params)
     for name in dict.fromkeys(params.versions[name].dataset for name in params.run):
         masks = params.datasets[name].masks
         if masks not in (None, ALPHA) and not Path(str(masks)).is_dir():
             raise DataError(f"datasets.{name}.masks: there is no folder {masks!r}; or did you mean alpha?")
+        captions = params.datasets[name].captions_override
+        if captions is not None and not Path(captions).is_file():
+            raise DataError(f"datasets.{name}.captions_override: there is no file {captions!r}{_pull(captions)}")
         for number, source in enumerate(params.datasets[name].sources):
             where = f"datasets.{name}.sources[{number}].path"
             if isinstance(source, HubSource) and source.local and not Path(source.local).is_dir():
