@@ -7,7 +7,7 @@ import pytest
 from helpers import SMALL
 
 from sdlora.cli import main
-from sdlora.config.load import load, stated, written_out
+from sdlora.config.load import load, section_of, stated, written_out
 from sdlora.config.search import Study, Trials
 from sdlora.errors import ParamsError
 from sdlora.flow.identity import nested
@@ -128,6 +128,15 @@ def test_a_trial_is_a_version_beside_those_of_the_file(folder: Path) -> None:
     (folder / "searches/s/trials.yaml").write_text(text.replace("like: a", "like: aa"), encoding="utf-8")
     with pytest.raises(ParamsError, match=r"like is 'aa', which params.yaml does not have; did you mean a\?"):
         load(folder / "params.yaml")
+
+
+def test_one_value_in_a_file_is_the_same_for_all_trials(folder: Path) -> None:
+    """As `--set sample.hires=null` is on the command line."""
+    text = "like: a\nsettings: {train.rank: [2, 4], train.steps: 400, sample.hires: null, train.ema: {decay: 0.9}}\n"
+    (folder / "study.yaml").write_text(text, encoding="utf-8")
+    space = space_of(section_of(folder / "study.yaml", Study).settings, grid=False)
+    assert [*space.varied] == ["train.rank"]
+    assert space.fixed == {"train.steps": 400, "sample.hires": None, "train.ema": {"decay": 0.9}}
 
 
 SPACE = space_of({"train.rank": "2,4,8", "train.learning_rate": "1e-4..1e-2:log"}, grid=False)
