@@ -225,6 +225,14 @@ def test_what_is_surely_worse_is_not_called_unresolved(page: Page) -> None:
         assert text(page, ".verdict .headline").lower().split()[0].rstrip(":") in (verdict, "not", "chosen")
 
 
+def test_several_trainings_are_compared_under_their_own_steps(page: Page) -> None:
+    figures = {"mean_one": "1", "mean_other": "2", "delta": "1", "ci_low": "0", "ci_high": "2", "p": "0.1"}
+    row = {"metric": "ssim", "one": "a", "step_one": "2 4 4", "other": "base", "step_other": "0", **figures}
+    page.run(f"data.compared = [{json.dumps({**row, 'better': 'a', 'note': 'several trainings each'})}]; comparison()")
+    heads = page.run("[...document.querySelectorAll('#comparison th')].map((head) => head.innerText)")
+    assert heads[1:3] == ["a, 3 trainings at steps 2, 4, 4", "no LoRA"]
+
+
 def test_tables_are_sorted_by_key(page: Page) -> None:
     names = "[...document.querySelectorAll('#versions tbody td:first-child')].map((cell) => cell.innerText).join()"
     focus(page, "#versions th:first-child")

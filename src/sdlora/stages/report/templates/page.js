@@ -257,7 +257,11 @@ function comparison() {
   const rows = data.compared;
   if (!rows?.length) return;
   $("compared").hidden = $("compared-link").hidden = false;
-  const side = (name, step) => (name in versionOf ? `${name}, ${stepOf(versionOf[name], Number(step))}` : "no LoRA");
+  const side = (name, steps) => {
+    const each = steps.split(" "); // of several trainings, each one's
+    if (!(name in versionOf)) return "no LoRA";
+    return each.length > 1 ? `${name}, ${each.length} trainings at steps ${each.join(", ")}` : `${name}, ${stepOf(versionOf[name], Number(steps))}`;
+  };
   const heads = ["metric", side(rows[0].one, rows[0].step_one), side(rows[0].other, rows[0].step_other), "difference", "p", "better"];
   $("comparison").replaceChildren(element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", {}, head)))), element("tbody", {}, ...rows.map((row) => element("tr", {},
     element("td", {}, row.metric, data.lower_is_better.includes(row.metric) ? element("span", { title: "lower is better" }, " ↓") : ""), element("td", {}, number(row.mean_one)), element("td", {}, number(row.mean_other)),
