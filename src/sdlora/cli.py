@@ -26,6 +26,10 @@ def main(words: list[str] | None = None) -> None:
         args.run(args)
     except SdloraError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.filename is None:  # not of a file
+            raise
+        sys.exit(f"error: {error.filename}: {error.strerror}")
 
 
 def _parser() -> argparse.ArgumentParser:
