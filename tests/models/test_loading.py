@@ -4,6 +4,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from helpers import ROOT, TINY
@@ -70,6 +71,19 @@ def test_a_folder_that_is_no_whole_base_is_named(damage: str, tmp_path: Path) ->
         load_model(base, "cpu", ("vae",))
     foreseen = why_not(Question.of(base, 64, Sample(clip_skip=1), None))
     assert foreseen == "" if damage == "weights" else "cannot be read" in str(foreseen)
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
+def test_a_base_that_has_weights_in_fp16_alone_is_read(
+    dtype: Literal["fp32", "bf16", "fp16"], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As `hf download --include "*.fp16.safetensors"` leaves it; a CPU, or a training in bf16, wants another type."""
+    shutil.copytree(ROOT / "models/tiny-sd", tmp_path / "base")
+    file = tmp_path / "base/vae/diffusion_pytorch_model.safetensors"
+    file.rename(file.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    base = TINY.model_copy(update={"model": str(tmp_path / "base"), "dtype": dtype})
+    assert load_model(base, "cpu", ("vae",)).pipeline.vae is not None
+    assert f"note: {base.model} has weights in fp16 alone, which are read as " in capsys.readouterr().out
 
 
 def test_a_file_without_its_familys_configs_is_named(tmp_path: Path) -> None:

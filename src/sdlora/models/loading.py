@@ -39,6 +39,8 @@ def trained_base(base: Base, settings: Train, device: torch.device) -> Base:
 def from_pretrained(kind: Any, option: str, model: str, revision: str | None, **options: Any) -> Any:
     """Load a pipeline or network; weights that are wanted in fp16 from files in fp16, where there are such.
 
+    Where there are no others, those are read as any type.
+
     Args:
         kind: A class of diffusers or transformers.
         option: The key of `params.yaml` that names the model.
@@ -58,7 +60,13 @@ def from_pretrained(kind: Any, option: str, model: str, revision: str | None, **
     try:
         return kind.from_pretrained(model, **options, use_safetensors=True)
     except UNREADABLE as error:
-        raise weights.refusal(model, revision, error) or weights.unreadable(option, model, revision, error) from None
+        refused = weights.refusal(model, revision, error)
+        if refused is not None and options["dtype"] != torch.float16:
+            with suppress(*UNREADABLE):
+                found = kind.from_pretrained(model, **options, use_safetensors=True, variant="fp16")
+                print(f"note: {model} has weights in fp16 alone, which are read as {options['dtype']}", flush=True)
+                return found
+        raise refused or weights.unreadable(option, model, revision, error) from None
 
 
 def revision_option(model: str, revision: str | None) -> dict[str, str]:
