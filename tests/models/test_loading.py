@@ -70,7 +70,7 @@ def test_a_folder_that_is_no_whole_base_is_named(damage: str, tmp_path: Path) ->
     with pytest.raises(DataError, match=rf"^bases\.<name>\.model: '{folder}' cannot be read: "):
         load_model(base, "cpu", ("vae",))
     foreseen = why_not(Question.of(base, 64, Sample(clip_skip=1), None))
-    assert foreseen == "" if damage == "weights" else "cannot be read" in str(foreseen)
+    assert foreseen == ("" if damage == "weights" else None), "an answer is remembered, and the folder may be mended"
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp16"])
