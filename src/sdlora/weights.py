@@ -1,6 +1,7 @@
 """Weights are read as safetensors and as nothing else: a file in another format can run code when it is opened."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,8 @@ from sdlora.errors import DataError, MissingError, SdloraError, download_command
 
 MOST_HEADER = 100_000_000  # bytes: safetensors' own limit
 OTHERS = (".bin", ".ckpt", ".pt", ".pth")
+#: Names of models on the hub: an owner, and a name.
+HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 #: Parts of a pipeline's folder that are never loaded.
 NOT_LOADED = ("safety_checker", "feature_extractor")
 WHY = "only .safetensors is read: other files can run code when they are opened"
@@ -55,16 +58,19 @@ def refuse_others(model: str) -> None:
 
 
 def refuse_incomplete(option: str, model: str) -> None:
-    """Refuse a folder that holds no model at all, as one that was named by mistake or is downloaded in part.
+    """Refuse what is no model at all: a folder without its index, and a file or folder that is not there.
 
     Args:
         option: The key of `params.yaml` that names it.
         model: A hub id, a folder or a file.
 
     Raises:
-        DataError: Names the file that it lacks.
+        DataError: Names the file that a folder lacks.
+        MissingError: If it is not here, and cannot be a model of the hub.
     """
     path, (index, what) = Path(model), INDICES[option]
+    if not path.exists() and (path.suffix in (".safetensors", *OTHERS) or not HUB_ID.fullmatch(model)):
+        raise MissingError(f"{option}: there is no file or folder {model!r}, and no model of the hub has such a name")
     if path.is_dir() and not (path / index).is_file():
         raise DataError(
             f"{option}: the folder {model!r} has no {index}, so it is not {what}; name another, or a hub id"

@@ -166,6 +166,13 @@ def test_weights_that_could_run_code_are_told_for_each_job_that_reads_them(
      {"encode", "train", "sample", "choose"}),
     ("captioner: models/tiny-blip", "captioner: own", "bases.<name>.captioner: the folder 'own' has no config.json",
      {"caption"}),
+    ("model: models/tiny-sd", "model: own/mine.safetensors",
+     "bases.<name>.model: there is no file or folder 'own/mine.safetensors'", {"encode", "train", "sample", "choose"}),
+    ("captioner: models/tiny-blip", "captioner: ./tiny-blop",
+     "bases.<name>.captioner: there is no file or folder './tiny-blop', and no model of the hub has such a name",
+     {"caption"}),
+    ("captioner: models/tiny-blip", "captioner: Salesforce/blip-image-captioning-base", "", set()),
+    ("defaults:\n", "defaults:\n  caption: {by: none}\n", "", set()),
 ])  # fmt: skip
 def test_a_folder_that_is_no_model_is_told_before_the_first_job(
     before: str, after: str, said: str, stages: set[str], tmp_path: Path, asked: object, monkeypatch: pytest.MonkeyPatch
@@ -176,7 +183,7 @@ def test_a_folder_that_is_no_model_is_told_before_the_first_job(
     for job in found.values():
         try:
             Foresight(found.values(), here=False).check(job)
-        except DataError as error:
+        except SdloraError as error:
             assert str(error).startswith(said)
             refused.add(job.stage)
     assert refused == stages

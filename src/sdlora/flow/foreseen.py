@@ -179,7 +179,7 @@ def _models_of(job: Recipe) -> Iterator[tuple[str, str]]:
         yield weights.BASE, job.base.model
         if job.base.vae is not None:
             yield weights.VAE, job.base.vae
-    if isinstance(job, CaptionRecipe):
+    if isinstance(job, CaptionRecipe) and job.caption.by != "none":
         yield weights.CAPTIONER, job.captioner
     if isinstance(job, AnimateRecipe):
         yield weights.FILM, job.animate.model
