@@ -15,8 +15,8 @@ from sdlora.config.params import Base
 from sdlora.config.train import Train
 from sdlora.errors import DataError, MissingError, ParamsError
 from sdlora.models.loading import (
-    UNREADABLE,
     check_class,
+    from_file,
     from_pretrained,
     revision_option,
     scheduler_file,
@@ -26,7 +26,7 @@ from sdlora.models.names import KohyaForm
 from sdlora.models.objective import Epsilon, Objective, Velocity, objective_of
 from sdlora.speed import Speed
 from sdlora.tensors import DTYPES
-from sdlora.weights import BASE, VAE, refuse_others, unreadable
+from sdlora.weights import BASE, VAE, refuse_others
 
 Conditioning = dict[str, Tensor]
 Tokens = dict[str, Tensor]
@@ -152,21 +152,9 @@ class ModelFamily:
             if not Path(self.base.model).is_file():
                 raise MissingError(f"the base model: there is no file {self.base.model!r}")
             refuse_others(self.base.model)
-            return self._from_file(options)
+            return from_file(self.text2img, self.base.model, options)
         options |= self._load_options()
         return from_pretrained(self.text2img, BASE, self.base.model, self.base.revision, **options)
-
-    def _from_file(self, options: Mapping[str, Any]) -> Any:
-        """The pipeline of a single file, which brings no configs."""
-        model = self.base.model
-        try:
-            return self.text2img.from_single_file(model, **options)
-        except UNREADABLE as error:
-            call = f"{self.text2img.__name__}.from_single_file({model!r}).save_pretrained(...)"
-            raise DataError(
-                f"{unreadable(BASE, model, None, error)}; if it is whole, diffusers lacks its configs, which it "
-                f"fetches from the hub: where there is a network, `{call}` writes a folder that needs none"
-            ) from None
 
     def _load_options(self) -> dict[str, Any]:
         return self.load_options

@@ -1,5 +1,6 @@
 """In which type a base's weights are held, how its files are read, and what is refused before they are."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from safetensors import SafetensorError
 from sdlora import weights
 from sdlora.config.params import Base
 from sdlora.config.train import Train
-from sdlora.errors import ParamsError
+from sdlora.errors import DataError, ParamsError
 from sdlora.tensors import DTYPES
 
 #: What libraries raise where a model is not there, or is damaged.
@@ -67,6 +68,22 @@ def from_pretrained(kind: Any, option: str, model: str, revision: str | None, **
                 print(f"note: {model} has weights in fp16 alone, which are read as {options['dtype']}", flush=True)
                 return found
         raise refused or weights.unreadable(option, model, revision, error) from None
+
+
+def from_file(kind: Any, model: str, options: Mapping[str, Any]) -> Any:
+    """Load a pipeline from a single file, which brings no configs.
+
+    Raises:
+        DataError: If it cannot be read, or diffusers has no configs for it.
+    """
+    try:
+        return kind.from_single_file(model, **options)
+    except UNREADABLE as error:
+        call = f"{kind.__name__}.from_single_file({model!r}).save_pretrained(...)"
+        raise DataError(
+            f"{weights.unreadable(weights.BASE, model, None, error)}; if it is whole, diffusers lacks its configs, "
+            f"which it fetches from the hub: where there is a network, `{call}` writes a folder that needs none"
+        ) from None
 
 
 def revision_option(model: str, revision: str | None) -> dict[str, str]:
