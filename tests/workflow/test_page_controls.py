@@ -316,6 +316,9 @@ def test_votes_outlive_the_page_until_they_are_recorded_or_discarded(served_page
     page.click("#ballot figure:nth-child(1) button")
     page.until(f"{said}.includes('keeps nothing')")
     assert not page.run(leave)
+    page.click("#tally button")
+    page.until(f"{said} === ''")
+    assert page.run(leave), "or the browser would ask before the next page"
 
 
 def test_links_and_folds_by_mouse_and_by_key(page: Page) -> None:
