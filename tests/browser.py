@@ -37,6 +37,7 @@ class Page:
         target = browser.call("Target.createTarget", SECONDS, url="about:blank")["targetId"]
         self._session = browser.call("Target.attachToTarget", SECONDS, targetId=target, flatten=True)["sessionId"]
         self._call("Page.enable")
+        self._call("Performance.enable", timeDomain="threadTicks")
 
     def _call(self, method: str, **params: Any) -> dict[str, Any]:
         return self._browser.call(method, SECONDS, self._session, **params)
@@ -127,6 +128,11 @@ class Page:
         """The whole page, from top to bottom."""
         found = self._call("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(found["data"]))
+
+    def cpu_seconds(self) -> float:
+        """What the page's main thread has computed: its scripts, styles, layout and paint, whatever else runs here."""
+        found = {one["name"]: one["value"] for one in self._call("Performance.getMetrics")["metrics"]}
+        return float(found["TaskDuration"])
 
     def asked(self) -> list[str]:
         """Every address that the page has asked for."""

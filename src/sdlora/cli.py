@@ -1,15 +1,17 @@
 """The command `sdlora`: everything that is no job of the DAG."""
 
 import argparse
+import csv
 import importlib.util
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from importlib import metadata
 from pathlib import Path
 
 from sdlora.config.load import load
+from sdlora.config.params import Params
 from sdlora.errors import ParamsError, SdloraError, suggest
 
 
@@ -24,6 +26,10 @@ def main(words: list[str] | None = None) -> None:
         args.run(args)
     except SdloraError as error:
         sys.exit(f"error: {error}")
+    except OSError as error:
+        if error.filename is None:  # not of a file
+            raise
+        sys.exit(f"error: {error.filename}: {error.strerror}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -140,6 +146,7 @@ def _compare(args: argparse.Namespace) -> None:
     results = Path("results")
     out = results / "compare" / f"{args.one}-vs-{args.other}.csv"
     trainings = {name: [results / training for training in params.trainings(name)] for name in names}
+    _note_stale(params, names)
     samples = params.versions[names[0]].evaluate.bootstrap_samples
     compare(results / args.one, results / args.other, samples, out, trainings)
     datasets = {name: params.versions[name].dataset for name in names}
@@ -155,6 +162,20 @@ def _compare(args: argparse.Namespace) -> None:
     print(f"page: {page}", file=sys.stderr)
 
 
+def _note_stale(params: Params, names: Iterable[str]) -> None:
+    """Say which results, of some versions' trainings, are not those of the settings that stand beside them."""
+    from sdlora.flow import freshness, plan
+    from sdlora.stages.evaluate.recipe import EvaluateRecipe
+
+    made = {Path(EvaluateRecipe.made_pattern().format(version=one)): one for n in names for one in params.trainings(n)}
+    for path in freshness.stale([*made], plan.jobs(params)):
+        print(
+            f"note: results/{made[path]} is not what params.yaml, its data, the code and the packages make now: "
+            f"`snakemake results/{made[path]}/metrics.csv` does",
+            file=sys.stderr,
+        )
+
+
 def _docs(args: argparse.Namespace) -> None:
     from sdlora.config.docs import reference_page
 
@@ -167,6 +188,8 @@ def _preflight(args: argparse.Namespace) -> None:
         raise ParamsError(f"there is no version {args.version!r}{suggest(args.version, params.versions)}")
     if params.versions[args.version].lora is not None:
         raise ParamsError(f"version {args.version} names a LoRA from elsewhere: there is no training to predict")
+    if args.ram and args.device:
+        raise ParamsError("--ram is what a training asks a cluster for, wherever it trains: leave --device out")
     if args.ram:
         from sdlora.memory import ram  # imports torch
 
@@ -196,7 +219,12 @@ def _versions(args: argparse.Namespace) -> None:
 
     if not args.table.is_file():
         raise ParamsError(f"there is no table {args.table}; `snakemake results/report/index.html` makes it")
-    print(markdown(records.read_csv(args.table)), end="")
+    try:
+        print(markdown(records.read_csv(args.table)), end="")
+    except (csv.Error, IndexError, KeyError, ValueError):
+        raise ParamsError(
+            f"{args.table}: this is no table of all versions, as results/report/versions.csv is"
+        ) from None
 
 
 def _doctor(args: argparse.Namespace) -> None:

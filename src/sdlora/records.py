@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +149,14 @@ def read_json(path: Path) -> Any:
         ValueError: If it is not JSON, or nested more deeply than Python can follow.
     """
     return parse_json(path.read_text("utf-8"))
+
+
+def read_config(path: Path) -> Row | None:
+    """A model's JSON config; None where there is none, or it is damaged: whoever loads it says so."""
+    with suppress(OSError, ValueError):
+        found = read_json(path)
+        return found if isinstance(found, dict) else None
+    return None
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -1,19 +1,29 @@
 """Weights are read as safetensors and as nothing else: a file in another format can run code when it is opened."""
 
 import json
+import re
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from sdlora import records
-from sdlora.errors import DataError, download_command
+from sdlora.errors import DataError, MissingError, SdloraError, download_command
 
 MOST_HEADER = 100_000_000  # bytes: safetensors' own limit
 OTHERS = (".bin", ".ckpt", ".pt", ".pth")
+#: Names of models on the hub: an owner, and a name.
+HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
 #: Parts of a pipeline's folder that are never loaded.
 NOT_LOADED = ("safety_checker", "feature_extractor")
 WHY = "only .safetensors is read: other files can run code when they are opened"
+#: The keys of `params.yaml` that name a model.
+BASE, VAE, CAPTIONER, FILM = "bases.<name>.model", "bases.<name>.vae", "bases.<name>.captioner", "animate.model"
+#: What a folder must have to be one of them.
+INDICES = {
+    BASE: ("model_index.json", "a base as diffusers saves it"),
+    VAE: ("config.json", "a VAE as diffusers saves it"),
+    CAPTIONER: ("config.json", "a BLIP as transformers saves it"),
+    FILM: ("model_index.json", "a pipeline as diffusers saves it"),
+}
 #: How diffusers and transformers say that a model's weights are no safetensors.
 _SAID = ("find the necessary `safetensors`", "no file named", "does not appear to have a file named")
 
@@ -47,6 +57,26 @@ def refuse_others(model: str) -> None:
         raise DataError(f"{file}: {WHY}; `{conversion(path)}` writes such beside it")
 
 
+def refuse_incomplete(option: str, model: str) -> None:
+    """Refuse what is no model at all: a folder without its index, and a file or folder that is not there.
+
+    Args:
+        option: The key of `params.yaml` that names it.
+        model: A hub id, a folder or a file.
+
+    Raises:
+        DataError: Names the file that a folder lacks.
+        MissingError: If it is not here, and cannot be a model of the hub.
+    """
+    path, (index, what) = Path(model), INDICES[option]
+    if not path.exists() and (path.suffix in (".safetensors", *OTHERS) or not HUB_ID.fullmatch(model)):
+        raise MissingError(f"{option}: there is no file or folder {model!r}, and no model of the hub has such a name")
+    if path.is_dir() and not (path / index).is_file():
+        raise DataError(
+            f"{option}: the folder {model!r} has no {index}, so it is not {what}; name another, or a hub id"
+        )
+
+
 def _predicts_velocity(path: Path) -> bool:
     """Whether a checkpoint's header marks it so, as trainers do: a key `v_pred`, or modelspec's prediction type."""
     try:
@@ -69,21 +99,13 @@ def _without_safetensors(path: Path) -> Iterator[Path]:
 
 def _folders(path: Path) -> list[Path]:
     """Where the weights of a pipeline, or of one network, lie."""
-    parts = _said_by(path / "model_index.json")
+    parts = records.read_config(path / "model_index.json") or {}
     return [path / name for name in parts if name not in NOT_LOADED and not name.startswith("_")] or [path]
-
-
-def _said_by(config: Path) -> dict[str, Any]:
-    """A model's config; nothing where there is none, or it is damaged, which whoever loads it says."""
-    with suppress(OSError, ValueError):
-        found = records.read_json(config)
-        return found if isinstance(found, dict) else {}
-    return {}
 
 
 def conversion(folder: Path) -> str:
     """The command that writes a folder's weights as safetensors, with the libraries' own means."""
-    said = _said_by(folder / "config.json")
+    said = records.read_config(folder / "config.json") or {}
     if "_class_name" in said:
         kind = f"diffusers.{said['_class_name']}"
     elif said.get("architectures"):
@@ -111,4 +133,23 @@ def refusal(model: str, revision: str | None, error: Exception) -> DataError | N
     return DataError(
         f"{model} has no weights in that format, and {WHY}; say `{download_command(model, revision)} --local-dir "
         f"{folder}` and name {folder} in params.yaml: for a folder it is said how they are converted"
+    )
+
+
+def unreadable(option: str, model: str, revision: str | None, error: Exception) -> SdloraError:
+    """What is said where a library cannot read a model.
+
+    Args:
+        option: The key of `params.yaml` that names it.
+        model: A hub id, a folder or a file.
+        revision: Of the hub.
+        error: The library's.
+    """
+    said = next(iter(str(error).splitlines()), type(error).__name__)
+    if Path(model).exists() or not isinstance(error, OSError | ValueError):
+        return DataError(f"{option}: {model!r} cannot be read: {said}")
+    other = " or a .safetensors file" if option == BASE else ""
+    return MissingError(
+        f"{option}: {model!r} is neither on this machine nor to be had from the hub at {revision or 'main'}. Where "
+        f"there is a network: `{download_command(model, revision)}`, or set {option} to a folder{other} ({said})"
     )

@@ -11,6 +11,7 @@ from helpers import ROOT, Project
 
 from sdlora import records
 from sdlora.config import params
+from sdlora.config.evaluate import Evaluate
 from sdlora.config.load import load
 from sdlora.errors import ParamsError
 
@@ -300,6 +301,12 @@ def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:
     text = (ROOT / "params.yaml").read_text("utf-8").replace("learning_rate: 5e-5", "learning_rate: 5e-05")
     (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
     assert load(tmp_path / "params.yaml").versions["v10"].train.learning_rate == 5e-5
+
+
+def test_a_metric_is_measured_once() -> None:
+    """Twice would be two columns of one name."""
+    with pytest.raises(ValueError, match="metrics names 'ssim' twice"):
+        Evaluate(metrics=("ssim", "psnr_db", "ssim"), choose_by="ssim")
 
 
 def test_every_field_is_explained_and_documented() -> None:

@@ -70,6 +70,9 @@ def test_a_scheduler_file_that_does_not_say_enough_is_foreseen(tmp_path: Path) -
     base = SD.model_copy(update={"model": str(tmp_path)})
     assert why_not(Question.of(base, 64, Sample(), settings())).startswith(f"{path}: it says prediction_type: sample")
     assert why_not(Question.of(base, 64, Sample(), None)) == "", "who only draws does not ask it"
+    asked = Question.of(SD, 64, Sample(), settings())
+    strange = asked.model_copy(update={"scheduler": {**(asked.scheduler or {}), "beta_schedule": "none of diffusers'"}})
+    assert why_not(strange) is None, "the job says it; of other bases there are answers"
     away = SD.model_copy(update={"model": "somebody/base"})
     assert why_not(Question.of(away, 64, Sample(clip_skip=12), None)) == "", "of the hub nothing is fetched"
     assert "cannot draw" in why_not(Question.of(away, 64, Sample(scheduler="flow_euler"), None))
@@ -156,6 +159,34 @@ def test_weights_that_could_run_code_are_told_for_each_job_that_reads_them(
     encoded = jobs(tmp_path, ("size_px: 64,", "size_px: 64, vae: own/other-vae,"))
     refused = [job.stage for job in encoded.values() if _refuses(job, encoded)]
     assert {*refused} == {"encode", "train", "sample", "choose"}
+
+
+@pytest.mark.parametrize(("before", "after", "said", "stages"), [
+    ("model: models/tiny-sd", "model: own", "bases.<name>.model: the folder 'own' has no model_index.json",
+     {"encode", "train", "sample", "choose"}),
+    ("captioner: models/tiny-blip", "captioner: own", "bases.<name>.captioner: the folder 'own' has no config.json",
+     {"caption"}),
+    ("model: models/tiny-sd", "model: own/mine.safetensors",
+     "bases.<name>.model: there is no file or folder 'own/mine.safetensors'", {"encode", "train", "sample", "choose"}),
+    ("captioner: models/tiny-blip", "captioner: ./tiny-blop",
+     "bases.<name>.captioner: there is no file or folder './tiny-blop', and no model of the hub has such a name",
+     {"caption"}),
+    ("captioner: models/tiny-blip", "captioner: Salesforce/blip-image-captioning-base", "", set()),
+    ("defaults:\n", "defaults:\n  caption: {by: none}\n", "", set()),
+])  # fmt: skip
+def test_a_folder_that_is_no_model_is_told_before_the_first_job(
+    before: str, after: str, said: str, stages: set[str], tmp_path: Path, asked: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    records.write_text(tmp_path / "own/unet/config.json", "{}")
+    found, refused = jobs(tmp_path, (before, after)), set()
+    for job in found.values():
+        try:
+            Foresight(found.values(), here=False).check(job)
+        except SdloraError as error:
+            assert str(error).startswith(said)
+            refused.add(job.stage)
+    assert refused == stages
 
 
 def _refuses(job: Recipe, found: dict[tuple[str, str], Recipe]) -> bool:

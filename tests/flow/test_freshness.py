@@ -97,6 +97,18 @@ def test_a_setting_that_came_later_makes_nothing_stale_at_its_default() -> None:
     assert Grown(wildcards={}, section={"option": 2}).identity() == {**before, "section": {"option": 2}}
 
 
+def test_what_is_there_and_would_be_made_again_is_told_without_a_change(chain: list[Recipe]) -> None:
+    a, b = chain
+    assert freshness.stale([b.made], chain) == []
+    before = {path: path.stat().st_mtime_ns for path in (a.made, b.made, *a.outputs, *b.outputs)}
+    other: list[Recipe] = [First(wildcards={}, number=2), b]
+    assert freshness.stale([b.made], other) == [b.made], "the job before it would run again"
+    assert freshness.stale([a.made], other) == [a.made] and freshness.stale([a.made], chain) == []
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    b.made.unlink()
+    assert freshness.stale([b.made], other) == [], "what is not there is nobody's old result"
+
+
 def timed(job: Recipe) -> list[Path]:
     """The outputs whose mtimes Snakemake reads."""
     return [job.made, job.outputs[0], job.outputs[1] / freshness.FOLDER_MARK]

@@ -4,8 +4,10 @@ import pytest
 from helpers import ROOT
 
 from sdlora.config.animate import XT_COMMIT, Animate
+from sdlora.config.evaluate import Evaluate
 from sdlora.config.load import load
 from sdlora.config.params import Base, Params
+from sdlora.errors import DataError
 from sdlora.flow import inputs
 
 HUB = {"model": "somebody/base", "family": "sd", "size_px": 512, "captioner": "models/tiny-blip"}
@@ -34,6 +36,38 @@ def test_what_can_move_on_the_hub_is_said(
     monkeypatch.chdir(ROOT)
     found = [*inputs.moving(params_with(**base))]
     assert len(found) == len(said) and all(words in note for words, note in zip(said, found, strict=True))
+
+
+def test_networks_that_measure_and_films_can_move_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shipped = load(ROOT / "params.yaml")
+    asked = {"metrics": ("psnr_db", "clip_t", "cmmd"), "choose_by": "psnr_db"}
+    versions = {
+        "v7": {"evaluate": Evaluate(**asked, clip_model="a/clip"), "animate": Animate()},
+        "v8": {
+            "evaluate": Evaluate(**asked, clip_model="b/clip", dinov2_model="b/dino"),
+            "animate": Animate(model="a/b"),
+        },
+    }
+    changed = {name: shipped.versions[name].model_copy(update=update) for name, update in versions.items()}
+    params = shipped.model_copy(update={"versions": {**shipped.versions, **changed}, "run": ("v7", "v8")})
+    said = "is not set, which means main: {} can change under that name"
+    assert [note.removeprefix("note: ").partition(",")[0] for note in inputs.moving(params)] == [
+        "evaluate.clip_revision is not set"
+    ] * 2 + ["animate.revision is not set"]
+    notes = "".join(inputs.moving(params))
+    assert all(said.format(model) in notes for model in ("a/clip", "b/clip", "a/b")), "cmmd's is pinned by default"
+
+
+def test_captions_of_a_users_own_that_are_not_there_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shipped = load(ROOT / "params.yaml")
+    name = shipped.versions["v8"].dataset
+    lost = shipped.datasets[name].model_copy(update={"captions_override": "data/mine.jsonl"})
+    params = shipped.model_copy(update={"datasets": {**shipped.datasets, name: lost}, "run": ("v8",)})
+    with pytest.raises(DataError, match=rf"datasets\.{name}\.captions_override: there is no file 'data/mine.jsonl'"):
+        inputs.check(params)
+    inputs.check(shipped)
 
 
 def test_the_shipped_bases_are_pinned(monkeypatch: pytest.MonkeyPatch) -> None:

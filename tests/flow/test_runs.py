@@ -11,6 +11,7 @@ import pytest
 from helpers import Project
 
 from sdlora import records
+from sdlora.cli import main
 from sdlora.errors import DataError
 from sdlora.flow import runs
 
@@ -43,6 +44,15 @@ def rows_at(rows: tuple[dict[str, object], ...]) -> list[tuple[float, dict[str, 
 
 def began(at: float, number: int, rule: str) -> dict[str, object]:
     return {"at": at, "event": "began", "id": number, "rule": rule, "job": "v8", "threads": 2, "gpu": 1}
+
+
+def test_a_page_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".sdlora").mkdir()
+    written(tmp_path / ".sdlora/runs", "1.jsonl", began(0, 1, "train"), {"at": 8, "event": "done", "id": 1})
+    (tmp_path / "results").touch()
+    with pytest.raises(SystemExit, match=r"^error: results.*: (Not a directory|File exists)$"):
+        main(["runs"])
 
 
 def test_what_failed_or_has_no_end_is_shown(tmp_path: Path) -> None:

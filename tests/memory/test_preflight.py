@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from training import examples, measured, settings
 
 from sdlora import choices
+from sdlora.cli import main
 from sdlora.config.load import load
 from sdlora.config.params import Base, Flip
 from sdlora.config.sample import Sample
@@ -237,6 +238,12 @@ def test_a_version_shows_its_table(served: Path) -> None:
         cwd=ROOT, env={**environment(), "PYTHONPATH": str(ROOT / "src")}, text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert wrong.returncode == 1 and "did you mean v8" in wrong.stderr
+
+
+def test_a_device_has_no_effect_on_what_a_cluster_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(SystemExit, match=r"--ram is what a training asks a cluster for.*leave --device out"):
+        main(["preflight", "v8", "--ram", "--device", "cpu"])
 
 
 def test_an_unreachable_base_says_what_to_do() -> None:

@@ -7,12 +7,13 @@ import pytest
 from helpers import SMALL
 
 from sdlora.cli import main
-from sdlora.config.load import load, stated, written_out
+from sdlora.config.load import load, section_of, stated, written_out
 from sdlora.config.search import Study, Trials
 from sdlora.errors import ParamsError
 from sdlora.flow.identity import nested
 from sdlora.search import page
 from sdlora.search.journal import Journal, Outcome
+from sdlora.search.run import Asked, Search
 from sdlora.search.space import Range, Space, Values, space_of
 
 ASKED = ("--like", "a", "--set", "train.rank=2,4")
@@ -129,6 +130,15 @@ def test_a_trial_is_a_version_beside_those_of_the_file(folder: Path) -> None:
         load(folder / "params.yaml")
 
 
+def test_one_value_in_a_file_is_the_same_for_all_trials(folder: Path) -> None:
+    """As `--set sample.hires=null` is on the command line."""
+    text = "like: a\nsettings: {train.rank: [2, 4], train.steps: 400, sample.hires: null, train.ema: {decay: 0.9}}\n"
+    (folder / "study.yaml").write_text(text, encoding="utf-8")
+    space = space_of(section_of(folder / "study.yaml", Study).settings, grid=False)
+    assert [*space.varied] == ["train.rank"]
+    assert space.fixed == {"train.steps": 400, "sample.hires": None, "train.ema": {"decay": 0.9}}
+
+
 SPACE = space_of({"train.rank": "2,4,8", "train.learning_rate": "1e-4..1e-2:log"}, grid=False)
 
 
@@ -191,6 +201,16 @@ def test_a_trial_is_hopeless_if_it_is_worse_than_the_median_of_those_that_finish
     assert journal.is_hopeless(3, params, {2: 1.6}), "one that was given up moves no median"
     best = journal.best()
     assert best is not None and best.number == 0 and journal.importances() == {}
+
+
+def test_no_trial_of_a_finished_search_can_be_left_out(folder: Path) -> None:
+    journal = opened(folder)
+    study = Study(like="a", settings=dict(SPACE.texts), by="ssim", prune_at=(2,))
+    search = Search("s", study, SPACE, stated(folder / "params.yaml"), load(folder / "params.yaml"))
+    search.journal, search.known = journal, search.trials({})
+    journal.tell(Outcome(0, journal.propose(0, 0, []), 1.0))
+    with pytest.raises(ParamsError, match="--leave-out: all 1 trials of s have come to their end"):
+        search.make(Asked("s", {}, 1, 1, (0,), ()))
 
 
 def test_a_grid_is_every_combination_once(tmp_path: Path) -> None:

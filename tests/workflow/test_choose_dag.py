@@ -73,8 +73,12 @@ def test_a_persons_choice_draws_its_own_test_pictures_and_nothing_else(tested: P
     assert {p.name: p.read_bytes() for p in (result / "test_samples/step-000000").iterdir()} == bytes_before
     best = records.read_json(result / "best.json")
     assert (best["best_step"], best["overruled"]["best_step"]) == (other, rule)
-    compared = project.command("sdlora", "compare", "a", "base").stdout
-    assert f"psnr_db,a,{other}," in compared
+    compared = project.command("sdlora", "compare", "a", "base")
+    assert f"psnr_db,a,{other}," in compared.stdout and "note:" not in compared.stderr
+    project.edit("params.yaml", "train: {rank: 2}", "train: {rank: 3}")
+    compared = project.command("sdlora", "compare", "a", "base")
+    assert "note: results/a is not what params.yaml, its data, the code and the packages make now" in compared.stderr
+    project.edit("params.yaml", "train: {rank: 3}", "train: {rank: 2}")
     said = project.command("sdlora", "check", check=False)
     assert not said.returncode
     project.edit("params.yaml", f"chosen: {other}", "chosen: 3")

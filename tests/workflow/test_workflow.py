@@ -129,6 +129,7 @@ def test_an_update_is_accepted_and_changed_settings_are_not(built: Project) -> N
     assert built.plan("results/a/metrics.csv") == {"train", "export", "sample", "choose", "evaluate"}
     asked = built.command("sdlora", "accept", "a", check=False)
     assert asked.returncode and "train a (" in asked.stdout and "code was" in asked.stdout, "no answer is no"
+    assert "error: nothing was changed" in asked.stderr
     assert built.plan("results/a/metrics.csv") == {"train", "export", "sample", "choose", "evaluate"}
     assert "the records and the pages of a say so" in built.command("sdlora", "accept", "a", "--yes").stdout
     assert not built.plan("results/a/metrics.csv", "results/a/report/index.html")

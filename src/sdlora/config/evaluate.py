@@ -47,6 +47,9 @@ class Evaluate(Section):
     @field_validator("metrics")
     @classmethod
     def _known_metrics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if value.count(name) > 1:
+                raise ValueError(f"metrics names {name!r} twice")
         return tuple(on_menu(name, choices.METRICS) for name in value)
 
     @field_validator("choose_by", mode="before")

@@ -40,6 +40,13 @@ class Study(Section):
         "two thirds of the shortest training",
     )
 
+    @field_validator("settings", mode="before")
+    @classmethod
+    def _one_value(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {key: said if isinstance(said, str | list | tuple) else (said,) for key, said in value.items()}
+
 
 class Trials(Section):
     """The trials of a search: `searches/<name>/trials.yaml`."""

@@ -26,6 +26,7 @@ from sdlora.stages.animate.recipe import AnimateRecipe
 from sdlora.stages.evaluate.recipe import EvaluateRecipe
 from sdlora.stages.export.recipe import ExportRecipe
 from sdlora.stages.report.recipe import ReportRecipe
+from sdlora.stages.train.recipe import DONE
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,18 @@ def changes(params: Params, versions: Sequence[str]) -> list[Change]:
     jobs = plan.jobs(params)
     hashes = FileHashes()
     last = (EvaluateRecipe, ExportRecipe, AdoptRecipe, AnimateRecipe)
-    wanted = _before({job.made for job in jobs if isinstance(job, last) and job.name in versions}, jobs)
+    wanted = freshness.with_all_before(
+        {job.made for job in jobs if isinstance(job, last) and job.name in versions}, jobs
+    )
     found = [change for job in jobs if job.made in wanted for change in _change(job, hashes)]
     hashes.save()
     return found
+
+
+def with_trainings(params: Params, versions: Sequence[str]) -> list[str]:
+    """Some versions and their further trainings (`train.seeds`), each once."""
+    trainings = (params.trainings(name) if name in params.versions else [name] for name in versions)
+    return list(dict.fromkeys(name for names in trainings for name in names))
 
 
 def accept(found: Iterable[Change]) -> None:
@@ -86,19 +95,6 @@ def accept(found: Iterable[Change]) -> None:
                 "accepted": [*change.made.accepted, update],
             },
         )
-
-
-def _before(goals: set[Path], jobs: Sequence[Recipe]) -> set[Path]:
-    """The records of some jobs and of all that they are made from."""
-    of = {job.made: job for job in jobs}
-    found: set[Path] = set()
-    waiting = [*goals]
-    while waiting:
-        path = waiting.pop()
-        if path not in found:
-            found.add(path)
-            waiting += of[path].inputs
-    return found
 
 
 def _change(job: Recipe, hashes: FileHashes) -> Iterator[Change]:
@@ -138,13 +134,13 @@ def _named(values: Values, inputs: Sequence[Path] = ()) -> Identity:
 def _stopped(job: Recipe) -> Iterator[Change]:
     """The newest unfinished training in the store that is this one but for an update."""
     runs = store.entries("train")
-    if not any(not (run / "done.json").exists() for run in runs):
+    if not any(not (run / DONE).exists() for run in runs):
         return
     from sdlora.stages.train.checkpoint import newest_manifest  # imports torch
 
     wanted = _named(job.identity(), job.inputs)
     for run in runs:
-        manifest = None if (run / "done.json").exists() else newest_manifest(run)
+        manifest = None if (run / DONE).exists() else newest_manifest(run)
         names = differing(manifest.identity, wanted) if manifest else []
         if manifest and names and is_update(names):
             yield Change(job, None, tuple(names), manifest.identity, run)
@@ -174,7 +170,7 @@ def write_pages(params: Params, versions: Sequence[str]) -> None:
     for job in jobs:
         if not isinstance(job, ReportRecipe) or job.version not in versions:
             continue
-        if all(path.exists() for path in _before({job.made}, jobs) - {job.made}):
+        if all(path.exists() for path in freshness.with_all_before({job.made}, jobs) - {job.made}):
             freshness.write_made(job, write_version(job, votes))
 
 
@@ -186,13 +182,23 @@ def run(versions: Sequence[str], sure: bool) -> None:
     """
     params = load(Path("params.yaml"), studies=True)
     lock.acquire(["accept"])
+    versions = with_trainings(params, versions)
     found = changes(params, versions)
     if not found:
         print("nothing to accept: what is there was made by this code and these packages")
         return
     print("\n".join(change.text for change in found))
-    if not sure and input("keep these results? [y/N] ").strip().lower() not in ("y", "yes"):
+    if not sure and not _is_wanted():
         raise DataError("nothing was changed")
     accept(found)
     write_pages(params, versions)
     print(f"kept; the records and the pages of {', '.join(versions)} say so")
+
+
+def _is_wanted() -> bool:
+    """Whether the user says so; where nobody can answer, as in a script, it is a no."""
+    try:
+        return input("keep these results? [y/N] ").strip().lower() in ("y", "yes")
+    except EOFError:
+        print()
+        return False

@@ -71,7 +71,8 @@ class Question(BaseModel):
             family=base.family, model=base.model, size_px=base.size_px,
             drawn_px=drawn_px if sample.decode == "tiled" else 0, drawing=drawing,
             encoders={} if sample.clip_skip is None else _encoders(folder),
-            index=_json(folder / "model_index.json"), scheduler=_json(folder / "scheduler/scheduler_config.json"),
+            index=records.read_config(folder / "model_index.json"),
+            scheduler=records.read_config(folder / "scheduler/scheduler_config.json"),
             training=None if train is None else train.model_dump(mode="json", include={*OF_TRAINING}),
             learns_text=train is not None and train.text_encoder is not None,
             learns_trigger=train is not None and train.pivotal is not None,
@@ -95,15 +96,7 @@ def _folder_of(base: Base) -> Path:
 
 
 def _encoders(folder: Path) -> dict[str, Any]:
-    return {path.parent.name: _json(path) for path in sorted(folder.glob("text_encoder*/config.json"))}
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    try:
-        found = records.read_json(path)
-    except (OSError, ValueError):  # where it is damaged, whoever loads it says so
-        return None
-    return found if isinstance(found, dict) else None
+    return {path.parent.name: records.read_config(path) for path in sorted(folder.glob("text_encoder*/config.json"))}
 
 
 class Foresight:
@@ -126,7 +119,8 @@ class Foresight:
         Raises:
             SdloraError: Its own sentence, which it would have said after all jobs before it.
         """
-        for model in _models_of(job):
+        for option, model in _models_of(job):
+            weights.refuse_incomplete(option, model)
             weights.refuse_others(model)
         if self._here:
             _check_machine(job)
@@ -165,6 +159,8 @@ def _ask(questions: Sequence[Question]) -> list[str | None]:
         print(f"note: what the bases cannot do is said by each job: {done.stderr.strip()[-300:]}", file=sys.stderr)
         return [None] * len(questions)
     answers: list[str | None] = json.loads(done.stdout.splitlines()[-1])
+    for model in {question.model: None for question, answer in zip(questions, answers, strict=True) if answer is None}:
+        print(f"note: what {model} cannot do is said by each job", file=sys.stderr)
     return answers
 
 
@@ -177,14 +173,16 @@ def _question_of(job: Recipe) -> Question | None:
     return Question.of(job.base, job.size_px, job.sample, None) if isinstance(job, DrawingRecipe) else None
 
 
-def _models_of(job: Recipe) -> Iterator[str]:
-    """Hub ids and folders of the networks that a job loads."""
+def _models_of(job: Recipe) -> Iterator[tuple[str, str]]:
+    """Hub ids and folders of the networks that a job loads, and the option that names each."""
     if isinstance(job, TrainRecipe | EncodeRecipe | DrawingRecipe):
-        yield from (model for model in (job.base.model, job.base.vae) if model is not None)
-    if isinstance(job, CaptionRecipe):
-        yield job.captioner
+        yield weights.BASE, job.base.model
+        if job.base.vae is not None:
+            yield weights.VAE, job.base.vae
+    if isinstance(job, CaptionRecipe) and job.caption.by != "none":
+        yield weights.CAPTIONER, job.captioner
     if isinstance(job, AnimateRecipe):
-        yield job.animate.model
+        yield weights.FILM, job.animate.model
 
 
 def _check_machine(job: Recipe) -> None:

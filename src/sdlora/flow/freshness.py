@@ -115,6 +115,36 @@ def settle(jobs: Sequence[Recipe]) -> list[Recipe]:
         raise DataError(f"{error.filename or STORE}: {error.strerror}; the pipeline must be able to write it") from None
 
 
+def stale(goals: Sequence[Path], jobs: Sequence[Recipe]) -> list[Path]:
+    """The records of some jobs that are there although the jobs would run again; nothing is changed.
+
+    Args:
+        goals: The records.
+        jobs: All, in topological order.
+    """
+    wanted = with_all_before(goals, jobs)
+    fresh: dict[Path, Recipe] = {}
+    hashes = FileHashes()
+    for job in jobs:
+        if job.made in wanted and _is_fresh(job, read_made(job.made), fresh, hashes):
+            fresh[job.made] = job
+    hashes.save()
+    return [goal for goal in goals if goal.exists() and goal not in fresh]
+
+
+def with_all_before(goals: Iterable[Path], jobs: Sequence[Recipe]) -> set[Path]:
+    """The records of some jobs and of all that they are made from."""
+    of = {job.made: job for job in jobs}
+    found: set[Path] = set()
+    waiting = [*goals]
+    while waiting:
+        path = waiting.pop()
+        if path not in found:
+            found.add(path)
+            waiting += of[path].inputs
+    return found
+
+
 def _settle(jobs: Sequence[Recipe]) -> list[Recipe]:
     hashes = FileHashes()
     for job in jobs:

@@ -5,6 +5,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from sdlora import choices
+from sdlora.config.evaluate import NETWORKS
 from sdlora.config.params import ALPHA, Base, Params
 from sdlora.config.sources import FolderSource, HubSource, Source
 from sdlora.errors import DataError
@@ -84,16 +86,19 @@ def _pull(path: str) -> str:
 
 
 def check(params: Params) -> None:
-    """Fail before any work when a version of `run` has no pictures to start from, or no LoRA that it names.
+    """Fail before any work when a version of `run` has no pictures to start from, or no LoRA or captions that it names.
 
     Raises:
-        DataError: If a folder source is missing or holds no picture, or a LoRA is missing.
+        DataError: If a folder source is missing or holds no picture, or a LoRA, masks or captions are missing.
     """
     _check_loras(params)
     for name in dict.fromkeys(params.versions[name].dataset for name in params.run):
         masks = params.datasets[name].masks
         if masks not in (None, ALPHA) and not Path(str(masks)).is_dir():
             raise DataError(f"datasets.{name}.masks: there is no folder {masks!r}; or did you mean alpha?")
+        captions = params.datasets[name].captions_override
+        if captions is not None and not Path(captions).is_file():
+            raise DataError(f"datasets.{name}.captions_override: there is no file {captions!r}{_pull(captions)}")
         for number, source in enumerate(params.datasets[name].sources):
             where = f"datasets.{name}.sources[{number}].path"
             if isinstance(source, HubSource) and source.local and not Path(source.local).is_dir():
@@ -111,19 +116,29 @@ def moving(params: Params) -> Iterator[str]:
 
     Its files are then part of no identity, and a version that was made of others would be called fresh.
     """
-    named: dict[str, tuple[str, str | None]] = {}
-    for version in map(params.versions.__getitem__, params.run):
-        base, place = params.bases[version.base], f"bases.{version.base}"
-        named[f"{place}.revision"] = base.model, base.revision
-        named[f"{place}.vae_revision"] = base.vae or ".", base.vae_revision
-        if version.caption.by != "none":
-            named[f"{place}.captioner_revision"] = base.captioner, base.captioner_revision
-    for option, (model, revision) in named.items():
+    named = dict.fromkeys(one for name in params.run for one in _of_hub(params, name))
+    for option, model, revision in named:
         if not Path(model).exists() and not re.fullmatch("[0-9a-f]{40}", revision or ""):
             yield (
                 f"note: {option} is {revision or 'not set, which means main'}: {model} can change under that name, and "
                 f"nothing would notice; name a commit"
             )
+
+
+def _of_hub(params: Params, name: str) -> Iterator[tuple[str, str, str | None]]:
+    """The models that a version names: the option that says which revision, the model, and the revision."""
+    version = params.versions[name]
+    base, place = params.bases[version.base], f"bases.{version.base}"
+    yield f"{place}.revision", base.model, base.revision
+    yield f"{place}.vae_revision", base.vae or ".", base.vae_revision
+    if version.caption.by != "none":
+        yield f"{place}.captioner_revision", base.captioner, base.captioner_revision
+    needs = {need for metric in version.evaluate.metrics for need in choices.pick(choices.METRICS, metric).needs}
+    for setting, revision in NETWORKS.items():
+        if setting in needs:
+            yield f"evaluate.{revision}", *version.evaluate.network(setting)
+    if version.animate is not None:
+        yield "animate.revision", version.animate.model, version.animate.revision
 
 
 def _check_loras(params: Params) -> None:

@@ -17,10 +17,10 @@ from sdlora import choices
 from sdlora.config.params import Base
 from sdlora.errors import DataError
 from sdlora.models.family import ModelFamily
-from sdlora.models.loading import revision_option, unreachable
+from sdlora.models.loading import UNREADABLE, revision_option
 from sdlora.randomness import generator
 from sdlora.tensors import DTYPES
-from sdlora.weights import NOT_LOADED
+from sdlora.weights import BASE, NOT_LOADED, VAE, unreadable
 
 _LIBRARIES: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
 Config = tuple[str, dict[str, Any]]  # class of diffusers or transformers, its settings
@@ -33,7 +33,7 @@ def outline(family: type[ModelFamily], base: Base) -> tuple[dict[str, nn.Module]
 
     Raises:
         MissingError: If the base's configs are neither local nor reachable.
-        DataError: If the base is a single file and its family has no published configs.
+        DataError: If the base is a single file and its family has no published configs, or its configs are damaged.
     """
     scheduler = None
     if base.model.endswith(".safetensors"):
@@ -43,14 +43,14 @@ def outline(family: type[ModelFamily], base: Base) -> tuple[dict[str, nn.Module]
     else:
         try:
             configs, scheduler = _configs_of(family.text2img, base.model, base.revision)
-        except (OSError, ValueError) as error:
-            raise unreachable(base.model, base.revision, error) from None
+        except UNREADABLE as error:
+            raise unreadable(BASE, base.model, base.revision, error) from None
     if base.vae is not None:
         options = revision_option(base.vae, base.vae_revision)
         try:
             configs["vae"] = ("AutoencoderKL", dict(diffusers.AutoencoderKL.load_config(base.vae, **options)))
-        except (OSError, ValueError) as error:
-            raise unreachable(base.vae, base.vae_revision, error) from None
+        except UNREADABLE as error:
+            raise unreadable(VAE, base.vae, base.vae_revision, error) from None
     return {name: empty(config) for name, config in configs.items()}, scheduler
 
 

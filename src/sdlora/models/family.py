@@ -14,12 +14,19 @@ from sdlora import choices, cpu
 from sdlora.config.params import Base
 from sdlora.config.train import Train
 from sdlora.errors import DataError, MissingError, ParamsError
-from sdlora.models.loading import check_class, from_pretrained, revision_option, scheduler_file, weights_dtype
+from sdlora.models.loading import (
+    check_class,
+    from_file,
+    from_pretrained,
+    revision_option,
+    scheduler_file,
+    weights_dtype,
+)
 from sdlora.models.names import KohyaForm
 from sdlora.models.objective import Epsilon, Objective, Velocity, objective_of
 from sdlora.speed import Speed
 from sdlora.tensors import DTYPES
-from sdlora.weights import refuse_others
+from sdlora.weights import BASE, VAE, refuse_others
 
 Conditioning = dict[str, Tensor]
 Tokens = dict[str, Tensor]
@@ -138,14 +145,16 @@ class ModelFamily:
         if self.base.vae is not None and "vae" in kinds:
             from diffusers import AutoencoderKL
 
-            options["vae"] = from_pretrained(AutoencoderKL, self.base.vae, self.base.vae_revision, dtype=self.dtype)
+            options["vae"] = from_pretrained(
+                AutoencoderKL, VAE, self.base.vae, self.base.vae_revision, dtype=self.dtype
+            )
         if self.base.model.endswith(".safetensors"):
             if not Path(self.base.model).is_file():
                 raise MissingError(f"the base model: there is no file {self.base.model!r}")
             refuse_others(self.base.model)
-            return self.text2img.from_single_file(self.base.model, **options)
+            return from_file(self.text2img, self.base.model, options)
         options |= self._load_options()
-        return from_pretrained(self.text2img, self.base.model, self.base.revision, **options)
+        return from_pretrained(self.text2img, BASE, self.base.model, self.base.revision, **options)
 
     def _load_options(self) -> dict[str, Any]:
         return self.load_options

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from sdlora import choices
 from sdlora.config.params import Base
 from sdlora.config.sample import Hires, Sample
 from sdlora.config.train import Pivotal, TextEncoder, Train
-from sdlora.errors import SdloraError
+from sdlora.errors import DataError, MissingError, SdloraError
 from sdlora.flow.foreseen import Question
 from sdlora.models.family import ModelFamily
 from sdlora.models.loading import check_class, scheduler_file
@@ -19,8 +21,11 @@ from sdlora.models.objective import objective_of
 from sdlora.stages.sample.drawing import check_before_training, check_drawing
 
 
-def why_not(question: Question) -> str:
-    """The sentence with which a job would refuse; nothing where it would not, or where it takes files to know."""
+def why_not(question: Question) -> str | None:
+    """The sentence with which a job would refuse; nothing where it would not, or where it takes files to know.
+
+    None where nobody can tell, and nothing is to be remembered: a base's files are damaged, which the job says.
+    """
     family: type[ModelFamily] = choices.pick(choices.FAMILIES, question.family)
     drawing = _drawing(question.drawing)
     try:
@@ -29,10 +34,22 @@ def why_not(question: Question) -> str:
         check_drawing(drawing, family)
         if Path(question.model).is_dir():  # of the hub nothing is fetched before a job does
             base = Base(model=question.model, family=question.family, size_px=question.size_px, captioner="-")
-            check_before_training(drawing, base, question.drawn_px)
+            with _readable():
+                check_before_training(drawing, base, question.drawn_px)
     except SdloraError as error:
         return str(error)
+    except Exception:  # of a library, about one base: the answers about others stand
+        return None
     return ""
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """What is said of files that the question does not have is no answer to it: they may be mended."""
+    try:
+        yield
+    except (DataError, MissingError) as error:
+        raise OSError(str(error)) from None
 
 
 def _check_training(question: Question, family: type[ModelFamily]) -> None:

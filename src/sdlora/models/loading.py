@@ -1,16 +1,21 @@
 """In which type a base's weights are held, how its files are read, and what is refused before they are."""
 
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from sdlora import weights
 from sdlora.config.params import Base
 from sdlora.config.train import Train
-from sdlora.errors import MissingError, ParamsError, download_command
+from sdlora.errors import DataError, ParamsError
 from sdlora.tensors import DTYPES
+
+#: What libraries raise where a model is not there, or is damaged.
+UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)
 
 
 def weights_dtype(base: Base, device: torch.device) -> torch.dtype:
@@ -32,11 +37,20 @@ def trained_base(base: Base, settings: Train, device: torch.device) -> Base:
     return base.model_copy(update={"dtype": precision})
 
 
-def from_pretrained(kind: Any, model: str, revision: str | None, **options: Any) -> Any:
+def from_pretrained(kind: Any, option: str, model: str, revision: str | None, **options: Any) -> Any:
     """Load a pipeline or network; weights that are wanted in fp16 from files in fp16, where there are such.
 
+    Where there are no others, those are read as any type.
+
+    Args:
+        kind: A class of diffusers or transformers.
+        option: The key of `params.yaml` that names the model.
+        model: A hub id or a folder.
+        revision: Of the hub.
+        options: Of the library, `dtype` among them.
+
     Raises:
-        DataError: If the weights are no safetensors.
+        DataError: If the weights are no safetensors, or cannot be read.
         MissingError: If they are neither local nor reachable.
     """
     weights.refuse_others(model)
@@ -46,24 +60,35 @@ def from_pretrained(kind: Any, model: str, revision: str | None, **options: Any)
             return kind.from_pretrained(model, **options, use_safetensors=True, variant="fp16")
     try:
         return kind.from_pretrained(model, **options, use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise weights.refusal(model, revision, error) or unreachable(model, revision, error) from None
+    except UNREADABLE as error:
+        refused = weights.refusal(model, revision, error)
+        if refused is not None and options["dtype"] != torch.float16:
+            with suppress(*UNREADABLE):
+                found = kind.from_pretrained(model, **options, use_safetensors=True, variant="fp16")
+                print(f"note: {model} has weights in fp16 alone, which are read as {options['dtype']}", flush=True)
+                return found
+        raise refused or weights.unreadable(option, model, revision, error) from None
+
+
+def from_file(kind: Any, model: str, options: Mapping[str, Any]) -> Any:
+    """Load a pipeline from a single file, which brings no configs.
+
+    Raises:
+        DataError: If it cannot be read, or diffusers has no configs for it.
+    """
+    try:
+        return kind.from_single_file(model, **options)
+    except UNREADABLE as error:
+        call = f"{kind.__name__}.from_single_file({model!r}).save_pretrained(...)"
+        raise DataError(
+            f"{weights.unreadable(weights.BASE, model, None, error)}; if it is whole, diffusers lacks its configs, "
+            f"which it fetches from the hub: where there is a network, `{call}` writes a folder that needs none"
+        ) from None
 
 
 def revision_option(model: str, revision: str | None) -> dict[str, str]:
     """The revision as an option for the hub; local files have none."""
     return {} if revision is None or Path(model).exists() else {"revision": revision}
-
-
-def unreachable(model: str, revision: str | None, error: Exception) -> Exception:
-    """What a user does when a base cannot be read; the error itself where the base is local."""
-    if Path(model).exists():
-        return error
-    return MissingError(
-        f"the base model {model!r} is neither a local folder nor reachable on the hub. On a machine with network: "
-        f"`{download_command(model, revision)}`, or set bases.<name>.model to a folder or a .safetensors file "
-        f"({str(error).splitlines()[0]})"
-    )
 
 
 def scheduler_file(model: str) -> str:

@@ -8,9 +8,10 @@ from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
 from sdlora.models.family import Conditioning, ModelFamily
-from sdlora.models.loading import revision_option, unreachable
+from sdlora.models.loading import UNREADABLE, revision_option
 from sdlora.models.objective import FlowMatching
 from sdlora.models.published import CLIP_L, OPENCLIP_BIG_G, VAE
+from sdlora.weights import BASE, unreadable
 
 _CLIPS = ("text_encoder", "text_encoder_2")
 _T5 = "text_encoder_3"
@@ -68,8 +69,8 @@ class StableDiffusion3(ModelFamily):
         model, revision = self.base.model, self.base.revision
         try:
             index = self.text2img.load_config(model, **revision_option(model, revision))
-        except OSError as error:
-            raise unreachable(model, revision, error) from None
+        except UNREADABLE as error:
+            raise unreadable(BASE, model, revision, error) from None
         left_out = (index.get(_T5) or [None])[0] is None
         return dict.fromkeys((_T5, "tokenizer_3")) if left_out else {}
 

@@ -239,6 +239,8 @@ class Search:
         count = asked.trials or (self.space.combinations if self.study.grid else TRIALS_BY_DEFAULT)
         if self.study.grid:
             count = min(count, self.space.combinations)
+        if asked.leave_out and len(self.journal.told) >= count:
+            raise ParamsError(f"--leave-out: all {count} trials of {self.name} have come to their end: leave it out")
         while (done := len(self.journal.told)) < count:
             first, last = self.known.batch
             if not first <= done <= last:

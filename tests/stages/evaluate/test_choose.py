@@ -206,6 +206,7 @@ def plain(**steps: list[float]) -> Values:
     [
         ([9.0] * 5 + [9.1, 9.2, 9.1, 9.3, 9.2], "better than step 0: step 100: mean psnr_db 9.18, +1.18 against", True),
         ([9.0] * 5 + [6.9, 6.8, 6.9, 6.7, 6.8], "worse than step 0: step 100", False),
+        ([7.0] * 5 + [6.9, 6.8, 6.9, 6.7, 6.8], "worse than step 0: step 100", False),
         ([9.0] * 5 + [7.0, 9.0, 8.5, 7.5, 8.1], "unresolved: step 100", False),
         ([7.0] * 5 + [9.1, 9.2, 9.1, 9.3, 9.2], "unresolved: no checkpoint beats step 0 on the validation", False),
     ],
@@ -219,6 +220,12 @@ def test_what_is_said(after: list[float], start: str, resolved: bool) -> None:
     )
     unresolved = str(best["why"]).startswith("unresolved")
     assert (f"below {best['smallest_detectable']} would mostly have been missed" in str(best["why"])) is unresolved
+
+
+def test_equal_differences_do_not_say_how_much_would_have_been_missed() -> None:
+    best = explained(plain(_0=[8.0] * 10, _100=[8.5] * 10))
+    assert best["smallest_detectable"] is None
+    assert str(best["why"]).startswith("unresolved: step 100") and str(best["why"]).endswith("includes 0")
 
 
 def test_what_four_decimals_do_not_show_is_found(tmp_path: Path) -> None:

@@ -11,9 +11,11 @@ from sdlora.stages.evaluate.statistics import (
     crossed_interval,
     earliest_within_one_error,
     holm,
+    level_interval,
     mean_interval,
     smallest_detectable,
 )
+from sdlora.stages.evaluate.tables import Table, metrics_rows
 
 RUNS, RESAMPLES, CHECKPOINTS, CORRELATION = 1500, 1000, 12, 0.8
 DRAWS = {
@@ -61,6 +63,15 @@ def test_equal_values_give_equal_intervals() -> None:
     assert mean_interval([0.0] * 6, 100).p == 1.0
 
 
+def test_the_interval_of_a_level_does_not_reach_to_0() -> None:
+    """Five prompts of which all is found, or a rank of 1 on each: 0 is no hypothesis of them."""
+    assert level_interval([1.0] * 5, 100) == Interval(1.0, 1.0, 1.0, 0.0625)
+    assert level_interval([1.0, 2.0, 3.0], 100) == mean_interval([1.0, 2.0, 3.0], 100)
+    table = Table([*"abcde"], {("prompt_recall", 0): [1.0] * 5}, [42])
+    (row,) = metrics_rows(table, None, 100)
+    assert row[-3:] == ["1.0000"] * 3
+
+
 def test_few_values_get_students_interval() -> None:
     found = mean_interval([1.0, 2.0, 3.0], 100)
     half = 4.302653 / np.sqrt(3)
@@ -83,6 +94,7 @@ def test_the_smallest_detectable_difference_is_detected_in_four_of_five_runs() -
     random = np.random.default_rng(7)
     truth = smallest_detectable([-1.0, 1.0] * 10)  # of 20 differences with this spread
     assert truth is not None and smallest_detectable([1.0]) is None
+    assert smallest_detectable([-0.5] * 5) is None, "without a spread nobody can tell, and it is not 0"
     spread = np.std([-1.0, 1.0] * 10, ddof=1)
     found = [mean_interval(random.normal(truth, spread, 20), RESAMPLES).low > 0 for _ in range(1000)]
     assert 0.75 <= np.mean(found) <= 0.85
@@ -138,7 +150,7 @@ def test_a_difference_as_large_as_the_smallest_detectable_is_mostly_found(luck: 
     smallest = float(np.median([crossed_detectable(pair, (-1, 1)) for pair in pairs]))
     found = [crossed_interval([one, other + smallest], (-1, 1)).p <= 0.05 for one, other in pairs]
     assert 0.7 <= np.mean(found) <= 0.9
-    assert crossed_detectable([np.full((3, 5), 2.0)] * 2, (-1, 1)) == 0.0
+    assert crossed_detectable([np.full((3, 5), 2.0)] * 2, (-1, 1)) is None
 
 
 def test_of_a_table_of_equal_values_only_the_sign_counts() -> None:

@@ -11,8 +11,11 @@ from small_set import edited
 
 from sdlora import records
 from sdlora.flow import plan
+from sdlora.stages.report.data import verdict_of
 from sdlora.stages.report.dataset import REFUSED
 from sdlora.stages.report.recipe import ReportAllRecipe, ReportRecipe
+
+TESTED = {"references": ["r1"]}
 
 
 def data_of(page: Path) -> dict[str, Any]:
@@ -88,6 +91,20 @@ def test_a_refused_name_leads_out_of_no_folder(tmp_path: Path) -> None:
     records.write_jsonl(fitted.parent / "rejected.jsonl", rows)
     (found,) = data_of(make_page(tmp_path, {"a": fitted}, (0, 2), folders={"a": (mine,)}))["datasets"].values()
     assert [row["picture"] for row in found["refused"][:3]] == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("best", "verdict"),
+    [
+        ({"test": TESTED, "resolved": True, "why": "better than step 0: step 2"}, "better"),
+        ({"test": TESTED, "resolved": False, "why": "worse than step 0: step 2"}, "worse"),
+        ({"test": TESTED, "resolved": False, "why": "unresolved: step 2"}, "unresolved"),
+        ({"test": None, "resolved": False, "why": "step 2"}, "untested"),
+        ({"test": TESTED, "resolved": False, "why": "step 2", "overruled": {"resolved": True}}, "by a person"),
+    ],
+)
+def test_a_page_says_of_a_version_what_best_json_says(best: dict[str, Any], verdict: str) -> None:
+    assert verdict_of(best) == verdict
 
 
 def test_a_user_s_own_folders_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

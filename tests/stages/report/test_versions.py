@@ -1,5 +1,10 @@
 """The table of all versions, as Markdown."""
 
+from pathlib import Path
+
+import pytest
+
+from sdlora.cli import main
 from sdlora.stages.report.versions import gain, markdown
 
 ROW = {
@@ -28,6 +33,19 @@ def test_only_what_a_test_has_found_is_bold() -> None:
     assert gain({"d_delta": "", "d_ci_low": "", "d_ci_high": "", "d_p": ""}, "d") == ""
 
 
+def test_small_differences_keep_two_digits() -> None:
+    """Losses of 0.1 that fell by 0.00004: three decimals would say that nothing is 0.000 and sure."""
+    row = {"loss_delta": "-4e-05", "loss_ci_low": "-0.0000421", "loss_ci_high": "0", "loss_p": "0.01"}
+    assert gain(row, "loss") == "**-0.000040 [-0.000042, 0.000]**"
+
+
 def test_v10_comes_after_v9() -> None:
     rows = markdown([{**ROW, "version": name} for name in ("pixel", "v10", "v9")]).splitlines()[2:]
     assert [row.split(" | ")[0] for row in rows] == ["| pixel", "| v9", "| v10"]
+
+
+@pytest.mark.parametrize("content", ["", "step,metric\n0,ssim\n", "version,ssim_best\nv8,1\n", "\x00\xff"])
+def test_a_table_that_is_none_of_versions_is_named(content: str, tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_bytes(content.encode("latin-1"))
+    with pytest.raises(SystemExit, match=r"error: .*table\.csv: this is no table of all versions"):
+        main(["versions", str(tmp_path / "table.csv")])

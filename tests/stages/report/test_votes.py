@@ -1,5 +1,6 @@
 """Blind votes: read back as a page saves them, counted for the pictures that were seen, ranked by Wilson's bound."""
 
+from dataclasses import replace
 from math import sqrt
 from pathlib import Path
 
@@ -17,14 +18,22 @@ def test_what_a_page_saves_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "votes.jsonl"
     assert read_votes(path) == []
     records.write_jsonl(path, [VOTE.row(), VOTE.row()])
-    assert read_votes(path) == [VOTE, VOTE]
+    assert read_votes(path) == [VOTE, VOTE], "without an id nobody can tell them apart"
+
+
+def test_a_vote_that_was_added_twice_counts_once(tmp_path: Path) -> None:
+    """A page that was saved twice has the first votes in both files."""
+    path, other = tmp_path / "votes.jsonl", replace(VOTE, id="0b")
+    records.write_jsonl(path, [one.row() for one in (VOTE, other, replace(VOTE, id="0c"), other)])
+    assert read_votes(path) == [VOTE, other, replace(VOTE, id="0c")] and "id" not in VOTE.row()
 
 
 @pytest.mark.parametrize(
     "line",
     ["{", "3", "[]", "{}", '{"reference": "r", "seed": "1", "winner": "v8", "loser": "v8/0", "pictures": ["a", "b"]}',
      '{"reference": "r", "seed": 1, "winner": "v8/1", "loser": "v8/0", "pictures": ["a", "b"]}',
-     '{"reference": "r", "seed": "1", "winner": "v8/1", "loser": "v8/0", "pictures": ["a"]}', "[" * 9000],
+     '{"reference": "r", "seed": "1", "winner": "v8/1", "loser": "v8/0", "pictures": ["a"]}', "[" * 9000,
+     '{"reference": "r", "seed": "1", "winner": "v8/1", "loser": "v8/0", "pictures": ["a", "b"], "id": 3}'],
 )  # fmt: skip
 def test_a_line_that_is_no_vote_is_named(tmp_path: Path, line: str) -> None:
     path = tmp_path / "votes.jsonl"

@@ -89,7 +89,10 @@ def test_without_an_independent_test_nothing_is_shown(tmp_path: Path) -> None:
     start, up = trained(tmp_path, "start", 1.0, tested=False), trained(tmp_path, "up", 2.0, tested=False)
     (row,) = found([claim("up", start, up, better=("psnr_db",))], tmp_path)
     assert row["verdict"].startswith("not shown: there is no independent test")
+    assert row["p"] is None, "what nobody may say has no p-value"
     assert verdict({**row, "doubt": "", "p": 0.001}) == "holds"
+    flat = {**row, "doubt": "", "p": 0.06, "smallest_detectable": None}
+    assert verdict(flat) == "not shown" and verdict({**flat, "claimed": "same"}) == "no difference seen"
 
 
 def test_a_table_and_a_page_are_written(tmp_path: Path) -> None:

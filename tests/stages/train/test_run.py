@@ -17,6 +17,7 @@ from sdlora.config.train import Train
 from sdlora.errors import DataError, ResourceError
 from sdlora.memory import preflight
 from sdlora.stages.train import loop
+from sdlora.stages.train.recipe import DONE
 
 pytestmark = pytest.mark.slow
 
@@ -158,7 +159,7 @@ def test_a_damaged_run_is_trained_again(place: Place, capsys: pytest.CaptureFixt
 
 def unfinish(run: Path) -> None:
     """Make a finished run look like one whose process was killed while it wrote a file."""
-    (run / "done.json").unlink()
+    (run / DONE).unlink()
     (run / "checkpoints/step-000004/pytorch_lora_weights.safetensors.77.part").write_bytes(b"half")
 
 
@@ -175,7 +176,7 @@ def test_a_checkpoint_that_a_power_cut_took_is_made_again(place: Place, cut: str
 @pytest.mark.parametrize("cut", CUTS)
 def test_the_note_that_a_run_is_whole_may_be_what_a_power_cut_took(place: Place, cut: str) -> None:
     once = hashes(place.train())
-    CUTS[cut](place.runs()[0] / "done.json")
+    CUTS[cut](place.runs()[0] / DONE)
     assert hashes(place.train()) == once
 
 

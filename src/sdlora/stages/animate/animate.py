@@ -18,6 +18,7 @@ from sdlora.stages.evaluate.run import read_choice
 from sdlora.stages.fit.fit import place
 from sdlora.stages.sample.parts import reporting
 from sdlora.tensors import DTYPES
+from sdlora.weights import FILM
 
 FILE = "animation.gif"
 HUNDREDTH_S = 10  # what a GIF counts time in, ms
@@ -66,7 +67,7 @@ def load(settings: Animate) -> StableVideoDiffusionPipeline:
     quieten()
     gpu.check_film(settings.dtype, gpu.found())
     dtype = DTYPES[settings.dtype]
-    pipeline = from_pretrained(StableVideoDiffusionPipeline, settings.model, settings.revision, dtype=dtype)
+    pipeline = from_pretrained(StableVideoDiffusionPipeline, FILM, settings.model, settings.revision, dtype=dtype)
     if default_device() == "cuda":
         pipeline.enable_model_cpu_offload()
     pipeline.set_progress_bar_config(desc="animate", mininterval=5)

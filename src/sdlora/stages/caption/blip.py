@@ -6,7 +6,6 @@ from PIL import Image
 
 from sdlora import weights
 from sdlora.config.caption import Caption
-from sdlora.errors import MissingError, download_command
 
 
 class Blip:
@@ -18,6 +17,7 @@ class Blip:
 
     def _load(self) -> Any:
         import torch
+        from safetensors import SafetensorError
         from transformers import BlipForConditionalGeneration, BlipProcessor
         from transformers.utils import logging
 
@@ -28,10 +28,9 @@ class Blip:
             options = {} if self._revision is None else {"revision": self._revision}
             processor = BlipProcessor.from_pretrained(self._model, **options)
             model = BlipForConditionalGeneration.from_pretrained(self._model, **options, use_safetensors=True)
-        except OSError as error:
-            raise weights.refusal(self._model, self._revision, error) or MissingError(
-                f"the captioner {self._model!r} is neither a folder nor reachable on the hub; on a machine with "
-                f"network: `{download_command(self._model, self._revision)}` ({str(error).splitlines()[0]})"
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            raise weights.refusal(self._model, self._revision, error) or weights.unreadable(
+                weights.CAPTIONER, self._model, self._revision, error
             ) from None
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return processor, model.float().eval().to(device)

@@ -97,7 +97,8 @@ def explain(
         `best_step`, the `rule`, and `why` in words; `overruled`: what the rule chose and said, where a person chose
         otherwise; `validation` and `test` (None where there is none), each with its
         `references`, their `seeds` and a metric's `figures`; `resolved`: whether it beats step 0 for sure;
-        `smallest_detectable`: the true difference in `choose_by` that would have been found in 80 % of cases;
+        `smallest_detectable`: the true difference in `choose_by` that would have been found in 80 % of cases, None
+        where nobody can tell;
         `warnings`.
     """
     metric = metrics[settings.choose_by[0] if len(settings.choose_by) == 1 else MEAN_RANK.name]
@@ -161,18 +162,19 @@ def _verdict(found: Mapping[str, Any], metric: Metric) -> tuple[bool, str]:
         f"[{shown['ci_low']}, {shown['ci_high']}] on {len(part['references'])} "
         f"{'test references' if found['test'] else 'references that it was chosen by'}"
     )
-    unseen = f"a true difference below {found['smallest_detectable']} would mostly have been missed"
+    smallest = found["smallest_detectable"]
+    unseen = "" if smallest is None else f"; a true difference below {smallest} would mostly have been missed"
     if not found["test"]:
         return False, f"{told}; {NO_TEST}"
     if found["overruled"]:
         return False, f"{told}; {BY_A_PERSON}"
-    if sign * found["validation"]["figures"][metric.name]["delta"] <= 0:
-        return False, f"unresolved: no checkpoint beats step 0 on the validation references; {told}; {unseen}"
-    if low > 0:
-        return True, f"better than step 0: {told}; the 95 % interval excludes 0"
     if high < 0:
         return False, f"worse than step 0: {told}; the 95 % interval excludes 0"
-    return False, f"unresolved: {told}; the 95 % interval includes 0; {unseen}"
+    if sign * found["validation"]["figures"][metric.name]["delta"] <= 0:
+        return False, f"unresolved: no checkpoint beats step 0 on the validation references; {told}{unseen}"
+    if low > 0:
+        return True, f"better than step 0: {told}; the 95 % interval excludes 0"
+    return False, f"unresolved: {told}; the 95 % interval includes 0{unseen}"
 
 
 def _mean_of(metric: Metric) -> str:

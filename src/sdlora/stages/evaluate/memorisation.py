@@ -6,7 +6,7 @@ import numpy as np
 
 from sdlora.stages.evaluate.effnet import Features, distance, features
 from sdlora.stages.evaluate.metric import Floats, Metric, Pixels
-from sdlora.stages.evaluate.statistics import mean_interval
+from sdlora.stages.evaluate.statistics import level_interval
 
 LEAST = 1e-6  # of a distance, so that a copy of a held-out picture does not divide by 0
 
@@ -69,7 +69,7 @@ def _nearest(to: Sequence[Features], pictures: Iterable[Pixels]) -> Floats:
 
 def memorised(chosen: Sequence[float], step_0: Sequence[float], bootstrap_samples: int) -> str | None:
     """Warns where the chosen step's interval lies below 1."""
-    found = mean_interval(chosen, bootstrap_samples)
+    found = level_interval(chosen, bootstrap_samples)
     if found.high >= 1:
         return None
     return (

@@ -17,7 +17,7 @@ from sdlora.stages.evaluate.mean_rank import MEAN_RANK, mean_ranks
 from sdlora.stages.evaluate.metric import Metric, Pixels
 from sdlora.stages.evaluate.recipe import MeasuringRecipe
 from sdlora.stages.evaluate.report_tables import COMPARED, write_tables
-from sdlora.stages.evaluate.statistics import mean_interval
+from sdlora.stages.evaluate.statistics import level_interval
 from sdlora.stages.evaluate.tables import Measured, Table, Values, metrics_columns, metrics_rows, reported, written
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.sample.parts import FOLDERS, TEST, VALIDATION, all_drawn
@@ -199,7 +199,7 @@ def write_curves(values: Values, bootstrap_samples: int, folder: Path) -> list[P
     for metric in dict.fromkeys(metric for metric, _ in values):
         rows = []
         for step in sorted(step for name, step in values if name == metric):
-            found = mean_interval(values[metric, step], bootstrap_samples)
+            found = level_interval(values[metric, step], bootstrap_samples)
             rows.append([str(step), *map(written, (found.mean, found.low, found.high))])
         files.append(folder / f"{metric}.csv")
         records.write_csv(files[-1], ["step", "mean", "ci_low", "ci_high"], rows)

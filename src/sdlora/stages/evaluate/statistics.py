@@ -1,7 +1,7 @@
 """What may be said of a mean over references: intervals, corrections, the rule of choice."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import numpy as np
@@ -47,7 +47,7 @@ def mean_interval(values: Sequence[float], samples: int, seed: int = 0) -> Inter
     data: Floats = np.asarray(values, dtype=np.float64)
     count, mean = len(data), float(data.mean())
     error = _standard_error(data)
-    if error <= 1e-12 * max(1.0, abs(mean)):
+    if _is_flat(data, mean):
         return _of_equal(mean, count)
     if count < LEAST_RESAMPLED:
         half = float(stdtrit(count - 1, 1 - LEVEL / 2)) * error
@@ -60,6 +60,20 @@ def mean_interval(values: Sequence[float], samples: int, seed: int = 0) -> Inter
     tail = min((scaled >= mean / error).sum(), (scaled <= mean / error).sum())
     p = min(1.0, 2 * float(tail + 1) / (len(scaled) + 1))
     return Interval(mean, mean - float(above) * error, mean - float(below) * error, p)
+
+
+def level_interval(values: Sequence[float], samples: int) -> Interval:
+    """The interval of a mean that is no difference, as tables and curves show it.
+
+    As `mean_interval`, but of equal values it has no width: 0 means nothing to a level, such as a rank or a share.
+    """
+    found = mean_interval(values, samples)
+    return replace(found, low=found.mean, high=found.mean) if _is_flat(np.asarray(values), found.mean) else found
+
+
+def _is_flat(data: Floats, mean: float) -> bool:
+    """Whether values are equal but for rounding."""
+    return _standard_error(data) <= 1e-12 * max(1.0, abs(mean))
 
 
 def _of_equal(mean: float, count: int) -> Interval:
@@ -94,10 +108,10 @@ def crossed_interval(tables: Sequence[Floats], signs: Sequence[int]) -> Interval
     return Interval(mean, mean - half, mean + half, float(2 * stdtr(freedom, -abs(mean) / error)))
 
 
-def crossed_detectable(tables: Sequence[Floats], signs: Sequence[int]) -> float:
+def crossed_detectable(tables: Sequence[Floats], signs: Sequence[int]) -> float | None:
     """The smallest true sum that `crossed_interval` finds in 80 % of cases, as `smallest_detectable` has it."""
     _, error, freedom = _crossed(tables, signs)
-    return float(stdtrit(freedom, 1 - LEVEL / 2) + stdtrit(freedom, POWER)) * error if error else 0.0
+    return float(stdtrit(freedom, 1 - LEVEL / 2) + stdtrit(freedom, POWER)) * error if error else None
 
 
 def _crossed(tables: Sequence[Floats], signs: Sequence[int]) -> tuple[float, float, float]:
@@ -144,10 +158,10 @@ def smallest_detectable(deltas: Sequence[float]) -> float | None:
     (Lachin 1981, doi:10.1016/0197-2456(81)90001-5, with t in place of normal quantiles).
 
     Returns:
-        In the metric's unit; None for a single reference.
+        In the metric's unit; None for a single reference, and for equal differences: their spread says nothing.
     """
     data: Floats = np.asarray(deltas, dtype=np.float64)
-    if len(data) < 2:
+    if _is_flat(data, float(data.mean())):
         return None
     freedom = len(data) - 1
     return float(stdtrit(freedom, 1 - LEVEL / 2) + stdtrit(freedom, POWER)) * _standard_error(data)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from sdlora.stages.evaluate.statistics import Interval, mean_interval
+from sdlora.stages.evaluate.statistics import Interval, level_interval, mean_interval
 
 Values = dict[tuple[str, int], list[float]]  # (metric, step) -> one value a reference
 Measured = Mapping[str, Mapping[str, float]]  # a picture's file, below `results/<version>` -> its value by each metric
@@ -71,7 +71,7 @@ def _decimals(number: float, digits: int) -> int:
 
 
 def _mean(values: Sequence[float], samples: int) -> list[str]:
-    interval = mean_interval(values, samples)
+    interval = level_interval(values, samples)
     return _cells([interval.mean, interval.low, interval.high])
 
 

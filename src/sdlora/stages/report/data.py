@@ -91,6 +91,7 @@ def _version(name: str, settings: Summary, result: Path, thumbnails: Thumbnails)
         "name": name,
         "settings": settings,
         "best": best,
+        "verdict": verdict_of(best),
         "figures": figures_of(best),
         "accepted": accepted_of(result),
         "foreign": _foreign(result / "checkpoints" / FACTS),
@@ -101,6 +102,15 @@ def _version(name: str, settings: Summary, result: Path, thumbnails: Thumbnails)
         "log": _log(result / "train_log.csv"),
         "tables": {path.stem: records.read_csv(path) for path in sorted((result / "tables").glob("*.csv"))},
     }
+
+
+def verdict_of(best: Mapping[str, Any]) -> str:
+    """What a `best.json` says of the chosen step, in a word; its sentence begins with it."""
+    if best.get("overruled"):
+        return "by a person"
+    if not best["test"]:
+        return "untested"
+    return "better" if best["resolved"] else "worse" if best["why"].startswith("worse") else "unresolved"
 
 
 def _over_trainings(trainings: Mapping[str, Sequence[str]], results: Path) -> dict[str, dict[str, Any]]:

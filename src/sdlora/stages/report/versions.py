@@ -1,6 +1,7 @@
 """The table of docs/versions.md, from the report's own: `sdlora versions`."""
 
 import re
+from math import floor, log10
 
 from sdlora import records
 from sdlora.stages.evaluate.statistics import LEVEL
@@ -30,6 +31,11 @@ def _natural(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
+def _decimals(number: float) -> int:
+    """Three, or as many as leave two digits."""
+    return max(3, 1 - floor(log10(abs(number)))) if number else 3
+
+
 def gain(row: dict[str, str], metric: str) -> str:
     """A metric's difference to step 0 and its interval; bold where an independent test has found one.
 
@@ -38,6 +44,6 @@ def gain(row: dict[str, str], metric: str) -> str:
     if not row[f"{metric}_delta"]:
         return ""
     delta, low, high = (float(row[f"{metric}_{key}"]) for key in ("delta", "ci_low", "ci_high"))
-    text = f"{delta:+.3f} [{low:.3f}, {high:.3f}]"
+    text = f"{delta:+.{_decimals(delta)}f} [{low:.{_decimals(low)}f}, {high:.{_decimals(high)}f}]"
     p = row[f"{metric}_p"]
     return f"**{text}**" if p and float(p) <= LEVEL else text

@@ -24,40 +24,47 @@ class Vote:
     winner: str  # "v8/300": version and step
     loser: str
     pictures: tuple[str, str]  # sha256 of the winner's and of the loser's, its first digits
+    id: str = ""  # of the vote alone; pages of before gave none
 
     def row(self) -> dict[str, Any]:
         """As it stands in the file."""
-        return {**asdict(self), "pictures": [*self.pictures]}
+        found = {**asdict(self), "pictures": [*self.pictures]}
+        return found if self.id else {key: value for key, value in found.items() if key != "id"}
 
 
 def read_votes(path: Path) -> list[Vote]:
-    """All votes; no file holds none.
+    """All votes, one that was added twice once; no file holds none.
 
     Raises:
         DataError: Names the line that is no vote, and what is wrong with it.
     """
     if not path.exists():
         return []
-    found = []
+    found: list[Vote] = []
+    known: set[str] = set()
     for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
         if line.strip():
             try:
-                found.append(_vote(records.parse_json(line)))
+                vote = _vote(records.parse_json(line))
             except (ValueError, TypeError, KeyError) as error:
                 raise DataError(f"{path}:{number}: this is no vote as a page saves it ({error})") from None
+            if not vote.id or vote.id not in known:
+                found.append(vote)
+            known.add(vote.id)
     return found
 
 
 def _vote(row: Any) -> Vote:
     reference, seed, winner, loser = (row[key] for key in ("reference", "seed", "winner", "loser"))
-    pictures = row["pictures"]
-    if not all(isinstance(text, str) for text in (reference, seed, winner, loser, *pictures)) or len(pictures) != 2:
+    pictures, own = row["pictures"], row.get("id", "")
+    texts = (reference, seed, winner, loser, *pictures, own)
+    if not all(isinstance(text, str) for text in texts) or len(pictures) != 2:
         raise ValueError("its values are texts, and pictures are two")
     for side in (winner, loser):
         version, _, step = side.rpartition("/")
         if not version or not step.isdecimal():
             raise ValueError(f"{side!r} is no version and step such as v8/300")
-    return Vote(reference, seed, winner, loser, (pictures[0], pictures[1]))
+    return Vote(reference, seed, winner, loser, (pictures[0], pictures[1]), own)
 
 
 def tally(votes: Iterable[Vote], pictures: Mapping[tuple[str, str, str], str]) -> dict[str, Ballot]:

@@ -53,12 +53,13 @@ def write_findings(recipe: StudiesRecipe, results: Path, out: Path) -> list[Path
 
 
 def found(compared: Sequence[Compared], results: Path) -> list[records.Row]:
-    """A row for each claim and metric; p-values are corrected over those that were tested."""
+    """A row for each claim and metric; p-values are corrected over those that were tested, the others have none."""
     rows = [row for one in compared for row in _measured(one, results)]
     tested = [row for row in rows if not row["doubt"]]
     for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
         row["p"] = p
     for row in rows:
+        row["p"] = None if row["doubt"] else row["p"]
         row["verdict"] = verdict(row)
     return rows
 
@@ -76,12 +77,9 @@ def verdict(row: Mapping[str, Any]) -> str:
         if row["claimed"] == "same":
             return f"does not hold: {'better' if row['improves'] else 'worse'}"
         return "holds" if row["improves"] else "the reverse"
-    missed = f"{_spelt(row['smallest_detectable'])} would mostly have been missed"
-    return (
-        f"no difference seen (one below {missed})"
-        if row["claimed"] == "same"
-        else f"not shown (a difference below {missed})"
-    )
+    said, what = ("no difference seen", "one") if row["claimed"] == "same" else ("not shown", "a difference")
+    smallest = row["smallest_detectable"]
+    return said if smallest is None else f"{said} ({what} below {_spelt(smallest)} would mostly have been missed)"
 
 
 def _measured(one: Compared, results: Path) -> Iterator[records.Row]:

@@ -12,6 +12,7 @@ from sdlora.errors import DataError
 from sdlora.flow import hashing, store
 from sdlora.flow.identity import UPDATED, Identity, differing, is_update, section, told
 from sdlora.stages.train.checkpoint import Manifest, State, newest_manifest, read_state, save_state
+from sdlora.stages.train.recipe import DONE
 
 #: Names that may differ between a run and a longer one. The schedule is compared rate by rate instead.
 LENGTH = {"train.steps", "train.checkpoint_every", "train.lr_stages", "checkpoint_steps"}
@@ -40,7 +41,7 @@ def go_on(kept: Path, identity: Identity, settings: Train) -> State | None:
     said = []
     for folder, manifest in sorted(known, key=lambda row: row[1].step, reverse=True):
         names = differing(manifest.identity, identity)
-        run, done = f"run {folder.name[:12]}", (folder / "done.json").exists()
+        run, done = f"run {folder.name[:12]}", (folder / DONE).exists()
         longer = done and set(names) <= LENGTH and manifest.step < settings.steps
         if longer or (not done and names == [PROCESSES]):
             try:
@@ -59,7 +60,7 @@ def go_on(kept: Path, identity: Identity, settings: Train) -> State | None:
 
 def is_undamaged(run: Path) -> bool:
     """Whether all files of a finished run are as they were."""
-    outputs = hashing.read_regular(run / "done.json")
+    outputs = hashing.read_regular(run / DONE)
     return isinstance(outputs, dict) and hashing.are_whole(run, outputs)
 
 
@@ -73,7 +74,7 @@ def _taken_over(folder: Path, manifest: Manifest, kept: Path, identity: Identity
     missing = {step for step in settings.checkpoint_steps if step <= manifest.step} - set(before.checkpoint_steps)
     if missing:
         raise DataError(f"it kept no checkpoint at step {min(missing)}")
-    if ((folder / "done.json").exists() and not is_undamaged(folder)) or (state := read_state(manifest)) is None:
+    if ((folder / DONE).exists() and not is_undamaged(folder)) or (state := read_state(manifest)) is None:
         raise DataError("its files are damaged")
     _set_schedule(state, before, settings)
     for step in settings.checkpoint_steps:

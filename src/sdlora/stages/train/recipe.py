@@ -9,6 +9,8 @@ from sdlora.config.sample import Sample
 from sdlora.config.train import Train
 from sdlora.flow.recipe import Recipe
 
+DONE = "done.json"  # in the store, a finished run has it: the sha256 of each of its files
+
 
 class TrainRecipe(Recipe):
     """Train one version's LoRA."""

@@ -45,11 +45,10 @@ from sdlora.stages.train.longer import go_on, is_undamaged
 from sdlora.stages.train.loop import Run, holding, passes_of, train_loop
 from sdlora.stages.train.optimizers import Groups, point_to_save
 from sdlora.stages.train.processes import Share
-from sdlora.stages.train.recipe import TrainRecipe
+from sdlora.stages.train.recipe import DONE, TrainRecipe
 from sdlora.stages.train.texts import ConditioningOf
 
 WAITING = timedelta(days=1)  # of the other processes, while the first fills caches and draws the prior
-DONE = "done.json"  # a finished run has it
 LOG_COLUMNS = ("step", "loss", "learning_rate", "d")  # d: Prodigy's factor on the rate; 1 for the others
 
 

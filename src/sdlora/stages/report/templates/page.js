@@ -26,12 +26,14 @@ const ruleStep = (version) => (version.best.overruled ?? version.best).best_step
 const drawnSteps = (version) => version.steps.filter((step) => version.samples[step]); // a comparison shows only those that were chosen
 const stepOf = (version, step) => (!step ? "no LoRA" : version.foreign.length ? "as it came" : `step ${step}`);
 const chosenOf = (version) => [...new Set([version.best.best_step, ruleStep(version)])].map((step) => ({ step, by: !version.best.overruled ? "" : step === ruleStep(version) ? "the rule" : "a person" }));
-/** What may be said of the chosen step, in as few words as it takes. */
-function headline(version) {
-  if (version.best.overruled) return ["Chosen by a person", ""];
-  if (!version.best.test) return ["Not tested: too few references", ""];
-  return version.best.resolved ? ["Better than without the LoRA", "better"] : ["Unresolved: these references show no sure difference", ""];
-}
+/** What may be said of the chosen step, in as few words as it takes; and how the table says it. */
+const HEADLINES = {
+  better: ["Better than without the LoRA", "yes"],
+  worse: ["Worse than without the LoRA", "no, worse"],
+  unresolved: ["Unresolved: these references show no sure difference", "unresolved"],
+  untested: ["Not tested: too few references", "unresolved"],
+  "by a person": ["Chosen by a person", "unresolved"],
+};
 /** The chosen step beside the references and the base, large: what a visitor looks for first. */
 function glance(version) {
   const step = version.best.best_step, part = version.best.test ?? version.best.validation, references = data.references[version.references];
@@ -45,7 +47,7 @@ function verdicts() {
   if (data.versions.length > 1) box.className = "cards";
   box.append(...data.versions.map((version) => element("div", { class: "verdict" },
     data.versions.length > 1 ? element("strong", {}, named(version)) : null,
-    element("p", { class: `headline ${headline(version)[1]}` }, headline(version)[0]), glance(version),
+    element("p", { class: `headline ${version.verdict === "better" ? "better" : ""}` }, HEADLINES[version.verdict][0]), glance(version),
     element("p", {}, version.foreign.length ? `${version.best.why}.`.replace("step 1:", "as it came:") : `${version.best.why}.`), element("p", { class: "rule" }, version.best.overruled ? `Chosen by a person. The rule, ${version.best.rule}, says: ${version.best.overruled.why}.` : version.foreign.length ? `From elsewhere: ${version.foreign.join("; ")}.` : `Chosen by: ${version.best.rule}${version.best.chosen ? ", and by a person" : ""}.`),
     ...version.best.warnings.map((warning) => element("p", { class: "warning" }, `${warning}.`)),
     version.accepted.length ? element("details", {}, element("summary", {}, "Accepted after an update of code or packages"), element("ul", {}, ...version.accepted.map((line) => element("li", {}, line)))) : null)));
@@ -227,7 +229,7 @@ function tables() {
   const rows = data.versions.map((version) => element("tr", {},
     element("td", {}, named(version)),
     element("td", { "data-sort": version.best.best_step }, version.best.overruled ? `${version.best.best_step} (rule: ${ruleStep(version)})` : version.foreign.length ? "" : String(version.best.best_step)),
-    element("td", {}, version.best.overruled ? "chosen by a person" : version.best.test ? `${version.best.test.references.length} references` : "no test"), element("td", {}, version.best.resolved ? "yes" : "unresolved"), ...(voted ? [votesOf(version, version.best.best_step)] : []),
+    element("td", {}, version.best.overruled ? "chosen by a person" : version.best.test ? `${version.best.test.references.length} references` : "no test"), element("td", {}, HEADLINES[version.verdict][1]), ...(voted ? [votesOf(version, version.best.best_step)] : []),
     ...allMetrics.flatMap((metric) => {
       const figure = version.figures[metric];
       return figure ? [element("td", {}, number(figure.best)), element("td", { "data-sort": figure.delta, class: figure.p !== null && figure.p <= data.level && "sure" }, `${signed(figure.delta)} [${number(figure.ci_low)}, ${number(figure.ci_high)}]`)] : [element("td"), element("td")];
@@ -262,7 +264,11 @@ function comparison() {
   const rows = data.compared;
   if (!rows?.length) return;
   $("compared").hidden = $("compared-link").hidden = false;
-  const side = (name, step) => (name in versionOf ? `${name}, ${stepOf(versionOf[name], Number(step))}` : "no LoRA");
+  const side = (name, steps) => {
+    const each = steps.split(" "); // of several trainings, each one's
+    if (!(name in versionOf)) return "no LoRA";
+    return each.length > 1 ? `${name}, ${each.length} trainings at steps ${each.join(", ")}` : `${name}, ${stepOf(versionOf[name], Number(steps))}`;
+  };
   const heads = ["metric", side(rows[0].one, rows[0].step_one), side(rows[0].other, rows[0].step_other), "difference", "p", "better"];
   $("comparison").replaceChildren(element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", {}, head)))), element("tbody", {}, ...rows.map((row) => element("tr", {},
     element("td", {}, row.metric, data.lower_is_better.includes(row.metric) ? element("span", { title: "lower is better" }, " ↓") : ""), element("td", {}, number(row.mean_one)), element("td", {}, number(row.mean_other)),
@@ -273,7 +279,26 @@ function comparison() {
 /* Blind vote */
 const candidates = data.versions.flatMap((version) => drawnSteps(version).filter((step) => step || version === data.versions[0]).map((step) => [`${version.name}/${step}`, several ? `${version.name}, ${stepOf(version, step)}` : stepOf(version, step)]));
 const votes = [...data.votes]; // what votes.jsonl has, and what is voted here
-let pair = null;
+const KEPT = "sdlora-votes"; // where this browser keeps what is voted until votes.jsonl has it, of all pages
+let pair = null, keeps = true;
+const isVote = (vote) => Array.isArray(vote?.pictures) && ["id", "reference", "seed", "winner", "loser"].every((key) => typeof vote[key] === "string");
+function keptVotes() {
+  try { return JSON.parse(localStorage.getItem(KEPT)).filter(isVote); } catch { return []; }
+}
+function keepVotes(all) {
+  try { localStorage.setItem(KEPT, JSON.stringify(all)); } catch { keeps = false; }
+}
+/** What was voted before the page was left: on these very pictures, and not in votes.jsonl yet. */
+function recallVotes() {
+  const recorded = new Set(data.votes.map((vote) => vote.id)), all = keptVotes(), open = all.filter((vote) => !recorded.has(vote.id));
+  if (open.length < all.length) keepVotes(open);
+  votes.push(...open.filter((vote) => counted(vote, vote.winner, 0) && counted(vote, vote.loser, 1)));
+}
+function discardVotes() {
+  const gone = new Set(votes.splice(data.votes.length).map((vote) => vote.id));
+  keepVotes(keptVotes().filter((vote) => !gone.has(vote.id)));
+  drawTally();
+}
 const split = (name) => [versionOf[name.slice(0, name.lastIndexOf("/"))], Number(name.slice(name.lastIndexOf("/") + 1))];
 /** Lower end of Wilson's 95 % interval of a share (Wilson 1927). */
 function wilson(wins, count) {
@@ -302,7 +327,9 @@ function drawBallot() {
 }
 function vote(side) {
   const sides = [pair.names[side], pair.names[1 - side]];
-  votes.push({ reference: pair.reference, seed: pair.seed, winner: sides[0], loser: sides[1], pictures: sides.map((name) => sampleFor(split(name), pair)[2]) });
+  const id = [...crypto.getRandomValues(new Uint8Array(8))].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  votes.push({ id, reference: pair.reference, seed: pair.seed, winner: sides[0], loser: sides[1], pictures: sides.map((name) => sampleFor(split(name), pair)[2]) });
+  keepVotes([...keptVotes(), votes[votes.length - 1]]);
   drawTally();
   drawBallot();
   $("ballot").querySelectorAll("button")[side]?.focus({ preventScroll: true }); // the keys go on where they were
@@ -311,14 +338,17 @@ function vote(side) {
 const counted = (vote, name, side) => { const [version, step] = split(name); return name === [vote.winner, vote.loser][side] && version?.samples[step]?.[vote.reference]?.[vote.seed]?.[2] === vote.pictures[side]; };
 const nameOf = (name) => { const [version, step] = split(name); return `${several ? `${version.name}, ` : ""}${stepOf(version, step)}`; };
 function drawTally() {
-  if (!votes.length) return;
+  if (!votes.length) { $("tally").replaceChildren(); return; }
   const names = [...new Set(votes.flatMap((vote) => [vote.winner, vote.loser]))];
   const rows = names.map((name) => { const wins = votes.filter((vote) => counted(vote, name, 0)).length, count = wins + votes.filter((vote) => counted(vote, name, 1)).length; return { name, wins, count, bound: wilson(wins, count) }; }).filter((row) => row.count).sort((a, b) => b.bound - a.bound);
   const cast = votes.slice(data.votes.length), name = "new-votes.jsonl"; // those alone: other pages have votes of their own
   const save = element("a", { download: name, href: URL.createObjectURL(new Blob(cast.map((row) => JSON.stringify(row) + "\n"), { type: "application/jsonl" })) }, `Save ${name}`);
+  const discard = element("button", { type: "button" }, "Discard them");
+  discard.addEventListener("click", discardVotes);
   $("tally").replaceChildren(element("table", {}, element("thead", {}, element("tr", {}, ...["checkpoint", "won", "of", "at least"].map((head) => element("th", {}, head)))),
     element("tbody", {}, ...rows.map((row) => element("tr", {}, ...[nameOf(row.name), row.wins, row.count, number(row.bound, 2)].map((text) => element("td", {}, String(text))))))),
   element("p", { class: "hint" }, "At least: the lower end of Wilson's 95 % interval of the share won, so that two of two rank below eighteen of twenty."),
-  ...(!cast.length ? [] : [element("p", {}, save, ` (${cast.length} new, ${data.votes.length} from votes.jsonl). Add its lines to votes.jsonl beside params.yaml: the table of versions counts them when the page is made again.`)]));
+  ...(!cast.length ? [] : [element("p", {}, save, ` (${cast.length} new, ${data.votes.length} from votes.jsonl). Add its lines to votes.jsonl beside params.yaml: the table of versions counts them when the page is made again. ${keeps ? "Until then this browser keeps them." : "This browser keeps nothing: save them before you leave."} `, discard)]));
 }
+addEventListener("beforeunload", (event) => { if (!keeps && votes.length > data.votes.length) event.preventDefault(); });
 $("vote").addEventListener("keydown", (event) => { if (pair && ["1", "2"].includes(event.key) && event.target.tagName !== "SELECT") vote(Number(event.key) - 1); });

@@ -20,7 +20,7 @@ const first = data.versions[0];
 $("vote-a").value = `${first.name}/0`;
 $("vote-b").value = `${first.name}/${first.best.best_step}`;
 for (const form of document.querySelectorAll("form.controls")) form.addEventListener("submit", (event) => event.preventDefault());
-drawGrid(); curveControls(); tables(); overTrainings(); asReported(); comparison(); drawDataset(); drawBallot(); drawTally(); drawCurves();
+recallVotes(); drawGrid(); curveControls(); tables(); overTrainings(); asReported(); comparison(); drawDataset(); drawBallot(); drawTally(); drawCurves();
 let width = innerWidth;
 addEventListener("resize", () => { if (innerWidth !== width) { width = innerWidth; drawCurves(); } });
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCurves);
