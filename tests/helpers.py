@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
@@ -138,6 +140,33 @@ def wait_for(found: Callable[[], object], seconds: float = 120) -> None:
     while not found():
         assert time.monotonic() < limit, "waited in vain"
         time.sleep(0.05)
+
+
+def at_work(folder: Path) -> list[int]:
+    """The processes that stand in a folder: jobs are forks of the tests' server, in no group with who started them."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (process / "cwd").resolve(strict=True) == folder.resolve():
+                found.append(int(process.name))
+    return [process for process in found if process != os.getpid()]
+
+
+def kill(processes: list[int]) -> None:
+    """`kill -9`."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def kill_all_at_work(folder: Path) -> None:
+    """`kill -9` of everything that stands in a folder, until nothing does."""
+
+    def nobody() -> bool:
+        kill(found := at_work(folder))
+        return not found
+
+    wait_for(nobody)
 
 
 def free_ports(count: int) -> list[int]:

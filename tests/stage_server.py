@@ -100,8 +100,11 @@ class Job:
     link: socket.socket
 
     @classmethod
-    def start(cls, python: Path, script: Path, *words: str, folder: Path, log: Path) -> "Job":
-        """Run `script` with `words` in `folder`, whose own code it imports; what it says is appended to `log`."""
+    def start(cls, python: Path, script: Path | str, *words: str, folder: Path, log: Path) -> "Job":
+        """Run `script`, or `-m` and a module, with `words` in `folder`, whose own code it imports.
+
+        What it says is appended to `log`.
+        """
         link = socket.socket(socket.AF_UNIX)
         link.connect(str(python.with_name("s")))
         paths = os.pathsep.join([str(folder / "src"), str(folder)])
