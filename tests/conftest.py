@@ -102,6 +102,11 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+def pytest_sessionfinish() -> None:
+    """Hypothesis' plugin, which then starts, asks the collector who refers to its objects."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _one_precision_a_test() -> None:
     """accelerate keeps its precision for the whole process; a stage runs only once in one."""
