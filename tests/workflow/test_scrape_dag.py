@@ -33,6 +33,7 @@ command.run(ScrapeRecipe, lambda recipe, again: scrape(recipe, bool(again), cont
 PARAMS = (
     SMALL.replace("threads: 1", "scraping: true\nthreads: 1")
     .replace("run: [a, b]", "run: [a]")
+    .replace("defaults:", "defaults:\n  caption: {max_new_tokens: 4}")  # of a hundred pictures
     .replace("max_references: 2, hires: {factor: 1.5, denoising_strength: 0.35}", "max_references: 1")
     .replace(
         "  small:\n",
