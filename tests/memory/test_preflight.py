@@ -228,12 +228,13 @@ def test_free_memory_is_what_the_system_has() -> None:
 
 
 SDLORA = "from sdlora.cli import main; main()"
+STRICT = "import warnings; warnings.simplefilter('error', RuntimeWarning)"
 
 
 @pytest.mark.workflow
 def test_a_version_shows_its_table(served: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-c", SDLORA, "preflight", "v8", "--device", "cpu"],
+        [served, "-c", f"{STRICT}; {SDLORA}", "preflight", "v8", "--device", "cpu"],
         cwd=ROOT, env={**environment(), "PYTHONPATH": str(ROOT / "src")}, text=True, capture_output=True, check=True,
     )  # fmt: skip
     lines = done.stdout.splitlines()
