@@ -22,6 +22,8 @@ WORK ?= models/.work
 BIN := .venv/bin
 INSTALLED := .venv/installed
 SHELL := /bin/bash
+# Where it is set, as in many images, each of the tests' processes would compile every library and test for itself.
+export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := run
 .PHONY: run test test-unit check format docs findings browser servers base bench sbom audit lock clean
 

@@ -1,5 +1,6 @@
 """Shared fixtures."""
 
+import gc
 import os
 import shutil
 import sys
@@ -71,28 +72,50 @@ def fresh(served: Path, tmp_path: Path) -> Project:
     return make_project(tmp_path / "fresh", python=served)
 
 
-# The files that take longest, so that no worker is left alone with them at the end.
+# The files that take longest, in their order, so that no worker is left alone with one at the end.
 LONGEST = (
     "test_slurm.py",
-    "test_workflow.py",
-    "test_make.py",
-    "test_menu.py",
-    "test_choose_dag.py",
-    "test_search.py",
-    "test_kubernetes.py",
     "test_versioning.py",
-    "test_processes.py",
-    "test_types.py",
-    "test_loop.py",
-    "test_scrape_dag.py",
-    "test_resume.py",
+    "test_workflow.py",
     "test_preflight.py",
+    "test_fake_cuda.py",
+    "test_menu.py",
+    "test_kubernetes.py",
+    "test_make.py",
+    "test_scrape_dag.py",
+    "test_search.py",
+    "test_sd.py",
+    "test_loop.py",
+    "test_processes.py",
+    "test_replay.py",
+    "test_resume.py",
+    "test_run.py",
+    "test_hostile.py",
+    "test_bench_train.py",
+    "test_doors.py",
+    "test_identity.py",
+    "test_types.py",
+    "test_compiled.py",
+    "test_selenium.py",
+    "test_drawing.py",
+    "test_caches.py",
 )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest files; the order within a file stays."""
     items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """A collection of what libraries and tests made on import takes half a second and finds nothing, each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Hypothesis' plugin, which then starts, asks the collector who refers to its objects."""
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)

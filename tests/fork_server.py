@@ -5,6 +5,7 @@
 For every case it trains once without a stop, then once more with kills at random moments, and prints what it saw.
 """
 
+import gc
 import json
 import os
 import random
@@ -26,7 +27,7 @@ from sdlora.stages.train.checkpoint import State, clear_leftovers, newest_manife
 from sdlora.stages.train.loop import Run, train_loop
 from sdlora.stages.train.run import prepare, write_checkpoint
 
-STEPS, KILLS = 60, 20
+STEPS, KILLS = 40, 20
 SHARED: dict[str, Any] = {
     "rank": 4, "alpha": 2.0, "steps": STEPS, "checkpoint_every": 2, "learning_rate": 1e-3, "mixed_precision": "no",
     "lr_schedule": "cosine", "accumulation": 2, "ema": Ema(decay=0.9), "dropout": 0.1,
@@ -87,6 +88,7 @@ def kill_at(moment: float, step_s: float, run: Run, folder: Path, identity: dict
 
 def main(folder: Path, cases: dict[str, dict[str, Any]]) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # a fork's collections pass over what it inherits
     base = save_small_sd(folder / "base")
     for name, changes in cases.items():
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -2,11 +2,13 @@
 
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
@@ -107,6 +109,8 @@ def environment() -> dict[str, str]:
         "DVC_NO_ANALYTICS": "1",
         "HF_HUB_OFFLINE": "1",
         "GIT_CONFIG_GLOBAL": "/dev/null",
+        # models are 47 MB of numbers, which no compression makes smaller
+        **{"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "core.compression", "GIT_CONFIG_VALUE_0": "0"},
         "PYTHONDONTWRITEBYTECODE": "",  # many processes read a copy's sources
         **{f"GIT_{who}_{what}": "test@example.com" for who in ("AUTHOR", "COMMITTER") for what in ("NAME", "EMAIL")},
     }
@@ -138,6 +142,33 @@ def wait_for(found: Callable[[], object], seconds: float = 120) -> None:
     while not found():
         assert time.monotonic() < limit, "waited in vain"
         time.sleep(0.05)
+
+
+def at_work(folder: Path) -> list[int]:
+    """The processes that stand in a folder: jobs are forks of the tests' server, in no group with who started them."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (process / "cwd").resolve(strict=True) == folder.resolve():
+                found.append(int(process.name))
+    return [process for process in found if process != os.getpid()]
+
+
+def kill(processes: list[int]) -> None:
+    """`kill -9`."""
+    for process in processes:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def kill_all_at_work(folder: Path) -> None:
+    """`kill -9` of everything that stands in a folder, until nothing does."""
+
+    def nobody() -> bool:
+        kill(found := at_work(folder))
+        return not found
+
+    wait_for(nobody)
 
 
 def free_ports(count: int) -> list[int]:

@@ -23,8 +23,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
-from kubernetes import client
-
 Object = dict[str, Any]
 # what the plugin's own client asks for, and nothing else
 JOBS, PODS, SECRETS = (
@@ -54,6 +52,8 @@ def check(value: Any, kind: str, place: str = "") -> None:
     Raises:
         ValueError: If it has an unknown key.
     """
+    from kubernetes import client  # 0.4 s, which every worker would take
+
     if found := re.fullmatch(r"list\[(.*)\]", kind):
         for number, part in enumerate(value):
             check(part, found[1], f"{place}[{number}]")

@@ -8,6 +8,7 @@ else differs: the same Snakefile, the same scripts, the environment of who calls
 `sdlora` each project's own sources, imported anew.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -17,8 +18,8 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,8 +100,11 @@ class Job:
     link: socket.socket
 
     @classmethod
-    def start(cls, python: Path, script: Path, *words: str, folder: Path, log: Path) -> "Job":
-        """Run `script` with `words` in `folder`, whose own code it imports; what it says is appended to `log`."""
+    def start(cls, python: Path, script: Path | str, *words: str, folder: Path, log: Path) -> "Job":
+        """Run `script`, or `-m` and a module, with `words` in `folder`, whose own code it imports.
+
+        What it says is appended to `log`.
+        """
         link = socket.socket(socket.AF_UNIX)
         link.connect(str(python.with_name("s")))
         paths = os.pathsep.join([str(folder / "src"), str(folder)])
@@ -141,18 +145,70 @@ def _serve(address: str, user: int) -> None:
     listener.bind(f"{address}.new")
     listener.listen(64)
     Path(f"{address}.new").rename(address)
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    while _lives(user):
-        if not select.select([listener], [], [], 2)[0]:
-            continue
-        link, _ = listener.accept()
-        if os.fork() == 0:
-            listener.close()
-            _answer(link, Path(address).with_name("python"))
-        link.close()
-        with suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG)[0]:
+    gc.collect()
+    gc.freeze()  # a command's collections pass over what it inherits: half a second each, and a copy of every page
+    _Commands(listener, Path(address).with_name("python")).answer_while(lambda: _lives(user))
+
+
+class _Commands:
+    """The commands that run, each in one fork of this process, and who waits for them."""
+
+    def __init__(self, listener: socket.socket, python: Path) -> None:
+        self._listener, self._python = listener, python
+        self._links: dict[int, socket.socket] = {}  # of a command's process, to its client
+        self._ended, wake = socket.socketpair()
+        wake.setblocking(False)
+        self._ended.setblocking(False)
+        self._wake = wake
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+
+    def answer_while(self, wanted: Callable[[], bool]) -> None:
+        """Start what clients ask for, tell them how it ended, and kill what belongs to a client that was killed."""
+        while wanted():
+            clients = {link: child for child, link in self._links.items()}
+            for link in select.select([self._listener, self._ended, *clients], [], [], 2)[0]:
+                if link is self._listener:
+                    self._start()
+                elif link is self._ended:
+                    self._tell()
+                elif clients[link] in self._links:  # it says nothing more: it was killed
+                    self._links.pop(clients[link]).close()
+                    with suppress(ProcessLookupError):
+                        os.kill(clients[link], signal.SIGKILL)
+
+    def _start(self) -> None:
+        link, _ = self._listener.accept()
+        length, descriptors, _, _ = socket.recv_fds(link, 4, 3)
+        words = b""
+        while length and len(words) < int.from_bytes(length, "big") and (more := link.recv(65536)):
+            words += more
+        if len(descriptors) == 3 and len(words) == int.from_bytes(length, "big"):  # else killed before it had asked
+            child = os.fork()
+            if child == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for other in (self._listener, self._ended, self._wake, link, *self._links.values()):
+                    other.close()
+                _run(*json.loads(words), descriptors, self._python)
+            self._links[child] = link
+            with suppress(OSError):
+                link.sendall(f"{child}\n".encode())
+        else:
+            link.close()
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+    def _tell(self) -> None:
+        with suppress(BlockingIOError):
+            while self._ended.recv(4096):
                 pass
+        with suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                code = os.waitstatus_to_exitcode(ended[1])
+                if link := self._links.pop(ended[0], None):
+                    with suppress(OSError), link:
+                        link.sendall(f"{code if code >= 0 else 128 - code}\n".encode())
 
 
 def _lives(process: int) -> bool:
@@ -176,34 +232,6 @@ def _rehearse() -> None:
     base = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
     predict(Train(), base, Demand((4, 16, 16)), torch.device("cpu"))
     load_model(base)
-
-
-def _answer(link: socket.socket, python: Path) -> None:
-    """In a fork of its own: run the command in another fork, which ends with its client, and say how it ended."""
-    length, descriptors, _, _ = socket.recv_fds(link, 4, 3)
-    words = b""
-    while len(words) < int.from_bytes(length, "big"):
-        words += link.recv(65536)
-    child = os.fork()
-    if child == 0:
-        link.close()
-        _run(*json.loads(words), descriptors, python)
-    for descriptor in descriptors:
-        os.close(descriptor)
-    link.sendall(f"{child}\n".encode())
-    threading.Thread(target=_end_with, args=(link, child), daemon=True).start()
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    with suppress(BrokenPipeError):
-        link.sendall(f"{code if code >= 0 else 128 - code}\n".encode())
-    os._exit(0)
-
-
-def _end_with(link: socket.socket, child: int) -> None:
-    """Kill the command when its client has been killed."""
-    with suppress(ConnectionResetError):
-        link.recv(1)
-    with suppress(ProcessLookupError):
-        os.kill(child, signal.SIGKILL)
 
 
 def _run(folder: str, argv: list[str], environment: dict[str, str], descriptors: list[int], python: Path) -> None:

@@ -25,6 +25,7 @@ from sdlora.flow.hashing import sha256_of, sha256_text
 from sdlora.lora.attach import attach_lora, detach_lora
 from sdlora.lora.foreign import Foreign
 from sdlora.lora.metadata import About
+from sdlora.memory import preflight
 from sdlora.models import ModelFamily
 from sdlora.stages.encode import shards
 from sdlora.stages.export.export import export_version
@@ -34,7 +35,26 @@ from sdlora.stages.train.loop import Run, train_loop
 from sdlora.stages.train.recipe import TrainRecipe
 from sdlora.stages.train.run import prepare, train_version, write_checkpoint
 
+#: What only says when, how often and how fast a training steps: no prediction of its memory reads it.
+NOT_OF_MEMORY = {"seed", "steps", "checkpoint_every", "lr_schedule", "lr_stages", "lr_warmup_steps"}
 ABOUT = About("captain", 25, ("captain, left", "captain: a hat"), (64, 64), "epsilon", 192, 1)
+
+_predict = preflight.predict
+_predicted: dict[tuple[object, ...], list[preflight.Phase]] = {}
+
+
+def predict_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the preflight predict a training's memory once a process, as often as it is asked."""
+
+    def remembered(
+        settings: Train, base: Base, demand: preflight.Demand, device: torch.device
+    ) -> list[preflight.Phase]:
+        asked = (settings.model_dump_json(exclude=NOT_OF_MEMORY), base.model_dump_json(), demand, device)
+        if asked not in _predicted:
+            _predicted[asked] = _predict(settings, base, demand, device)
+        return _predicted[asked]
+
+    monkeypatch.setattr(preflight, "predict", remembered)
 
 
 @cache

@@ -16,7 +16,7 @@ from sdlora.config.params import Base, Flip
 from sdlora.config.train import Ema, Pivotal, Prior, TextEncoder
 from sdlora.cpu.replay import Replay, called_directly, without_identities
 from sdlora.stages.train.dataset import Example
-from sdlora.stages.train.loop import optimizer_step, passes_of
+from sdlora.stages.train.loop import Run, optimizer_step, passes_of
 from sdlora.stages.train.run import prepare
 
 EQUAL: list[dict[str, object]] = [
@@ -26,7 +26,8 @@ EQUAL: list[dict[str, object]] = [
 ]  # fmt: skip
 
 
-def losses_and_parameters(train: dict[str, object], shown: list[Example], base: Base, replayed: bool) -> list[Tensor]:
+def trained(train: dict[str, object], shown: list[Example], base: Base, replayed: bool) -> tuple[Run, list[Tensor]]:
+    """A run after five steps, and its losses and parameters."""
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
     run = prepare(settings(**train), Flip(), base, shown, trigger="captain")
@@ -34,13 +35,15 @@ def losses_and_parameters(train: dict[str, object], shown: list[Example], base: 
     losses = [optimizer_step(run, step) for step in range(5)]
     if replayed:
         assert isinstance(run.passes, Replay) and run.passes._traced
-    return [*losses, *(p.detach() for p in run.parameters)]
+    return run, [*losses, *(p.detach() for p in run.parameters)]
 
 
-def assert_equal(train: dict[str, object], shown: list[Example], base: Base) -> None:
-    ours, autograds = (losses_and_parameters(train, shown, base, replayed) for replayed in (True, False))
+def assert_equal(train: dict[str, object], shown: list[Example], base: Base) -> Run:
+    """Train with and without; the run that replays."""
+    (run, ours), (_, autograds) = (trained(train, shown, base, replayed) for replayed in (True, False))
     assert len(ours) == len(autograds)
     assert all(torch.equal(one, other) for one, other in zip(ours, autograds, strict=True))
+    return run
 
 
 @pytest.mark.slow
@@ -57,14 +60,8 @@ def _half(sides: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
 def test_every_shape_has_its_own_list_and_masks_are_part_of_the_batch(small_sd: Base) -> None:
     masked = [Example(e.id, e.mean, e.std, e.text, mask=(torch.ones(1, 16, 8),) * 2) for e in examples(1)]
     wide = [Example(f"w{e.id}", _half(e.mean), _half(e.std), e.text, mask=e.mask) for e in masked]
-    shown = [*examples(1), *wide]
-    AcceleratorState._reset_state(reset_partial_state=True)
-    run = prepare(settings(), Flip(), small_sd, shown, trigger="captain")
-    run.passes = passes_of(run, 0)
-    for step in range(4):
-        optimizer_step(run, step)
+    run = assert_equal({}, [*examples(1), *wide], small_sd)
     assert isinstance(run.passes, Replay) and len(run.passes._traced) == 2
-    assert_equal({}, shown, small_sd)
 
 
 @pytest.mark.slow

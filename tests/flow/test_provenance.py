@@ -6,7 +6,6 @@ from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
-import mlcroissant
 import pytest
 from helpers import Project
 from rocrate.rocrate import ROCrate
@@ -92,6 +91,8 @@ def test_every_file_is_there_and_no_reference_leads_nowhere(built: Project) -> N
 @pytest.mark.workflow
 def test_croissant_is_read_by_its_own_library(built: Project, capsys: pytest.CaptureFixture[str]) -> None:
     """Which validates on reading, and holds each file against its sha256."""
+    import mlcroissant  # 2 s, which every worker would take
+
     folder = Path("data/sets/small")
     with chdir(built.folder):
         main(["provenance", "a", "--croissant"])
@@ -128,6 +129,8 @@ def test_a_dataset_has_a_licence_where_every_picture_has_one(tmp_path: Path) -> 
 @pytest.mark.workflow
 def test_what_is_wrong_with_a_croissant_is_seen(built: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that the test above could fail: an unknown column's table, and no package."""
+    import mlcroissant  # 2 s, which every worker would take
+
     with chdir(built.folder):
         main(["provenance", "a", "--croissant"])
         text = records.read_json(Path("results/a/croissant.json"))

@@ -24,8 +24,8 @@ from sdlora.lora.whole import wants_whole, whole_updates
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    return Place(tmp_path / "here", monkeypatch)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_sd: Base) -> Place:
+    return Place(tmp_path / "here", monkeypatch, small_sd)
 
 
 def files_of(folder: Path) -> set[str]:
@@ -45,7 +45,7 @@ def test_names_say_for_whom_a_file_is(place: Place) -> None:
     assert {name for name in files_of(folder / "step-000002") if not name.startswith("ema/")} == first
     assert files_of(folder / "step-000004") == last | average
     embedding = load_file(folder / "step-000004/embeddings/captain.safetensors")
-    assert embedding.keys() == {"clip_l"} and embedding["clip_l"].shape == (2, 192)
+    assert embedding.keys() == {"clip_l"} and embedding["clip_l"].shape == (2, 32)
     assert json.loads((folder / "step-000004/a-step000004-comfyui-a1111.json").read_text("utf-8")) == {
         "description": "trained on 3 pictures", "sd version": "SD1", "activation text": "captain",
         "preferred weight": 0, "negative text": "", "notes": "",

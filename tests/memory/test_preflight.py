@@ -11,7 +11,7 @@ import torch
 from helpers import ROOT, TINY, environment
 from operations import Operations
 from pydantic import ValidationError
-from training import examples, measured, settings
+from training import examples, measured, predict_once, settings
 
 from sdlora import choices
 from sdlora.cli import main
@@ -38,6 +38,12 @@ LATENT = (4, 16, 16)
 def phase(name: str, base: Base = TINY, **changes: object) -> preflight.Phase:
     phases = preflight.predict(settings(**changes), base, demand_of(examples(), settings(), base), CPU)
     return next(phase for phase in phases if phase.name == name)
+
+
+@pytest.fixture
+def _each_prediction_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a change that is advised, tried and made."""
+    predict_once(monkeypatch)
 
 
 def test_the_meter_counts_what_lives_at_once() -> None:
@@ -150,6 +156,7 @@ def test_gradient_checkpointing_lowers_prediction_and_reality(served: Path) -> N
     assert found[True][1] < 0.6 * found[False][1]
 
 
+@pytest.mark.usefixtures("_each_prediction_once")
 def test_too_little_memory_is_told_with_ways_that_work(small_sd: Base) -> None:
     train, demand = settings(batch_size=8, rank=64), demand_of(examples(), settings(), small_sd)
     phases = preflight.predict(train, small_sd, demand, CPU)
@@ -186,6 +193,7 @@ def test_a_training_that_cannot_be_predicted_may_start(
     assert "the training starts unchecked" in said
 
 
+@pytest.mark.usefixtures("_each_prediction_once")
 def test_ways_are_combined_when_none_is_enough_and_a_hopeless_run_is_told(small_sd: Base) -> None:
     train, demand = settings(batch_size=8, rank=64), demand_of(examples(), settings(), small_sd)
     base = small_sd.model_copy(update={"dtype": "bf16"})
@@ -221,12 +229,13 @@ def test_free_memory_is_what_the_system_has() -> None:
 
 
 SDLORA = "from sdlora.cli import main; main()"
+STRICT = "import warnings; warnings.simplefilter('error', RuntimeWarning)"
 
 
 @pytest.mark.workflow
 def test_a_version_shows_its_table(served: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-c", SDLORA, "preflight", "v8", "--device", "cpu"],
+        [served, "-c", f"{STRICT}; {SDLORA}", "preflight", "v8", "--device", "cpu"],
         cwd=ROOT, env={**environment(), "PYTHONPATH": str(ROOT / "src")}, text=True, capture_output=True, check=True,
     )  # fmt: skip
     lines = done.stdout.splitlines()

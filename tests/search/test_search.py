@@ -7,12 +7,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import SMALL, Project, make_project, wait_for
+from helpers import SMALL, Project, kill_all_at_work, make_project, wait_for
 
 from sdlora import records
 from sdlora.config.load import load
@@ -132,20 +131,7 @@ def kill_when(project: Project, found: Callable[[], object], *words: str) -> Non
     assert run.poll() is None, f"it ended before it could be killed: {log.read_text()[-3000:]}"
     os.killpg(run.pid, signal.SIGKILL)
     run.wait()
-    for process in at_work(project):
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
-    wait_for(lambda: not at_work(project))
-
-
-def at_work(project: Project) -> list[int]:
-    """The processes in the project's folder: jobs are forks of the server, in no group with the search."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            if (process / "cwd").resolve(strict=True) == project.folder.resolve():
-                found.append(int(process.name))
-    return found
+    kill_all_at_work(project.folder)
 
 
 def test_a_grid_goes_on_with_what_was_given_up_and_trains_what_a_version_would(searched: tuple[Project, str]) -> None:

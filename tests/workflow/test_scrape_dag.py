@@ -1,18 +1,16 @@
 """Scraping in the DAG: real Snakemake, the real package and a real browser, on a web of this machine's own."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, SMALL, Project, environment, make_project, wait_for
+from helpers import ROOT, SMALL, Project, kill_all_at_work, make_project, wait_for
 from rig import Rig, Search, results
+from stage_server import Job
 
 from sdlora import records
 
@@ -35,6 +33,7 @@ command.run(ScrapeRecipe, lambda recipe, again: scrape(recipe, bool(again), cont
 PARAMS = (
     SMALL.replace("threads: 1", "scraping: true\nthreads: 1")
     .replace("run: [a, b]", "run: [a]")
+    .replace("defaults:", "defaults:\n  caption: {max_new_tokens: 4}")  # of a hundred pictures
     .replace("max_references: 2, hires: {factor: 1.5, denoising_strength: 0.35}", "max_references: 1")
     .replace(
         "  small:\n",
@@ -231,15 +230,12 @@ def test_kill_9_and_again_gives_the_same_set_and_repeats_no_request(served: Path
     with straight.rig:
         straight.project.snakemake(MANIFEST)
     with found.rig:
-        run = subprocess.Popen(
-            ["snakemake", "--cores", "1", MANIFEST],
-            cwd=found.project.folder, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )  # fmt: skip
+        words = ("snakemake", "--cores", "1", MANIFEST)
+        run = Job.start(served, "-m", *words, folder=found.project.folder, log=tmp_path / "said")
         journal = found.project.folder / "data/sets/pixels/journal.part.jsonl"
         wait_for(lambda: journal.exists() and len(journal.read_bytes().splitlines()) > 12)
-        os.killpg(run.pid, signal.SIGKILL)
-        run.wait()
+        run.kill()
+        kill_all_at_work(found.project.folder)
         assert not (found.project.folder / MANIFEST).exists()
         rows = [json.loads(line) for line in journal.read_text("utf-8").splitlines()[1:] if line.endswith("}")]
         done = {row["url"] for row in rows}

@@ -1,15 +1,13 @@
 """The DAG with real Snakemake, DVC, BLIP, training and sampling: one test a claim."""
 
-import os
 import re
 import shutil
 import signal
-import subprocess
-from contextlib import suppress
 
 import pytest
-from helpers import ROOT, Project, environment, wait_for
+from helpers import ROOT, Project, at_work, kill, kill_all_at_work, wait_for
 from power_cut import CUTS
+from stage_server import Job
 
 from sdlora import records
 from sdlora.flow import freshness
@@ -203,16 +201,11 @@ def test_an_empty_folder_is_told_before_any_work(fresh: Project) -> None:
     assert "datasets.small.sources[0].path: the folder 'data/embedded/small' holds no picture" in text
 
 
-def start(project: Project, *words: str) -> subprocess.Popen[bytes]:
-    """A command in a process group of its own."""
-    return subprocess.Popen(
-        words,
-        cwd=project.folder,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+def start(project: Project, target: str) -> Job:
+    """Snakemake, to be killed; the jobs that it has started go on without it."""
+    assert project.python is not None
+    words = ("snakemake", "--cores", "1", target)
+    return Job.start(project.python, "-m", *words, folder=project.folder, log=project.folder.with_name("said"))
 
 
 def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project) -> None:
@@ -221,10 +214,10 @@ def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project)
     shutil.copytree(built.folder, straight.folder)
     store = built.folder / ".sdlora/store/train"
     before = set(store.iterdir())
-    run = start(built, "snakemake", "--cores", "1", "results/b/train_log.csv")
+    run = start(built, "results/b/train_log.csv")
     wait_for(lambda: [p for new in set(store.iterdir()) - before for p in new.glob("state/step-000010/state.json")])
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
+    run.kill()
+    kill_all_at_work(built.folder)
     saved = max(
         int(p.parent.name[-6:]) for new in set(store.iterdir()) - before for p in new.glob("state/*/state.json")
     )
@@ -243,7 +236,7 @@ def test_a_second_run_is_refused_and_an_orphan_is_waited_for(built: Project) -> 
     built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 4000, checkpoint_every: 500}")
     store = built.folder / ".sdlora/store/train"
     before = set(store.iterdir())
-    run = start(built, "snakemake", "--cores", "1", "results/b/train_log.csv")
+    run = start(built, "results/b/train_log.csv")
     try:
         wait_for(lambda: any((new / "lock").exists() for new in set(store.iterdir()) - before))
         assert "another run of the pipeline is active" in built.snakemake("results/b/train_log.csv", check=False)
@@ -256,23 +249,21 @@ def test_a_second_run_is_refused_and_an_orphan_is_waited_for(built: Project) -> 
         built.snakemake("-n", check=False)
         assert built.read(".sdlora/recipes/train/b.json") == recipe, "a dry run must not touch a live run's recipe"
         built.edit("params.yaml", "steps: 5000", "steps: 4000")
-        os.kill(run.pid, signal.SIGKILL)  # Snakemake alone: its training lives on
-        run.wait()
+        run.kill()  # Snakemake alone: its training lives on
+        assert run.wait() == 128 + signal.SIGKILL
+        orphan = at_work(built.folder)
         log, waits = built.folder / "logs/b/train.log", b"waiting for another process that is at work in"
 
         def said() -> bytes:
             return log.read_bytes() if log.exists() else b""  # a job begins without one
 
-        second = start(built, "snakemake", "--cores", "1", "results/b/train_log.csv")
-        try:
-            wait_for(lambda: waits in said())
-            os.killpg(run.pid, signal.SIGKILL)
-            wait_for(lambda: b"/4000" in said().partition(waits)[2])
-        finally:
-            os.killpg(second.pid, signal.SIGKILL)
+        second = start(built, "results/b/train_log.csv")
+        wait_for(lambda: waits in said())
+        assert not second.ended()
+        kill(orphan)
+        wait_for(lambda: b"/4000" in said().partition(waits)[2])
     finally:
-        with suppress(ProcessLookupError):
-            os.killpg(run.pid, signal.SIGKILL)
+        kill_all_at_work(built.folder)
 
 
 def test_a_power_cut_in_every_file_is_mended(built: Project) -> None:

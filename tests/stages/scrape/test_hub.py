@@ -1,6 +1,7 @@
 """The hub source on copies that `datasets` itself wrote, on the hub's own cache and on a small hub on loopback."""
 
 import io
+import json
 import os
 import subprocess
 import sys
@@ -163,22 +164,32 @@ def test_a_damaged_copy_is_told(copy: Path) -> None:
         found(copy / "empty")
 
 
-def offline(cache: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    """Find in a process of its own: the hub's client reads its settings when it is imported."""
-    code = (
-        "import json, sys; from sdlora.errors import SdloraError; from sdlora.config.sources import HubSource\n"
-        "from sdlora.stages.scrape import hub; from sdlora.stages.scrape.source import ScrapeContext\n"
-        "try:\n"
-        "    for c in hub.find(HubSource.model_validate_json(sys.argv[1]), ScrapeContext()):\n"
-        "        print(c.name, c.revision, c.caption, c.licence)\n"
-        "except SdloraError as error: sys.exit(f'{type(error).__name__}: {error}')"
-    )
-    env = {**os.environ, "HF_HOME": str(cache), "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
-    env |= {key: str(value) for key, value in options.pop("env", {}).items()}
-    asked = source(None, **options).model_dump_json()
-    return subprocess.run(
-        [sys.executable, "-c", code, asked], env=env, text=True, capture_output=True, check=False, timeout=300
-    )
+# Prints, for every source that it is given as JSON, what is found there and what is said.
+FIND = """
+import contextlib, io, json, sys
+from sdlora.config.sources import HubSource
+from sdlora.errors import SdloraError
+from sdlora.stages.scrape import hub
+from sdlora.stages.scrape.source import ScrapeContext
+for asked in sys.argv[1:]:
+    found, said = [], io.StringIO()
+    with contextlib.redirect_stderr(said):
+        try:
+            for c in hub.find(HubSource.model_validate_json(asked), ScrapeContext()):
+                found.append(f"{c.name} {c.revision} {c.caption} {c.licence}")
+        except SdloraError as error:
+            print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    print(json.dumps([found, said.getvalue()]))
+"""
+
+
+def offline(cache: Path, *asked: dict[str, Any], **env: object) -> list[tuple[list[str], str]]:
+    """What is found and said for each, in a process of its own: the hub's client reads its settings on import."""
+    settings = {**os.environ, "HF_HOME": str(cache), "PYTHONPATH": str(ROOT / "src"), "HF_HUB_OFFLINE": "1"}
+    settings |= {key: str(value) for key, value in env.items()}
+    command = [sys.executable, "-c", FIND, *(source(None, **options).model_dump_json() for options in asked)]
+    done = subprocess.run(command, env=settings, text=True, capture_output=True, check=True, timeout=300)
+    return [(found, said) for found, said in map(json.loads, done.stdout.splitlines())]
 
 
 @pytest.mark.workflow
@@ -188,19 +199,21 @@ def test_the_hubs_cache_is_enough_and_pins_the_commit(tmp_path: Path) -> None:
     as_parquet(rows_of(GOOD), snapshot)
     (snapshot / "README.md").write_text(CARD, encoding="utf-8")
     records.write_text(cached / "refs/main", COMMIT)
-    done = offline(tmp_path)
-    assert done.stdout.splitlines() == [f"train/{n:06d} {COMMIT} a ninja, number {n} cc-by-nc-sa-4.0" for n in range(3)]
-    assert f"{NAME} at main is commit {COMMIT} today and can move" in done.stderr
-    assert "note" not in offline(tmp_path, revision=COMMIT).stderr
-    assert "v9" in offline(tmp_path, revision="v9").stderr, "another revision is not this one"
+    (found, said), (same, nothing_said), (none, refused) = offline(
+        tmp_path, {}, {"revision": COMMIT}, {"revision": "v9"}
+    )
+    assert found == same == [f"train/{n:06d} {COMMIT} a ninja, number {n} cc-by-nc-sa-4.0" for n in range(3)]
+    assert f"{NAME} at main is commit {COMMIT} today and can move" in said
+    assert "note" not in nothing_said
+    assert not none and "v9" in refused, "another revision is not this one"
 
 
 @pytest.mark.workflow
 @pytest.mark.parametrize("env", [{"HF_HUB_OFFLINE": 1}, {"HF_HUB_OFFLINE": 0, "HF_ENDPOINT": "http://127.0.0.1:9"}])
 def test_a_hub_that_cannot_be_reached_is_told(tmp_path: Path, env: dict[str, Any]) -> None:
-    done = offline(tmp_path, env=env)
-    assert done.returncode == 1
-    message = done.stderr.splitlines()[-1]
+    ((found, said),) = offline(tmp_path, {}, **env)
+    assert not found
+    message = said.splitlines()[-1]
     assert message.startswith(f"MissingError: {NAME} at main is not in the hub's cache and the hub cannot be reached")
     assert f"hf download {NAME} --repo-type dataset --local-dir FOLDER" in message and "local: FOLDER" in message
 
@@ -215,12 +228,11 @@ def a_hub(copy: Path) -> Iterator[Hub]:
 
 @pytest.mark.workflow
 def test_a_download_is_of_one_commit_and_of_data_only(a_hub: Hub, tmp_path: Path) -> None:
-    done = offline(tmp_path, env=a_hub.env)
-    lines = done.stdout.splitlines()
-    assert len(lines) == 6 and lines[5] == f"train/000005 {COMMIT} a ninja, number 5 cc-by-nc-sa-4.0", done.stderr
+    ((lines, said),) = offline(tmp_path, {}, **a_hub.env)
+    assert len(lines) == 6 and lines[5] == f"train/000005 {COMMIT} a ninja, number 5 cc-by-nc-sa-4.0", said
     assert not [path for path in a_hub.log if path.endswith((".py", ".safetensors"))]
-    again = offline(tmp_path)
-    assert again.stdout == done.stdout, "the next time without a network"
+    ((again, _),) = offline(tmp_path, {})
+    assert again == lines, "the next time without a network"
 
 
 @pytest.mark.workflow
@@ -229,10 +241,11 @@ def test_what_the_hub_does_not_have_is_told(a_hub: Hub, tmp_path: Path) -> None:
         "a/b": "DataError: the hub has no dataset 'a/b', or it is private",
         "gated/b": "MissingError: gated/b at main is gated: accept its terms",
     }
-    for repository, message in said.items():
-        assert offline(tmp_path, env=a_hub.env, repository=repository).stderr.splitlines()[-1].startswith(message)
-    done = offline(tmp_path, env=a_hub.env, revision="v9")
-    assert done.stderr.splitlines()[-1] == f"DataError: {NAME} has no revision 'v9'"
+    asked = [{"repository": repository} for repository in said]
+    *others, (_, of_no_revision) = offline(tmp_path, *asked, {"revision": "v9"}, **a_hub.env)
+    for (_, told), message in zip(others, said.values(), strict=True):
+        assert told.splitlines()[-1].startswith(message)
+    assert of_no_revision.splitlines()[-1] == f"DataError: {NAME} has no revision 'v9'"
 
 
 @pytest.mark.parametrize("name", ["naruto", "../..", "a/b/c", "a/..", " /x"])

@@ -17,13 +17,14 @@ from sdlora.flow.code import Code
 from sdlora.stages.scrape import pin
 from sdlora.stages.scrape.recipe import ScrapeRecipe
 
+CODE = Code()  # the files are the same for every recipe
 BING = {"kind": "bing", "query": "cat", "limit": 3}
 
 
 def recipe(*sources: dict[str, Any], **options: Any) -> ScrapeRecipe:
     stated = {"sources": sources or [BING], "trigger": "x"} | options
     dataset = Dataset.model_validate_json(records.canonical_json(stated))
-    return plan._scrape("cats", dataset, makers.Seen(hashing.FileHashes(Path("none.json")), Code()))
+    return plan._scrape("cats", dataset, makers.Seen(hashing.FileHashes(Path("none.json")), CODE))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from helpers import ROOT, environment, wait_for
 from safetensors.torch import load_file
 from training import Place, examples, hashes, settings
 
+from sdlora.config.params import Base
 from sdlora.errors import DataError, Diverged
 from sdlora.stages.train.dataset import BatchOrder
 from sdlora.stages.train.processes import Share
@@ -24,7 +25,9 @@ import sys
 from pathlib import Path
 import pytest
 from training import Place
-Place(Path(sys.argv[1]), pytest.MonkeyPatch()).train(steps=16, accumulation=2, processes=2)
+from sdlora.config.params import Base
+place = Place(Path(sys.argv[1]), pytest.MonkeyPatch(), Base.model_validate_json(sys.argv[2]))
+place.train(steps=16, accumulation=2, processes=2)
 """
 
 
@@ -66,11 +69,11 @@ def in_forks(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.workflow
 @pytest.mark.usefixtures("in_forks")
-def test_two_processes_train_what_one_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_train_what_one_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_sd: Base) -> None:
     # with Adam's usual 1e-8 a gradient's last digits turn the steps of numbers that have next to none
     options = {"batch_size": 2, "ema": {"decay": 0.9}, "cache_text": "disk", "epsilon": 1e-4}
-    one = Place(tmp_path / "one", monkeypatch).train(**options)
-    place = Place(tmp_path / "two", monkeypatch)
+    one = Place(tmp_path / "one", monkeypatch, small_sd).train(**options)
+    place = Place(tmp_path / "two", monkeypatch, small_sd)
     two = place.train(processes=2, **options)
     torch.testing.assert_close(losses(two), losses(one), rtol=1e-4, atol=1e-6)
     assert hashes(two).keys() == hashes(one).keys()
@@ -78,28 +81,27 @@ def test_two_processes_train_what_one_trains(tmp_path: Path, monkeypatch: pytest
     for name, tensor in theirs.items():
         torch.testing.assert_close(ours[name], tensor, rtol=1e-3, atol=1e-5)
     # and again, to the byte
-    again = Place(tmp_path / "again", monkeypatch).train(processes=2, **options)
+    again = Place(tmp_path / "again", monkeypatch, small_sd).train(processes=2, **options)
     assert hashes(again) == hashes(two)
 
 
 @pytest.mark.workflow
 def test_who_is_killed_goes_on_with_another_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], small_sd: Base
 ) -> None:
     folder = tmp_path / "killed"
     path = os.pathsep.join([str(ROOT / "tests"), *sys.path])
-    with subprocess.Popen(
-        [sys.executable, "-c", STARTED, str(folder)], env={**environment(), "PYTHONPATH": path}, start_new_session=True
-    ) as started:
+    words = [sys.executable, "-c", STARTED, str(folder), small_sd.model_dump_json()]
+    with subprocess.Popen(words, env={**environment(), "PYTHONPATH": path}, start_new_session=True) as started:
         wait_for(lambda: [*folder.glob(".sdlora/store/train/*/state/step-000004/manifest.json")])
         os.killpg(started.pid, signal.SIGKILL)
-    place = Place(folder, monkeypatch)
+    place = Place(folder, monkeypatch, small_sd)
     (run,) = place.runs()
     wait_for(lambda: subprocess.run(["pgrep", "-f", run.name], check=False, stdout=subprocess.DEVNULL).returncode)
     resumed = place.train(steps=16, accumulation=2)
     said = capfd.readouterr().out
     assert "the same but for its processes: going on from step" in said and "the last digits will differ" in said
-    whole = Place(tmp_path / "whole", monkeypatch).train(steps=16, accumulation=2)
+    whole = Place(tmp_path / "whole", monkeypatch, small_sd).train(steps=16, accumulation=2)
     torch.testing.assert_close(losses(resumed), losses(whole), rtol=1e-3, atol=1e-5)
 
 

@@ -17,7 +17,7 @@ CASES: dict[str, dict[str, Any]] = {
     "adamw8bit": {"optimizer": "adamw8bit"},
     "prodigy": {"optimizer": "prodigy", "learning_rate": 1.0},
 }
-KILLS, STEPS = 20, 60
+KILLS, STEPS = 20, 40
 
 
 @pytest.fixture(scope="module")

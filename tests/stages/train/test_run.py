@@ -10,36 +10,20 @@ import pytest
 import torch
 from power_cut import CUTS
 from torch import Tensor
-from training import Place, hashes, header_of
+from training import Place, hashes, header_of, predict_once
 
 from sdlora.config.params import Base
-from sdlora.config.train import Train
 from sdlora.errors import DataError, ResourceError
-from sdlora.memory import preflight
 from sdlora.stages.train import loop
 from sdlora.stages.train.recipe import DONE
 
 pytestmark = pytest.mark.slow
 
-#: What only says when, how often and how fast a training steps: no prediction of its memory reads it.
-NOT_OF_MEMORY = {"seed", "steps", "checkpoint_every", "lr_schedule", "lr_stages", "lr_warmup_steps"}
-predicted: dict[tuple[object, ...], list[preflight.Phase]] = {}
-
 
 @pytest.fixture(autouse=True)
 def _one_prediction_a_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """A training of four steps costs less than its prediction, and these tests train the same base some sixty times."""
-    predict = preflight.predict
-
-    def remembered(
-        settings: Train, base: Base, demand: preflight.Demand, device: torch.device
-    ) -> list[preflight.Phase]:
-        asked = (settings.model_dump_json(exclude=NOT_OF_MEMORY), base.model_dump_json(), demand, device)
-        if asked not in predicted:
-            predicted[asked] = predict(settings, base, demand, device)
-        return predicted[asked]
-
-    monkeypatch.setattr(preflight, "predict", remembered)
+    predict_once(monkeypatch)
 
 
 @pytest.fixture
