@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -33,6 +34,7 @@ from transformers import (
 )
 
 from sdlora.config.params import Base
+from sdlora.models.sdxl import StableDiffusionXL
 
 
 def small_vae(**settings: object) -> AutoencoderKL:
@@ -116,6 +118,28 @@ def save_small_sdxl(folder: Path, depth: int = 2) -> Base:
         scheduler=EulerDiscreteScheduler(), force_zeros_for_empty_prompt=True,
     ).save_pretrained(folder)  # fmt: skip
     return Base(model=str(folder), family="sdxl", size_px=64, captioner="-")
+
+
+def smaller_sdxl(name: str, **changes: object) -> tuple[str, dict[str, Any]]:
+    """One of SDXL's networks with other settings."""
+    kind, settings = StableDiffusionXL.published[name]
+    return kind, {**settings, **changes}
+
+
+#: SDXL in a twentieth of its size; the UNet is the largest, as there.
+MIDDLE_SDXL = {
+    "unet": smaller_sdxl(
+        "unet", block_out_channels=(160, 480), attention_head_dim=(5, 10), layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), transformer_layers_per_block=(1, 2),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), cross_attention_dim=480,
+        projection_class_embeddings_input_dim=6 * 256 + 240,
+    ),
+    "vae": smaller_sdxl("vae", block_out_channels=(128, 128, 256, 256)),
+    "text_encoder": smaller_sdxl("text_encoder", hidden_size=240, intermediate_size=960, num_hidden_layers=12),
+    "text_encoder_2": smaller_sdxl(
+        "text_encoder_2", hidden_size=240, intermediate_size=960, projection_dim=240, num_hidden_layers=12
+    ),
+}  # fmt: skip
 
 
 def small_t5_tokenizer() -> T5TokenizerFast:

@@ -14,8 +14,15 @@ from sdlora.speed import Passes, Speed
 
 
 def speed_up(device: torch.device) -> Speed:
-    """What makes work on a device faster; nothing where it is no CPU."""
-    return CpuSpeed() if device.type == "cpu" else Speed()
+    """What makes work on a device faster; where it is no CPU, what passes through RAM takes little of it."""
+    return CpuSpeed() if device.type == "cpu" else CardSpeed()
+
+
+class CardSpeed(Speed):
+    """Has glibc give back what weights of another type are converted in on their way to a card."""
+
+    def before_loading(self) -> None:
+        allocator.give_large_blocks_back()
 
 
 class CpuSpeed(Speed):

@@ -145,16 +145,15 @@ class ModelFamily:
         if self.base.vae is not None and "vae" in kinds:
             from diffusers import AutoencoderKL
 
-            options["vae"] = from_pretrained(
-                AutoencoderKL, VAE, self.base.vae, self.base.vae_revision, dtype=self.dtype
-            )
+            own = self.base.vae, self.base.vae_revision
+            options["vae"] = from_pretrained(AutoencoderKL, VAE, *own, self.device, dtype=self.dtype)
         if self.base.model.endswith(".safetensors"):
             if not Path(self.base.model).is_file():
                 raise MissingError(f"the base model: there is no file {self.base.model!r}")
             refuse_others(self.base.model)
             return from_file(self.text2img, self.base.model, options)
         options |= self._load_options()
-        return from_pretrained(self.text2img, BASE, self.base.model, self.base.revision, **options)
+        return from_pretrained(self.text2img, BASE, self.base.model, self.base.revision, self.device, **options)
 
     def _load_options(self) -> dict[str, Any]:
         return self.load_options

@@ -37,7 +37,9 @@ def trained_base(base: Base, settings: Train, device: torch.device) -> Base:
     return base.model_copy(update={"dtype": precision})
 
 
-def from_pretrained(kind: Any, option: str, model: str, revision: str | None, **options: Any) -> Any:
+def from_pretrained(
+    kind: Any, option: str, model: str, revision: str | None, device: torch.device | None = None, **options: Any
+) -> Any:
     """Load a pipeline or network; weights that are wanted in fp16 from files in fp16, where there are such.
 
     Where there are no others, those are read as any type.
@@ -47,6 +49,8 @@ def from_pretrained(kind: Any, option: str, model: str, revision: str | None, **
         option: The key of `params.yaml` that names the model.
         model: A hub id or a folder.
         revision: Of the hub.
+        device: Where to. A card takes one tensor after the other, where whole networks would wait in RAM until the
+            last is read; None leaves them in RAM.
         options: Of the library, `dtype` among them.
 
     Raises:
@@ -55,6 +59,8 @@ def from_pretrained(kind: Any, option: str, model: str, revision: str | None, **
     """
     weights.refuse_others(model)
     options |= revision_option(model, revision)
+    if device is not None and device.type != "cpu":
+        options["device_map"] = device.type
     if options["dtype"] == torch.float16:
         with suppress(OSError, ValueError):
             return kind.from_pretrained(model, **options, use_safetensors=True, variant="fp16")
