@@ -247,6 +247,20 @@ def _optimizer(parameters: Mapping[str, nn.Parameter], settings: Train) -> tuple
     )
 
 
+def state_bytes(model: ModelFamily, settings: Train) -> int:
+    """What is in RAM while a checkpoint is written beside a card: optimizer, average, and twice the LoRA.
+
+    The LoRA's file and the state that training goes on from have a copy each.
+
+    Args:
+        model: Without weights; gets the LoRA.
+        settings: The training section.
+    """
+    parameters = _add_lora(model, settings)
+    size, average = size_of(parameters.values()), settings.ema is not None
+    return size * (2 + average) + _optimizer(parameters, settings)[0]
+
+
 def _blank_tokens(model: ModelFamily, count: int) -> dict[str, Tensor]:
     return {
         name: torch.zeros((count, model.context_tokens[name]), dtype=torch.long, device=model.device)

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from sdlora import gpu
-from sdlora.config.params import Base, Params
+from sdlora.config.params import Base, Params, Version
 from sdlora.config.sample import Sample
 from sdlora.config.train import Train
 from sdlora.errors import ParamsError, ResourceError
+from sdlora.memory import ram
 from sdlora.memory.meter import free_bytes
 from sdlora.memory.prediction import (
     Demand,
@@ -237,6 +238,13 @@ def table(phases: Sequence[Phase], free: int) -> str:
     return f"{text}\n\nfree now: {free / MIB:.1f} MiB"
 
 
+def beside_a_card(version: Version, base: Base) -> str:
+    """The RAM that is needed beside the card's memory, in a line."""
+    found = ram.beside_a_card(version, base)
+    said = ", ".join(f"{stage} {mib}" for stage, mib in found.items())
+    return f"RAM beside the card, libraries included, MiB: {said}"
+
+
 def show(params: Params, name: str, device: str | None) -> None:
     """Print the table of one version, and whether it fits.
 
@@ -255,5 +263,7 @@ def show(params: Params, name: str, device: str | None) -> None:
     drawing = version.sample, version.fit.size_px or base.size_px
     drawn = draw_phase(*drawing, base, where)
     print(table([encode_phase(version, base, where), *phases, drawn], free_bytes(where)))
+    if where.type == "cuda":
+        print(beside_a_card(version, base))
     all_phases, beside = [*phases, drawn], train.processes
     check(train, base, demand, device=where.type, phases=all_phases, drawing=drawing, beside=beside)

@@ -1,23 +1,28 @@
-"""What a training takes of a machine's memory, for a cluster that must know before it chooses a node."""
+"""What jobs take of a machine's RAM: for a cluster that must know before it chooses a node, and beside a card."""
+
+from collections.abc import Sequence
 
 import torch
+from torch import nn
 
 from sdlora import choices
-from sdlora.config.params import Params
-from sdlora.memory.meter import size_of
-from sdlora.memory.prediction import demand_of_version, predict
-from sdlora.models.family import quieten
+from sdlora.config.params import Base, Params, Version
+from sdlora.memory.prediction import demand_of_version, predict, state_bytes
+from sdlora.models.family import KINDS, first_loaded, quieten
+from sdlora.models.loading import trained_base
+from sdlora.tensors import DTYPES
 
 MIB = 2**20
 #: For Python, torch and the other libraries, with CUDA's own: estimates, on the safe side.
 LIBRARIES_MIB = {"cpu": 2048, "cuda": 4096}
+CARD = torch.device("cuda")
 
 
 def training_mib(params: Params, name: str) -> int:
     """RAM of a version's training in MiB, rounded up to 100, with a tenth for what no tensor holds.
 
-    With a CPU build of torch it is the worst moment of the training. With CUDA it is what passes through RAM on the way
-    to the card: each network's weights, twice, as a file and as tensors. Every process of several takes as much.
+    With a CPU build of torch it is the worst moment of the training; with CUDA, what `beside_a_card` says. Every
+    process of several takes as much.
 
     Raises:
         Unpredictable: If it trains in RAM, and a step cannot be taken on tensors without numbers.
@@ -25,12 +30,39 @@ def training_mib(params: Params, name: str) -> int:
     quieten()
     version = params.versions[name]
     train, base = version.train.of_one_process, params.bases[version.base]
-    device = "cpu" if torch.version.cuda is None else "cuda"
-    if device == "cpu":
+    if torch.version.cuda is None:
         phases = predict(train, base, demand_of_version(version, base), torch.device("cpu"))
-        needed = max(phase.total for phase in phases)
-    else:
-        model = choices.pick(choices.FAMILIES, base.family).outline(base, torch.device("cpu"))
-        needed = 2 * sum(size_of(part.parameters()) for part in model.parts())
-    mib = train.processes * (LIBRARIES_MIB[device] + 1.1 * needed / MIB)
+        return _asked("cpu", max(phase.total for phase in phases), train.processes)
+    return beside_a_card(version, base)["train"]
+
+
+def beside_a_card(version: Version, base: Base) -> dict[str, int]:
+    """RAM of the stages that load a base, in MiB, where a card computes.
+
+    A network goes to the card one tensor after the other (`loading.from_pretrained`), so that the pages of its file
+    are what it takes, and are gone when the next one is read. Files of another type have other pages than are counted
+    here, but the system takes those back where memory is short. A single-file checkpoint holds all networks, and they
+    are converted in RAM. Later, a checkpoint is in RAM while it is written.
+    """
+    train = version.train.of_one_process
+    model = choices.pick(choices.FAMILIES, base.family).outline(base, CARD)
+    networks = {name: part for name, part in model.pipeline.components.items() if isinstance(part, nn.Module)}
+    numbers = {name: sum(p.numel() for p in network.parameters()) for name, network in networks.items()}
+
+    def passing(kinds: Sequence[str], dtype: str) -> int:
+        if base.model.endswith(".safetensors"):
+            return 2 * sum(numbers.values()) * DTYPES[dtype].itemsize
+        return max(numbers.get(name, 0) for name in model.names_of(kinds)) * DTYPES[dtype].itemsize
+
+    trained = trained_base(base, train, CARD).dtype
+    loading = [passing(kinds, trained) for kinds in (first_loaded(base, train), ("denoiser",))]
+    return {
+        "encode": _asked("cuda", passing(("vae",), version.encode.dtype)),
+        "train": _asked("cuda", max(*loading, state_bytes(model, train)), version.train.processes),
+        "draw": _asked("cuda", passing(KINDS, base.dtype)),
+    }
+
+
+def _asked(device: str, needed: int, processes: int = 1) -> int:
+    mib = processes * (LIBRARIES_MIB[device] + 1.1 * needed / MIB)
     return -(-round(mib) // 100) * 100
