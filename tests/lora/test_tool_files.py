@@ -21,6 +21,7 @@ from sdlora.lora.diffusers_file import read_lora, write_file
 from sdlora.lora.metadata import About, header
 from sdlora.lora.names import FILE_NAME
 from sdlora.lora.whole import wants_whole, whole_updates
+from sdlora.stages.export import export
 
 
 @pytest.fixture
@@ -33,8 +34,11 @@ def files_of(folder: Path) -> set[str]:
 
 
 @pytest.mark.slow
-def test_names_say_for_whom_a_file_is(place: Place) -> None:
+def test_names_say_for_whom_a_file_is(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    load, loaded = export.load_model, []
+    monkeypatch.setattr(export, "load_model", lambda *words: (loaded.append(words[1:]), load(*words))[1])
     result = place.train(lora_type="dora", ema={"decay": 0.9}, pivotal={"vectors": 2})
+    assert loaded == [("cpu", ("denoiser",))], "whole layers are made of the denoiser's weights"
     trained = {FILE_NAME, "embeddings.safetensors"}
     assert files_of(result / "checkpoints/step-000002") == trained | {f"ema/{name}" for name in trained}
     folder, shared = result / "export", {"embeddings/captain.safetensors"}

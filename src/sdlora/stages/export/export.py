@@ -33,7 +33,7 @@ def export_version(recipe: ExportRecipe) -> list[Path]:
     about = About(**records.read_json(checkpoints / ABOUT))
     has_names = choices.pick(choices.FAMILIES, base.family).kohya is not None
     needs_base = settings.lora_type == "dora" and export.dora_whole != "none" and has_names
-    denoiser = load_model(base, "cpu").denoiser if needs_base else None
+    denoiser = load_model(base, "cpu", ("denoiser",)).denoiser if needs_base else None
     files: list[Path] = []
     shutil.rmtree(out / FOLDER, ignore_errors=True)
     loras = sorted(checkpoints.rglob(FILE_NAME))
