@@ -10,7 +10,7 @@ CONNECT proxy for programs that only know `HTTPS_PROXY`), or `Rig.browser_argume
 
 from rig.authority import Authority
 from rig.pictures import picture
-from rig.server import Answer, Request, Rig
+from rig.server import SCRIPT, Answer, Request, Rig
 from rig.site import Result, Search, results
 
-__all__ = ["Answer", "Authority", "Request", "Result", "Rig", "Search", "picture", "results"]
+__all__ = ["SCRIPT", "Answer", "Authority", "Request", "Result", "Rig", "Search", "picture", "results"]

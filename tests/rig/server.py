@@ -22,6 +22,21 @@ from rig.site import Search
 from sdlora.stages.scrape.source import ScrapeContext
 
 HOSTS = ("www.bing.com", "tse1.mm.bing.net", "gallery.example", *site.PICTURE_HOSTS)
+#: Put in the place of the scrape stage's script in a test's own copy of the project: the only way to its rig.
+SCRIPT = f"""
+import sys
+from pathlib import Path
+
+sys.path.insert(0, {str(Path(__file__).parents[1])!r})
+from rig.server import connect
+
+from sdlora.flow import command
+from sdlora.stages.scrape.pin import scrape
+from sdlora.stages.scrape.recipe import ScrapeRecipe
+
+context = connect(Path("rig/rig.json"))
+command.run(ScrapeRecipe, lambda recipe, again: scrape(recipe, bool(again), context), again=int)
+"""
 
 
 @dataclass(frozen=True)

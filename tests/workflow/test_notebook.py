@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import nbformat
@@ -9,15 +10,19 @@ import pytest
 from helpers import ROOT, SMALL, make_project
 from nbclient import NotebookClient
 from nbformat import NotebookNode
+from rig import SCRIPT, Rig, Search, results
 
+from sdlora import records
 from sdlora.config.load import load
 
 NOTEBOOK = ROOT / "notebooks/colab.ipynb"
+QUERY = "pixel illustration"
 
 
 def executed(folder: Path, kept: Path, served: Path, monkeypatch: pytest.MonkeyPatch) -> NotebookNode:
-    """Run all cells in a clone that is installed."""
-    project = make_project(folder, python=served)
+    """Run all cells in a clone that is installed, whose web is `rig/` in it."""
+    project = make_project(folder, SMALL.replace("threads: 1", "scraping: false  # or true\nthreads: 1"), python=served)
+    (folder / "workflow/scripts/scrape.py").write_text(SCRIPT, "utf-8")
     (folder / ".venv").mkdir()
     (folder / ".venv/installed").touch()
     for name, value in project.environment().items():
@@ -28,7 +33,7 @@ def executed(folder: Path, kept: Path, served: Path, monkeypatch: pytest.MonkeyP
     first = next(cell for cell in book.cells if cell.id == "settings")
     chosen = {
         "BASE": "tiny", "VERSION": "a", "HELD_OUT": 2, "PICTURES": str(folder / "data/embedded/small/train"),
-        "PROJECT": str(folder), "KEPT": str(kept),
+        "QUERY": QUERY, "LIMIT": 3, "PROJECT": str(folder), "KEPT": str(kept),
     }  # fmt: skip
     assert all(f"\n{name} = " in f"\n{first.source}" for name in chosen)
     first.source += "".join(f"\n{name} = {value!r}" for name, value in chosen.items())
@@ -45,7 +50,11 @@ def test_the_notebook_trains_shows_its_page_and_goes_on_after_a_disconnect(
     tmp_path: Path, served: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = tmp_path / "drive"
-    book = executed(tmp_path / "first", kept, served, monkeypatch)
+    with Rig(tmp_path / "first/rig", {QUERY: Search(results(range(9)))}) as web:
+        book = executed(tmp_path / "first", kept, served, monkeypatch)
+    assert web.requests("www.bing.com", "/images/") and not web.refused
+    rows = records.read_jsonl(tmp_path / "first/data/sets/mine/manifest.jsonl")
+    assert Counter(row["engine"] for row in rows) == {"folder": 4, "bing": 3}
     assert "torch" in said_by(book, "install") and "4 pictures" in said_by(book, "pictures")
     assert "iframe srcdoc=" in said_by(book, "page") and "&lt;html" in said_by(book, "page")
     lora = Path(said_by(book, "download").strip())
@@ -61,9 +70,9 @@ def test_another_word_in_the_first_cell_is_taken_on_the_next_run(
     (cell,) = (cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.id == "pictures")
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(SMALL, "utf-8")
+    given = {"kept": tmp_path, "PICTURES": "", "QUERY": "", "LIMIT": 3, "BASE": "tiny", "HELD_OUT": 2, "colab": None}
     for trigger in ("mispelt", "misspelt"):
-        known = {"kept": tmp_path, "PICTURES": "", "BASE": "tiny", "TRIGGER": trigger, "HELD_OUT": 2, "colab": None}
-        exec(cell, {"json": json, "re": re, "Path": Path, **known})
+        exec(cell, {"json": json, "re": re, "Path": Path, "TRIGGER": trigger, **given})
     params = load(Path("params.yaml"))
     assert params.datasets["mine"].trigger == "misspelt" and params.versions["a"].dataset == "mine"
 

@@ -8,28 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, SMALL, Project, kill_all_at_work, make_project, wait_for
-from rig import Rig, Search, results
+from helpers import SMALL, Project, kill_all_at_work, make_project, wait_for
+from rig import SCRIPT, Rig, Search, results
 from stage_server import Job
 
 from sdlora import records
 
 MANIFEST = "data/sets/pixels/manifest.jsonl"
-# Put in the place of the scrape stage's script in a test's own copy of the project: the only way to a rig.
-SCRIPT = f"""
-import sys
-from pathlib import Path
-
-sys.path.insert(0, {str(ROOT / "tests")!r})
-from rig.server import connect
-
-from sdlora.flow import command
-from sdlora.stages.scrape.pin import scrape
-from sdlora.stages.scrape.recipe import ScrapeRecipe
-
-context = connect(Path("rig/rig.json"))
-command.run(ScrapeRecipe, lambda recipe, again: scrape(recipe, bool(again), context), again=int)
-"""
 PARAMS = (
     SMALL.replace("threads: 1", "scraping: true\nthreads: 1")
     .replace("run: [a, b]", "run: [a]")
