@@ -2,6 +2,7 @@
 
 import runpy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -54,6 +55,19 @@ def test_what_a_machine_cannot_do_is_refused(card: Gpu | None, dtype: str, preci
 )  # fmt: skip
 def test_what_it_can_do_is_not(card: Gpu | None, dtype: str, precision: str | None) -> None:
     gpu.check(train(precision), base(dtype), card)
+
+
+def test_bf16_that_torch_would_emulate_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default torch counts emulation, and a T4 then has bf16."""
+    about = SimpleNamespace(name="Tesla T4", total_memory=15 * GIB, major=7, minor=5)
+    for name, answer in {
+        "is_available": lambda: True,
+        "get_device_properties": lambda device: about,
+        "get_arch_list": lambda: ["sm_75", "sm_90"],
+        "is_bf16_supported": lambda including_emulation=True: including_emulation,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, answer)
+    assert gpu.found() == T4
 
 
 def test_only_a_gpu_has_faster_algorithms_to_choose() -> None:

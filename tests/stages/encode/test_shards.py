@@ -93,6 +93,16 @@ def test_one_more_picture_is_encoded_and_writes_one_shard(tmp_path: Path, told: 
     assert all(torch.equal(values_of(folder)[name], value) for name, value in values.items())
 
 
+def test_the_vae_alone_is_loaded_and_only_if_there_is_something_to_encode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, loaded = encode.load_model, []
+    monkeypatch.setattr(encode, "load_model", lambda base, **asked: (loaded.append(asked), load(base, **asked))[1])
+    for _ in range(2):
+        encoded(tmp_path / "a", range(2))
+    assert loaded == [{"kinds": ("vae",)}]
+
+
 def test_other_shards_are_made_of_those_that_there_are(
     tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch
 ) -> None:
