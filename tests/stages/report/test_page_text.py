@@ -1,6 +1,7 @@
 """What strangers write cannot become a part of the page; and what it links to."""
 
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -68,3 +69,15 @@ def test_a_page_links_to_pages_that_are_there(results: Path) -> None:
         found = Tags()
         found.feed(page.read_text("utf-8"))
         assert [version["name"] for version in json.loads(found.data or "")["versions"] if version["page"]] == wanted
+
+
+def test_v10_comes_after_v9_on_the_page_over_all(results: Path) -> None:
+    sets = {}
+    for old, new in (("a", "v10"), ("b", "v9")):
+        shutil.copytree(results / old, results / new)
+        sets[new] = results.parent / "pad"
+    page, table = write_index({"v10": {}, "v9": {}}, results, results / "report", sets, sets)
+    found = Tags()
+    found.feed(page.read_text("utf-8"))
+    assert [version["name"] for version in json.loads(found.data or "")["versions"]] == ["v9", "v10"]
+    assert [row["version"] for row in records.read_csv(table)] == ["v9", "v10"]

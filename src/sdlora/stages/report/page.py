@@ -16,6 +16,7 @@ from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.report.data import page_data
 from sdlora.stages.report.recipe import BEST, OWN_PAGE, ReportRecipe, Summary
 from sdlora.stages.report.sheet import contact_sheet
+from sdlora.stages.report.versions import natural
 from sdlora.stages.report.votes import Vote
 from sdlora.stages.sample.parts import all_drawn
 
@@ -146,8 +147,9 @@ def write_index(
         trainings: Of versions that are trained several times theirs, by version.
         folders: Where each version's own pictures lie.
     """
+    ordered = {name: versions[name] for name in sorted(versions, key=natural)}
     data = page_data(
-        versions, results, references, datasets, votes, root="..", trainings=trainings, pages=versions, folders=folders
+        ordered, results, references, datasets, votes, root="..", trainings=trainings, pages=versions, folders=folders
     )
     records.write_text(out / "index.html", _page("Versions", data))
     _write_table(data["versions"], out / "versions.csv")

@@ -18,7 +18,7 @@ def markdown(table: list[dict[str, str]]) -> str:
     metrics = [key.removesuffix("_best") for key in table[0] if key.endswith("_best")]
     columns = [*SETTINGS, *(word for metric in metrics for word in (metric, "against step 0"))]
     lines = []
-    for row in sorted(table, key=lambda row: _natural(row["version"])):
+    for row in sorted(table, key=lambda row: natural(row["version"])):
         cells = [row[key] for key in SETTINGS]
         for metric in metrics:
             cells += [row[f"{metric}_best"], gain(row, metric)]
@@ -26,8 +26,8 @@ def markdown(table: list[dict[str, str]]) -> str:
     return records.markdown_table(columns, lines)
 
 
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Sorts v10 after v9."""
+def natural(name: str) -> list[tuple[int, str]]:
+    """What sorts v10 after v9."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"(\d+)", name)]
 
 
