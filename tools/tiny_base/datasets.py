@@ -1,12 +1,12 @@
 """Draw the embedded datasets: `python -m tools.tiny_base.datasets --out FOLDER`.
 
 `captain` and `gardener` are identities that the base never saw, in portraits with the head high in them;
-`pixel-avatars` is a style that the base never saw. References come with captions of what varies.
+`pixel-avatars` is a style that the base never saw.
 """
 
 import argparse
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from sdlora import records
@@ -32,33 +32,21 @@ def pixel_avatars(count: int, seed: int) -> list[Picture]:
     return list(found.values())
 
 
-def write(
-    folder: Path,
-    pictures: Sequence[Picture],
-    held_out: int,
-    aspect: float,
-    licence: str,
-    caption: Callable[[Picture], str],
-) -> None:
-    """Write training pictures, `references/`, the references' captions, and the licence."""
-    overrides = []
+def write(folder: Path, pictures: Sequence[Picture], held_out: int, aspect: float, licence: str) -> None:
+    """Write training pictures, `references/` and the licence."""
     for number, picture in enumerate(pictures):
         reference = number >= len(pictures) - held_out
         index = number - (len(pictures) - held_out) if reference else number
         name = f"references/{index + 1:03d}.png" if reference else f"train/{index + 1:03d}.png"
         records.write_bytes(folder / name, png_bytes(world.draw(picture, HEIGHT_PX, aspect)))
-        if reference:
-            overrides.append({"file": name, "caption": caption(picture)})
-    records.write_jsonl(folder / "captions.override.jsonl", overrides)
-    text = f"{licence}\nDrawn by `python -m tools.tiny_base.datasets`; references are captioned by what was drawn.\n"
-    records.write_text(folder / "LICENSE.txt", text)
+    records.write_text(folder / "LICENSE.txt", f"{licence}\nDrawn by `python -m tools.tiny_base.datasets`.\n")
 
 
 def write_character(folder: Path, character: Character) -> None:
     """Write a character's dataset."""
     licence = styles.attribution(character.style) + "; recoloured, with an eye patch or a hat and glasses added"
     drawn = portraits(character, TRAIN + REFERENCES, 0)
-    write(folder, drawn, REFERENCES, character.aspect, licence, character.caption)
+    write(folder, drawn, REFERENCES, character.aspect, licence)
 
 
 def main() -> None:
@@ -68,7 +56,7 @@ def main() -> None:
     for name, character in CHARACTERS.items():
         write_character(out / name, character)
     licence = styles.attribution(styles.HELD_OUT_STYLE)
-    write(out / "pixel-avatars", pixel_avatars(120, 0), 20, 1.0, licence, lambda picture: picture.caption)
+    write(out / "pixel-avatars", pixel_avatars(120, 0), 20, 1.0, licence)
 
 
 if __name__ == "__main__":
