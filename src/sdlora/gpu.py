@@ -155,6 +155,20 @@ _LOST = ("CUDA error", "HIP error", "cuDNN error", "CUBLAS error", "NCCL error")
 _FULL = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether torch says that the memory of a card or of the machine is full."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _FULL)
+
+
+def is_lost(error: BaseException) -> bool:
+    """Whether torch says that a card stopped working."""
+    import torch
+
+    return isinstance(error, torch.AcceleratorError) or str(error).startswith(_LOST)
+
+
 @contextmanager
 def told_when_it_fails(
     advice: Callable[[], str], kept: Callable[[], str] = lambda: "what was made before is kept: start again"
@@ -168,16 +182,14 @@ def told_when_it_fails(
     Raises:
         ResourceError: In their place.
     """
-    import torch
-
     try:
         yield
     except RuntimeError as error:
         said = (str(error).partition(". If reserved")[0].splitlines() or [""])[0]
-        if isinstance(error, torch.OutOfMemoryError) or any(words in str(error) for words in _FULL):
+        if is_full(error):
             place = "machine" if "CPUAllocator" in said else "GPU"
             raise ResourceError(f"the {place}'s memory is full ({said}); {advice()}") from error
-        if isinstance(error, torch.AcceleratorError) or said.startswith(_LOST):
+        if is_lost(error):
             raise ResourceError(
                 f"the GPU failed ({said}): it may be lost, too hot or reset, which `nvidia-smi` and `dmesg` tell; "
                 f"{kept()}"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 from helpers import ROOT, TINY
 from PIL import Image
 
@@ -15,7 +16,7 @@ from sdlora.config.caption import Caption
 from sdlora.config.sample import Sample
 from sdlora.errors import DataError, MissingError
 from sdlora.flow.foreseen import Question
-from sdlora.models import load_model
+from sdlora.models import load_model, loading
 from sdlora.models.architectures import outline
 from sdlora.models.forbidden import why_not
 from sdlora.models.sd import StableDiffusion
@@ -47,6 +48,21 @@ def test_what_is_not_to_be_had_is_named_with_its_option(option: str, work: Calla
     way = re.escape(f"`hf download {NOWHERE} --revision v2`, or set {option} to a folder")
     with pytest.raises(MissingError, match=f"^{said}.*{way}"):
         work()
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: unknown")])
+def test_a_card_that_is_full_or_lost_is_no_damaged_file(error: RuntimeError) -> None:
+    class Kind:
+        @staticmethod
+        def from_pretrained(*_: object, **__: object) -> None:
+            raise error
+
+        from_single_file = from_pretrained
+
+    with pytest.raises(RuntimeError, match=r"^CUDA"):
+        loading.from_pretrained(Kind, "bases.<name>.model", "models/tiny-sd", None, dtype=torch.float32)
+    with pytest.raises(RuntimeError, match=r"^CUDA"):
+        loading.from_file(Kind, "mine.safetensors", {})
 
 
 def cut_short(base: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from sdlora import weights
+from sdlora import gpu, weights
 from sdlora.config.params import Base
 from sdlora.config.train import Train
 from sdlora.errors import DataError, ParamsError
@@ -67,6 +67,8 @@ def from_pretrained(
     try:
         return kind.from_pretrained(model, **options, use_safetensors=True)
     except UNREADABLE as error:
+        if gpu.is_full(error) or gpu.is_lost(error):  # which says nothing of the files
+            raise
         refused = weights.refusal(model, revision, error)
         if refused is not None and options["dtype"] != torch.float16:
             with suppress(*UNREADABLE):
@@ -85,6 +87,8 @@ def from_file(kind: Any, model: str, options: Mapping[str, Any]) -> Any:
     try:
         return kind.from_single_file(model, **options)
     except UNREADABLE as error:
+        if gpu.is_full(error) or gpu.is_lost(error):
+            raise
         call = f"{kind.__name__}.from_single_file({model!r}).save_pretrained(...)"
         raise DataError(
             f"{weights.unreadable(weights.BASE, model, None, error)}; if it is whole, diffusers lacks its configs, "
