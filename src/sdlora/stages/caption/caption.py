@@ -3,7 +3,7 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -157,9 +157,7 @@ def prune(rows: Sequence[records.Row], share: float) -> set[str]:
     learnt = [set(_tags(row["caption"])) for row in rows if row["split"] == "train"]
     counts = Counter(tag for tags in learnt for tag in tags)
     shared = {tag for tag, count in counts.items() if count >= share * len(learnt)}
-    for row in rows:
-        if row["origin"] != "override":
-            row["caption"] = ", ".join(tag for tag in _tags(row["caption"]) if tag not in shared)
+    _drop(rows, shared.__contains__)
     return shared
 
 
@@ -176,18 +174,20 @@ def leave_out(rows: Sequence[records.Row], undesired: Sequence[str]) -> list[str
     Returns:
         Those of `undesired` that no caption had.
     """
-    unseen = set(undesired)
+    ends = {one: f" {one}".lower() for one in undesired}
+    dropped = _drop(rows, lambda tag: f" {tag}".lower().endswith((*ends.values(),)))
+    return [one for one in undesired if not any(f" {tag}".lower().endswith(ends[one]) for tag in dropped)]
+
+
+def _drop(rows: Sequence[records.Row], unwanted: Callable[[str], bool]) -> set[str]:
+    """Leave tags out of captions that nobody wrote by hand, in place; the tags that there were."""
+    dropped: set[str] = set()
     for row in rows:
-        if row["origin"] == "override":
-            continue
-        kept = []
-        for tag in _tags(row["caption"]):
-            named = {one for one in undesired if f" {tag}".lower().endswith(f" {one}".lower())}
-            unseen -= named
-            if not named:
-                kept.append(tag)
-        row["caption"] = ", ".join(kept)
-    return [tag for tag in undesired if tag in unseen]
+        if row["origin"] != "override":
+            tags = _tags(row["caption"])
+            dropped.update(filter(unwanted, tags))
+            row["caption"] = ", ".join(tag for tag in tags if tag not in dropped)
+    return dropped
 
 
 def _last_words(rows: Sequence[records.Row]) -> list[str]:
