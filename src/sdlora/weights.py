@@ -5,6 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from sdlora import records
 from sdlora.errors import DataError, MissingError, SdloraError, download_command
 
@@ -24,6 +26,8 @@ INDICES = {
     CAPTIONER: ("config.json", "a BLIP as transformers saves it"),
     FILM: ("model_index.json", "a pipeline as diffusers saves it"),
 }
+#: What libraries raise where a model is not there, or is damaged.
+UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)
 #: How diffusers and transformers say that a model's weights are no safetensors.
 _SAID = ("find the necessary `safetensors`", "no file named", "does not appear to have a file named")
 

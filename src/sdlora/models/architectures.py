@@ -17,10 +17,10 @@ from sdlora import choices
 from sdlora.config.params import Base
 from sdlora.errors import DataError
 from sdlora.models.family import ModelFamily
-from sdlora.models.loading import UNREADABLE, revision_option
+from sdlora.models.loading import revision_option
 from sdlora.randomness import generator
 from sdlora.tensors import DTYPES
-from sdlora.weights import BASE, NOT_LOADED, VAE, unreadable
+from sdlora.weights import BASE, NOT_LOADED, UNREADABLE, VAE, unreadable
 
 _LIBRARIES: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
 Config = tuple[str, dict[str, Any]]  # class of diffusers or transformers, its settings

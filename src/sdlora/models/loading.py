@@ -6,16 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from sdlora import gpu, weights
 from sdlora.config.params import Base
 from sdlora.config.train import Train
 from sdlora.errors import DataError, ParamsError
 from sdlora.tensors import DTYPES
-
-#: What libraries raise where a model is not there, or is damaged.
-UNREADABLE = (OSError, ValueError, RuntimeError, SafetensorError)
 
 
 def weights_dtype(base: Base, device: torch.device) -> torch.dtype:
@@ -66,12 +62,12 @@ def from_pretrained(
             return kind.from_pretrained(model, **options, use_safetensors=True, variant="fp16")
     try:
         return kind.from_pretrained(model, **options, use_safetensors=True)
-    except UNREADABLE as error:
+    except weights.UNREADABLE as error:
         if gpu.is_full(error) or gpu.is_lost(error):  # which says nothing of the files
             raise
         refused = weights.refusal(model, revision, error)
         if refused is not None and options["dtype"] != torch.float16:
-            with suppress(*UNREADABLE):
+            with suppress(*weights.UNREADABLE):
                 found = kind.from_pretrained(model, **options, use_safetensors=True, variant="fp16")
                 print(f"note: {model} has weights in fp16 alone, which are read as {options['dtype']}", flush=True)
                 return found
@@ -86,7 +82,7 @@ def from_file(kind: Any, model: str, options: Mapping[str, Any]) -> Any:
     """
     try:
         return kind.from_single_file(model, **options)
-    except UNREADABLE as error:
+    except weights.UNREADABLE as error:
         if gpu.is_full(error) or gpu.is_lost(error):
             raise
         call = f"{kind.__name__}.from_single_file({model!r}).save_pretrained(...)"

@@ -8,10 +8,10 @@ from diffusers import StableDiffusion3Img2ImgPipeline, StableDiffusion3Pipeline
 from torch import Tensor
 
 from sdlora.models.family import Conditioning, ModelFamily
-from sdlora.models.loading import UNREADABLE, revision_option
+from sdlora.models.loading import revision_option
 from sdlora.models.objective import FlowMatching
 from sdlora.models.published import CLIP_L, OPENCLIP_BIG_G, VAE
-from sdlora.weights import BASE, unreadable
+from sdlora.weights import BASE, UNREADABLE, unreadable
 
 _CLIPS = ("text_encoder", "text_encoder_2")
 _T5 = "text_encoder_3"

@@ -17,7 +17,6 @@ class Blip:
 
     def _load(self) -> Any:
         import torch
-        from safetensors import SafetensorError
         from transformers import BlipForConditionalGeneration, BlipProcessor
         from transformers.utils import logging
 
@@ -28,7 +27,7 @@ class Blip:
             options = {} if self._revision is None else {"revision": self._revision}
             processor = BlipProcessor.from_pretrained(self._model, **options)
             model = BlipForConditionalGeneration.from_pretrained(self._model, **options, use_safetensors=True)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        except weights.UNREADABLE as error:
             raise weights.refusal(self._model, self._revision, error) or weights.unreadable(
                 weights.CAPTIONER, self._model, self._revision, error
             ) from None
