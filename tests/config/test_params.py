@@ -44,15 +44,26 @@ def shipped() -> params.Params:
     return load(ROOT / "params.yaml")
 
 
+@pytest.fixture(scope="module")
+def on_sd15(tmp_path_factory: pytest.TempPathFactory) -> params.Params:
+    """The same with the write-up's own base."""
+    file = tmp_path_factory.mktemp("sd15") / "params.yaml"
+    text = (ROOT / "params.yaml").read_text("utf-8")
+    records.write_text(file, text.replace("\nbase: tiny\n", "\nbase: sd15\n", 1))
+    return load(file)
+
+
 @pytest.mark.parametrize(("name", "rank", "rate", "steps", "every", "cropped"), WRITE_UP)
 def test_versions_are_the_write_ups(
-    shipped: params.Params, name: str, rank: int, rate: float, steps: int, every: int, cropped: bool
+    on_sd15: params.Params, name: str, rank: int, rate: float, steps: int, every: int, cropped: bool
 ) -> None:
-    version = shipped.versions[name]
+    version = on_sd15.versions[name]
+    assert version.base == "sd15"
     train, sample = version.train, version.sample
     assert (train.rank, train.learning_rate, train.steps, train.checkpoint_every) == (rank, rate, steps, every)
     assert train.scaling_alpha == rank
     assert (train.optimizer, train.lr_schedule, train.batch_size) == ("adamw8bit", "cosine_with_restarts", 1)
+    assert train.weighting == "none"
     assert version.fit.method == ("center_crop" if cropped else "pad")
     assert (sample.lora_scale, sample.guidance_scale, sample.inference_steps) == (0.9, 7.0, 30)
     assert sample.negative_prompt.startswith("shiny eyes, glossy eyes")
@@ -92,6 +103,46 @@ def test_a_version_states_what_differs_from_its_preset(tmp_path: Path) -> None:
     mine = load(tmp_path / "params.yaml").versions["mine"]
     assert (mine.train.rank, mine.train.ema, mine.train.optimizer) == (7, None, "prodigy")
     assert (mine.fit.method, mine.sample.lora_scale) == ("bucket", 0.9)  # from the preset, from the defaults
+
+
+def with_base_defaults(folder: Path, own: str, version: str = "{}") -> Path:
+    """The same with a base more, `other`, that has `defaults` of its own."""
+    file = with_version(folder, version, "{base: other, train: {rank: 7}}")
+    base = f"  other:\n    {{model: m, family: sd, size_px: 64, captioner: m, defaults: {own}}}\n"
+    records.write_text(file, file.read_text("utf-8").replace("\nbases:\n", f"\nbases:\n{base}", 1))
+    return file
+
+
+def test_versions_start_from_what_their_base_says(tmp_path: Path, shipped: params.Params) -> None:
+    own = "{train: {rank: 5, steps: 70, checkpoint_every: 35}, sample: {hires: {factor: 2.0}}}"
+    mine = load(with_base_defaults(tmp_path, own, "{base: other, train: {steps: 90}}")).versions["mine"]
+    assert (mine.train.rank, mine.train.steps, mine.train.optimizer) == (5, 90, "adamw8bit")
+    assert mine.sample.hires is not None
+    assert (mine.sample.hires.factor, mine.sample.hires.denoising_strength) == (2.0, 0.35), "merged key by key"
+    found = load(with_base_defaults(tmp_path, own, "{preset: own, sample: {hires: null}}")).versions
+    assert (found["mine"].base, found["mine"].train.rank, found["mine"].train.steps) == ("other", 7, 70)
+    assert found["mine"].sample.hires is None
+    assert found["v8"] == shipped.versions["v8"], "another base's"
+
+
+@pytest.mark.parametrize(
+    ("own", "version", "said"),
+    [
+        ("{train: {rnak: 5}}", "{base: other}", "defaults.train.rnak: unknown key; did you mean rank?"),
+        ("{train: {rnak: 5}}", "{}", "defaults.train.rnak: unknown key; did you mean rank?"),
+        ("{trian: {rank: 5}}", "{}", "defaults.trian: unknown key; did you mean train?"),
+        ("{base: tiny}", "{}", "defaults.base: unknown key"),
+        ("{train: {rank: many}}", "{preset: own}", "defaults.train.rank: 'many' is not allowed: input should be a val"),
+        ("[rank]", "{}", "defaults: ('rank',) is not allowed: input should be a section for each stage"),
+    ],
+)
+def test_mistakes_in_what_a_base_says_are_told_there(tmp_path: Path, own: str, version: str, said: str) -> None:
+    file = with_base_defaults(tmp_path, own, version)
+    line = next(n for n, row in enumerate(file.read_text("utf-8").splitlines(), 1) if "model: m, family" in row)
+    with pytest.raises(ParamsError) as caught:
+        load(file)
+    assert str(caught.value).startswith(f"{file}:{line}: bases.other.{said}")
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_preset_starts_from_no_other(tmp_path: Path) -> None:

@@ -76,10 +76,11 @@ INTRO = """# Every setting
 Made from the schema by `make docs`. Unknown keys, and options that cannot apply together, are errors when `params.yaml`
 is read, with the reason.
 
-`versions.<name>` states what differs from `defaults`, or from a preset (`preset: balanced`; `presets` in `params.yaml`
-has `best-quality`, `balanced` and `fast`). More about pictures and captions: [data-options.md](data-options.md); about
-the LoRA's files: [lora-files.md](lora-files.md); about an option's time and memory: [benchmarks.md](benchmarks.md).
-Numbers such as 2106.09685 are arXiv papers.
+`versions.<name>` states what differs from `defaults`, from its base's own (`bases.<name>.defaults`: the same sections,
+over `defaults`), or from a preset, which goes over both (`preset: balanced`; `presets` in `params.yaml` has
+`best-quality`, `balanced` and `fast`). More about pictures and captions: [data-options.md](data-options.md); about the
+LoRA's files: [lora-files.md](lora-files.md); about an option's time and memory: [benchmarks.md](benchmarks.md). Numbers
+such as 2106.09685 are arXiv papers.
 """
 
 

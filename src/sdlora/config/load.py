@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from sdlora.config.evaluate import Evaluate
-from sdlora.config.params import MOST_SEEDS, SECTIONS, Params, StudiedParams, Version, training_names
+from sdlora.config.params import MOST_SEEDS, SECTIONS, Base, Params, StudiedParams, Version, training_names
 from sdlora.config.search import FOLDER, TRIALS, Trial, Trials, trial_settings
 from sdlora.config.sections import Section, merge
 from sdlora.config.studies import FILE, Studies, versions_of
@@ -35,8 +35,10 @@ def load(path: Path, asked: Mapping[str, Trials] | None = None, studies: bool = 
         raise ParamsError(f"{path}: there is no such file in {Path.cwd()}")
     tree = read(path)
     raw = plain(tree)
-    problems = [*_unknown_stage_keys(raw), *_useless_keys(raw)]
+    problems = [*_unknown_stage_keys(raw), *_useless_keys(raw), *_problems_of_starts(raw)]
     values = {key: value for key, value in raw.items() if key != "defaults"}
+    if isinstance(values.get("bases"), dict):
+        values["bases"] = {name: _without_start(base) for name, base in values["bases"].items()}
     if isinstance(values.get("versions"), dict):
         values["versions"] = {name: _resolve(raw, version) for name, version in values["versions"].items()}
         further, taken = _further_trainings(values["versions"])
@@ -194,24 +196,55 @@ def _searches(folder: Path) -> dict[str, Trials]:
 
 
 def _resolve(raw: Mapping[str, Any], version: Any) -> Any:
-    """A version's settings over the defaults and the two knobs."""
-    knobs = {"base": raw.get("base"), "dataset": raw.get("dataset")}
-    start = merge(knobs, raw.get("defaults") or {})
-    presets, name = raw.get("presets"), version.get("preset") if isinstance(version, dict) else None
-    if isinstance(presets, dict) and isinstance(name, str) and isinstance(presets.get(name), dict):
-        start = merge(start, presets[name])
-    return merge(start, version or {})
+    """A version's settings over its preset, its base's defaults, the defaults of all and the two knobs."""
+    own = merge(_entry(_entry(raw, "presets"), _named(version, "preset")), version or {})
+    start = merge({"base": raw.get("base"), "dataset": raw.get("dataset")}, raw.get("defaults") or {})
+    base = _entry(_entry(raw, "bases"), _named(own, "base") or _named(raw, "base"))
+    return merge(merge(start, _entry(base, "defaults")), own)
+
+
+def _named(section: Any, key: str) -> Any:
+    return section.get(key) if isinstance(section, dict) else None
+
+
+def _entry(section: Mapping[str, Any], name: Any) -> dict[str, Any]:
+    """The section within a section; an empty one where there is none, which is told elsewhere."""
+    found = section.get(name) if isinstance(name, str) else None
+    return found if isinstance(found, dict) else {}
+
+
+def _without_start(base: Any) -> Any:
+    """A base without what its versions start from, which is theirs."""
+    return {key: value for key, value in base.items() if key != "defaults"} if isinstance(base, dict) else base
+
+
+def _starts(raw: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """What versions start from, and where it stands: the defaults of all, and those of each base."""
+    yield ("defaults",), raw.get("defaults")
+    bases = raw.get("bases")
+    for name, base in bases.items() if isinstance(bases, dict) else ():
+        if isinstance(base, dict) and "defaults" in base:
+            yield ("bases", name, "defaults"), base["defaults"]
 
 
 def _unknown_stage_keys(raw: Mapping[str, Any]) -> Iterator[Problem]:
     stages = {name for name in Version.model_fields if name not in ("base", "dataset", "preset", "chosen", "lora")}
-    defaults = raw.get("defaults") or {}
-    if not isinstance(defaults, dict):
-        yield ("defaults",), f"{defaults!r} is not allowed: input should be a section for each stage"
-        return
-    for key in defaults:
-        if key not in stages:
-            yield ("defaults", key), f"unknown key{suggest(key, stages)}"
+    for place, start in _starts(raw):
+        if not isinstance(start or {}, dict):
+            yield place, f"{start!r} is not allowed: input should be a section for each stage"
+            continue
+        for key in start or {}:
+            if key not in stages:
+                yield (*place, key), f"unknown key{suggest(key, stages)}"
+
+
+def _problems_of_starts(raw: Mapping[str, Any]) -> Iterator[Problem]:
+    """Mistakes in what versions on a base start from, also where no version has that base."""
+    for place, start in _starts(raw):
+        if len(place) > 1 and isinstance(start, dict):
+            for keys, reason in _problems_of(_resolve(raw, {"base": place[1]})):
+                if len(keys) > 1 and _has(raw, (*place, *keys)):
+                    yield (*place, *keys), reason
 
 
 def _further_trainings(versions: Mapping[str, Any]) -> tuple[dict[str, Any], list[Problem]]:
@@ -287,9 +320,11 @@ def _explain(item: Any, raw: Mapping[str, Any]) -> Problem:
     place = _stated_at(raw, tuple(item["loc"]))
     if place[:1] in (("versions",), ("presets",)) and len(place) > 2 and not _has(raw, place):
         stated = raw[str(place[0])].get(place[1]) or {}
-        chosen = ("presets", str(stated.get("preset")), *place[2:]) if isinstance(stated, dict) else place
-        general = ("defaults", *place[2:])
-        place = chosen if _has(raw, chosen) else general if _has(raw, general) else place
+        preset = str(_named(stated, "preset"))
+        preset_base = _entry(_entry(raw, "presets"), preset).get("base")
+        base = str(_named(stated, "base") or preset_base or raw.get("base"))
+        below = (("presets", preset), ("bases", base, "defaults"), ("defaults",))
+        place = next((found for start in below if _has(raw, found := (*start, *place[2:]))), place)
     return place, _reason(item, _fields_at(tuple(item["loc"][:-1])))
 
 
@@ -323,8 +358,9 @@ def _has(raw: Any, place: tuple[str | int, ...]) -> bool:
 def _fields_at(place: tuple[str | int, ...]) -> list[str]:
     """Names that are valid at a location: those of the innermost section it names."""
     for key in reversed(place):
-        if key in SECTIONS:
-            return [*SECTIONS[str(key)].model_fields]
+        if key in SECTIONS or key == "presets":
+            kind = Version if key == "presets" else SECTIONS[str(key)]
+            return [*kind.model_fields, *(["defaults"] if kind is Base else [])]
     return [*Params.model_fields, "defaults"]
 
 
