@@ -11,11 +11,10 @@ from small_set import edited
 
 from sdlora import records
 from sdlora.flow import plan
-from sdlora.stages.report.data import verdict_of
+from sdlora.stages.evaluate.tables import VERDICTS
 from sdlora.stages.report.dataset import REFUSED
+from sdlora.stages.report.page import read_part, write_index
 from sdlora.stages.report.recipe import ReportAllRecipe, ReportRecipe
-
-TESTED = {"references": ["r1"]}
 
 
 def data_of(page: Path) -> dict[str, Any]:
@@ -93,18 +92,16 @@ def test_a_refused_name_leads_out_of_no_folder(tmp_path: Path) -> None:
     assert [row["picture"] for row in found["refused"][:3]] == [None, None, None]
 
 
-@pytest.mark.parametrize(
-    ("best", "verdict"),
-    [
-        ({"test": TESTED, "resolved": True, "why": "better than step 0: step 2"}, "better"),
-        ({"test": TESTED, "resolved": False, "why": "worse than step 0: step 2"}, "worse"),
-        ({"test": TESTED, "resolved": False, "why": "unresolved: step 2"}, "unresolved"),
-        ({"test": None, "resolved": False, "why": "step 2"}, "untested"),
-        ({"test": TESTED, "resolved": False, "why": "step 2", "overruled": {"resolved": True}}, "by a person"),
-    ],
-)
-def test_a_page_says_of_a_version_what_best_json_says(best: dict[str, Any], verdict: str) -> None:
-    assert verdict_of(best) == verdict
+def test_a_page_has_the_verdict_of_best_json_and_words_for_each(tmp_path: Path) -> None:
+    """Whatever the sentence beside it begins with."""
+    fitted = make_set(tmp_path / "data/sets/small", 32)
+    page = make_page(tmp_path, {"a": fitted}, (0, 2))
+    path = tmp_path / "results/a/best.json"
+    records.write_json(path, {**records.read_json(path), "verdict": "worse", "why": "better, it says"})
+    write_index({"a": {}}, tmp_path / "results", page.parent, {"a": fitted}, {"a": fitted})
+    assert data_of(page)["versions"][0]["verdict"] == "worse"
+    words = re.search(r"const HEADLINES = \{(.*?)\n\};", read_part("templates/page.js"), re.DOTALL)
+    assert words and tuple(re.findall(r'^  "?([a-z ]+)"?: \[', words[1], re.M)) == VERDICTS
 
 
 def test_a_user_s_own_folders_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from sdlora.flow.identity import told
 from sdlora.stages.adopt.recipe import FACTS
 from sdlora.stages.evaluate.compare import over_trainings
 from sdlora.stages.evaluate.statistics import LEVEL, holm
-from sdlora.stages.evaluate.tables import ONE_TRAINING, difference, is_tested, reported
+from sdlora.stages.evaluate.tables import ONE_TRAINING, difference, is_tested, reported, verdict_of
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.report.dataset import dataset
 from sdlora.stages.report.recipe import Summary
@@ -102,15 +102,6 @@ def _version(name: str, settings: Summary, result: Path, thumbnails: Thumbnails)
         "log": _log(result / "train_log.csv"),
         "tables": {path.stem: records.read_csv(path) for path in sorted((result / "tables").glob("*.csv"))},
     }
-
-
-def verdict_of(best: Mapping[str, Any]) -> str:
-    """What a `best.json` says of the chosen step, in a word; its sentence begins with it."""
-    if best.get("overruled"):
-        return "by a person"
-    if not best["test"]:
-        return "untested"
-    return "better" if best["resolved"] else "worse" if best["why"].startswith("worse") else "unresolved"
 
 
 def _over_trainings(trainings: Mapping[str, Sequence[str]], results: Path) -> dict[str, dict[str, Any]]:
