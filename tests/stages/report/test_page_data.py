@@ -5,13 +5,19 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from chosen import PSNR
 from small_results import REPLACED, make_page, make_set, refuse
 from small_set import edited
 
 from sdlora import records
+from sdlora.config.evaluate import Evaluate
 from sdlora.flow import plan
-from sdlora.stages.evaluate.tables import VERDICTS
+from sdlora.stages.evaluate.choose import Choice, explain
+from sdlora.stages.evaluate.statistics import LEAST_RESAMPLED
+from sdlora.stages.evaluate.tables import VERDICTS, Table, Values, difference, metrics_columns, metrics_rows
+from sdlora.stages.report.data import metrics_of
 from sdlora.stages.report.dataset import REFUSED
 from sdlora.stages.report.page import read_part, write_index
 from sdlora.stages.report.recipe import ReportAllRecipe, ReportRecipe
@@ -55,6 +61,24 @@ def test_a_picture_s_interval_is_over_its_seeds(shown: tuple[Path, dict[str, Any
     mean = sum(one["delta"] for one in found.values()) / len(found)
     assert mean == pytest.approx(best["test"]["figures"]["psnr_db"]["delta"], abs=1e-3)
     assert all(one["ci_low"] < one["delta"] < one["ci_high"] for one in found.values())
+
+
+@pytest.mark.parametrize("samples", [100, 300])
+def test_intervals_have_the_resamples_that_the_version_asks_for(tmp_path: Path, samples: int) -> None:
+    """Of twenty references, and of one reference of twenty seeds, from which on an interval is a bootstrap's."""
+    gains = np.random.default_rng(1).normal(1.0, 1.0, LEAST_RESAMPLED).round(4).tolist()
+    names = [f"r{number:02}" for number in range(len(gains))]
+    settings = Evaluate(metrics=("psnr_db",), choose_by="psnr_db", bootstrap_samples=samples)
+    values: Values = {("psnr_db", 0): [0.0] * len(gains), ("psnr_db", 2): gains}
+    table = Table(names, values, [42])
+    best = explain(table, None, {"psnr_db": PSNR}, settings, Choice(2))
+    records.write_csv(tmp_path / "metrics.csv", metrics_columns(len(names)), metrics_rows(table, None, samples))
+    rows = [["validation", step, "a", n, "", value] for (_, step), own in values.items() for n, value in enumerate(own)]
+    records.write_csv(tmp_path / "pictures.csv", ["part", "step", "reference", "seed", "file", "psnr_db"], rows)
+    found = metrics_of(tmp_path, json.loads(json.dumps(best)))["psnr_db"]["2"]
+    wanted = difference(gains, [0.0] * len(gains), samples)
+    for figures in (found["against"]["validation"], found["by_reference"]["a"]):
+        assert [figures[key] for key in ("ci_low", "ci_high")] == [wanted[key] for key in ("ci_low", "ci_high")]
 
 
 def test_padding_and_masks_are_told(shown: tuple[Path, dict[str, Any]]) -> None:

@@ -111,7 +111,7 @@ def explain(
         none), each with its `references`, their `seeds` and a metric's `figures`; `resolved`: whether it is better;
         `smallest_detectable`: the true difference in `choose_by` that would have been found in 80 % of cases, None
         where nobody can tell;
-        `warnings`.
+        `bootstrap_samples`, with which other intervals of these values are computed; `warnings`.
     """
     metric = metrics[settings.choose_by[0] if len(settings.choose_by) == 1 else MEAN_RANK.name]
     overruled = None
@@ -126,6 +126,7 @@ def explain(
         "choose_by": metric.name,
         "higher_is_better": {name: entry.higher_is_better for name, entry in metrics.items()},
         "references": [*validation.references, *(test.references if test else [])],
+        "bootstrap_samples": samples,
         "validation": _figures(validation, step, metrics, samples),
         "test": _figures(test, step, metrics, samples) if test else None,
         "warnings": _warnings(reporting.values, step, metrics, samples),
