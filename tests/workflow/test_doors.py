@@ -34,6 +34,7 @@ def edited(project: Project, before: str, after: str) -> None:
     [
         ("", "", "results/aa/metrics.csv", "error: params.yaml has no version 'aa'; did you mean a?"),
         ("", "", "results/v8/report/index.html", "error: params.yaml has no version 'v8'; choices: a, b"),
+        ("", "", "results/compare/a-vs-bb.html", "error: params.yaml has no version 'bb'; did you mean b?"),
         ("  b:\n", "  compare:\n", "all", "a version cannot be called compare: results/compare is where comparisons"),
         ("  b:\n", "  base:\n", "all", "a version cannot be called base: results/base is where the embedded base"),
         ("    held_out: references\n", "", "results/a/metrics.csv",
@@ -226,6 +227,26 @@ def asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FitRecipe:
     records.write_text(recipe.path, recipe.text)
     monkeypatch.setattr(sys, "argv", ["fit.py", "--recipe", str(recipe.path)])
     return recipe
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("a-vs-bb.html", "bb"),
+        ("bb-vs-a.csv", "bb"),
+        ("bb-vs-cc.csv", "bb"),
+        ("a-vs-b-vs-d.csv", "d"),
+        ("base-vs-v.csv", "v"),
+    ],
+)
+def test_the_side_of_a_comparison_that_is_no_version_is_found(file: str, name: str) -> None:
+    assert command.unknown_side(file, ["a", "a-vs-b", "base"]) == name
+
+
+@pytest.mark.parametrize("file", ["a.html", "a-vs-a.txt", "x/y"])
+def test_what_is_no_comparison_is_told(file: str) -> None:
+    with pytest.raises(DataError, match=f"^results/compare/{file}: a comparison is called <version>-vs-<version>"):
+        command.unknown_side(file, ["a"])
 
 
 def test_a_mistake_of_the_program_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

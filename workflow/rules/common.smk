@@ -11,6 +11,8 @@ ADOPTED = (
     "|".join(re.escape(name) for name, version in PARAMS.versions.items() if version.lora is not None)
     or "(?!)"
 )
+# What may stand on either side of a comparison.
+SIDE = "|".join(map(re.escape, [*PARAMS.versions, "base"]))
 
 
 def job_of(kind, wildcards):
@@ -145,9 +147,14 @@ def memory_of_training(wildcards):
 
 def no_such_version(wildcards):
     """Input function of whatever is asked of a version that params.yaml does not have."""
-    sys.exit(
-        f"error: params.yaml has no version {wildcards.unknown!r}{errors.suggest(wildcards.unknown, PARAMS.versions)}"
-    )
+    name, known = wildcards.unknown, [*PARAMS.versions]
+    if name == "compare":
+        known.append("base")
+        try:
+            name = command.unknown_side(wildcards.file, known)
+        except SdloraError as error:
+            sys.exit(f"error: {error}")
+    sys.exit(f"error: params.yaml has no version {name!r}{errors.suggest(name, known)}")
 
 
 def scrapable(wildcards):

@@ -8,8 +8,8 @@ rule compare:
     log:
         "logs/compare/{one}-vs-{other}.log",
     wildcard_constraints:
-        one="|".join(map(re.escape, [*PARAMS.versions, "base"])),
-        other="|".join(map(re.escape, [*PARAMS.versions, "base"])),
+        one=SIDE,
+        other=SIDE,
     resources:
         mem_mb=2000,
         runtime=30,
