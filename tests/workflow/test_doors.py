@@ -115,6 +115,26 @@ def test_studies_are_made_where_they_are_asked_for(project: Project) -> None:
     (project.folder / "studies.yaml").unlink()
 
 
+def test_a_comparison_is_made_anew_after_an_update_of_its_code(project: Project) -> None:
+    """Nothing else is to be made: its versions are not planned."""
+    edited(project, "", "")
+    words, results = (
+        ("-n", "--allowed-rules", "compare", "--", "results/compare/a-vs-b.html"),
+        project.folder / "results",
+    )
+    for name in "ab":
+        records.write_json(results / name / "made/evaluate.json", {})
+    assert "rule compare:" in project.snakemake(*words)
+    for ending in ("csv", "html"):
+        records.write_text(results / f"compare/a-vs-b.{ending}", "-")
+    assert "Nothing to be done" in project.snakemake(*words)
+    change = ("src/sdlora/stages/evaluate/statistics.py", "min(1.0, (len", "min(2.0, (len")
+    project.edit(*change)
+    assert "rule compare:" in project.snakemake(*words)
+    project.edit(change[0], change[2], change[1])
+    shutil.rmtree(results)
+
+
 def test_settings_on_the_command_line_are_refused(project: Project) -> None:
     edited(project, "", "")
     text = project.snakemake("-n", "--config", "base=sd15", check=False)

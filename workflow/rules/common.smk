@@ -69,12 +69,25 @@ def pages_to_make(wildcards):
     return [page for page in plan.pages(PARAMS) if not Path(page).exists()]
 
 
+def comparison(wildcards):
+    """The recipe of a comparison."""
+    try:
+        return comparing.recipe_of(PARAMS, wildcards.one, wildcards.other)
+    except SdloraError as error:
+        sys.exit(f"error: {error}")
+
+
+def recipe_of_comparison(wildcards):
+    """Input function: a comparison's recipe as it is today; while another run is at work it stays as it was."""
+    recipe = comparison(wildcards)
+    if FRESH is not None or not recipe.path.exists():
+        comparing.write(recipe)
+    return str(recipe.path)
+
+
 def compared(wildcards):
     """Input function: the records of the versions that are compared; the base is step 0 of the other one."""
-    sides = [PARAMS.trainings(name) for name in (wildcards.one, wildcards.other) if name in PARAMS.versions]
-    several = all(len(trainings) > 1 for trainings in sides)
-    names = dict.fromkeys(name for trainings in sides for name in (trainings if several else trainings[:1]))
-    return [EvaluateRecipe.made_pattern().format(version=name) for name in names]
+    return [str(path) for path in comparison(wildcards).inputs]
 
 
 def cards_of_measuring(wildcards):

@@ -1,7 +1,8 @@
 # snakemake --cores 1 results/compare/v4-vs-v4-padded.html, or results/compare/v8-vs-base.csv
 rule compare:
     input:
-        compared,
+        recipe=recipe_of_comparison,
+        records=compared,
     output:
         table="results/compare/{one}-vs-{other}.csv",
         page="results/compare/{one}-vs-{other}.html",
