@@ -108,6 +108,30 @@ def test_two_pictures_are_compared_by_mouse_and_by_key(page: Page) -> None:
     page.until("!document.querySelector('#viewer').open")
 
 
+def test_a_picture_is_compared_with_pictures_of_its_seed(page: Page) -> None:
+    """Whatever seed is asked for later; a third version has the first one's pictures, but none of seed 42."""
+    page.run("""(() => {
+        const without = (drawn) => Object.fromEntries(Object.entries(drawn).filter(([seed]) => seed !== "42").map(
+            ([seed, [key, file, hash]]) => [seed, [key, `../a/${file}`, hash]]));
+        const each = (of, change) => Object.fromEntries(Object.entries(of).map(([key, value]) => [key, change(value)]));
+        versionOf.c = { ...versionOf.a, name: "c", samples: each(versionOf.a.samples, (step) => each(step, without)) };
+        data.versions.push(versionOf.c);
+    })()""")
+    offered = "[...document.querySelector('#beside').options].map((one) => one.value)"
+    files = "[...document.querySelectorAll('#viewer-picture img')].map((one) => one.src.slice(-10))"
+    own = ["", "reference", "a/0", "a/2", "a/4"]
+    for seed, others in (("42", []), ("43", ["c/0", "c/2", "c/4"])):
+        page.run(f"$('seed').value = '{seed}'; drawGrid()")
+        page.click(FIRST.format(5) + "button")  # behind what either has without its LoRA
+        assert page.run(offered) == own + others
+        page.run(f"$('beside').value = '{(own + others)[-1]}'; drawViewer()")
+        assert page.run(files) == [f"seed{seed}.png"] * 2
+        page.press("Escape")
+        page.until("!document.querySelector('#viewer').open")
+    page.click(".glance button")
+    assert page.run(files) == ["seed42.png"], "as it was drawn, when 42 was asked for"
+
+
 def test_the_grid_is_saved_as_one_picture(page: Page) -> None:
     page.click("#export")
     saved = page.downloaded()
