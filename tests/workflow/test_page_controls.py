@@ -293,14 +293,26 @@ def test_versions_of_another_dataset_have_a_grid_of_their_own(page: Page) -> Non
     assert seen == ["a", "b"]
 
 
+def test_what_each_version_draws_without_its_lora_can_be_voted_on(page: Page) -> None:
+    """Of one base it is the same picture, of which neither is nearer to the reference."""
+    for side in "ab":
+        offered = page.run(f"[...document.querySelector('#vote-{side}').options].map((one) => one.value)")
+        assert offered == ["a/0", "a/2", "a/4", "b/0", "b/2", "b/4"]
+    page.choose("#vote-a", "b")
+    page.run("$('vote-b').value = 'b/4'; drawBallot()")
+    assert count(page, "#ballot figure") == 3 and page.run("pair.names.toSorted()") == ["b/0", "b/4"]
+    page.run("$('vote-b').value = 'a/0'; drawBallot()")
+    assert count(page, "#ballot figure") == 0 and "different pictures" in text(page, "#ballot")
+
+
 def test_votes_by_mouse_and_by_key_are_saved(page: Page) -> None:
     for side, key in (("a", "ArrowDown"), ("b", "ArrowUp")):
         page.choose(f"#vote-{side}", "b")
-        page.until(f"document.querySelector('#vote-{side}').value === 'b/2'")
+        page.until(f"document.querySelector('#vote-{side}').value === 'b/0'")
         focus(page, f"#vote-{side}")
         page.press(key)
     sides = [page.run(f"document.querySelector('#vote-{side}').value") for side in "ab"]
-    assert sides == ["b/4", "a/4"]
+    assert sides == ["b/2", "a/4"]
     for number in (1, 3):  # the reference stands between them
         page.click(f"#ballot figure:nth-child({number}) button")
     page.press("1")  # where the mouse was, and again where that was

@@ -282,7 +282,7 @@ function comparison() {
 }
 
 /* Blind vote */
-const candidates = data.versions.flatMap((version) => drawnSteps(version).filter((step) => step || version === data.versions[0]).map((step) => [`${version.name}/${step}`, several ? `${version.name}, ${stepOf(version, step)}` : stepOf(version, step)]));
+const candidates = data.versions.flatMap((version) => drawnSteps(version).map((step) => [`${version.name}/${step}`, several ? `${version.name}, ${stepOf(version, step)}` : stepOf(version, step)]));
 const votes = [...data.votes]; // what votes.jsonl has, and what is voted here
 const KEPT = "sdlora-votes"; // where this browser keeps what is voted until votes.jsonl has it, of all pages
 let pair = null, keeps = true;
@@ -315,9 +315,10 @@ const sampleFor = ([version, step], { reference, seed }) => version.samples[step
 function drawBallot() {
   const names = [$("vote-a").value, $("vote-b").value], [one, other] = names.map(split);
   const references = data.references[one[0].references];
-  const common = (id) => Object.keys(one[0].samples[one[1]]?.[id] ?? {}).filter((seed) => other[0].samples[other[1]]?.[id]?.[seed]);
+  const hashOf = ([version, step], id, seed) => version.samples[step]?.[id]?.[seed]?.[2];
+  const common = (id) => Object.keys(one[0].samples[one[1]]?.[id] ?? {}).filter((seed) => ![undefined, hashOf(one, id, seed)].includes(hashOf(other, id, seed))); // what versions of one base draw without a LoRA is the same
   const ids = Object.keys(references).filter((id) => common(id).length);
-  if (names[0] === names[1] || !ids.length) { pair = null; $("ballot").replaceChildren("Take two different checkpoints of one dataset."); return; }
+  if (names[0] === names[1] || !ids.length) { pair = null; $("ballot").replaceChildren("Take two checkpoints of one dataset with different pictures."); return; }
   const counts = Object.fromEntries(ids.map((id) => [id, votes.filter((vote) => vote.reference === id && names.includes(vote.winner) && names.includes(vote.loser)).length]));
   const least = Math.min(...Object.values(counts)), open = ids.filter((id) => counts[id] === least);
   const reference = open[Math.floor(Math.random() * open.length)], order = Math.random() < 0.5 ? [0, 1] : [1, 0];
