@@ -231,8 +231,8 @@ function tables() {
   const voted = data.versions.some((version) => Object.keys(version.votes).length);
   const votesOf = (version, step) => { const found = version.votes[step]; return element("td", { "data-sort": found ? found.at_least : -1 }, found ? `${found.won} of ${found.of} (at least ${number(found.at_least, 2)})` : ""); };
   const heads = ["version", "chosen step", "tested on", "better than step 0", ...(voted ? ["votes won"] : []), ...allMetrics.flatMap((metric) => [metric, "against step 0"]), ...settings];
-  const rows = data.versions.map((version) => element("tr", {},
-    element("td", {}, named(version)),
+  const rows = data.versions.map((version, place) => element("tr", {},
+    element("td", { "data-sort": place }, named(version)), // v10 after v9, as they came
     element("td", { "data-sort": version.best.best_step }, version.best.overruled ? `${version.best.best_step} (rule: ${ruleStep(version)})` : version.foreign.length ? "" : String(version.best.best_step)),
     element("td", {}, version.best.overruled ? "chosen by a person" : version.best.test ? `${version.best.test.references.length} references` : "no test"), element("td", {}, HEADLINES[version.verdict][1]), ...(voted ? [votesOf(version, version.best.best_step)] : []),
     ...allMetrics.flatMap((metric) => {
