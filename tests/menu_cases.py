@@ -71,7 +71,9 @@ SPECIAL: dict[tuple[str, str], list[Settings]] = {
         {"metrics": ["psnr_db", "ssim"], "choose_by": ["psnr_db", "ssim"]},
     ],
     **{("evaluate", name): [{name: model}] for name, model in MODELS.items()},
-    **{("evaluate", name): [{name: "main"}] for name in NETWORKS.values()},  # of a folder it says nothing
+    **{  # of a model of the hub, which is not asked: a folder has none
+        ("evaluate", revision): [{revision: "main", model: "somebody/network"}] for model, revision in NETWORKS.items()
+    },
     ("evaluate", "bootstrap_samples"): [{"bootstrap_samples": 100}],
 }  # fmt: skip
 

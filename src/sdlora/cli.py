@@ -132,7 +132,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _compare(args: argparse.Namespace) -> None:
-    from sdlora.flow import plan
+    from sdlora.flow import comparing
     from sdlora.stages.evaluate.compare import BASE, compare
     from sdlora.stages.report.page import write_comparison
 
@@ -141,23 +141,13 @@ def _compare(args: argparse.Namespace) -> None:
     for name in names:
         if name not in params.versions:
             raise ParamsError(f"params.yaml has no version {name!r}{suggest(name, [*params.versions, BASE])}")
-    if not names:
-        raise ParamsError(f"{BASE} is compared with itself; name a version beside it")
-    results = Path("results")
-    out = results / "compare" / f"{args.one}-vs-{args.other}.csv"
-    trainings = {name: [results / training for training in params.trainings(name)] for name in names}
+    recipe, results = comparing.recipe_of(params, args.one, args.other), Path("results")
     _note_stale(params, names)
-    samples = params.versions[names[0]].evaluate.bootstrap_samples
-    compare(results / args.one, results / args.other, samples, out, trainings)
-    datasets = {name: params.versions[name].dataset for name in names}
-    page = write_comparison(
-        out,
-        {name: plan.summary(params.versions[name]) for name in names},
-        results,
-        {name: plan.set_folder(of, plan.fit_name(params, name, "pad")) for name, of in datasets.items()},
-        {name: plan.set_folder(of, plan.shown_fit(params, name)) for name, of in datasets.items()},
-        {name: plan.own_folders(params.datasets[of]) for name, of in datasets.items()},
-    )
+    out, _ = recipe.outputs
+    trainings = {name: [results / training for training in own] for name, own in recipe.trainings.items()}
+    compare(results / args.one, results / args.other, recipe.bootstrap_samples, out, trainings)
+    sets = (recipe.references, recipe.datasets)
+    page = write_comparison(out, recipe.versions, results, *sets, recipe.folders)
     print(out.read_text("utf-8"), end="")
     print(f"page: {page}", file=sys.stderr)
 

@@ -10,10 +10,10 @@ from small_set import edited
 
 from sdlora import choices
 from sdlora.config.train import DEPENDENT
-from sdlora.flow import makers, plan
+from sdlora.flow import comparing, makers, plan
 from sdlora.flow.code import PACKAGE, Code
 
-STAGES = ("scrape", "fit", "caption", "flip", "encode", "train", "sample", "evaluate", "report")
+STAGES = ("scrape", "fit", "caption", "flip", "encode", "train", "sample", "evaluate", "report", "compare")
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         jobs = plan.jobs(edited(folder))
-    return {job.stage: [*job.entries] for job in jobs if not job.script}
+    return {**{job.stage: [*job.entries] for job in jobs if not job.script}, "compare": [*comparing.MAKERS]}
 
 
 def identities(package: Path, entries: dict[str, list[str]]) -> dict[str, str]:
@@ -55,7 +55,14 @@ NEW_FUNCTION = "\n\ndef unheard_of(x: int) -> int:\n    return x + 1\n"
         ("stages/evaluate/ssim.py", '"""Structural similarity."""', '"""Other words."""  # and a comment', set()),
         ("stages/evaluate/ssim.py", "sigma=1.5", "sigma=1.4", {"evaluate"}),
         ("stages/evaluate/memorisation.py", "LEAST = 1e-6", "LEAST = 1e-5", set()),  # a metric that is not chosen
-        ("stages/evaluate/statistics.py", "LEVEL, POWER = 0.05", "LEVEL, POWER = 0.01", {"evaluate", "report"}),
+        (
+            "stages/evaluate/statistics.py",
+            "LEVEL, POWER = 0.05",
+            "LEVEL, POWER = 0.01",
+            {"evaluate", "report", "compare"},
+        ),
+        ("stages/evaluate/compare.py", '"neither for sure"', '"neither"', {"compare"}),
+        ("cli.py", '"the table of all versions', '"a table of all versions', set()),
         ("stages/train/losses.py", "error.mean(dim=(1, 2, 3))", "error.mean(dim=(3, 2, 1))", {"train"}),
         ("stages/encode/posterior.py", "127.5", "127", {"encode", "train"}),
         ("stages/encode/encode.py", "encode: {count}", "{count}", {"encode"}),
@@ -71,7 +78,7 @@ NEW_FUNCTION = "\n\ndef unheard_of(x: int) -> int:\n    return x + 1\n"
         ("memory/prediction.py", "count, 3, *(side", "count, 4, *(side", set()),
         ("lora/attach.py", "set_scale(NAME, scale)", "set_scale(NAME, 1.0)", {"sample"}),
         ("choices.py", "sdlora.stages.evaluate.ssim:SSIM", "sdlora.stages.evaluate.psnr:PSNR_DB", set()),
-        ("stages/report/templates/page.html", "<h1>", "<h1 class='x'>", {"report"}),
+        ("stages/report/templates/page.html", "<h1>", "<h1 class='x'>", {"report", "compare"}),
         ("records.py", "indent=1", "indent=2", {*STAGES} - {"flip"}),  # it writes no such JSON
         ("stages/train/optimizers.py", "_without_waits().AdamW8bit", "_without_waits().Adam8bit", {"train"}),
         # entries that are not chosen

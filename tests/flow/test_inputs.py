@@ -1,5 +1,7 @@
 """What the DAG starts from."""
 
+import re
+
 import pytest
 from helpers import ROOT
 
@@ -28,8 +30,11 @@ def params_with(**base: object) -> Params:
         ({"revision": "a" * 40}, []),
         ({"revision": "a" * 40, "vae": "b/c"}, ["bases.tiny.vae_revision is not set"]),
         ({"model": "models/tiny-sd", "captioner": "b/c"}, ["bases.tiny.captioner_revision is not set"]),
+        ({"model": "models/tiny-sd", "revision": "v1"},
+         ["bases.tiny.revision is v1, but models/tiny-sd lies on this machine, where a model has no rev"]),
+        ({"revision": "a" * 40, "captioner_revision": "v1"}, ["bases.tiny.captioner_revision is v1, but"]),
     ],
-)
+)  # fmt: skip
 def test_what_can_move_on_the_hub_is_said(
     base: dict[str, object], said: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -57,6 +62,23 @@ def test_networks_that_measure_and_films_can_move_as_well(monkeypatch: pytest.Mo
     ] * 2 + ["animate.revision is not set"]
     notes = "".join(inputs.moving(params))
     assert all(said.format(model) in notes for model in ("a/clip", "b/clip", "a/b")), "cmmd's is pinned by default"
+
+
+@pytest.mark.parametrize("of_film", [False, True])
+def test_a_revision_of_a_network_on_this_machine_is_refused(of_film: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shipped, local = load(ROOT / "params.yaml"), "models/tiny-blip"
+
+    def params(revision: str | None) -> Params:
+        film, network = Animate(model=local, revision=revision), Evaluate(clip_model=local, clip_revision=revision)
+        version = shipped.versions["v8"].model_copy(update={"animate": film} if of_film else {"evaluate": network})
+        return shipped.model_copy(update={"versions": {**shipped.versions, "v8": version}, "run": ("v8",)})
+
+    option = "animate.revision" if of_film else "evaluate.clip_revision"
+    said = f"versions.v8.{option} is 'v1', but 'models/tiny-blip' lies on this machine, where a model has no revisions"
+    with pytest.raises(DataError, match=f"^{re.escape(said)}: leave {re.escape(option)} out"):
+        inputs.check(params("v1"))
+    inputs.check(params(None))
 
 
 def test_captions_of_a_users_own_that_are_not_there_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

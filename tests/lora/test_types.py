@@ -209,7 +209,7 @@ def test_prodigy_raises_its_estimate() -> None:
         ({"snr_gamma": 5.0}, "no effect without weighting"),
         ({"noise_offset": 0.1}, "no effect without noise: offset"),
         ({"d0": 1e-5}, "no effect without optimizer: prodigy"),
-        ({"noise": ("pyramid", "pyramid")}, "twice"),
+        ({"noise": ("pyramid", "pyramid")}, "noise names 'pyramid' twice"),
         ({"noise": ("pyramyd",)}, "did you mean pyramid"),
         ({"optimizer": "schedulefree_adamw", "lr_schedule": "cosine"}, "would fight"),
         ({"optimizer": "schedulefree_adamw", "lr_schedule": "constant", "max_norm": 1.0}, "max_norm acts on the point"),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import ROOT, TINY
 from PIL import Image
+from safetensors import SafetensorError
 
 from sdlora.config.animate import Animate
 from sdlora.config.caption import Caption
@@ -63,6 +64,28 @@ def test_a_card_that_is_full_or_lost_is_no_damaged_file(error: RuntimeError) -> 
         loading.from_pretrained(Kind, "bases.<name>.model", "models/tiny-sd", None, dtype=torch.float32)
     with pytest.raises(RuntimeError, match=r"^CUDA"):
         loading.from_file(Kind, "mine.safetensors", {})
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("CUDA error: unknown")])
+def test_a_card_that_is_full_while_fp16_files_are_read_is_no_base_without_safetensors(error: RuntimeError) -> None:
+    class Kind:
+        @staticmethod
+        def from_pretrained(*_: object, variant: str | None = None, **__: object) -> None:
+            raise OSError("no file named model.safetensors") if variant is None else error
+
+    for dtype in (torch.float32, torch.float16):
+        with pytest.raises(RuntimeError, match=r"^CUDA"):
+            loading.from_pretrained(Kind, "bases.<name>.model", "models/tiny-sd", None, dtype=dtype)
+
+
+def test_a_damaged_fp16_file_is_named_with_its_option() -> None:
+    class Kind:
+        @staticmethod
+        def from_pretrained(*_: object, **__: object) -> None:
+            raise SafetensorError("cut short")
+
+    with pytest.raises(DataError, match=rf"^bases\.<name>\.model: '{ROOT}/models/tiny-sd' cannot be read: cut short"):
+        loading.from_pretrained(Kind, "bases.<name>.model", str(ROOT / "models/tiny-sd"), None, dtype=torch.float16)
 
 
 def cut_short(base: Path) -> None:

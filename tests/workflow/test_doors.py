@@ -34,6 +34,7 @@ def edited(project: Project, before: str, after: str) -> None:
     [
         ("", "", "results/aa/metrics.csv", "error: params.yaml has no version 'aa'; did you mean a?"),
         ("", "", "results/v8/report/index.html", "error: params.yaml has no version 'v8'; choices: a, b"),
+        ("", "", "results/compare/a-vs-bb.html", "error: params.yaml has no version 'bb'; did you mean b?"),
         ("  b:\n", "  compare:\n", "all", "a version cannot be called compare: results/compare is where comparisons"),
         ("  b:\n", "  base:\n", "all", "a version cannot be called base: results/base is where the embedded base"),
         ("    held_out: references\n", "", "results/a/metrics.csv",
@@ -112,6 +113,26 @@ def test_studies_are_made_where_they_are_asked_for(project: Project) -> None:
     assert project.plan_list("results/study-rank-seed43/train_log.csv").count("train") == 1
     assert project.plan_list("all").count("train") == 2, "of a and b"
     (project.folder / "studies.yaml").unlink()
+
+
+def test_a_comparison_is_made_anew_after_an_update_of_its_code(project: Project) -> None:
+    """Nothing else is to be made: its versions are not planned."""
+    edited(project, "", "")
+    words, results = (
+        ("-n", "--allowed-rules", "compare", "--", "results/compare/a-vs-b.html"),
+        project.folder / "results",
+    )
+    for name in "ab":
+        records.write_json(results / name / "made/evaluate.json", {})
+    assert "rule compare:" in project.snakemake(*words)
+    for ending in ("csv", "html"):
+        records.write_text(results / f"compare/a-vs-b.{ending}", "-")
+    assert "Nothing to be done" in project.snakemake(*words)
+    change = ("src/sdlora/stages/evaluate/statistics.py", "min(1.0, (len", "min(2.0, (len")
+    project.edit(*change)
+    assert "rule compare:" in project.snakemake(*words)
+    project.edit(change[0], change[2], change[1])
+    shutil.rmtree(results)
 
 
 def test_settings_on_the_command_line_are_refused(project: Project) -> None:
@@ -226,6 +247,26 @@ def asked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> FitRecipe:
     records.write_text(recipe.path, recipe.text)
     monkeypatch.setattr(sys, "argv", ["fit.py", "--recipe", str(recipe.path)])
     return recipe
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [
+        ("a-vs-bb.html", "bb"),
+        ("bb-vs-a.csv", "bb"),
+        ("bb-vs-cc.csv", "bb"),
+        ("a-vs-b-vs-d.csv", "d"),
+        ("base-vs-v.csv", "v"),
+    ],
+)
+def test_the_side_of_a_comparison_that_is_no_version_is_found(file: str, name: str) -> None:
+    assert command.unknown_side(file, ["a", "a-vs-b", "base"]) == name
+
+
+@pytest.mark.parametrize("file", ["a.html", "a-vs-a.txt", "x/y"])
+def test_what_is_no_comparison_is_told(file: str) -> None:
+    with pytest.raises(DataError, match=f"^results/compare/{file}: a comparison is called <version>-vs-<version>"):
+        command.unknown_side(file, ["a"])
 
 
 def test_a_mistake_of_the_program_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

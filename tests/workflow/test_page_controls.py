@@ -29,7 +29,12 @@ def served_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page
     with chdir(folder):
         fitted = {name: make_set(Path("data/sets") / name, 64, masked=name == "masked") for name in ("masked", "other")}
         mine = refuse(Path("data/sets/masked"), 200)
-        make_page(Path(), {"a": fitted["masked"], "b": fitted["other"]}, STEPS, (42, 43), folders={"a": (mine,)})
+        sets = {"a": fitted["masked"], "b": fitted["other"]}
+        index = make_page(Path(), sets, STEPS, (42, 43), folders={"a": (mine,)})
+        before, after = (f'"chosen_by":"{metric}"' for metric in ("psnr_db", "ssim"))
+        written = index.read_text("utf-8")
+        assert before in written
+        index.with_name("by-ssim.html").write_text(written.replace(before, after), encoding="utf-8")
     with page_of(folder / "results") as (page, address):
         yield page, address
 
@@ -106,6 +111,30 @@ def test_two_pictures_are_compared_by_mouse_and_by_key(page: Page) -> None:
     page.until(f"document.querySelector('#viewer-title').innerText !== '{before}'")
     page.press("Escape")
     page.until("!document.querySelector('#viewer').open")
+
+
+def test_a_picture_is_compared_with_pictures_of_its_seed(page: Page) -> None:
+    """Whatever seed is asked for later; a third version has the first one's pictures, but none of seed 42."""
+    page.run("""(() => {
+        const without = (drawn) => Object.fromEntries(Object.entries(drawn).filter(([seed]) => seed !== "42").map(
+            ([seed, [key, file, hash]]) => [seed, [key, `../a/${file}`, hash]]));
+        const each = (of, change) => Object.fromEntries(Object.entries(of).map(([key, value]) => [key, change(value)]));
+        versionOf.c = { ...versionOf.a, name: "c", samples: each(versionOf.a.samples, (step) => each(step, without)) };
+        data.versions.push(versionOf.c);
+    })()""")
+    offered = "[...document.querySelector('#beside').options].map((one) => one.value)"
+    files = "[...document.querySelectorAll('#viewer-picture img')].map((one) => one.src.slice(-10))"
+    own = ["", "reference", "a/0", "a/2", "a/4"]
+    for seed, others in (("42", []), ("43", ["c/0", "c/2", "c/4"])):
+        page.run(f"$('seed').value = '{seed}'; drawGrid()")
+        page.click(FIRST.format(5) + "button")  # behind what either has without its LoRA
+        assert page.run(offered) == own + others
+        page.run(f"$('beside').value = '{(own + others)[-1]}'; drawViewer()")
+        assert page.run(files) == [f"seed{seed}.png"] * 2
+        page.press("Escape")
+        page.until("!document.querySelector('#viewer').open")
+    page.click(".glance button")
+    assert page.run(files) == ["seed42.png"], "as it was drawn, when 42 was asked for"
 
 
 def test_the_grid_is_saved_as_one_picture(page: Page) -> None:
@@ -233,6 +262,52 @@ def test_several_trainings_are_compared_under_their_own_steps(page: Page) -> Non
     assert heads[1:3] == ["a, 3 trainings at steps 2, 4, 4", "no LoRA"]
 
 
+@pytest.mark.parametrize(("place", "metrics"), [("index", ["psnr_db", "ssim"]), ("by-ssim", ["ssim", "psnr_db"])])
+def test_what_chose_comes_first_among_the_columns(
+    served_page: tuple[Page, str], place: str, metrics: list[str]
+) -> None:
+    page, address = served_page
+    page.open(f"{address}/report/{place}.html", 1400)
+    heads = "[...document.querySelectorAll('{} th')].map((head) => head.innerText)"
+    measured = [head for metric in metrics for head in (metric, "against step 0")]
+    about = ["version", "chosen step", "tested on", "better than step 0"]
+    assert page.run(heads.format("#versions")) == [*about, *measured, "rank"], "no column of remarks that nobody wrote"
+    assert page.run("[...document.querySelectorAll('#checkpoints th')].map((head) => head.textContent)") == [
+        "version", "step", *measured
+    ]  # fmt: skip
+    titles = page.run("[...document.querySelectorAll('#plots h3')].map((head) => head.innerText)")
+    assert titles == [*metrics, "loss, moving mean", "learning_rate"]
+
+
+def test_v10_is_sorted_behind_v9(page: Page) -> None:
+    page.run("[data.versions[0].name, data.versions[1].name] = ['v9', 'v10']; tables()")
+    names = "[...document.querySelectorAll('#versions tbody td:first-child')].map((cell) => cell.innerText).join()"
+    seen = []
+    for _ in range(2):
+        page.click("#versions th:first-child")
+        seen.append(page.run(names))
+    assert sorted(seen) == ["v10,v9", "v9,v10"] and seen[0] != seen[1]
+    assert page.run("document.querySelector('#versions th').ariaSort") == "descending"
+    assert seen[0] == "v9,v10", "from the first to the last"
+
+
+def test_the_curve_of_the_loss_is_a_moving_mean(page: Page) -> None:
+    """Centred, over a twentieth of the log's rows; at its ends over those that are there."""
+    loss = np.random.default_rng(3).random(100).round(6).tolist()
+    mean = [float(np.mean(loss[max(0, place - 2) : place + 3])) for place in range(100)]
+    assert page.run(f"smoothed({json.dumps(loss)})") == pytest.approx(mean)
+    assert page.run("[smoothed([]), smoothed([3]), smoothed([1, 2, 4])]") == [[], [3], [1, 2, 4]]
+    log = {"step": [*range(1, 101)], "loss": loss, "learning_rate": loss}
+    page.run(f"data.versions[0].log = {json.dumps(log)}; hidden.add('b'); drawCurves()")
+    plots = "[...document.querySelectorAll('#plots .plot')]"
+    place = int(page.run(f"{plots}.findIndex((plot) => plot.innerText.startsWith('loss, moving mean'))"))
+    value = f"document.querySelectorAll('#plots .plot')[{place}].querySelectorAll('.u-value')"
+    page.run(f"{plots}[{place}].focus()")
+    page.press("ArrowRight")
+    page.until(f"{value}[0].innerText === '1'")
+    assert float(page.run(f"{value}[1].innerText")) == pytest.approx(mean[0], rel=1e-3)
+
+
 def test_tables_are_sorted_by_key(page: Page) -> None:
     names = "[...document.querySelectorAll('#versions tbody td:first-child')].map((cell) => cell.innerText).join()"
     focus(page, "#versions th:first-child")
@@ -269,14 +344,26 @@ def test_versions_of_another_dataset_have_a_grid_of_their_own(page: Page) -> Non
     assert seen == ["a", "b"]
 
 
+def test_what_each_version_draws_without_its_lora_can_be_voted_on(page: Page) -> None:
+    """Of one base it is the same picture, of which neither is nearer to the reference."""
+    for side in "ab":
+        offered = page.run(f"[...document.querySelector('#vote-{side}').options].map((one) => one.value)")
+        assert offered == ["a/0", "a/2", "a/4", "b/0", "b/2", "b/4"]
+    page.choose("#vote-a", "b")
+    page.run("$('vote-b').value = 'b/4'; drawBallot()")
+    assert count(page, "#ballot figure") == 3 and page.run("pair.names.toSorted()") == ["b/0", "b/4"]
+    page.run("$('vote-b').value = 'a/0'; drawBallot()")
+    assert count(page, "#ballot figure") == 0 and "different pictures" in text(page, "#ballot")
+
+
 def test_votes_by_mouse_and_by_key_are_saved(page: Page) -> None:
     for side, key in (("a", "ArrowDown"), ("b", "ArrowUp")):
         page.choose(f"#vote-{side}", "b")
-        page.until(f"document.querySelector('#vote-{side}').value === 'b/2'")
+        page.until(f"document.querySelector('#vote-{side}').value === 'b/0'")
         focus(page, f"#vote-{side}")
         page.press(key)
     sides = [page.run(f"document.querySelector('#vote-{side}').value") for side in "ab"]
-    assert sides == ["b/4", "a/4"]
+    assert sides == ["b/2", "a/4"]
     for number in (1, 3):  # the reference stands between them
         page.click(f"#ballot figure:nth-child({number}) button")
     page.press("1")  # where the mouse was, and again where that was

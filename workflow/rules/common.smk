@@ -11,6 +11,8 @@ ADOPTED = (
     "|".join(re.escape(name) for name, version in PARAMS.versions.items() if version.lora is not None)
     or "(?!)"
 )
+# What may stand on either side of a comparison.
+SIDE = "|".join(map(re.escape, [*PARAMS.versions, "base"]))
 
 
 def job_of(kind, wildcards):
@@ -67,12 +69,25 @@ def pages_to_make(wildcards):
     return [page for page in plan.pages(PARAMS) if not Path(page).exists()]
 
 
+def comparison(wildcards):
+    """The recipe of a comparison."""
+    try:
+        return comparing.recipe_of(PARAMS, wildcards.one, wildcards.other)
+    except SdloraError as error:
+        sys.exit(f"error: {error}")
+
+
+def recipe_of_comparison(wildcards):
+    """Input function: a comparison's recipe as it is today; while another run is at work it stays as it was."""
+    recipe = comparison(wildcards)
+    if FRESH is not None or not recipe.path.exists():
+        comparing.write(recipe)
+    return str(recipe.path)
+
+
 def compared(wildcards):
     """Input function: the records of the versions that are compared; the base is step 0 of the other one."""
-    sides = [PARAMS.trainings(name) for name in (wildcards.one, wildcards.other) if name in PARAMS.versions]
-    several = all(len(trainings) > 1 for trainings in sides)
-    names = dict.fromkeys(name for trainings in sides for name in (trainings if several else trainings[:1]))
-    return [EvaluateRecipe.made_pattern().format(version=name) for name in names]
+    return [str(path) for path in comparison(wildcards).inputs]
 
 
 def cards_of_measuring(wildcards):
@@ -145,9 +160,14 @@ def memory_of_training(wildcards):
 
 def no_such_version(wildcards):
     """Input function of whatever is asked of a version that params.yaml does not have."""
-    sys.exit(
-        f"error: params.yaml has no version {wildcards.unknown!r}{errors.suggest(wildcards.unknown, PARAMS.versions)}"
-    )
+    name, known = wildcards.unknown, [*PARAMS.versions]
+    if name == "compare":
+        known.append("base")
+        try:
+            name = command.unknown_side(wildcards.file, known)
+        except SdloraError as error:
+            sys.exit(f"error: {error}")
+    sys.exit(f"error: params.yaml has no version {name!r}{errors.suggest(name, known)}")
 
 
 def scrapable(wildcards):

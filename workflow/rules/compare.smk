@@ -1,15 +1,16 @@
 # snakemake --cores 1 results/compare/v4-vs-v4-padded.html, or results/compare/v8-vs-base.csv
 rule compare:
     input:
-        compared,
+        recipe=recipe_of_comparison,
+        records=compared,
     output:
         table="results/compare/{one}-vs-{other}.csv",
         page="results/compare/{one}-vs-{other}.html",
     log:
         "logs/compare/{one}-vs-{other}.log",
     wildcard_constraints:
-        one="|".join(map(re.escape, [*PARAMS.versions, "base"])),
-        other="|".join(map(re.escape, [*PARAMS.versions, "base"])),
+        one=SIDE,
+        other=SIDE,
     resources:
         mem_mb=2000,
         runtime=30,

@@ -5,7 +5,7 @@ from typing import Self
 from pydantic import Field, field_serializer, field_validator, model_validator
 
 from sdlora import choices
-from sdlora.config.sections import Section, on_menu
+from sdlora.config.sections import Section, each_once, on_menu
 from sdlora.errors import suggest
 
 #: Settings that name a network which metrics ask, and what says which revision of it.
@@ -47,9 +47,7 @@ class Evaluate(Section):
     @field_validator("metrics")
     @classmethod
     def _known_metrics(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for name in value:
-            if value.count(name) > 1:
-                raise ValueError(f"metrics names {name!r} twice")
+        each_once("metrics", value)
         return tuple(on_menu(name, choices.METRICS) for name in value)
 
     @field_validator("choose_by", mode="before")
@@ -79,6 +77,5 @@ class Evaluate(Section):
         for name in self.choose_by:
             if name not in self.metrics:
                 raise ValueError(f"choose_by is {name!r}{suggest(name, self.metrics)}")
-        if len(set(self.choose_by)) < len(self.choose_by):
-            raise ValueError(f"choose_by names {self.choose_by[-1]!r} or another metric twice")
+        each_once("choose_by", self.choose_by)
         return self

@@ -1,5 +1,6 @@
 """What every section of the settings is made of."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -21,6 +22,13 @@ def on_menu(value: str, menu: dict[str, str]) -> str:
     if value not in menu:
         raise ValueError(f"{value!r} is not on the menu{suggest(value, menu)}")
     return value
+
+
+def each_once(option: str, names: Sequence[str]) -> None:
+    """Refuse a list that has an entry more than once; the ValueError names the option and the first such entry."""
+    for place, name in enumerate(names):
+        if name in names[:place]:
+            raise ValueError(f"{option} names {name!r} twice")
 
 
 def merge(below: Any, above: Any) -> Any:

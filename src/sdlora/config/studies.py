@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from sdlora import choices
-from sdlora.config.sections import Name, Section, merge, on_menu
+from sdlora.config.sections import Name, Section, each_once, merge, on_menu
 
 FILE = Path("studies.yaml")
 BASE = "base"  # in the place of a version: the other one without its LoRA
@@ -46,8 +46,9 @@ class Claim(Section):
     @model_validator(mode="after")
     def _can_be_tested(self) -> Self:
         metrics = [*self.better, *self.same]
-        if not metrics or len(set(metrics)) < len(metrics):
-            raise ValueError("better and same name the metrics that the claim is about: at least one, and none twice")
+        if not metrics:
+            raise ValueError("better and same are empty: name the metrics that the claim is about")
+        each_once("the claim, in better and same,", metrics)
         if not self.change and self.against == "start":
             raise ValueError("change is empty: say what differs, or `against: base`")
         _refuse("start", self.start, NEVER, "no study states it")

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from sdlora import choices
-from sdlora.config.sections import Section, Unit, on_menu
+from sdlora.config.sections import Section, Unit, each_once, on_menu
 
 Rank = Annotated[int, Field(ge=1, le=1024)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -209,8 +209,7 @@ class Train(Section):
     @field_validator("noise")
     @classmethod
     def _known_noises(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(value)) < len(value):
-            raise ValueError(f"{list(value)} names a noise twice")
+        each_once("noise", value)
         return tuple(on_menu(name, choices.NOISES) for name in value)
 
     @field_validator("lr_stages")

@@ -28,7 +28,7 @@ FORMAT = 1  # of what is remembered
 # recipes' own and all of config/ as well.
 _NOT_CODE = {
     "choices", "errors", "flow.plan", "flow.networks", "flow.makers", "flow.inputs", "flow.hashing", "flow.freshness",
-    "flow.command", "flow.code", "flow.mtimes", "flow.cards",
+    "flow.command", "flow.code", "flow.mtimes", "flow.cards", "cli",
     # these refuse a training but never change what it writes
     "gpu", "memory.preflight", "memory.prediction", "memory.meter",
 }  # fmt: skip

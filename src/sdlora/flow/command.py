@@ -4,7 +4,7 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
@@ -107,6 +107,20 @@ def runs_here(words: Sequence[str]) -> bool:
     with redirect_stderr(StringIO()):  # it has said before which profile it uses
         _, args = parse_args([*words])
     return args.executor in (None, "local", "dryrun")
+
+
+def unknown_side(file: str, known: Collection[str]) -> str:
+    """The side of a comparison's file, `<one>-vs-<other>.html`, that is no version: a name may have `-vs-` in it, too.
+
+    Raises:
+        DataError: If the file is no comparison's.
+    """
+    words = Path(file).stem.split("-vs-")
+    sides = [("-vs-".join(words[:place]), "-vs-".join(words[place:])) for place in range(1, len(words))]
+    if not sides or Path(file).suffix not in (".csv", ".html"):
+        raise DataError(f"results/compare/{file}: a comparison is called <version>-vs-<version>.html, or .csv")
+    unknown = [other if one in known else one for one, other in sides if {one, other} & {*known}]
+    return min(unknown, key=len, default=sides[0][0])
 
 
 def check_code(recipe: Recipe, script: Path) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from sdlora import choices
+from sdlora.config.animate import XT_COMMIT
 from sdlora.config.evaluate import NETWORKS
 from sdlora.config.params import ALPHA, Base, Params
 from sdlora.config.sources import FolderSource, HubSource, Source
@@ -16,6 +17,7 @@ from sdlora.stages.scrape import pin
 from sdlora.stages.scrape.source import PICTURE_SUFFIXES
 
 VOTES = Path("votes.jsonl")  # as a page saves them
+_LOCAL = "{} lies on this machine, where a model has no revisions"
 MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
@@ -89,9 +91,11 @@ def check(params: Params) -> None:
     """Fail before any work when a version of `run` has no pictures to start from, or no LoRA or captions that it names.
 
     Raises:
-        DataError: If a folder source is missing or holds no picture, or a LoRA, masks or captions are missing.
+        DataError: If a folder source is missing or holds no picture, a LoRA, masks or captions are missing, or a
+            network on this machine has a revision.
     """
     _check_loras(params)
+    _check_revisions(params)
     for name in dict.fromkeys(params.versions[name].dataset for name in params.run):
         masks = params.datasets[name].masks
         if masks not in (None, ALPHA) and not Path(str(masks)).is_dir():
@@ -114,11 +118,16 @@ def check(params: Params) -> None:
 def moving(params: Params) -> Iterator[str]:
     """A sentence for each model of the hub that a version of `run` names at what can move: a branch, a tag, nothing.
 
-    Its files are then part of no identity, and a version that was made of others would be called fresh.
+    Its files are then part of no identity, and a version that was made of others would be called fresh. And one for
+    each base with a revision that means nothing: to refuse it, as `check` does of networks, would have its LoRAs, of
+    whose identity it is a part, trained again.
     """
     named = dict.fromkeys(one for name in params.run for one in _of_hub(params, name))
     for option, model, revision in named:
-        if not Path(model).exists() and not re.fullmatch("[0-9a-f]{40}", revision or ""):
+        if Path(model).exists():
+            if revision is not None and option.startswith("bases."):
+                yield f"note: {option} is {revision}, but {_LOCAL.format(model)}: the line has no effect"
+        elif not re.fullmatch("[0-9a-f]{40}", revision or ""):
             yield (
                 f"note: {option} is {revision or 'not set, which means main'}: {model} can change under that name, and "
                 f"nothing would notice; name a commit"
@@ -130,7 +139,8 @@ def _of_hub(params: Params, name: str) -> Iterator[tuple[str, str, str | None]]:
     version = params.versions[name]
     base, place = params.bases[version.base], f"bases.{version.base}"
     yield f"{place}.revision", base.model, base.revision
-    yield f"{place}.vae_revision", base.vae or ".", base.vae_revision
+    if base.vae is not None:
+        yield f"{place}.vae_revision", base.vae, base.vae_revision
     if version.caption.by != "none":
         yield f"{place}.captioner_revision", base.captioner, base.captioner_revision
     needs = {need for metric in version.evaluate.metrics for need in choices.pick(choices.METRICS, metric).needs}
@@ -139,6 +149,23 @@ def _of_hub(params: Params, name: str) -> Iterator[tuple[str, str, str | None]]:
             yield f"evaluate.{revision}", *version.evaluate.network(setting)
     if version.animate is not None:
         yield "animate.revision", version.animate.model, version.animate.revision
+
+
+def _check_revisions(params: Params) -> None:
+    for name in params.run:
+        evaluate, animate = params.versions[name].evaluate, params.versions[name].animate
+        stated = [
+            (f"evaluate.{revision}", getattr(evaluate, setting), getattr(evaluate, revision))
+            for setting, revision in NETWORKS.items()
+        ]
+        if animate is not None and animate.revision != XT_COMMIT:  # which is the default model's, unsaid
+            stated.append(("animate.revision", animate.model, animate.revision))
+        for option, model, revision in stated:
+            if revision is not None and Path(model).exists():
+                raise DataError(
+                    f"versions.{name}.{option} is {revision!r}, but {_LOCAL.format(repr(model))}: leave {option} out, "
+                    f"or name a model of the hub"
+                )
 
 
 def _check_loras(params: Params) -> None:

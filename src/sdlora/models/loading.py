@@ -57,21 +57,35 @@ def from_pretrained(
     options |= revision_option(model, revision)
     if device is not None and device.type != "cpu":
         options["device_map"] = device.type
-    if options["dtype"] == torch.float16:
-        with suppress(OSError, ValueError):
-            return kind.from_pretrained(model, **options, use_safetensors=True, variant="fp16")
+    half = options["dtype"] == torch.float16
+
+    def read(**variant: str) -> Any:
+        return kind.from_pretrained(model, **options, use_safetensors=True, **variant)
+
     try:
-        return kind.from_pretrained(model, **options, use_safetensors=True)
+        if half:
+            with suppress(OSError, ValueError):  # there may be none
+                return read(variant="fp16")
+        return read()
     except weights.UNREADABLE as error:
-        if gpu.is_full(error) or gpu.is_lost(error):  # which says nothing of the files
+        if _is_of_the_card(error):
             raise
         refused = weights.refusal(model, revision, error)
-        if refused is not None and options["dtype"] != torch.float16:
-            with suppress(*weights.UNREADABLE):
-                found = kind.from_pretrained(model, **options, use_safetensors=True, variant="fp16")
-                print(f"note: {model} has weights in fp16 alone, which are read as {options['dtype']}", flush=True)
-                return found
-        raise refused or weights.unreadable(option, model, revision, error) from None
+        if refused is None or half:
+            raise refused or weights.unreadable(option, model, revision, error) from None
+    try:
+        found = read(variant="fp16")
+    except weights.UNREADABLE as error:
+        if _is_of_the_card(error):
+            raise
+        raise refused from None
+    print(f"note: {model} has weights in fp16 alone, which are read as {options['dtype']}", flush=True)
+    return found
+
+
+def _is_of_the_card(error: BaseException) -> bool:
+    """Whether an error says that memory is full or a card lost, which says nothing of the files that were read."""
+    return gpu.is_full(error) or gpu.is_lost(error)
 
 
 def from_file(kind: Any, model: str, options: Mapping[str, Any]) -> Any:
@@ -83,7 +97,7 @@ def from_file(kind: Any, model: str, options: Mapping[str, Any]) -> Any:
     try:
         return kind.from_single_file(model, **options)
     except weights.UNREADABLE as error:
-        if gpu.is_full(error) or gpu.is_lost(error):
+        if _is_of_the_card(error):
             raise
         call = f"{kind.__name__}.from_single_file({model!r}).save_pretrained(...)"
         raise DataError(

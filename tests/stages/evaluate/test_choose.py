@@ -24,6 +24,7 @@ from sdlora.stages.evaluate.tables import (
     metrics_rows,
     rounded,
     rule_step,
+    verdict_of,
     written,
 )
 from sdlora.stages.sample.parts import split
@@ -180,6 +181,8 @@ def plain(**steps: list[float]) -> Values:
 def test_what_is_said(after: list[float], start: str, resolved: bool) -> None:
     best = explained(plain(_0=[8.0] * 10, _100=after))
     assert str(best["why"]).startswith(start) and best["resolved"] is resolved
+    assert best["verdict"] == start.split()[0].rstrip(":") == verdict_of({**best, "why": "in other words"})
+    assert best["verdict"] == verdict_of({key: value for key, value in best.items() if key != "verdict"}), "as before"
     assert "on 5 test references" in str(best["why"])
     assert best["rule"] == (
         "earliest of 1 checkpoints within one standard error of the highest mean psnr_db on 5 validation references"
@@ -225,7 +228,7 @@ def test_a_number_keeps_enough_digits(number: float, text: str, short: float) ->
 @pytest.mark.parametrize("count", [1, 5, 9])
 def test_without_an_independent_test_nothing_is_better(count: int) -> None:
     best = explained(plain(_0=[8.0] * count, _100=[9.0 + n / 100 for n in range(count)]))
-    assert best["test"] is None and not best["resolved"]
+    assert best["test"] is None and not best["resolved"] and best["verdict"] == "untested"
     assert "there is no independent test" in str(best["why"]) and "not called better" in str(best["why"])
 
 
@@ -280,8 +283,8 @@ def test_a_person_overrules_the_rule_and_both_are_told() -> None:
     by_rule = explained(values)
     assert by_rule["best_step"] == 100 and by_rule["resolved"] and by_rule["overruled"] is None
     by_hand = explained(values, chosen=200)
-    assert by_hand["best_step"] == 200 and not by_hand["resolved"]
-    assert by_hand["overruled"] == {key: by_rule[key] for key in ("best_step", "why", "resolved")}
+    assert by_hand["best_step"] == 200 and not by_hand["resolved"] and by_hand["verdict"] == "by a person"
+    assert by_hand["overruled"] == {key: by_rule[key] for key in ("best_step", "verdict", "why", "resolved")}
     assert str(by_hand["why"]).startswith("step 200") and "a person chose it" in str(by_hand["why"])
     assert (rule_step(by_hand), is_tested(by_hand), is_tested(by_rule)) == (100, False, True)
     both = explained(values, chosen=100)

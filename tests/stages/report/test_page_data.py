@@ -5,17 +5,22 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from chosen import PSNR
 from small_results import REPLACED, make_page, make_set, refuse
 from small_set import edited
 
 from sdlora import records
+from sdlora.config.evaluate import Evaluate
 from sdlora.flow import plan
-from sdlora.stages.report.data import verdict_of
+from sdlora.stages.evaluate.choose import Choice, explain
+from sdlora.stages.evaluate.statistics import LEAST_RESAMPLED
+from sdlora.stages.evaluate.tables import VERDICTS, Table, Values, difference, metrics_columns, metrics_rows
+from sdlora.stages.report.data import metrics_of
 from sdlora.stages.report.dataset import REFUSED
+from sdlora.stages.report.page import read_part, write_index
 from sdlora.stages.report.recipe import ReportAllRecipe, ReportRecipe
-
-TESTED = {"references": ["r1"]}
 
 
 def data_of(page: Path) -> dict[str, Any]:
@@ -58,6 +63,24 @@ def test_a_picture_s_interval_is_over_its_seeds(shown: tuple[Path, dict[str, Any
     assert all(one["ci_low"] < one["delta"] < one["ci_high"] for one in found.values())
 
 
+@pytest.mark.parametrize("samples", [100, 300])
+def test_intervals_have_the_resamples_that_the_version_asks_for(tmp_path: Path, samples: int) -> None:
+    """Of twenty references, and of one reference of twenty seeds, from which on an interval is a bootstrap's."""
+    gains = np.random.default_rng(1).normal(1.0, 1.0, LEAST_RESAMPLED).round(4).tolist()
+    names = [f"r{number:02}" for number in range(len(gains))]
+    settings = Evaluate(metrics=("psnr_db",), choose_by="psnr_db", bootstrap_samples=samples)
+    values: Values = {("psnr_db", 0): [0.0] * len(gains), ("psnr_db", 2): gains}
+    table = Table(names, values, [42])
+    best = explain(table, None, {"psnr_db": PSNR}, settings, Choice(2))
+    records.write_csv(tmp_path / "metrics.csv", metrics_columns(len(names)), metrics_rows(table, None, samples))
+    rows = [["validation", step, "a", n, "", value] for (_, step), own in values.items() for n, value in enumerate(own)]
+    records.write_csv(tmp_path / "pictures.csv", ["part", "step", "reference", "seed", "file", "psnr_db"], rows)
+    found = metrics_of(tmp_path, json.loads(json.dumps(best)))["psnr_db"]["2"]
+    wanted = difference(gains, [0.0] * len(gains), samples)
+    for figures in (found["against"]["validation"], found["by_reference"]["a"]):
+        assert [figures[key] for key in ("ci_low", "ci_high")] == [wanted[key] for key in ("ci_low", "ci_high")]
+
+
 def test_padding_and_masks_are_told(shown: tuple[Path, dict[str, Any]]) -> None:
     _, data = shown
     (found,) = data["datasets"].values()
@@ -93,18 +116,16 @@ def test_a_refused_name_leads_out_of_no_folder(tmp_path: Path) -> None:
     assert [row["picture"] for row in found["refused"][:3]] == [None, None, None]
 
 
-@pytest.mark.parametrize(
-    ("best", "verdict"),
-    [
-        ({"test": TESTED, "resolved": True, "why": "better than step 0: step 2"}, "better"),
-        ({"test": TESTED, "resolved": False, "why": "worse than step 0: step 2"}, "worse"),
-        ({"test": TESTED, "resolved": False, "why": "unresolved: step 2"}, "unresolved"),
-        ({"test": None, "resolved": False, "why": "step 2"}, "untested"),
-        ({"test": TESTED, "resolved": False, "why": "step 2", "overruled": {"resolved": True}}, "by a person"),
-    ],
-)
-def test_a_page_says_of_a_version_what_best_json_says(best: dict[str, Any], verdict: str) -> None:
-    assert verdict_of(best) == verdict
+def test_a_page_has_the_verdict_of_best_json_and_words_for_each(tmp_path: Path) -> None:
+    """Whatever the sentence beside it begins with."""
+    fitted = make_set(tmp_path / "data/sets/small", 32)
+    page = make_page(tmp_path, {"a": fitted}, (0, 2))
+    path = tmp_path / "results/a/best.json"
+    records.write_json(path, {**records.read_json(path), "verdict": "worse", "why": "better, it says"})
+    write_index({"a": {}}, tmp_path / "results", page.parent, {"a": fitted}, {"a": fitted})
+    assert data_of(page)["versions"][0]["verdict"] == "worse"
+    words = re.search(r"const HEADLINES = \{(.*?)\n\};", read_part("templates/page.js"), re.DOTALL)
+    assert words and tuple(re.findall(r'^  "?([a-z ]+)"?: \[', words[1], re.M)) == VERDICTS
 
 
 def test_a_user_s_own_folders_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

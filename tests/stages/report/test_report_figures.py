@@ -13,7 +13,8 @@ from sdlora.stages.report.dataset import author
 def best(p: float, tested: bool = True) -> dict[str, Any]:
     chose = {"figures": {"ssim": {"best": 0.9, "delta": 0.5, "ci_low": 0.4, "ci_high": 0.6, "p": 0.0001}}}
     test = {"figures": {"ssim": {"best": 0.7, "delta": 0.1, "ci_low": 0.01, "ci_high": 0.2, "p": p}}}
-    return {"validation": chose, "test": test if tested else None}
+    verdict = "better" if tested else "untested"
+    return {"validation": chose, "test": test if tested else None, "verdict": verdict}
 
 
 def test_what_chose_is_shown_only_where_there_is_no_test_and_then_proves_nothing() -> None:

@@ -43,6 +43,15 @@ def test_a_line_that_is_no_vote_is_named(tmp_path: Path, line: str) -> None:
         read_votes(path)
 
 
+@pytest.mark.parametrize("content", ["caf\xe9".encode("latin-1"), "x".encode("utf-16")])
+def test_a_line_that_is_not_utf_8_is_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "votes.jsonl"
+    records.write_jsonl(path, [VOTE.row()])
+    path.write_bytes(path.read_bytes() + content + b"\n")
+    with pytest.raises(DataError, match=r"votes\.jsonl:2: this is no vote as a page saves it \('utf-8' codec can't"):
+        read_votes(path)
+
+
 def test_a_vote_counts_for_the_pictures_that_were_seen() -> None:
     found = tally([VOTE, VOTE], PICTURES)
     assert (found["v8/300"]["won"], found["v8/300"]["of"]) == (2, 2)

@@ -32,7 +32,7 @@ def trained(results: Path, name: str, mean: float, luck: float = 0.02, seeds: in
         records.write_csv(results / training / "metrics.csv", columns, rows)
         part = {"references": REFERENCES, "seeds": [42]}
         best = {"best_step": 400, "references": REFERENCES, "overruled": None, "higher_is_better": METRICS}
-        best |= {"validation": part, "test": part if tested else None}
+        best |= {"validation": part, "test": part if tested else None, "verdict": "better" if tested else "untested"}
         records.write_json(results / training / "best.json", best)
     return names
 

@@ -15,7 +15,19 @@ from sdlora.errors import DataError
 from sdlora.stages.evaluate.mean_rank import MEAN_RANK, mean_ranks
 from sdlora.stages.evaluate.metric import Metric
 from sdlora.stages.evaluate.statistics import earliest_within_one_error, smallest_detectable
-from sdlora.stages.evaluate.tables import Measured, Table, Values, difference, reported, rounded
+from sdlora.stages.evaluate.tables import (
+    BETTER,
+    BY_HAND,
+    UNTESTED,
+    WORSE,
+    Measured,
+    Table,
+    Values,
+    difference,
+    judged,
+    reported,
+    rounded,
+)
 from sdlora.stages.sample.parts import LEAST_REFERENCES
 
 NO_TEST = (
@@ -94,18 +106,18 @@ def explain(
         choice: What was chosen.
 
     Returns:
-        `best_step`, the `rule`, and `why` in words; `overruled`: what the rule chose and said, where a person chose
-        otherwise; `validation` and `test` (None where there is none), each with its
-        `references`, their `seeds` and a metric's `figures`; `resolved`: whether it beats step 0 for sure;
+        `best_step`, the `rule`, its `verdict` in a word (`tables.verdict_of`), and `why` in a sentence; `overruled`:
+        what the rule chose and said, where a person chose otherwise; `validation` and `test` (None where there is
+        none), each with its `references`, their `seeds` and a metric's `figures`; `resolved`: whether it is better;
         `smallest_detectable`: the true difference in `choose_by` that would have been found in 80 % of cases, None
         where nobody can tell;
-        `warnings`.
+        `bootstrap_samples`, with which other intervals of these values are computed; `warnings`.
     """
     metric = metrics[settings.choose_by[0] if len(settings.choose_by) == 1 else MEAN_RANK.name]
     overruled = None
     if choice.step != choice.by_rule:
         rules = explain(validation, test, metrics, settings, Choice(choice.by_rule))
-        overruled = {key: rules[key] for key in ("best_step", "why", "resolved")}
+        overruled = {key: rules[key] for key in ("best_step", "verdict", "why", "resolved")}
     step, reporting, samples = choice.step, test or validation, settings.bootstrap_samples
     found: dict[str, Any] = {
         "best_step": step,
@@ -114,6 +126,7 @@ def explain(
         "choose_by": metric.name,
         "higher_is_better": {name: entry.higher_is_better for name, entry in metrics.items()},
         "references": [*validation.references, *(test.references if test else [])],
+        "bootstrap_samples": samples,
         "validation": _figures(validation, step, metrics, samples),
         "test": _figures(test, step, metrics, samples) if test else None,
         "warnings": _warnings(reporting.values, step, metrics, samples),
@@ -128,7 +141,8 @@ def explain(
     deltas = np.subtract(reporting.values[metric.name, step], reporting.values[metric.name, 0])
     smallest = smallest_detectable(deltas.tolist())
     found["smallest_detectable"] = None if smallest is None else rounded(smallest)
-    found["resolved"], found["why"] = _verdict(found, metric)
+    found["verdict"] = judged(found)
+    found["resolved"], found["why"] = found["verdict"] == BETTER, _sentence(found, metric)
     return found
 
 
@@ -150,31 +164,25 @@ def _warnings(values: Values, step: int, metrics: Mapping[str, Metric], samples:
     return [sentence for sentence in told if sentence]
 
 
-def _verdict(found: Mapping[str, Any], metric: Metric) -> tuple[bool, str]:
-    """Whether the chosen step is better than step 0 for sure, and the sentence that says so."""
-    sign = 1 if metric.higher_is_better else -1
-    part = reported(found)
-    figures = part["figures"][metric.name]
-    low, high = sorted(sign * figures[end] for end in ("ci_low", "ci_high"))
-    shown = {key: rounded(figures[key]) for key in ("best", "delta", "ci_low", "ci_high")}
+def _sentence(found: Mapping[str, Any], metric: Metric) -> str:
+    """What the verdict is, and what it is made of."""
+    verdict, part = found["verdict"], reported(found)
+    shown = {key: rounded(part["figures"][metric.name][key]) for key in ("best", "delta", "ci_low", "ci_high")}
     told = (
         f"step {found['best_step']}: {_mean_of(metric)} {shown['best']}, {shown['delta']:+} against step 0 "
         f"[{shown['ci_low']}, {shown['ci_high']}] on {len(part['references'])} "
-        f"{'test references' if found['test'] else 'references that it was chosen by'}"
+        f"{'references that it was chosen by' if verdict == UNTESTED else 'test references'}"
     )
+    if verdict in (UNTESTED, BY_HAND):
+        return f"{told}; {NO_TEST if verdict == UNTESTED else BY_A_PERSON}"
+    if verdict in (BETTER, WORSE):
+        return f"{verdict} than step 0: {told}; the 95 % interval excludes 0"
     smallest = found["smallest_detectable"]
     unseen = "" if smallest is None else f"; a true difference below {smallest} would mostly have been missed"
-    if not found["test"]:
-        return False, f"{told}; {NO_TEST}"
-    if found["overruled"]:
-        return False, f"{told}; {BY_A_PERSON}"
-    if high < 0:
-        return False, f"worse than step 0: {told}; the 95 % interval excludes 0"
-    if sign * found["validation"]["figures"][metric.name]["delta"] <= 0:
-        return False, f"unresolved: no checkpoint beats step 0 on the validation references; {told}{unseen}"
-    if low > 0:
-        return True, f"better than step 0: {told}; the 95 % interval excludes 0"
-    return False, f"unresolved: {told}; the 95 % interval includes 0{unseen}"
+    gain = found["validation"]["figures"][metric.name]["delta"]
+    if (gain if metric.higher_is_better else -gain) <= 0:
+        return f"{verdict}: no checkpoint beats step 0 on the validation references; {told}{unseen}"
+    return f"{verdict}: {told}; the 95 % interval includes 0{unseen}"
 
 
 def _mean_of(metric: Metric) -> str:

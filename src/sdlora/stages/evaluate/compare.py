@@ -12,7 +12,17 @@ from sdlora.errors import DataError
 from sdlora.stages.evaluate.choose import BY_A_PERSON, NO_TEST
 from sdlora.stages.evaluate.mean_rank import NAME as MEAN_RANK
 from sdlora.stages.evaluate.statistics import LEVEL, Floats, crossed_interval, holm
-from sdlora.stages.evaluate.tables import ONE_TRAINING, difference, is_tested, reported, rounded, told, written
+from sdlora.stages.evaluate.tables import (
+    BY_HAND,
+    ONE_TRAINING,
+    UNTESTED,
+    difference,
+    reported,
+    rounded,
+    told,
+    verdict_of,
+    written,
+)
 
 BASE = "base"  # in the place of a version: the other one at step 0
 COLUMNS = ("metric", "one", "step_one", "mean_one", "other", "step_other", "mean_other", "delta", "ci_low", "ci_high",
@@ -72,7 +82,7 @@ def _one(result: Path, step: int | None) -> Measured:
         for row in rows
         if row["metric"] != MEAN_RANK
     }
-    doubt = "" if is_tested(best) else BY_A_PERSON if best["test"] else NO_TEST
+    doubt = {UNTESTED: NO_TEST, BY_HAND: BY_A_PERSON}.get(verdict_of(best), "")
     return Measured([wanted], shown, best.get("fitted", ""), part["seeds"], doubt, best["higher_is_better"], values)
 
 

@@ -91,3 +91,18 @@ class EvaluateRecipe(MeasuringRecipe):
     def cards(self) -> int:
         """One where a metric asks a network."""
         return int(self.learning is not None or self.describing is not None or bool(self.networks))
+
+
+class CompareRecipe(Recipe):
+    """Compare two versions, or one and the base."""
+
+    stage: ClassVar[str] = "compare"
+    folder_pattern: ClassVar[str] = "results/compare"
+    writes: ClassVar[tuple[str, ...]] = ("{one}-vs-{other}.csv", "{one}-vs-{other}.html")
+
+    bootstrap_samples: int
+    versions: dict[str, dict[str, Any]]  # the settings a reader compares each by
+    trainings: dict[str, tuple[str, ...]]  # of each version, its own first
+    references: dict[str, Path]  # the fitted set that holds each version's
+    datasets: dict[str, Path]  # the fitted set that each learnt from
+    folders: dict[str, tuple[Path, ...]]  # the user's own, among the sources of each one's dataset

@@ -11,6 +11,7 @@ from sdlora.stages.evaluate.statistics import Interval, level_interval, mean_int
 
 Values = dict[tuple[str, int], list[float]]  # (metric, step) -> one value a reference
 Measured = Mapping[str, Mapping[str, float]]  # a picture's file, below `results/<version>` -> its value by each metric
+BETTER, WORSE, UNRESOLVED, UNTESTED, BY_HAND = VERDICTS = ("better", "worse", "unresolved", "untested", "by a person")
 ONE_TRAINING = "one training each: differences between versions include the luck of the training"
 
 
@@ -97,9 +98,33 @@ def told(found: Interval) -> dict[str, float]:
     return {"delta": found.mean, "ci_low": found.low, "ci_high": found.high, "p": found.p}
 
 
+def verdict_of(best: Mapping[str, Any]) -> str:
+    """What a `best.json` says of its step against step 0, in a word; one of before says all that the word follows from.
+
+    Returns:
+        `untested`, where too few references are left to test on; `by a person`, who may have seen the test's pictures;
+        else `better`, `worse` or `unresolved`.
+    """
+    return str(best["verdict"]) if "verdict" in best else judged(best)
+
+
+def judged(best: Mapping[str, Any]) -> str:
+    """The verdict that follows from a `best.json`'s figures in what it was chosen by."""
+    if not best["test"]:
+        return UNTESTED
+    if best.get("overruled"):
+        return BY_HAND
+    validation, test = (best[part]["figures"][best["choose_by"]] for part in ("validation", "test"))
+    sign = 1 if best["higher_is_better"][best["choose_by"]] else -1
+    low, high = sorted(sign * test[end] for end in ("ci_low", "ci_high"))
+    if high < 0:
+        return WORSE
+    return BETTER if low > 0 and sign * validation["delta"] > 0 else UNRESOLVED
+
+
 def is_tested(best: Mapping[str, Any]) -> bool:
     """Whether a `best.json`'s step was chosen without the references that its figures are of."""
-    return bool(best["test"]) and not best.get("overruled")
+    return verdict_of(best) not in (UNTESTED, BY_HAND)
 
 
 def rule_step(best: Mapping[str, Any]) -> int:

@@ -11,7 +11,7 @@ from sdlora.flow.identity import told
 from sdlora.stages.adopt.recipe import FACTS
 from sdlora.stages.evaluate.compare import over_trainings
 from sdlora.stages.evaluate.statistics import LEVEL, holm
-from sdlora.stages.evaluate.tables import ONE_TRAINING, difference, is_tested, reported
+from sdlora.stages.evaluate.tables import ONE_TRAINING, difference, is_tested, reported, verdict_of
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.report.dataset import dataset
 from sdlora.stages.report.recipe import Summary
@@ -19,7 +19,7 @@ from sdlora.stages.report.thumbnails import Thumbnails
 from sdlora.stages.report.votes import DIGITS, Vote, tally
 from sdlora.stages.sample.parts import all_drawn
 
-RESAMPLES = 2000  # of an interval that no stage before has computed
+RESAMPLES = 2000  # where a single reference is measured, and what a `best.json` without `bootstrap_samples` had
 LEAST_SEEDS = 3  # of a reference, from which on its own difference has an interval
 # Columns of `metrics.csv`: over the references that chose, and over those that report.
 MEANS = ("mean", "ci_low", "ci_high", "test_mean", "test_ci_low", "test_ci_high")
@@ -104,15 +104,6 @@ def _version(name: str, settings: Summary, result: Path, thumbnails: Thumbnails)
     }
 
 
-def verdict_of(best: Mapping[str, Any]) -> str:
-    """What a `best.json` says of the chosen step, in a word; its sentence begins with it."""
-    if best.get("overruled"):
-        return "by a person"
-    if not best["test"]:
-        return "untested"
-    return "better" if best["resolved"] else "worse" if best["why"].startswith("worse") else "unresolved"
-
-
 def _over_trainings(trainings: Mapping[str, Sequence[str]], results: Path) -> dict[str, dict[str, Any]]:
     """What versions that were trained several times gain, their p-values corrected over these versions."""
     found = {name: over_trainings([results / one for one in names], RESAMPLES) for name, names in trainings.items()}
@@ -162,6 +153,7 @@ def metrics_of(result: Path, best: Mapping[str, Any]) -> dict[str, dict[str, Any
         paired difference to step 0 and its 95 % interval, by part of the references; `by_reference`: the same of one
         reference, over its seeds, where there are enough. None of these intervals is corrected for looking at many.
     """
+    samples = int(best.get("bootstrap_samples", RESAMPLES))
     found: dict[str, dict[str, Any]] = {}
     for row in records.read_csv(result / "metrics.csv"):
         values = [float(value) if value else None for key, value in row.items() if key.startswith("image")]
@@ -170,29 +162,31 @@ def metrics_of(result: Path, best: Mapping[str, Any]) -> dict[str, dict[str, Any
     chose = len(best["validation"]["references"])
     for steps in found.values():
         for step, one in steps.items():
-            one["against"] = _against(one["values"], steps["0"]["values"], chose) if step != "0" else {}
-    for (metric, step, reference), figures in _by_reference(result / "pictures.csv").items():
+            one["against"] = _against(one["values"], steps["0"]["values"], chose, samples) if step != "0" else {}
+    for (metric, step, reference), figures in _by_reference(result / "pictures.csv", samples).items():
         found[metric][step]["by_reference"][reference] = figures
     return found
 
 
-def _against(after: Sequence[float | None], before: Sequence[float | None], chose: int) -> dict[str, dict[str, float]]:
+def _against(
+    after: Sequence[float | None], before: Sequence[float | None], chose: int, samples: int
+) -> dict[str, dict[str, float]]:
     """A step's difference to step 0 over the references that chose, and over those that report."""
     parts = {"validation": slice(0, chose), "test": slice(chose, None)}
     pairs = {
         part: [(one, other) for one, other in zip(after[place], before[place], strict=True) if None not in (one, other)]
         for part, place in parts.items()
     }
-    return {part: _figures([*zip(*found, strict=True)]) for part, found in pairs.items() if len(found) > 1}
+    return {part: _figures([*zip(*found, strict=True)], samples) for part, found in pairs.items() if len(found) > 1}
 
 
-def _figures(sides: Sequence[Sequence[Any]]) -> dict[str, float]:
+def _figures(sides: Sequence[Sequence[Any]], samples: int) -> dict[str, float]:
     """The difference of two sides, the first less the second, with its interval."""
-    found = difference(sides[0], sides[1], RESAMPLES)
+    found = difference(sides[0], sides[1], samples)
     return {key: found[key] for key in ("delta", "ci_low", "ci_high")}
 
 
-def _by_reference(table: Path) -> dict[tuple[str, str, str], dict[str, float]]:
+def _by_reference(table: Path, samples: int) -> dict[tuple[str, str, str], dict[str, float]]:
     """(metric, step, reference) -> its difference to step 0, seed by seed."""
     rows = records.read_csv(table) if table.is_file() else []
     drawn: dict[tuple[str, str, str], dict[str, float]] = {}
@@ -205,7 +199,7 @@ def _by_reference(table: Path) -> dict[tuple[str, str, str], dict[str, float]]:
         shared = [seed for seed in after if seed in before]
         if step != "0" and len(shared) >= LEAST_SEEDS:
             sides = [[side[seed] for seed in shared] for side in (after, before)]
-            found[metric, step, reference] = {**_figures(sides), "seeds": len(shared)}
+            found[metric, step, reference] = {**_figures(sides, samples), "seeds": len(shared)}
     return found
 
 

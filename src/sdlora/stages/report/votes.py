@@ -42,10 +42,10 @@ def read_votes(path: Path) -> list[Vote]:
         return []
     found: list[Vote] = []
     known: set[str] = set()
-    for number, line in enumerate(path.read_text("utf-8").split("\n"), 1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
         if line.strip():
             try:
-                vote = _vote(records.parse_json(line))
+                vote = _vote(records.parse_json(line.decode("utf-8")))
             except (ValueError, TypeError, KeyError) as error:
                 raise DataError(f"{path}:{number}: this is no vote as a page saves it ({error})") from None
             if not vote.id or vote.id not in known:

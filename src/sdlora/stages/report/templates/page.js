@@ -38,7 +38,7 @@ const HEADLINES = {
 function glance(version) {
   const step = version.best.best_step, part = version.best.test ?? version.best.validation, references = data.references[version.references];
   const ids = part.references.filter((id) => references[id] && version.samples[0]?.[id] && version.samples[step]?.[id]).slice(0, several ? 4 : 6);
-  const drawn = (at) => (id) => cell(sampleOf(version, at, id)[0], `${stepOf(version, at)}: ${references[id].prompt}`, "", { version: version.name, step: at, reference: id });
+  const drawn = (at) => (id) => cell(sampleOf(version, at, id)[0], `${stepOf(version, at)}: ${references[id].prompt}`, "", whereOf(version, at, id));
   const rows = [[several ? "" : "reference", (id) => cell(references[id].picture, "reference", "")], ["no LoRA", drawn(0)], [stepOf(version, step), drawn(step)]];
   return ids.length ? element("div", { class: "scroll" }, element("table", { class: "glance" }, ...rows.slice(several ? 2 : 0).map(([head, make]) => element("tr", {}, several ? null : element("th", { scope: "row" }, head), ...ids.map((id) => element("td", {}, make(id))))))) : null;
 }
@@ -71,11 +71,15 @@ function columnsShown() {
   const by = Object.fromEntries(chosenOf(version).map((choice) => [choice.step, choice.by && `, by ${choice.by}`]));
   return drawnSteps(version).map((step) => ({ version, step, head: stepOf(version, step) + (by[step] ?? ""), chosen: step === version.best.best_step }));
 }
-const sampleOf = (version, step, reference) => {
-  const found = version.samples[step]?.[reference];
-  return found && (found[$("seed").value] ?? Object.values(found)[0]);
+/** The seed that is asked for; of a picture that was not drawn with it, the first that it was. */
+const seedOf = (version, step, reference) => {
+  const drawn = version.samples[step]?.[reference] ?? {};
+  return $("seed").value in drawn ? $("seed").value : Object.keys(drawn)[0];
 };
-const seedOf = (version, step, reference) => ($("seed").value in version.samples[step][reference] ? $("seed").value : Object.keys(version.samples[step][reference])[0]);
+/** Which picture it is, also when another seed is asked for later; and its thumbnail, file and hash. */
+const whereOf = (version, step, reference) => ({ version: version.name, step, reference, seed: seedOf(version, step, reference) });
+const sampleAt = ({ version, step, reference, seed }) => versionOf[version].samples[step]?.[reference]?.[seed];
+const sampleOf = (version, step, reference) => sampleAt(whereOf(version, step, reference));
 /** A picture's value; and what it gained over the base with its interval, where its reference has enough seeds. */
 function figureOf(version, step, reference) {
   const row = version.metrics[$("figure").value]?.[step], place = version.best.references.indexOf(reference);
@@ -103,7 +107,7 @@ function drawGrid() {
       const sample = sampleOf(version, step, id);
       const [value, gained] = sample ? figureOf(version, step, id) : ["", ""];
       const figure = sample ? [value, seedOf(version, step, id) !== $("seed").value && `seed ${seedOf(version, step, id)}`].filter(Boolean).join(", ") : "";
-      return element("td", { class: chosen && "chosen" }, sample ? cell(sample[0], text, figure, { version: version.name, step, reference: id }, gained) : "");
+      return element("td", { class: chosen && "chosen" }, sample ? cell(sample[0], text, figure, whereOf(version, step, id), gained) : "");
     })));
   const means = columns.map(({ version, step }) => meanOf(version, step, isOfAll()));
   const meansRow = element("tr", { class: "means" }, element("td", {}, "mean; difference to no LoRA"), element("td"), ...columns.map(({ chosen }, place) => element("td", { class: chosen && "chosen" }, means[place])));
@@ -127,7 +131,7 @@ $("grid").addEventListener("keydown", (event) => {
 
 /* One picture, and another beside it */
 let shown = null;
-const pathOf = (where) => `${data.root}/${where.version}/${sampleOf(versionOf[where.version], where.step, where.reference)[1]}`;
+const pathOf = (where) => `${data.root}/${where.version}/${sampleAt(where)[1]}`;
 function picture(where, key) {
   const made = element("img", { src: where ? pathOf(where) : data.thumbnails[key], alt: where ? `${where.version}, ${stepOf(versionOf[where.version], where.step)}` : "reference", "data-small": data.thumbnails[key] });
   made.addEventListener("error", () => { made.src = data.thumbnails[key]; }, { once: true }); // the page alone was moved
@@ -138,7 +142,8 @@ function view(where, key, label) {
   const options = [["", "nothing"]];
   if (where) {
     options.push(["reference", "the reference"]);
-    for (const version of data.versions) for (const step of version.steps) if (version.references === versionOf[where.version].references && version.samples[step]?.[where.reference] && (several || step !== where.step)) options.push([`${version.name}/${step}`, several ? `${version.name}, ${stepOf(version, step)}` : stepOf(version, step)]);
+    // of one prompt and one seed: other noise is another picture, whatever was learnt
+    for (const version of data.versions) for (const step of version.steps) if (version.references === versionOf[where.version].references && sampleAt({ ...where, version: version.name, step }) && (several || step !== where.step)) options.push([`${version.name}/${step}`, several ? `${version.name}, ${stepOf(version, step)}` : stepOf(version, step)]);
   }
   fill($("beside"), options);
   $("viewer-title").textContent = where ? `${where.version}, ${stepOf(versionOf[where.version], where.step)}` : label;
@@ -156,19 +161,19 @@ function drawViewer() {
   if (beside === "reference") other = picture(null, references[where.reference].picture);
   else {
     const [version, step] = [beside.slice(0, beside.lastIndexOf("/")), Number(beside.slice(beside.lastIndexOf("/") + 1))];
-    const place = { version, step, reference: where.reference };
-    other = picture(place, sampleOf(versionOf[version], step, where.reference)[0]);
+    const place = { ...where, version, step };
+    other = picture(place, sampleAt(place)[0]);
   }
   other.slot = "first"; own.slot = "second";
   $("viewer-picture").replaceChildren(element("img-comparison-slider", { tabindex: "0", "aria-label": "Before and after: drag, or arrow keys" }, other, own));
 }
 $("viewer").addEventListener("keydown", (event) => {
   if (!shown?.where || event.target.closest("select, img-comparison-slider")) return;
-  const version = versionOf[shown.where.version], step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], steps = drawnSteps(version).filter((at) => version.samples[at][shown.where.reference]);
+  const version = versionOf[shown.where.version], step = { ArrowLeft: -1, ArrowRight: 1 }[event.key], steps = drawnSteps(version).filter((at) => sampleAt({ ...shown.where, step: at }));
   const next = step && steps[steps.indexOf(shown.where.step) + step];
   if (next === undefined) return;
-  const where = { ...shown.where, step: next }, sample = sampleOf(versionOf[where.version], next, where.reference);
-  if (sample) view(where, sample[0], "");
+  const where = { ...shown.where, step: next };
+  view(where, sampleAt(where)[0], "");
 });
 $("viewer").addEventListener("click", (event) => { if (event.target === $("viewer")) $("viewer").close(); });
 
@@ -226,8 +231,8 @@ function tables() {
   const voted = data.versions.some((version) => Object.keys(version.votes).length);
   const votesOf = (version, step) => { const found = version.votes[step]; return element("td", { "data-sort": found ? found.at_least : -1 }, found ? `${found.won} of ${found.of} (at least ${number(found.at_least, 2)})` : ""); };
   const heads = ["version", "chosen step", "tested on", "better than step 0", ...(voted ? ["votes won"] : []), ...allMetrics.flatMap((metric) => [metric, "against step 0"]), ...settings];
-  const rows = data.versions.map((version) => element("tr", {},
-    element("td", {}, named(version)),
+  const rows = data.versions.map((version, place) => element("tr", {},
+    element("td", { "data-sort": place }, named(version)), // v10 after v9, as they came
     element("td", { "data-sort": version.best.best_step }, version.best.overruled ? `${version.best.best_step} (rule: ${ruleStep(version)})` : version.foreign.length ? "" : String(version.best.best_step)),
     element("td", {}, version.best.overruled ? "chosen by a person" : version.best.test ? `${version.best.test.references.length} references` : "no test"), element("td", {}, HEADLINES[version.verdict][1]), ...(voted ? [votesOf(version, version.best.best_step)] : []),
     ...allMetrics.flatMap((metric) => {
@@ -277,7 +282,7 @@ function comparison() {
 }
 
 /* Blind vote */
-const candidates = data.versions.flatMap((version) => drawnSteps(version).filter((step) => step || version === data.versions[0]).map((step) => [`${version.name}/${step}`, several ? `${version.name}, ${stepOf(version, step)}` : stepOf(version, step)]));
+const candidates = data.versions.flatMap((version) => drawnSteps(version).map((step) => [`${version.name}/${step}`, several ? `${version.name}, ${stepOf(version, step)}` : stepOf(version, step)]));
 const votes = [...data.votes]; // what votes.jsonl has, and what is voted here
 const KEPT = "sdlora-votes"; // where this browser keeps what is voted until votes.jsonl has it, of all pages
 let pair = null, keeps = true;
@@ -310,9 +315,10 @@ const sampleFor = ([version, step], { reference, seed }) => version.samples[step
 function drawBallot() {
   const names = [$("vote-a").value, $("vote-b").value], [one, other] = names.map(split);
   const references = data.references[one[0].references];
-  const common = (id) => Object.keys(one[0].samples[one[1]]?.[id] ?? {}).filter((seed) => other[0].samples[other[1]]?.[id]?.[seed]);
+  const hashOf = ([version, step], id, seed) => version.samples[step]?.[id]?.[seed]?.[2];
+  const common = (id) => Object.keys(one[0].samples[one[1]]?.[id] ?? {}).filter((seed) => ![undefined, hashOf(one, id, seed)].includes(hashOf(other, id, seed))); // what versions of one base draw without a LoRA is the same
   const ids = Object.keys(references).filter((id) => common(id).length);
-  if (names[0] === names[1] || !ids.length) { pair = null; $("ballot").replaceChildren("Take two different checkpoints of one dataset."); return; }
+  if (names[0] === names[1] || !ids.length) { pair = null; $("ballot").replaceChildren("Take two checkpoints of one dataset with different pictures."); return; }
   const counts = Object.fromEntries(ids.map((id) => [id, votes.filter((vote) => vote.reference === id && names.includes(vote.winner) && names.includes(vote.loser)).length]));
   const least = Math.min(...Object.values(counts)), open = ids.filter((id) => counts[id] === least);
   const reference = open[Math.floor(Math.random() * open.length)], order = Math.random() < 0.5 ? [0, 1] : [1, 0];
