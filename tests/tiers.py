@@ -18,6 +18,7 @@ OTHERS = ("workflow", "slow", "gpu")  # than unit
 PROJECTS = {"served", "built_once", "built", "fresh"}
 DECODER = "sdlora.images.worker"
 STARTS = {"subprocess.Popen", "os.posix_spawn", "os.fork", "os.forkpty", "os.exec", "os.system"}
+WITH_WORDS = {"subprocess.Popen", "os.posix_spawn"}  # whose second argument is argv; Python 3.13's Popen is both
 
 
 class StartedProcess(AssertionError):
@@ -35,7 +36,7 @@ class _Guard:
         _posixsubprocess.fork_exec = self._of_multiprocessing  # type: ignore[assignment]
 
     def _audit(self, event: str, words: tuple[Any, ...]) -> None:
-        if self.watching and event in STARTS and not (event == "subprocess.Popen" and DECODER in map(str, words[1])):
+        if self.watching and event in STARTS and not (event in WITH_WORDS and DECODER in map(str, words[1])):
             self._refuse(f"{event}{words[:2]}")
 
     def _of_multiprocessing(self, *words: Any) -> int:
