@@ -223,7 +223,7 @@ def test_several_metrics_choose_if_they_are_measured(tmp_path: Path, value: str,
 MISTAKES = [
     ("rank: 64, learning_rate: 1.5e-4", "rnak: 64, learning_rate: 1.5e-4", ("versions.v8.train.rnak", "rank")),
     ("rank: 64, learning_rate: 1.5e-4", "rank: 64, learning_rate: -1", ("versions.v8.train.learning_rate", "-1")),
-    ("rank: 64, learning_rate: 1.5e-4", "rank: '64'", ("versions.v8.train.rank", "'64'", "integer")),
+    ("rank: 64, learning_rate: 1.5e-4", "rank: '64'", ("versions.v8.train.rank", "'64'", "64, without quotes")),
     ("steps: 1400}", "steps: 1400, checkpoint_every: 2000}", ("versions.v9.train", "checkpoint_every is 2000")),
     ("dataset: captain\n", "dataset: captian\n", ("dataset", "captian", "did you mean captain")),
     ("run: [v1,", "run: [v11,", ("v11", "did you mean v1")),
