@@ -1,5 +1,6 @@
 """The guard of the unit tier sees every way to start a process, also one whose error is caught."""
 
+import ctypes.util
 import multiprocessing
 import os
 import subprocess
@@ -37,4 +38,10 @@ def _spawn(words: list[str]) -> None:
 def test_the_decoder_may_start(start: Callable[[list[str]], object]) -> None:
     """Python 3.13's subprocess starts by posix_spawn."""
     start([sys.executable, "-P", "-m", tiers.DECODER, "256"])
+    assert tiers._guard.seen == []
+
+
+def test_a_library_may_be_looked_for() -> None:
+    """Whichever test is the first to import huggingface_hub, and with it trio, would fail."""
+    ctypes.util.find_library("pthread")
     assert tiers._guard.seen == []
