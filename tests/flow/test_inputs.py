@@ -81,6 +81,17 @@ def test_a_revision_of_a_network_on_this_machine_is_refused(of_film: bool, monke
     inputs.check(params(None))
 
 
+def test_a_rate_of_another_optimizer_is_doubted_with_prodigy() -> None:
+    shipped = load(ROOT / "params.yaml")
+    assert not [*inputs.doubtful(shipped)]
+    for rate, said in ((1e-4, True), (1.0, False), (0.5, False)):
+        train = shipped.versions["v8"].train.model_copy(update={"optimizer": "prodigy", "learning_rate": rate})
+        v8 = shipped.versions["v8"].model_copy(update={"train": train})
+        notes = [*inputs.doubtful(shipped.model_copy(update={"versions": {**shipped.versions, "v8": v8}}))]
+        assert bool(notes) == said
+        assert all("versions.v8.train.learning_rate is 0.0001, by which prodigy multiplies" in note for note in notes)
+
+
 def test_captions_of_a_users_own_that_are_not_there_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     shipped = load(ROOT / "params.yaml")
