@@ -207,8 +207,8 @@ def test_what_a_lora_from_elsewhere_may_say(tmp_path: Path, version: str, said: 
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("[ssim, psnr]", "defaults.evaluate: choose_by is 'psnr'; did you mean psnr_db?"),
         ("[ssim, ssim]", "choose_by names 'ssim' twice"),
+        ("[ssim, psnr]", "defaults.evaluate: choose_by is 'psnr', which metrics does not have; did you mean psnr_db?"),
         ("[]", "defaults.evaluate.choose_by"),
     ],
 )
