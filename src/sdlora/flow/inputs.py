@@ -145,6 +145,14 @@ def doubtful(params: Params) -> Iterator[str]:
                 f"note: versions.{name}.train.learning_rate is {rate:g}, by which prodigy multiplies the rate that it "
                 f"finds: next to nothing may be learnt; 1.0 is its authors' own"
             )
+    for name in params.run:
+        version = params.versions[name]
+        held_out, measured = params.datasets[version.dataset].held_out, version.sample.max_references
+        if isinstance(held_out, int) and held_out > measured:
+            yield (
+                f"note: datasets.{version.dataset}.held_out is {held_out}, but {name} measures {measured} of them: the "
+                f"others are neither learnt from nor measured; raise sample.max_references"
+            )
 
 
 def _of_hub(params: Params, name: str) -> Iterator[tuple[str, str, str | None]]:
