@@ -269,6 +269,16 @@ def test_stages_of_the_rate_follow_each_other(tmp_path: Path, ends: tuple[int, .
         load(with_version(tmp_path, f"{{train: {{{train}}}}}"))
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "constant_with_warmup"])
+def test_a_warm_up_ends_before_the_training(tmp_path: Path, schedule: str) -> None:
+    train = f"steps: 500, lr_schedule: {schedule}, lr_warmup_steps"
+    with pytest.raises(
+        ParamsError, match=r"mine.train: lr_warmup_steps is 500 of 500 steps: the peak is never reached"
+    ):
+        load(with_version(tmp_path, f"{{train: {{{train}: 500}}}}"))
+    load(with_version(tmp_path, f"{{train: {{{train}: 499}}}}"))
+
+
 @pytest.mark.parametrize("option", ["rank_pattern", "alpha_pattern"])
 @pytest.mark.parametrize("pattern", ["(", "(?i)to_k", "a{99999999999}"])
 def test_patterns_of_layers_are_regular_expressions(tmp_path: Path, option: str, pattern: str) -> None:
