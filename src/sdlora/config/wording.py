@@ -57,7 +57,8 @@ def _said(item: Mapping[str, Any], place: Place) -> str:
     if kind in ("model_type", "model_attributes_type", "dict_type"):
         return _section_wanted(value, [key for key in place if isinstance(key, str)])
     if kind == "tuple_type":
-        return f"a list is wanted: [{written(value)}]" if isinstance(value, str | int | float) else "a list is wanted"
+        simple = isinstance(value, str | int | float)
+        return f"a list is wanted: [{written(value)}]" if simple else "a list is wanted: [ and ] around it"
     if kind in ("int_type", "float_type"):
         return _number_wanted(value, "a whole number" if kind == "int_type" else "a number")
     if kind == "string_type":
