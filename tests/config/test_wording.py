@@ -27,6 +27,7 @@ def refused(folder: Path, section: str, name: str, said: str) -> str:
         ("{sample: {seeds: 42}}", "sample.seeds: 42 is not allowed: a list is wanted: [42]"),
         ("{evaluate: {metrics: psnr}}", "evaluate.metrics: 'psnr' is not allowed: a list is wanted: ['psnr']"),
         ("{lora: {version: v8, step: 600}}", "versions.mine.lora: a list is wanted: [ and ] around it"),
+        ("{base: true}", "versions.mine.base: true is not allowed: a text is wanted: 'true'"),
         ("{train: {noise: [[offset]]}}", "train.noise.0: ['offset'] is not allowed: a text is wanted"),
         ("{train: {learning_rate: '1e-4'}}", "'1e-4' is not allowed: a number is wanted: 1e-4, without quotes"),
         ("{train: {learning_rate: '1,5e-4'}}", "train.learning_rate: '1,5e-4' is not allowed: a number is wanted"),

@@ -62,7 +62,7 @@ def _said(item: Mapping[str, Any], place: Place) -> str:
     if kind in ("int_type", "float_type"):
         return _number_wanted(value, "a whole number" if kind == "int_type" else "a number")
     if kind == "string_type":
-        return f"a text is wanted: '{value}'" if isinstance(value, int | float) else "a text is wanted"
+        return f"a text is wanted: '{written(value)}'" if isinstance(value, int | float) else "a text is wanted"
     return _said_of(item)
 
 
