@@ -132,8 +132,12 @@ def test_versions_start_from_what_their_base_says(tmp_path: Path, shipped: param
         ("{train: {rnak: 5}}", "{}", "defaults.train.rnak: unknown key; did you mean rank?"),
         ("{trian: {rank: 5}}", "{}", "defaults.trian: unknown key; did you mean train?"),
         ("{base: tiny}", "{}", "defaults.base: unknown key"),
-        ("{train: {rank: many}}", "{preset: own}", "defaults.train.rank: 'many' is not allowed: input should be a val"),
-        ("[rank]", "{}", "defaults: ('rank',) is not allowed: input should be a section for each stage"),
+        (
+            "{train: {rank: many}}",
+            "{preset: own}",
+            "defaults.train.rank: 'many' is not allowed: a whole number is wanted",
+        ),
+        ("[rank]", "{}", "defaults: ['rank'] is not allowed: a section for each stage is wanted"),
     ],
 )
 def test_mistakes_in_what_a_base_says_are_told_there(tmp_path: Path, own: str, version: str, said: str) -> None:
