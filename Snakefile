@@ -51,7 +51,7 @@ try:
     FRESH = FORESIGHT = None  # where a job is one that runs now, or another run is at work: unknown
     if workflow.is_main_process and lock.acquire(sys.argv[1:]):
         logger.addHandler(runs.Events(lambda: workflow.dryrun))
-        for note in inputs.moving(PARAMS):
+        for note in (*inputs.moving(PARAMS), *inputs.doubtful(PARAMS)):
             print(note, file=sys.stderr)
         FRESH = {job.made for job in freshness.settle(JOBS)}
         to_do = [job for job in JOBS if job.made not in FRESH]

@@ -1,5 +1,6 @@
 """Files and folders that are written whole or not at all."""
 
+import json
 import os
 from pathlib import Path
 
@@ -50,3 +51,16 @@ def test_a_disk_that_does_not_take_one_of_many_files_is_told(tmp_path: Path, mon
     with pytest.raises(OSError, match="No space") as error, records.many_files() as write:
         write(tmp_path / "x", b"new")
     assert error.value.filename == str(tmp_path / "x")
+
+
+@pytest.mark.parametrize("text", ["[" * 300 + "]" * 300, '{"a": ' * 300 + "1" + "}" * 300, "[" * 100_000])
+def test_json_that_a_function_could_not_walk_is_none(text: str) -> None:
+    """Whatever Python's parser would have followed: 3.11's nearly 1,000 levels, 3.13's more than 5,000."""
+    for one in (text, text.encode()):
+        with pytest.raises(ValueError, match=r"nested too deeply"):
+            records.parse_json(one)
+
+
+def test_json_may_have_many_brackets() -> None:
+    for value in ([[1], {"a": 2}] * 300, "[" * 300, {"a": "{" * 300}):
+        assert records.parse_json(json.dumps(value)) == value

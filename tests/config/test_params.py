@@ -132,8 +132,12 @@ def test_versions_start_from_what_their_base_says(tmp_path: Path, shipped: param
         ("{train: {rnak: 5}}", "{}", "defaults.train.rnak: unknown key; did you mean rank?"),
         ("{trian: {rank: 5}}", "{}", "defaults.trian: unknown key; did you mean train?"),
         ("{base: tiny}", "{}", "defaults.base: unknown key"),
-        ("{train: {rank: many}}", "{preset: own}", "defaults.train.rank: 'many' is not allowed: input should be a val"),
-        ("[rank]", "{}", "defaults: ('rank',) is not allowed: input should be a section for each stage"),
+        (
+            "{train: {rank: many}}",
+            "{preset: own}",
+            "defaults.train.rank: 'many' is not allowed: a whole number is wanted",
+        ),
+        ("[rank]", "{}", "defaults: ['rank'] is not allowed: a section for each stage is wanted"),
     ],
 )
 def test_mistakes_in_what_a_base_says_are_told_there(tmp_path: Path, own: str, version: str, said: str) -> None:
@@ -207,8 +211,8 @@ def test_what_a_lora_from_elsewhere_may_say(tmp_path: Path, version: str, said: 
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("[ssim, psnr]", "defaults.evaluate: choose_by is 'psnr'; did you mean psnr_db?"),
         ("[ssim, ssim]", "choose_by names 'ssim' twice"),
+        ("[ssim, psnr]", "defaults.evaluate: choose_by is 'psnr', which metrics does not have; did you mean psnr_db?"),
         ("[]", "defaults.evaluate.choose_by"),
     ],
 )
@@ -223,7 +227,7 @@ def test_several_metrics_choose_if_they_are_measured(tmp_path: Path, value: str,
 MISTAKES = [
     ("rank: 64, learning_rate: 1.5e-4", "rnak: 64, learning_rate: 1.5e-4", ("versions.v8.train.rnak", "rank")),
     ("rank: 64, learning_rate: 1.5e-4", "rank: 64, learning_rate: -1", ("versions.v8.train.learning_rate", "-1")),
-    ("rank: 64, learning_rate: 1.5e-4", "rank: '64'", ("versions.v8.train.rank", "'64'", "integer")),
+    ("rank: 64, learning_rate: 1.5e-4", "rank: '64'", ("versions.v8.train.rank", "'64'", "64, without quotes")),
     ("steps: 1400}", "steps: 1400, checkpoint_every: 2000}", ("versions.v9.train", "checkpoint_every is 2000")),
     ("dataset: captain\n", "dataset: captian\n", ("dataset", "captian", "did you mean captain")),
     ("run: [v1,", "run: [v11,", ("v11", "did you mean v1")),
@@ -267,6 +271,16 @@ def test_stages_of_the_rate_follow_each_other(tmp_path: Path, ends: tuple[int, .
     said = rf"versions.mine.train.lr_stages: until_step is {', '.join(map(str, ends))}; each stage must end after"
     with pytest.raises(ParamsError, match=said):
         load(with_version(tmp_path, f"{{train: {{{train}}}}}"))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "constant_with_warmup"])
+def test_a_warm_up_ends_before_the_training(tmp_path: Path, schedule: str) -> None:
+    train = f"steps: 500, lr_schedule: {schedule}, lr_warmup_steps"
+    with pytest.raises(
+        ParamsError, match=r"mine.train: lr_warmup_steps is 500 of 500 steps: the peak is never reached"
+    ):
+        load(with_version(tmp_path, f"{{train: {{{train}: 500}}}}"))
+    load(with_version(tmp_path, f"{{train: {{{train}: 499}}}}"))
 
 
 @pytest.mark.parametrize("option", ["rank_pattern", "alpha_pattern"])

@@ -88,7 +88,7 @@ def test_the_shipped_claims_are_sound(monkeypatch: pytest.MonkeyPatch) -> None:
         ("  train: {rank: 2}", "  train: {rank: 0}", ":4: start.train.rank: 0 is not allowed"),
         ("  train: {rank: 2}", "  train: {rank: 2, checkpoint_every: 9}",
          ":4: start.train: checkpoint_every is 9 but steps is 4"),
-        ("change: {train: {rank: 4}}", "change: {train: [4]}", "10: claims.rank.change.train: (4,) is not allowed"),
+        ("change: {train: {rank: 4}}", "change: {train: [4]}", "10: claims.rank.change.train: [4] is not allowed"),
         ("start: {fit: {method: center_crop}}", "start: {fit: {method: crop}}", "15: claims.padding.start.fit.method"),
         ("    against: base", "    against: bsae", "claims.lora.against: 'bsae' is not allowed"),
         ("    better: [psnr_db]", "    beter: [psnr_db]", "claims.rank.beter: unknown key; did you mean better?"),

@@ -1,6 +1,7 @@
 """What a job would refuse is said before the first one: asked once, remembered, and by each job in the same words."""
 
 import shutil
+import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,25 @@ def test_what_nobody_could_answer_is_asked_again(
     for _ in range(2):
         Foresight(found.values(), here=True).check(found["train", "a"])
     assert [len(questions) for questions in asked] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("stderr", "said"),
+    [
+        ("Traceback (most recent call last):\n    ^^^^\nImportError: no torch\n", "ImportError: no torch"),
+        ("", "the process that was asked ended with -9"),
+    ],
+)
+def test_why_nobody_could_answer_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], stderr: str, said: str
+) -> None:
+    """Without torch, or if the process is killed."""
+    monkeypatch.chdir(tmp_path)
+    done = subprocess.CompletedProcess([], 1 if stderr else -9, "", stderr)
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
+    found = jobs(tmp_path)
+    Foresight(found.values(), here=True).check(found["train", "a"])
+    assert capsys.readouterr().err == f"note: what the bases cannot do is said by each job: {said}\n"
 
 
 def test_weights_that_could_run_code_are_told_for_each_job_that_reads_them(

@@ -81,6 +81,26 @@ def test_a_revision_of_a_network_on_this_machine_is_refused(of_film: bool, monke
     inputs.check(params(None))
 
 
+def test_a_rate_of_another_optimizer_is_doubted_with_prodigy() -> None:
+    shipped = load(ROOT / "params.yaml")
+    assert not [*inputs.doubtful(shipped)]
+    for rate, said in ((1e-4, True), (1.0, False), (0.5, False)):
+        train = shipped.versions["v8"].train.model_copy(update={"optimizer": "prodigy", "learning_rate": rate})
+        v8 = shipped.versions["v8"].model_copy(update={"train": train})
+        notes = [*inputs.doubtful(shipped.model_copy(update={"versions": {**shipped.versions, "v8": v8}}))]
+        assert bool(notes) == said
+        assert all("versions.v8.train.learning_rate is 0.0001, by which prodigy multiplies" in note for note in notes)
+
+
+def test_references_that_nothing_measures_are_told() -> None:
+    shipped = load(ROOT / "params.yaml").model_copy(update={"run": ("v8",)})
+    name = shipped.versions["v8"].dataset
+    for held_out, said in ((50, ["note: datasets.captain.held_out is 50, but v8 measures 10"]), (10, [])):
+        dataset = shipped.datasets[name].model_copy(update={"held_out": held_out})
+        notes = [*inputs.doubtful(shipped.model_copy(update={"datasets": {**shipped.datasets, name: dataset}}))]
+        assert [note.partition(" of them: ")[0] for note in notes] == said
+
+
 def test_captions_of_a_users_own_that_are_not_there_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     shipped = load(ROOT / "params.yaml")

@@ -36,6 +36,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (["--like", "c", "--set", "train.rank=2,4"], "params.yaml has no version 'c'; choices: a, b"),
         (["--like", "a", "--set", "train.rnak=2,4"], "train.rnak is no key of a version; did you mean train.rank?"),
         (["--like", "a", "--set", "learning_rat=2,4"], "is no key of a version; did you mean train.learning_rate?"),
+        (["--like", "a", "--set", "rank=2,4"], "; did you mean train.rank or train.text_encoder.rank?"),
         (["--like", "a", "--set", "train.rank"], "--set train.rank: write KEY=VALUES"),
         ([*ASKED, "--set", "train.rank=8"], "--set train.rank=8: the key is set twice"),
         (["--like", "a", "--set", "train.rank="], "train.rank: the list of values is empty"),

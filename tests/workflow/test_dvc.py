@@ -81,7 +81,7 @@ def test_a_version_is_never_a_shell_command(project: Project) -> None:
     name = "a; touch hacked #"
     project.edit("params.yaml", "run: [a, b]", f'run: ["{name}"]')
     done = project.command("dvc", "repro", "--force", "--single-item", f"lora@{name}", check=False)
-    assert "string should match pattern" in done.stdout + done.stderr
+    assert "a name has letters" in done.stdout + done.stderr
     assert not (project.folder / "hacked").exists()
 
 

@@ -31,5 +31,9 @@ class Caption(Section):
     def _has_words(self) -> Self:
         for key in ("max_new_tokens", "num_beams", "prune_shared_tags"):
             if self.by == "none" and (value := getattr(self, key)) != type(self).model_fields[key].default:
-                raise ValueError(f"{key} is {value}, but by is none: nothing is said of a picture")
+                own = type(self).model_fields[key].default
+                raise ValueError(
+                    f"{key} is {value}, but by is none: nothing is said of a picture; set {key}: "
+                    f"{'null' if own is None else own} beside it"
+                )
         return self

@@ -76,6 +76,6 @@ class Evaluate(Section):
     def _chosen_is_measured(self) -> Self:
         for name in self.choose_by:
             if name not in self.metrics:
-                raise ValueError(f"choose_by is {name!r}{suggest(name, self.metrics)}")
+                raise ValueError(f"choose_by is {name!r}, which metrics does not have{suggest(name, self.metrics)}")
         each_once("choose_by", self.choose_by)
         return self

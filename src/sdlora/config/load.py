@@ -6,8 +6,9 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from sdlora.config import wording
 from sdlora.config.evaluate import Evaluate
-from sdlora.config.params import MOST_SEEDS, SECTIONS, Base, Params, StudiedParams, Version, training_names
+from sdlora.config.params import MOST_SEEDS, SECTIONS, Params, StudiedParams, Version, training_names
 from sdlora.config.search import FOLDER, TRIALS, Trial, Trials, trial_settings
 from sdlora.config.sections import Section, merge
 from sdlora.config.studies import FILE, Studies, versions_of
@@ -112,7 +113,7 @@ def _problems_of(version: Any) -> Iterator[Problem]:
         Version.model_validate(version)
     except ValidationError as error:
         for item in error.errors():
-            yield tuple(item["loc"]), _reason(item, _fields_at(("versions", *item["loc"][:-1])))
+            yield tuple(item["loc"]), wording.reason(item, ("versions", "", *item["loc"]))
 
 
 def _place(
@@ -231,11 +232,11 @@ def _unknown_stage_keys(raw: Mapping[str, Any]) -> Iterator[Problem]:
     stages = {name for name in Version.model_fields if name not in ("base", "dataset", "preset", "chosen", "lora")}
     for place, start in _starts(raw):
         if not isinstance(start or {}, dict):
-            yield place, f"{start!r} is not allowed: input should be a section for each stage"
+            yield place, f"{wording.written(start)} is not allowed: a section for each stage is wanted"
             continue
         for key in start or {}:
             if key not in stages:
-                yield (*place, key), f"unknown key{suggest(key, stages)}"
+                yield (*place, key), f"unknown key{wording.instead((*place, key), start[key], sorted(stages))}"
 
 
 def _problems_of_starts(raw: Mapping[str, Any]) -> Iterator[Problem]:
@@ -325,26 +326,13 @@ def _explain(item: Any, raw: Mapping[str, Any]) -> Problem:
         base = str(_named(stated, "base") or preset_base or raw.get("base"))
         below = (("presets", preset), ("bases", base, "defaults"), ("defaults",))
         place = next((found for start in below if _has(raw, found := (*start, *place[2:]))), place)
-    return place, _reason(item, _fields_at(tuple(item["loc"][:-1])))
+    return place, wording.reason(item, tuple(item["loc"]))
 
 
 def _told(item: Any, kind: type[Section]) -> Problem:
     """A mistake in a section that is no part of `params.yaml`."""
     inside = any(key in SECTIONS for key in item["loc"][:-1])
-    return tuple(item["loc"]), _reason(item, _fields_at(tuple(item["loc"][:-1])) if inside else [*kind.model_fields])
-
-
-def _reason(item: Any, fields: list[str]) -> str:
-    """Why a value is refused; `fields` are the names that would have been valid."""
-    if item["type"] == "extra_forbidden":
-        return f"unknown key{suggest(str(item['loc'][-1]), fields)}"
-    if item["type"] == "missing":
-        return "is missing"
-    reason = str(item["msg"]).removeprefix("Value error, ")
-    reason = reason[0].lower() + reason[1:]
-    value = item["input"]
-    shown = "" if isinstance(value, dict) or item["type"] == "value_error" else f"{value!r} is not allowed: "
-    return shown + reason
+    return tuple(item["loc"]), wording.reason(item, tuple(item["loc"]), None if inside else [*kind.model_fields])
 
 
 def _has(raw: Any, place: tuple[str | int, ...]) -> bool:
@@ -353,15 +341,6 @@ def _has(raw: Any, place: tuple[str | int, ...]) -> bool:
             return False
         raw = raw[key]  # type: ignore[index]
     return True
-
-
-def _fields_at(place: tuple[str | int, ...]) -> list[str]:
-    """Names that are valid at a location: those of the innermost section it names."""
-    for key in reversed(place):
-        if key in SECTIONS or key == "presets":
-            kind = Version if key == "presets" else SECTIONS[str(key)]
-            return [*kind.model_fields, *(["defaults"] if kind is Base else [])]
-    return [*Params.model_fields, "defaults"]
 
 
 def _line(tree: Any, place: tuple[str | int, ...]) -> int | None:
@@ -378,8 +357,9 @@ def _line(tree: Any, place: tuple[str | int, ...]) -> int | None:
 
 def _message(path: Path, tree: Any, problems: list[Problem]) -> str:
     lines = []
-    for place, reason in dict.fromkeys(problems):
+    for keys, why in dict.fromkeys(problems):
+        place = tuple(key for key in keys if key != "[key]")  # pydantic's, of a name that cannot be one
         line = _line(tree, place)
         where = f"{path}:{line}" if line else str(path)
-        lines.append(f"{where}: {'.'.join(str(key) for key in place) or 'settings'}: {reason}")
+        lines.append(f"{where}: {'.'.join(str(key) for key in place) or 'settings'}: {why}")
     return "\n".join(lines)

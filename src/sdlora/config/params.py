@@ -98,6 +98,20 @@ class Dataset(Section):
     repeats: dict[str, Repeats] = Field({}, description="draws per epoch of a subfolder's pictures: {subfolder: N}")
     kohya_repeats: bool = Field(False, description="read repeats from subfolders' names, as kohya does: 3_hat is 3")
 
+    @field_validator("trigger")
+    @classmethod
+    def _says_something(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("the trigger is blank; say a word or some that stand for what is learnt")
+        return value
+
+    @field_validator("held_out", mode="before")
+    @classmethod
+    def _how_many_or_where(cls, value: object) -> object:
+        if type(value) not in (int, str):
+            raise ValueError(f"held_out is {value!r}; a number of pictures or a subfolder's path is wanted")
+        return value
+
     @model_validator(mode="after")
     def _held_out_in_range(self) -> Self:
         if isinstance(self.held_out, int) and self.held_out < 0:
@@ -131,11 +145,13 @@ class Fit(Section):
         None, ge=1, le=8, description="longest bucket: longer side / shorter side; null = 2"
     )
 
-    @field_validator("fill")
+    @field_validator("fill", mode="before")
     @classmethod
-    def _known_fill(cls, value: str) -> str:
-        if value not in ("edge", "blur") and not re.fullmatch(r"#[0-9a-f]{6}", value):
-            raise ValueError(f"{value!r} is not a fill; choices: edge, blur or a colour such as '#ffffff'")
+    def _known_fill(cls, value: object) -> object:
+        if value is None:
+            raise ValueError("there is no value; a colour needs quotes, such as '#ffffff': a bare # begins a comment")
+        if value not in ("edge", "blur") and not re.fullmatch(r"#[0-9a-f]{6}", str(value)):
+            raise ValueError(f"{value!r} is not a fill; choices: edge, blur or a colour in small letters, '#ffffff'")
         return value
 
     @model_validator(mode="after")

@@ -7,14 +7,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sdlora.errors import suggest
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+Name = Annotated[str, Field(pattern=NAME)]
 Unit = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
-    """A frozen, strict section: unknown keys and wrong types are errors."""
+    """A frozen, strict section: unknown keys and wrong types are errors, and so is what JSON has no number for."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def on_menu(value: str, menu: dict[str, str]) -> str:

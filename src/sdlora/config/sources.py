@@ -8,6 +8,8 @@ from pydantic import Field, field_validator
 from sdlora import choices
 from sdlora.config.sections import Section, on_menu
 
+REPOSITORY = r"^\w[\w.-]*/\w[\w.-]*$"
+
 
 class FolderSource(Section):
     """Pictures that lie in a folder."""
@@ -65,7 +67,7 @@ class HubSource(Section):
     """A Hugging Face image dataset with captions."""
 
     kind: Literal["hub"]
-    repository: str = Field(pattern=r"^\w[\w.-]*/\w[\w.-]*$", description="owner/name on the hub")
+    repository: str = Field(pattern=REPOSITORY, description="owner/name on the hub")
     revision: str | None = Field(None, description="commit, tag or branch; null = main; the manifest has the commit")
     local: str | None = Field(
         None, description="folder with a copy: parquet files, save_to_disk or an image folder; nothing is downloaded"

@@ -250,6 +250,8 @@ class Train(Section):
             found.append("lr_stages must end at `steps`, and a staged schedule has no lr_warmup_steps")
         if self.lr_cycles > 1 and self.lr_schedule != "cosine_with_restarts":
             found.append(f"lr_cycles has no effect with lr_schedule: {self.lr_schedule}")
+        if self.lr_warmup_steps >= self.steps:
+            found.append(f"lr_warmup_steps is {self.lr_warmup_steps} of {self.steps} steps: the peak is never reached")
         if self.lr_warmup_steps and self.lr_schedule == "constant":
             found.append("lr_warmup_steps has no effect with constant; did you mean constant_with_warmup?")
         return found

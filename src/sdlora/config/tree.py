@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from sdlora.errors import ParamsError
 
@@ -29,6 +30,8 @@ def read(path: Path) -> Mapping[str, Any]:
         raise ParamsError(
             f"{path}:{line}: byte {error.object[error.start]:#04x} is not UTF-8; save it as UTF-8"
         ) from None
+    except MarkedYAMLError as error:
+        raise ParamsError(_told(path, error)) from None
     except YAMLError as error:
         raise ParamsError(f"{path}: not valid YAML: {error}") from None
     except AttributeError:  # ruamel.yaml's, of `a: &one {<<: *one}`
@@ -38,6 +41,22 @@ def read(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise ParamsError(f"{path}: {error.strerror}") from None
     return tree
+
+
+def _told(path: Path, error: MarkedYAMLError) -> str:
+    """What breaks the file, on one line, and where."""
+    problem, mark = " ".join(str(error.problem).split()), error.problem_mark or error.context_mark
+    where = f"{path}:{mark.line + 1}" if mark else str(path)
+    if isinstance(error, DuplicateKeyError):
+        key = problem.removeprefix("found duplicate key ").partition(" with value ")[0]
+        return f"{where}: the key {key} is there twice in one section; keep one of them"
+    if r"'\t'" in problem:
+        return f"{where}: not valid YAML: a tab; indent with spaces"
+    if "escape" in problem:
+        problem += "; between double quotes a backslash begins an escape: take single quotes"
+    began = error.context_mark
+    context = f", {error.context} that begins in line {began.line + 1}" if error.context and began else ""
+    return f"{where}: not valid YAML: {problem}{context}"
 
 
 def _count(path: Path, node: Any, known: dict[int, int], above: tuple[int, ...]) -> int:

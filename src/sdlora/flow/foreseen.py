@@ -156,7 +156,8 @@ def _ask(questions: Sequence[Question]) -> list[str | None]:
     asked = json.dumps([question.model_dump(mode="json") for question in questions])
     done = subprocess.run([sys.executable, "-c", _ASK], input=asked, capture_output=True, text=True, check=False)
     if done.returncode:
-        print(f"note: what the bases cannot do is said by each job: {done.stderr.strip()[-300:]}", file=sys.stderr)
+        why = (done.stderr.strip().splitlines() or [f"the process that was asked ended with {done.returncode}"])[-1]
+        print(f"note: what the bases cannot do is said by each job: {why[:300]}", file=sys.stderr)
         return [None] * len(questions)
     answers: list[str | None] = json.loads(done.stdout.splitlines()[-1])
     for model in {question.model: None for question, answer in zip(questions, answers, strict=True) if answer is None}:

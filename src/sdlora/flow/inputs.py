@@ -9,6 +9,7 @@ from sdlora import choices
 from sdlora.config.animate import XT_COMMIT
 from sdlora.config.evaluate import NETWORKS
 from sdlora.config.params import ALPHA, Base, Params
+from sdlora.config.search import Trial
 from sdlora.config.sources import FolderSource, HubSource, Source
 from sdlora.errors import DataError
 from sdlora.flow import folders, hashing
@@ -18,6 +19,7 @@ from sdlora.stages.scrape.source import PICTURE_SUFFIXES
 
 VOTES = Path("votes.jsonl")  # as a page saves them
 _LOCAL = "{} lies on this machine, where a model has no revisions"
+LEAST_OF_PRODIGY = 0.1  # a learning_rate that is still a factor, and not the rate of another optimizer
 MODEL_SUFFIXES = (".safetensors", ".bin", ".json", ".txt", ".model")
 
 
@@ -131,6 +133,25 @@ def moving(params: Params) -> Iterator[str]:
             yield (
                 f"note: {option} is {revision or 'not set, which means main'}: {model} can change under that name, and "
                 f"nothing would notice; name a commit"
+            )
+
+
+def doubtful(params: Params) -> Iterator[str]:
+    """A sentence for each version that is allowed, and hardly meant."""
+    for name, version in params.versions.items():
+        rate, trained = version.train.learning_rate, version.lora is None and not isinstance(version, Trial)
+        if trained and version.train.optimizer == "prodigy" and rate < LEAST_OF_PRODIGY:
+            yield (
+                f"note: versions.{name}.train.learning_rate is {rate:g}, by which prodigy multiplies the rate that it "
+                f"finds: next to nothing may be learnt; 1.0 is its authors' own"
+            )
+    for name in params.run:
+        version = params.versions[name]
+        held_out, measured = params.datasets[version.dataset].held_out, version.sample.max_references
+        if isinstance(held_out, int) and held_out > measured:
+            yield (
+                f"note: datasets.{version.dataset}.held_out is {held_out}, but {name} measures {measured} of them: the "
+                f"others are neither learnt from nor measured; raise sample.max_references"
             )
 
 

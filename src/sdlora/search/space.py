@@ -211,10 +211,12 @@ def _kinds(annotation: Any) -> Iterator[type]:
 
 def _check_key(key: Key, known: Mapping[Key, set[type]]) -> None:
     if key not in known:
-        last = get_close_matches(key.rpartition(".")[2], [name.rpartition(".")[2] for name in known], n=1)
-        near = [name for name in known if last and name.rpartition(".")[2] == last[0]]
-        whole = get_close_matches(key, known, n=1)
-        meant = f"; did you mean {(whole or near)[0]}?" if whole or near else suggest(key, Version.model_fields)
+        ends = {name: name.rpartition(".")[2] for name in known}
+        last = get_close_matches(key.rpartition(".")[2], ends.values(), n=1)
+        exact = [name for name, end in ends.items() if end == key]  # `rank` for `train.rank`
+        near = [name for name, end in ends.items() if last and end == last[0]]
+        found = exact or get_close_matches(key, known, n=1) or near[:1]
+        meant = f"; did you mean {' or '.join(found)}?" if found else suggest(key, Version.model_fields)
         raise ParamsError(f"{key} is no key of a version{meant}")
     if key in NEVER:
         raise ParamsError(f"{key} cannot be searched: {NEVER[key]}")

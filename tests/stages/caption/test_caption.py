@@ -108,7 +108,7 @@ def test_a_users_caption_wins(folder: Path, tmp_path: Path) -> None:
     assert (texts["p1"], texts["p2"]) == ("captain, at the helm", "captain, asleep")
 
 
-def test_the_trigger_alone_needs_no_model(folder: Path) -> None:
+def test_the_trigger_alone_needs_no_model(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = CaptionRecipe(
         wildcards={}, caption=Caption(by="none"), captioner="nobody/has-this", captioner_identity="the trigger alone",
         captioner_revision=None, trigger="captain", threads=1, override=None, overrides=None,
@@ -116,6 +116,11 @@ def test_the_trigger_alone_needs_no_model(folder: Path) -> None:
     caption_dataset(recipe, captioner_of(recipe), folder, folder.parent / "store")
     rows = records.read_jsonl(folder / "captions.jsonl")
     assert {(row["caption"], row["origin"]) for row in rows} == {("captain", "the trigger alone")}
+    assert "caption: 3 new, 0 known, 0 of captions_override, 0 that came with" in capsys.readouterr().out
+    first, *others = records.read_jsonl(folder / "fit.jsonl")
+    records.write_jsonl(folder / "fit.jsonl", [{**first, "caption": "at sea"}, *others])
+    caption_dataset(recipe, captioner_of(recipe), folder, folder.parent / "store")
+    assert "caption: 0 new, 2 known, 0 of captions_override, 1 that came with" in capsys.readouterr().out
     with pytest.raises(ValidationError, match="num_beams is 4, but by is none"):
         Caption(by="none", num_beams=4)
     with pytest.raises(ValidationError, match=r"'blop' is not on the menu.*did you mean blip"):
@@ -223,6 +228,25 @@ def test_an_override_for_an_unknown_picture_is_an_error(tmp_path: Path) -> None:
     records.write_jsonl(tmp_path / "mine.jsonl", [{"file": "01.png", "caption": "x"}])
     with pytest.raises(DataError, match=r"mine.jsonl:1: no picture '01.png'; did you mean 1.png"):
         read_overrides(str(tmp_path / "mine.jsonl"), [{"name": "1.png", "id": "p1"}])
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        ({"file": "1.png"}, r"mine.jsonl:2: a second caption for '1.png', which has one in line 1; keep one"),
+        ({"id": "p1"}, r"mine.jsonl:2: a second caption for 'p1', which has one in line 1; keep one"),
+        ({"file": "2.png"}, r"mine.jsonl:2: 2 pictures are called '2.png': say which by id, as manifest.jsonl has it"),
+    ],
+)
+def test_an_override_says_once_what_one_picture_shows(second: dict[str, str], message: str, tmp_path: Path) -> None:
+    """Two folders may have a 2.png each."""
+    pictures = [{"name": f"{name}.png", "id": f"p{id}"} for name, id in ((1, 1), (2, 2), (2, 3))]
+    first = {"file": "1.png", "caption": "x"}
+    records.write_jsonl(tmp_path / "mine.jsonl", [first, {"id": "p3", "caption": "z"}])
+    assert read_overrides(str(tmp_path / "mine.jsonl"), pictures) == {"p1": "x", "p3": "z"}
+    records.write_jsonl(tmp_path / "mine.jsonl", [first, {**second, "caption": "y"}])
+    with pytest.raises(DataError, match=message):
+        read_overrides(str(tmp_path / "mine.jsonl"), pictures)
 
 
 def test_trigger_comes_first_and_once() -> None:

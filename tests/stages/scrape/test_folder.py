@@ -88,7 +88,10 @@ def test_what_is_no_picture_is_a_row_that_says_what_it_is(mine: Path, capsys: py
     assert {name for name in OTHERS if OTHERS[name][1] not in rejected.get(name, "")} == set()
     assert set(rejected) == set(OTHERS)
     said = capsys.readouterr().out
-    assert "1 left out, a.heic for one: a HEIC picture" in said or "a.heic" in said
+    assert "1 left out, " in said and "a.heic for one: a HEIC picture, for which there is no decoder here" in said
+    assert ": 5 more left out; rejected.jsonl says why" in said, "none is passed over but the hidden one"
+    for name in ("empty.png", "none.png"):
+        assert f"scrape: folder: left out: {name}: {OTHERS[name][1]}" in said
 
 
 def test_linked_folders_are_searched_once_and_what_cannot_be_read_is_told(mine: Path, tmp_path: Path) -> None:

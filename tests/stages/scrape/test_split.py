@@ -114,6 +114,7 @@ def test_a_subfolder_may_be_nested_and_end_with_a_slash(name: str, tmp_path: Pat
     [
         ("hat", "names the subfolder 'hat', but no accepted picture lies in it; did you mean hats"),
         ("hats", "holds all 1 pictures"),
+        ("10", "names the subfolder '10', but .* lies in it; write 10 without quotes for a number of pictures"),
         (1, "held_out is 1, but there are 1 pictures: none is left to learn from"),
     ],
 )

@@ -50,20 +50,30 @@ def read_overrides(path: str | None, rows: Sequence[records.Row]) -> dict[str, s
     """Captions a user wrote, by picture id.
 
     Raises:
-        DataError: If a row has no caption or names a picture that is not in the dataset.
+        DataError: If a row has no caption, names a picture that is not in the dataset or one of several of that name,
+            or if a picture has two captions.
     """
     if path is None:
         return {}
     ids = {row["name"]: row["id"] for row in rows} | {row["id"]: row["id"] for row in rows}
-    found = {}
+    names = Counter(row["name"] for row in rows)
+    found: dict[str, str] = {}
+    lines: dict[str, int] = {}
     for number, row in _rows_of(Path(path)):
-        name = row.get("id") or row.get("file")
-        if not isinstance(name, str) or name not in ids or not isinstance(row.get("caption"), str):
+        name, problem = row.get("id") or row.get("file"), None
+        if not isinstance(name, str):
             problem = "needs id or file, and caption, as texts"
-            if isinstance(name, str) and name not in ids:
-                problem = f"no picture {name!r}{suggest(name, ids)}"
+        elif name not in ids:
+            problem = f"no picture {name!r}{suggest(name, ids)} (rejected.jsonl has those that were left out)"
+        elif not isinstance(row.get("caption"), str):
+            problem = "needs id or file, and caption, as texts"
+        elif names[name] > 1:
+            problem = f"{names[name]} pictures are called {name!r}: say which by id, as manifest.jsonl has it"
+        elif ids[name] in lines:
+            problem = f"a second caption for {name!r}, which has one in line {lines[ids[name]]}; keep one of them"
+        if problem is not None:
             raise DataError(f"{path}:{number}: {problem}")
-        found[ids[name]] = row["caption"]
+        lines[ids[str(name)]], found[ids[str(name)]] = number, str(row["caption"])
     return found
 
 
@@ -118,7 +128,12 @@ def caption_dataset(recipe: CaptionRecipe, captioner: Captioner, folder: Path, s
     for row in new:
         known[row["id"]] = captioner.caption(read_rgb(folder / row["file"]))
         records.write_json(store / f"{keys[row['id']]}.json", known[row["id"]])
-    print(f"caption: {len(new)} new, {len(wanted) - len(new)} known, {len(overrides)} written by hand", flush=True)
+    came = len(rows) - len(wanted) - len(overrides)
+    print(
+        f"caption: {len(new)} new, {len(wanted) - len(new)} known, {len(overrides)} of captions_override, "
+        f"{came} that came with their pictures",
+        flush=True,
+    )
     captioned = []
     for row in rows:
         if row["id"] in overrides:

@@ -15,6 +15,7 @@ from sdlora.stages.scrape.source import PICTURE_SUFFIXES, Candidate, ScrapeConte
 CAPTION_SUFFIXES = (".txt", ".caption")  # as kohya's scripts write them, the first one first
 MAX_CAPTION = 65_536  # bytes
 MAX_FILE_MIB = 1024
+SAID = 5  # reasons for which files are left out
 
 
 def find(source: FolderSource, context: ScrapeContext) -> Iterator[Candidate]:
@@ -115,8 +116,13 @@ def _say(
     )
     shown = {path: problem for path, problem in left.items() if not path.name.startswith(".")}
     counts = Counter(str(problem) for problem in shown.values())
-    for problem, count in counts.most_common(5):
+    # of equally many, what could be mended before what is no picture at all: a HEIC picture before Thumbs.db
+    ranked = sorted(counts, key=lambda problem: (-counts[problem], problem.startswith("no picture")))
+    for problem in ranked[:SAID]:
         example = next(path for path, text in shown.items() if text == problem)
         print(
-            printable(f"scrape: folder {where!r}: {count} left out, {as_text(example)} for one: {problem}"), flush=True
+            printable(f"scrape: folder {where!r}: {counts[problem]} left out, {as_text(example)} for one: {problem}"),
+            flush=True,
         )
+    if others := sum(counts[problem] for problem in ranked[SAID:]):
+        print(f"scrape: folder {where!r}: {others} more left out; rejected.jsonl says why", flush=True)

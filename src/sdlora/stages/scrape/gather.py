@@ -28,6 +28,7 @@ from sdlora.stages.scrape.split import group_of, lies_in, mark_copies, split
 from sdlora.stages.scrape.verify import Look, examine
 
 Result = Arrived | Refused
+SAID = 5  # damaged pictures of a source
 SPARE = 4  # pictures fetched beyond those still wanted, for the ones that will be rejected
 
 
@@ -106,6 +107,7 @@ def _take_source(number: int, source: Any, workshop: "_Workshop", judge: Judge, 
     limit: int | None = getattr(source, "limit", None)
     name = f"{source.kind} {query!r}" if (query := getattr(source, "query", None)) else source.kind
     progress = Progress(f"scrape {name}", limit) if limit else None
+    damaged: list[str] = []  # of a folder or dataset: nobody reads `rejected.jsonl` who expects nothing there
 
     def wanted() -> int:
         window = 2 * context.limits.concurrency
@@ -114,6 +116,8 @@ def _take_source(number: int, source: Any, workshop: "_Workshop", judge: Judge, 
     with closing(choices.pick(choices.SOURCES, source.kind)(source, context)) as candidates:
         for candidate, result in workshop.in_order(candidates, wanted):
             judge.take(number, candidate, result)
+            if limit is None and isinstance(result, Refused) and candidate.problem is None:
+                damaged.append(result.reason)
             for rejected_candidate, file in judge.take_unused():
                 workshop.drop(rejected_candidate, file)
             accepted, rejected, duplicates = judge.counts()
@@ -122,6 +126,10 @@ def _take_source(number: int, source: Any, workshop: "_Workshop", judge: Judge, 
                 progress.update(judge.accepted_of(number), note)
             if limit is not None and judge.accepted_of(number) >= limit:
                 return
+    for reason in damaged[:SAID]:
+        print(printable(f"scrape: {name}: left out: {reason}"), flush=True)
+    if len(damaged) > SAID:
+        print(f"scrape: {name}: {len(damaged) - SAID} more left out; rejected.jsonl says why", flush=True)
     if limit is not None:
         had = f"{judge.seen[number]} candidates{': ' + why if (why := judge.why(number)) else ''}"
         print(f"scrape: {name}: {judge.accepted_of(number)} of the {limit} pictures wanted; {had}", flush=True)

@@ -88,7 +88,8 @@ def _in_folder(rows: Sequence[Row], folder: str) -> set[str]:
     found = {row["id"] for row in rows if lies_in(row, folder)}
     if not found:
         parents = {str(p) for row in rows for p in PurePosixPath(str(row["name"])).parents if str(p) != "."}
-        there = suggest(folder, parents) or "; there are no subfolders"
+        number = f"; write {folder} without quotes for a number of pictures" if folder.isdecimal() else ""
+        there = number or suggest(folder, parents) or "; there are no subfolders"
         raise DataError(f"held_out names the subfolder {folder!r}, but no accepted picture lies in it{there}")
     if len(found) == len(rows):
         raise DataError(f"held_out names {folder!r}, which holds all {len(rows)} pictures: none is left to learn from")
