@@ -38,8 +38,11 @@ PRELOADED = (
     "sdlora.stages.train.optimizers", "sdlora.stages.train.lr_schedules", "sdlora.stages.train.noise",
     "sdlora.stages.train.losses", "sdlora.models.sd", "sdlora.models.sdxl", "sdlora.models.sd3",
     "sdlora.flow.plan", "sdlora.cli", "tools.tiny_base.make",
-    "snakemake.cli", "snakemake.storage", "snakemake.report.html_reporter", "snakemake.executors.local", "smart_open",
-    "dvc.cli",
+    "snakemake.cli", "snakemake.storage", "snakemake.report.html_reporter", "snakemake.executors.local",
+    "snakemake.profiles", "smart_open", "ruamel.yaml", "optuna", "rocrate.rocrate",
+    "dvc.cli.parser", "dvc.data_cloud", "dvc.repo.artifacts", "dvc.repo.datasets", "dvc.repo.experiments",
+    "dvc.repo.index", "dvc.repo.open_repo", "dvc.repo.plots", "dvc.repo.stage", "dvc_data.hashfile.db.local",
+    "pyparsing", "skimage.metrics._structural_similarity", "PIL.ImageFont", "torch.distributed.run",
 )  # fmt: skip
 OWN = ("sdlora", "tools")  # of each project its own
 HIDDEN = "TESTS_HIDE"  # a variable that names a package: a command cannot import it, as if it were not installed
@@ -222,12 +225,14 @@ def _lives(process: int) -> bool:
 def _rehearse() -> None:
     """Have libraries remember what they find out the first time: a prediction then takes half as long."""
     import torch
+    from PIL import Image
 
     from sdlora.config.params import Base
     from sdlora.config.train import Train
     from sdlora.memory.preflight import Demand, predict
     from sdlora.models.family import load_model
 
+    Image.init()
     torch.set_num_threads(1)
     base = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
     predict(Train(), base, Demand((4, 16, 16)), torch.device("cpu"))
