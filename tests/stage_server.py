@@ -45,6 +45,8 @@ PRELOADED = (
     "pyparsing", "skimage.metrics._structural_similarity", "PIL.ImageFont", "torch.distributed.run",
 )  # fmt: skip
 OWN = ("sdlora", "tools")  # of each project its own
+# Commands that start others of the project's with their own Python: that is the client, too.
+STARTERS = ("snakemake", "scripts/train.py", "scripts/probe.py", "torch.distributed.run")
 HIDDEN = "TESTS_HIDE"  # a variable that names a package: a command cannot import it, as if it were not installed
 PROGRAMS = {
     "python": (),
@@ -54,6 +56,8 @@ PROGRAMS = {
 }
 CLIENT = f"""#!{sys.executable} -ISE
 import json, os, socket, sys
+if sys.argv[1] == "-P":  # a decoder of pictures, whose limits are its process's
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 link = socket.socket(socket.AF_UNIX)
 link.connect(%r)
 words = json.dumps([os.getcwd(), [*%r, *sys.argv[1:]], dict(os.environ)]).encode()
@@ -267,10 +271,15 @@ def _run(folder: str, argv: list[str], environment: dict[str, str], descriptors:
 
 
 def _interpret(argv: list[str], python: Path) -> None:
-    """What Python does with `argv`: a script's path, or -m and a module, or -c and code; then arguments."""
+    """What Python does with `argv`: a script's path, or -m and a module, or -c and code; then arguments.
+
+    torchrun says -u before: that a fork's lines come late is nothing to it.
+    """
     paths = [str(Path(path).absolute()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if "snakemake" in " ".join(argv[:2]):
-        sys.executable = str(python)  # what it starts jobs with
+    if any(name in " ".join(argv[:2]) for name in STARTERS):
+        sys.executable = str(python)
+    if argv[0] == "-u":
+        argv = argv[1:]
     if argv[0] == "-m":
         sys.path[:0] = [str(Path.cwd()), *paths]
         sys.argv = argv[1:]
