@@ -5,7 +5,7 @@
 `import torch, diffusers` takes 6 s and `import snakemake` 1 s, as often as a process starts. `scratch / "bin"`
 holds `snakemake`, `sdlora` and `dvc` that run in forks, too; that `snakemake` starts its jobs with `python`. Nothing
 else differs: the same Snakefile, the same scripts, the environment of who calls, a process of its own for each, and of
-`sdlora` each project's own sources, imported anew.
+`sdlora` each project's own sources, imported anew. `scratch / "small-sd"` is a base that such projects train.
 """
 
 import gc
@@ -44,7 +44,7 @@ PRELOADED = (
     "dvc.repo.index", "dvc.repo.open_repo", "dvc.repo.plots", "dvc.repo.stage", "dvc_data.hashfile.db.local",
     "pyparsing", "skimage.metrics._structural_similarity", "PIL.ImageFont", "torch.distributed.run",
 )  # fmt: skip
-OWN = ("sdlora", "tools")  # of each project its own
+OWN = ("sdlora", "tools", "shapes", "helpers")  # of each project its own, and what only tests have
 # Commands that start others of the project's with their own Python: that is the client, too.
 STARTERS = ("snakemake", "scripts/train.py", "scripts/probe.py", "torch.distributed.run")
 HIDDEN = "TESTS_HIDE"  # a variable that names a package: a command cannot import it, as if it were not installed
@@ -75,7 +75,7 @@ def start(scratch: Path, user: int) -> None:
     """Start a server and wait until it answers.
 
     Args:
-        scratch: Gets the client, `python`, and `bin`; its path must be short, for a socket lies there.
+        scratch: Gets the client, `python`, `bin` and `small-sd`; its path must be short, for a socket lies there.
         user: The process with which the server ends.
     """
     address = scratch / "s"
@@ -140,9 +140,11 @@ def _serve(address: str, user: int) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline  # noqa: F401
+    from shapes import save_small_sd
     from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer  # noqa: F401
 
     _rehearse()
+    save_small_sd(Path(address).with_name("small-sd"))
     for name in [name for name in sys.modules if name.partition(".")[0] in OWN]:
         del sys.modules[name]
     sys.dont_write_bytecode = False  # a project's commands compile its sources once
