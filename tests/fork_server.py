@@ -27,7 +27,7 @@ from sdlora.stages.train.checkpoint import State, clear_leftovers, newest_manife
 from sdlora.stages.train.loop import Run, train_loop
 from sdlora.stages.train.run import prepare, write_checkpoint
 
-STEPS, KILLS = 40, 20
+STEPS, KILLS = 24, 20
 SHARED: dict[str, Any] = {
     "rank": 4, "alpha": 2.0, "steps": STEPS, "checkpoint_every": 2, "learning_rate": 1e-3, "mixed_precision": "no",
     "lr_schedule": "cosine", "accumulation": 2, "ema": Ema(decay=0.9), "dropout": 0.1,

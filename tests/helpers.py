@@ -182,8 +182,16 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def make_project(folder: Path, params: str = SMALL, python: Path | None = None) -> Project:
-    """Copy what the pipeline needs and write small settings and pictures."""
+def make_project(folder: Path, params: str = SMALL, python: Path | None = None, embedded_base: bool = False) -> Project:
+    """Copy what the pipeline needs and write small settings and pictures.
+
+    Args:
+        folder: The copy.
+        params: Its settings.
+        python: As `Project` takes it. The server's base then has the place of the embedded one, models/tiny-sd: the
+            same classes with random weights, a third of the operations.
+        embedded_base: Whether it stays the embedded one, whose pictures a training moves as far as its settings say.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in COPIED:
         source = ROOT / name
@@ -191,6 +199,9 @@ def make_project(folder: Path, params: str = SMALL, python: Path | None = None) 
             shutil.copytree(source, folder / name, ignore=shutil.ignore_patterns(".work", "*.egg-info"))
         elif source.exists():
             shutil.copy2(source, folder / name)
+    if python is not None and not embedded_base:
+        shutil.rmtree(folder / "models/tiny-sd")
+        shutil.copytree(python.with_name("small-sd"), folder / "models/tiny-sd")
     (folder / "params.yaml").write_text(params, encoding="utf-8")
     captain = ROOT / "data" / "embedded" / "captain"
     for split, count in (("train", 4), ("references", 2)):

@@ -183,13 +183,13 @@ def save_small_sd3(folder: Path, t5: bool = True) -> Base:
 
 
 def clip_skip(folder: Path) -> Base:
-    """The embedded base as a base of `toy_family`."""
-    return TINY.model_copy(update={"family": "clip-skip"})
+    """SD's small base as a base of `toy_family`."""
+    return save_small_sd(folder).model_copy(update={"family": "clip-skip"})
 
 
 #: A small base of every family, for the conformance suite: writes a pipeline into a folder.
 SMALL_BASES: dict[str, Callable[[Path], Base]] = {
-    "sd": lambda folder: TINY,
+    "sd": save_small_sd,
     "sdxl": save_small_sdxl,
     "sd3": save_small_sd3,
     "clip-skip": clip_skip,

@@ -5,7 +5,7 @@
 `import torch, diffusers` takes 6 s and `import snakemake` 1 s, as often as a process starts. `scratch / "bin"`
 holds `snakemake`, `sdlora` and `dvc` that run in forks, too; that `snakemake` starts its jobs with `python`. Nothing
 else differs: the same Snakefile, the same scripts, the environment of who calls, a process of its own for each, and of
-`sdlora` each project's own sources, imported anew.
+`sdlora` each project's own sources, imported anew. `scratch / "small-sd"` is a base that such projects train.
 """
 
 import gc
@@ -38,10 +38,15 @@ PRELOADED = (
     "sdlora.stages.train.optimizers", "sdlora.stages.train.lr_schedules", "sdlora.stages.train.noise",
     "sdlora.stages.train.losses", "sdlora.models.sd", "sdlora.models.sdxl", "sdlora.models.sd3",
     "sdlora.flow.plan", "sdlora.cli", "tools.tiny_base.make",
-    "snakemake.cli", "snakemake.storage", "snakemake.report.html_reporter", "snakemake.executors.local", "smart_open",
-    "dvc.cli",
+    "snakemake.cli", "snakemake.storage", "snakemake.report.html_reporter", "snakemake.executors.local",
+    "snakemake.profiles", "smart_open", "ruamel.yaml", "optuna", "rocrate.rocrate",
+    "dvc.cli.parser", "dvc.data_cloud", "dvc.repo.artifacts", "dvc.repo.datasets", "dvc.repo.experiments",
+    "dvc.repo.index", "dvc.repo.open_repo", "dvc.repo.plots", "dvc.repo.stage", "dvc_data.hashfile.db.local",
+    "pyparsing", "skimage.metrics._structural_similarity", "PIL.ImageFont", "torch.distributed.run",
 )  # fmt: skip
-OWN = ("sdlora", "tools")  # of each project its own
+OWN = ("sdlora", "tools", "shapes", "helpers")  # of each project its own, and what only tests have
+# Commands that start others of the project's with their own Python: that is the client, too.
+STARTERS = ("snakemake", "scripts/train.py", "scripts/probe.py", "torch.distributed.run")
 HIDDEN = "TESTS_HIDE"  # a variable that names a package: a command cannot import it, as if it were not installed
 PROGRAMS = {
     "python": (),
@@ -51,6 +56,8 @@ PROGRAMS = {
 }
 CLIENT = f"""#!{sys.executable} -ISE
 import json, os, socket, sys
+if sys.argv[1] == "-P":  # a decoder of pictures, whose limits are its process's
+    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 link = socket.socket(socket.AF_UNIX)
 link.connect(%r)
 words = json.dumps([os.getcwd(), [*%r, *sys.argv[1:]], dict(os.environ)]).encode()
@@ -68,7 +75,7 @@ def start(scratch: Path, user: int) -> None:
     """Start a server and wait until it answers.
 
     Args:
-        scratch: Gets the client, `python`, and `bin`; its path must be short, for a socket lies there.
+        scratch: Gets the client, `python`, `bin` and `small-sd`; its path must be short, for a socket lies there.
         user: The process with which the server ends.
     """
     address = scratch / "s"
@@ -133,9 +140,11 @@ def _serve(address: str, user: int) -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline  # noqa: F401
+    from shapes import save_small_sd
     from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer  # noqa: F401
 
     _rehearse()
+    save_small_sd(Path(address).with_name("small-sd"))
     for name in [name for name in sys.modules if name.partition(".")[0] in OWN]:
         del sys.modules[name]
     sys.dont_write_bytecode = False  # a project's commands compile its sources once
@@ -222,12 +231,14 @@ def _lives(process: int) -> bool:
 def _rehearse() -> None:
     """Have libraries remember what they find out the first time: a prediction then takes half as long."""
     import torch
+    from PIL import Image
 
     from sdlora.config.params import Base
     from sdlora.config.train import Train
     from sdlora.memory.preflight import Demand, predict
     from sdlora.models.family import load_model
 
+    Image.init()
     torch.set_num_threads(1)
     base = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
     predict(Train(), base, Demand((4, 16, 16)), torch.device("cpu"))
@@ -262,10 +273,15 @@ def _run(folder: str, argv: list[str], environment: dict[str, str], descriptors:
 
 
 def _interpret(argv: list[str], python: Path) -> None:
-    """What Python does with `argv`: a script's path, or -m and a module, or -c and code; then arguments."""
+    """What Python does with `argv`: a script's path, or -m and a module, or -c and code; then arguments.
+
+    torchrun says -u before: that a fork's lines come late is nothing to it.
+    """
     paths = [str(Path(path).absolute()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    if "snakemake" in " ".join(argv[:2]):
-        sys.executable = str(python)  # what it starts jobs with
+    if any(name in " ".join(argv[:2]) for name in STARTERS):
+        sys.executable = str(python)
+    if argv[0] == "-u":
+        argv = argv[1:]
     if argv[0] == "-m":
         sys.path[:0] = [str(Path.cwd()), *paths]
         sys.argv = argv[1:]

@@ -251,19 +251,20 @@ def test_a_gpu_keeps_some_memory_free() -> None:
 
 
 @pytest.mark.usefixtures("on_a_card")
-def test_what_cannot_be_drawn_is_not_trained() -> None:
+def test_what_cannot_be_drawn_is_not_trained(bases: dict[str, Base]) -> None:
+    base = bases["sd"]
     phases, demand = [preflight.Phase("train", {"unet": 2**20})], preflight.Demand((4, 16, 16))
-    few, many = (Sample(batch_size=size) for size in (1, 400))
-    preflight.check(Train(), TINY, demand, free=2**30, device="cuda", phases=phases, drawing=(few, SIDE))
+    few, many = (Sample(batch_size=size) for size in (1, 1000))
+    preflight.check(Train(), base, demand, free=2**30, device="cuda", phases=phases, drawing=(few, SIDE))
     with pytest.raises(
         preflight.ResourceError, match=r"drawing with the trained LoRA needs .*\n.*\nAny .*:\n  sample.batch_size: 1: 0"
     ):
-        preflight.check(Train(), TINY, demand, free=2**30, device="cuda", phases=phases, drawing=(many, SIDE))
-    preflight.check_drawing(few, SIDE, TINY, "cuda", free=2**30)  # a LoRA from elsewhere was never trained here
+        preflight.check(Train(), base, demand, free=2**30, device="cuda", phases=phases, drawing=(many, SIDE))
+    preflight.check_drawing(few, SIDE, base, "cuda", free=2**30)  # a LoRA from elsewhere was never trained here
     with pytest.raises(
         preflight.ResourceError, match=r"drawing needs .* GiB are free\.\nIt is made of act.*\nAny .*:\n  sample.ba"
     ):
-        preflight.check_drawing(many, SIDE, TINY, "cuda", free=2**30)
+        preflight.check_drawing(many, SIDE, base, "cuda", free=2**30)
 
 
 def drawing_of(base: Base, **options: Any) -> int:

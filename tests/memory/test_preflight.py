@@ -303,19 +303,21 @@ def test_fp16_needs_a_gpu() -> None:
         prepare(settings(mixed_precision="fp16"), Flip(), TINY, examples(1))
 
 
-def test_prior_pictures_take_no_second_set_of_activations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prior_pictures_take_no_second_set_of_activations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_sd: Base
+) -> None:
     """Each term has its own backward pass; the gradients are those of one over both."""
     monkeypatch.chdir(tmp_path)
     peaks = []
     for prior in (None, {"prompt": "a head", "pictures": 1}):
-        run = prepare(settings(prior=prior, optimizer="adafactor"), Flip(), TINY, examples())
+        run = prepare(settings(prior=prior, optimizer="adafactor"), Flip(), small_sd, examples())
         optimizer_step(run, 0)
         unet = run.model.denoiser
         with memory.Meter([*unet.parameters(), *unet.buffers()]) as meter:
             optimizer_step(run, 1)
         peaks.append(meter.peak)
     assert peaks[1] < 1.1 * peaks[0]
-    predicted = phase("train", prior={"prompt": "a head"}).parts["activations and gradients"]
+    predicted = phase("train", small_sd, prior={"prompt": "a head"}).parts["activations and gradients"]
     assert predicted == pytest.approx(peaks[1], rel=0.05)
     assert run.prior is not None and run.settings.prior is not None
     found = []

@@ -37,14 +37,14 @@ def test_architectures_have_the_published_size(family: str, part: str) -> None:
 
 @pytest.mark.workflow
 @pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark of memory is read from /proc")
-def test_sd15_trains_three_steps_within_the_predicted_memory(served: Path, tmp_path: Path) -> None:
+def test_sd15_trains_within_the_predicted_memory(served: Path, tmp_path: Path) -> None:
     """Frozen weights, LoRA, optimizer and activations of a whole step, against the process's own high-water mark."""
     base = architectures.save_random("sd", tmp_path / "sd15", "bf16", TOKENIZER).model_copy(update={"dtype": "fp32"})
-    latent = (4, 32, 32)  # 256 px: a step is seconds
-    train = {"rank": 8, "steps": 3, "checkpoint_every": 3, "optimizer": "adamw", "mixed_precision": "no"}
+    latent = (4, 32, 32)  # 256 px: a step is seconds; the second has the optimizer's state
+    train = {"rank": 8, "steps": 2, "checkpoint_every": 2, "optimizer": "adamw", "mixed_precision": "no"}
     found = measured(served, base, latent, **train)
     losses = found["losses"]
-    assert isinstance(losses, list) and len(losses) == 3
+    assert isinstance(losses, list) and len(losses) == 2
     assert all(0.5 < loss < 5 for loss in losses)  # a random network neither explodes nor dies
     phases = preflight.predict(settings(**train), base, preflight.Demand(latent), torch.device("cpu"))
     predicted = next(phase.total for phase in phases if phase.name == "train")

@@ -35,7 +35,7 @@ SEARCH = (
 @pytest.fixture(scope="module")
 def prepared(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Project:
     """A project whose dataset is made."""
-    project = make_project(tmp_path_factory.mktemp("s") / "project", PARAMS, served)
+    project = make_project(tmp_path_factory.mktemp("s") / "project", PARAMS, served, embedded_base=True)
     project.snakemake("datasets")
     return project
 

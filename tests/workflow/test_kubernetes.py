@@ -78,7 +78,7 @@ def test_three_jobs_make_the_same_bytes(
 
 
 def test_a_training_whose_node_is_lost_goes_on(built: Project, cluster: kube.Cluster, tmp_path: Path) -> None:
-    built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 30, checkpoint_every: 10}")
+    built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 60, checkpoint_every: 10}")
     straight = Project(tmp_path / "straight", built.python)
     shutil.copytree(built.folder, straight.folder)
     straight.snakemake("results/b/train_log.csv")
@@ -99,7 +99,7 @@ def test_a_training_whose_node_is_lost_goes_on(built: Project, cluster: kube.Clu
     (log,) = (built.folder / ".snakemake/auxiliary/kubernetes-logs").iterdir()
     assert "rule train" in log.read_text("utf-8")
     assert cluster.asked == allowed(), "the head's role allows what is asked, and no more"
-    resumed = re.search(r"resuming from step (\d+) of 30", built.read("logs/b/train.log").decode())
+    resumed = re.search(r"resuming from step (\d+) of 60", built.read("logs/b/train.log").decode())
     assert resumed is not None and int(resumed[1]) >= 10
     for name in ("results/b/made/train.json", "results/b/train_log.csv"):
         assert built.read(name) == straight.read(name)

@@ -12,7 +12,6 @@ from helpers import ROOT, SMALL, Project, make_project
 from menu_cases import ON_A_GPU, cases, needs_a_gpu, needs_another_base, nested, packed
 from PIL import Image
 from ruamel.yaml import YAML
-from shapes import save_small_sd
 
 from sdlora import records
 from sdlora.config.params import Version
@@ -60,12 +59,11 @@ def dataset_of(name: str) -> str:
 
 @pytest.fixture(scope="module")
 def project(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
-    """All of it, made in one run that goes on where a version is refused; a base with few layers does."""
+    """All of it, made in one run that goes on where a version is refused."""
     project = make_project(tmp_path_factory.mktemp("m") / "p", python=served)
-    save_small_sd(project.folder / "models/small-sd")
     save_small_clip(project.folder / "models/clip")
     save_small_dinov2(project.folder / "models/dinov2")
-    params = YAML(typ="safe").load(SMALL.replace("model: models/tiny-sd", "model: models/small-sd"))
+    params = YAML(typ="safe").load(SMALL)
     del params["defaults"]["train"], params["defaults"]["sample"]
     versions = {name: {**settings, "dataset": dataset_of(name)} for name, settings in NAMED.items()}
     small = {**params["datasets"]["small"], "masks": "data/masks"}
@@ -88,7 +86,7 @@ def project(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture(scope="module")
 def pipeline(project: Project) -> StableDiffusionPipeline:
     torch.set_num_threads(1)
-    return StableDiffusionPipeline.from_pretrained(project.folder / "models/small-sd")
+    return StableDiffusionPipeline.from_pretrained(project.folder / "models/tiny-sd")
 
 
 @pytest.mark.parametrize("name", TRAINED)

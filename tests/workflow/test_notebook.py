@@ -21,7 +21,8 @@ QUERY = "pixel illustration"
 
 def executed(folder: Path, kept: Path, served: Path, monkeypatch: pytest.MonkeyPatch) -> NotebookNode:
     """Run all cells in a clone that is installed, whose web is `rig/` in it."""
-    project = make_project(folder, SMALL.replace("threads: 1", "scraping: false  # or true\nthreads: 1"), python=served)
+    params = SMALL.replace("threads: 1", "scraping: false  # or true\nthreads: 1")
+    project = make_project(folder, params, served, embedded_base=True)
     (folder / "workflow/scripts/scrape.py").write_text(SCRIPT, "utf-8")
     (folder / ".venv").mkdir()
     (folder / ".venv/installed").touch()

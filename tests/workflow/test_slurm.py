@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import slurm
-from helpers import Project, counting, environment, wait_for
+from helpers import ROOT, Project, counting, environment, wait_for
 
 from sdlora import records
 
@@ -102,6 +102,9 @@ def test_a_training_that_is_preempted_and_then_loses_its_node_goes_on(built: Pro
     back into the queue: SIGTERM, SIGKILL two seconds later, and Slurm starts it again where there is a node.
     """
     built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 80, checkpoint_every: 10}")
+    shutil.rmtree(built.folder / "models/tiny-sd")
+    shutil.copytree(ROOT / "models/tiny-sd", built.folder / "models/tiny-sd")  # its steps are long enough to be stopped
+    built.snakemake("datasets")
     straight = Project(built.folder.parent / "straight", built.python)
     shutil.copytree(built.folder, straight.folder)
     straight.snakemake("results/b/train_log.csv")

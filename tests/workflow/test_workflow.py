@@ -209,7 +209,7 @@ def start(project: Project, target: str) -> Job:
 
 
 def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project) -> None:
-    built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 30, checkpoint_every: 5}")
+    built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 50, checkpoint_every: 5}")
     straight = Project(built.folder.parent / "straight", built.python)
     shutil.copytree(built.folder, straight.folder)
     store = built.folder / ".sdlora/store/train"
@@ -225,7 +225,7 @@ def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project)
     accepted = built.command("sdlora", "accept", "b", "--yes").stdout
     assert "train b (a training that was stopped): code was" in accepted
     text = built.snakemake("results/b/train_log.csv")
-    assert f"resuming from step {saved} of 30" in text
+    assert f"resuming from step {saved} of 50" in text
     straight.edit(*LOSS)
     straight.snakemake("results/b/train_log.csv")
     for name in ("results/b/made/train.json", "results/b/train_log.csv"):

@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import TINY
 from PIL import Image
 from safetensors import SafetensorError
 from small_set import edited
-from training import random_lora
+from training import random_lora, small_base
 
 from sdlora import records
 from sdlora.config.evaluate import Evaluate
@@ -45,7 +44,7 @@ def settings(batch_size: int) -> Sample:
 
 def counted(batch_size: int) -> tuple[list[Any], int]:
     """All pictures of `PROMPTS`, and how often the UNet was asked."""
-    painter = Painter(TINY, settings(batch_size), 64)
+    painter = Painter(small_base(), settings(batch_size), 64)
     painter.use(None)
     calls = 0
 
@@ -62,8 +61,8 @@ def counted(batch_size: int) -> tuple[list[Any], int]:
 
 def recipe_of(settings: Sample) -> SampleRecipe:
     return SampleRecipe(
-        wildcards={"version": "a"}, sample=settings, base=TINY, base_identity="sha256:tiny", size_px=64, threads=1,
-        references=Path(), trigger=None, validation=0.5,
+        wildcards={"version": "a"}, sample=settings, base=small_base(), base_identity="sha256:tiny", size_px=64,
+        threads=1, references=Path(), trigger=None, validation=0.5,
     )  # fmt: skip
 
 
@@ -109,7 +108,7 @@ def test_another_choice_and_a_further_seed_draw_what_is_missing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     many(Path())
-    model, out = load_model(TINY, "cpu"), Path("results/a")
+    model, out = load_model(small_base(), "cpu"), Path("results/a")
     for step, layer in enumerate(("to_q", "to_k", "to_v"), start=1):
         target = out / f"checkpoints/step-{step:06d}" / FILE_NAME
         write_layers(target, random_lora(model, (layer,)).layers, model)
@@ -194,7 +193,8 @@ def test_a_lost_picture_is_drawn_again_with_its_batch(tmp_path: Path, monkeypatc
 def test_the_preflight_counts_the_batch() -> None:
     def activations(batch_size: int) -> int:
         version = Version.model_validate({"base": "tiny", "dataset": "d", "sample": {"batch_size": batch_size}})
-        return draw_phase(version.sample, version.fit.size_px or 64, TINY, torch.device("cpu")).parts["activations"]
+        phase = draw_phase(version.sample, version.fit.size_px or 64, small_base(), torch.device("cpu"))
+        return phase.parts["activations"]
 
     assert activations(8) > 4 * activations(1)
 

@@ -4,13 +4,13 @@ import os
 import shutil
 import time
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import TINY
 from small_set import CAPTION, ENCODE, captain, edited, examples_of, make_set
-from training import recipe_of, settings
+from training import recipe_of, settings, small_base
 
 from sdlora import records
 from sdlora.config.params import Encode, Fit, Flip
@@ -38,17 +38,29 @@ def _own_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Two shapes, mirrored, one caption each; with latents on disk."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two shapes, mirrored, one caption each; with latents on disk. Never changed by a test."""
+    place = tmp_path_factory.mktemp("made")
     pictures = {"a.png": captain(1), "b.png": captain(2), "c.png": captain(3, (64, 64))}
     captions = [CAPTION, "captain, brown dress", "captain"]
-    return make_set(tmp_path, pictures, Fit(method="bucket", size_px=64), captions=captions)
+    folder = make_set(place, pictures, Fit(method="bucket", size_px=64), captions=captions, encode=False)
+    with chdir(place):
+        encode_dataset(ENCODE.model_copy(update={"base": small_base()}), folder)
+    return place
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A copy of that set."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path / "fitted"
 
 
 def recipe(train: Train, folder: Path) -> TrainRecipe:
     resolved = train.model_copy(update={"cache_text": train.text_cache})
-    return recipe_of(resolved, folder, encode=None if train.cache_latents == "disk" else Encode())
+    encode = None if train.cache_latents == "disk" else Encode()
+    return recipe_of(resolved, folder, encode=encode, base=small_base())
 
 
 def trained(folder: Path, **changes: object) -> bytes:
@@ -58,9 +70,13 @@ def trained(folder: Path, **changes: object) -> bytes:
     return (Path("results/a/checkpoints/step-000003") / FILE_NAME).read_bytes()
 
 
-@pytest.fixture
-def plain(folder: Path) -> bytes:
-    return trained(folder)
+@pytest.fixture(scope="module")
+def plain(made: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The LoRA of the caches' defaults, trained elsewhere: no test finds it in its store."""
+    place = tmp_path_factory.mktemp("plain")
+    shutil.copytree(made, place, dirs_exist_ok=True)
+    with chdir(place):
+        return trained(place / "fitted")
 
 
 @pytest.mark.parametrize("cache", ["ram", "none"])
@@ -84,7 +100,7 @@ def test_nothing_cached_at_all_gives_the_same_bytes(folder: Path, plain: bytes) 
 
 def prepared(folder: Path, **changes: object) -> Run:
     train = settings(**changes)
-    return prepare(train, Flip(), TINY, examples_of(folder, train.cache_latents), None, "sha256:tiny")
+    return prepare(train, Flip(), small_base(), examples_of(folder, train.cache_latents), None, "sha256:tiny")
 
 
 def test_a_batch_is_the_same_from_every_cache(folder: Path) -> None:

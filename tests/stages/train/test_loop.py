@@ -7,7 +7,6 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.optimization import get_cosine_with_hard_restarts_schedule_with_warmup
-from helpers import TINY
 from torch import nn
 from training import examples, settings, small_base
 
@@ -167,7 +166,7 @@ def records_of(path: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.slow
 def test_training_lowers_the_loss() -> None:
     train = settings(steps=40, checkpoint_every=40, rank=8, learning_rate=5e-3)
-    run = prepare(train, Flip(probability=0), TINY, examples(1))
+    run = prepare(train, Flip(probability=0), small_base(), examples(1))
 
     def unseen() -> float:
         with torch.no_grad():

@@ -3,12 +3,11 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, environment
 from training import hashes
 
 # What is on while a run is killed; a new thing that has state belongs in one of these.
@@ -17,16 +16,16 @@ CASES: dict[str, dict[str, Any]] = {
     "adamw8bit": {"optimizer": "adamw8bit"},
     "prodigy": {"optimizer": "prodigy", "learning_rate": 1.0},
 }
-KILLS, STEPS = 20, 40
+KILLS, STEPS = 20, 24
 
 
 @pytest.fixture(scope="module")
-def killed_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def killed_runs(served: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """Every case trained straight and with kills, and what the server says about the kills."""
     folder = tmp_path_factory.mktemp("killed")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests/fork_server.py"), str(folder), json.dumps(CASES)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        [served, ROOT / "tests/fork_server.py", str(folder), json.dumps(CASES)],
+        env={**environment(), "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
@@ -34,7 +33,6 @@ def killed_runs(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[st
     return folder, {row["case"]: row for row in rows}
 
 
-@pytest.mark.workflow
 @pytest.mark.parametrize("case", CASES)
 def test_twenty_kills_change_no_byte(killed_runs: tuple[Path, dict[str, Any]], case: str) -> None:
     folder, seen = killed_runs
