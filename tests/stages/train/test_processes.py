@@ -63,8 +63,9 @@ def losses(run: Path) -> torch.Tensor:
 
 @pytest.fixture
 def in_forks(served: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """torchrun and what it starts import nothing anew."""
+    """torchrun and what it starts import no library anew; of sdlora a fork knows what its environment says."""
     monkeypatch.setattr(sys, "executable", str(served))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT / "src"), prepend=os.pathsep)
 
 
 @pytest.mark.workflow
