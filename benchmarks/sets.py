@@ -1,10 +1,12 @@
 """Time and memory of preparing a set, and of loading it for training, at N and ten times N pictures.
 
     python -m benchmarks.sets --pictures 500 --out sets.csv
+    python -m benchmarks.sets --pictures 10000 --stages fit,flip
 
-Synthetic pictures, fitted to 64 px, mirrored, and encoded by the embedded base's VAE. Each stage runs in a process of
-its own, which says what it took after its imports. `load` maps the latents and takes each once, in an order of
-training; `load, a file each` does so with one file a picture. Cold: the system was told to forget the files (Linux).
+Synthetic pictures, fitted to 64 px, captioned by tiny BLIP, mirrored, and encoded by the embedded base's VAE. Each
+stage runs in a process of its own, which says what it took after its imports. `load` maps the latents and takes each
+once, in an order of training; `load, a file each` does so with one file a picture. Cold: the system was told to forget
+the files (Linux). Without `caption` among the stages, all pictures have the same caption.
 """
 
 import argparse
@@ -57,6 +59,19 @@ def fit() -> Took:
     from sdlora.stages.fit.fit import fit_dataset
 
     return timed(lambda: fit_dataset(Fit(size_px=SIDE_PX), Path(), Path("fitted")))
+
+
+def caption() -> Took:
+    """The stage caption: every picture is new to the captioner."""
+    from sdlora.config.caption import Caption
+    from sdlora.stages.caption.caption import caption_dataset, captioner_of
+    from sdlora.stages.caption.recipe import CaptionRecipe
+
+    recipe = CaptionRecipe(
+        wildcards={"dataset": "-", "fit": "-"}, caption=Caption(), captioner=str(ROOT / "models/tiny-blip"),
+        captioner_identity="-", captioner_revision=None, trigger="captain", threads=1, override=None, overrides=None,
+    )  # fmt: skip
+    return timed(lambda: caption_dataset(recipe, captioner_of(recipe), Path("fitted"), Path("captions")))
 
 
 def flip() -> Took:
@@ -131,7 +146,7 @@ def timed(work: Callable[[], object]) -> Took:
 
 
 STAGES: dict[str, Callable[[], Took]] = {
-    "fit": fit, "flip": flip, "encode": encode, "encode one more": one_more, "load": load,
+    "fit": fit, "caption": caption, "flip": flip, "encode": encode, "encode one more": one_more, "load": load,
     "load, a file each": load_a_file_each,
 }  # fmt: skip
 
@@ -162,21 +177,36 @@ def ratios(rows: list[dict[str, Any]]) -> list[str]:
     found = {(row["stage"], row["pictures"]): row for row in rows}
     few, many = sorted({row["pictures"] for row in rows})
     lines = []
-    for stage in STAGES:
+    for stage in dict.fromkeys(row["stage"] for row in rows):
         one, ten = found[stage, few], found[stage, many]
         time_, rss = (ten[name] / max(one[name], 1e-3) for name in ("seconds", "peak_rss_mib"))
         lines.append(f"{stage}: {many} over {few} pictures: time {time_:.1f}, peak RSS {rss:.2f}")
     for count in (few, many):
+        if not {("load", count), ("load, a file each", count)} <= found.keys():
+            continue
         shards, each = found["load", count], found["load, a file each", count]
         warm, cold = (shards[name] / max(each[name], 1e-3) for name in ("seconds", "cold_s"))
         lines.append(f"load, {count} pictures: shards over a file each: warm {warm:.2f}, cold {cold:.2f}")
     return lines
 
 
+def names(text: str) -> list[str]:
+    """Stages, comma between, in the order in which they run: a stage needs what those before it write.
+
+    Raises:
+        argparse.ArgumentTypeError: If one is not there.
+    """
+    found = text.split(",")
+    if unknown := [name for name in found if name not in STAGES]:
+        raise argparse.ArgumentTypeError(f"no stage {', '.join(unknown)}; there are {', '.join(STAGES)}")
+    return [name for name in STAGES if name in found]
+
+
 def main() -> None:
     """Measure every stage at two sizes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=500, help="N; each has a mirrored side")
+    parser.add_argument("--stages", type=names, default=list(STAGES), help=f"of {', '.join(STAGES)} (default: all)")
     parser.add_argument("--out", type=Path, help="CSV with one row a stage and size")
     parser.add_argument("--measure", choices=STAGES, help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -189,7 +219,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(dir=ROOT / ".sdlora") as work:
             with chdir(work):
                 draw(count)
-            for stage in STAGES:
+            for stage in args.stages:
                 rows.append({"stage": stage, "pictures": count, **run_apart(stage, Path(work))})
                 print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     print("\n".join(ratios(rows)))

@@ -1,5 +1,7 @@
 """`python -m benchmarks.sets`: every stage runs on a few pictures, and ratios are of the right rows."""
 
+import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -19,7 +21,18 @@ def test_every_stage_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         took = stage()
         found[name] = len(list(latents.glob("*.safetensors"))) if latents.exists() else 0
         assert all(value >= 0 for value in took.values()) and ("cold_s" in took) == name.startswith("load")
-    assert found == {"fit": 0, "flip": 0, "encode": 1, "encode one more": 1, "load": 1, "load, a file each": 8}
+    captions = [json.loads(line) for line in Path("fitted/captions.jsonl").read_text("utf-8").splitlines()]
+    assert len(captions) == 4 and all(row["caption"].startswith("captain") for row in captions)
+    assert len(list(Path("captions").glob("*.json"))) == 3, "of each picture that was there when captions were made"
+    assert found == {
+        "fit": 0,
+        "caption": 0,
+        "flip": 0,
+        "encode": 1,
+        "encode one more": 1,
+        "load": 1,
+        "load, a file each": 8,
+    }
 
 
 def test_ratios_are_of_sizes_and_of_layouts() -> None:
@@ -30,4 +43,12 @@ def test_ratios_are_of_sizes_and_of_layouts() -> None:
     ]
     said = sets.ratios(rows)
     assert said[0] == "fit: 50 over 5 pictures: time 10.0, peak RSS 1.00"
-    assert said[-1] == "load, 50 pictures: shards over a file each: warm 0.83, cold 0.69"
+    assert said[-1] == "load, 50 pictures: shards over a file each: warm 0.86, cold 0.73"
+
+
+def test_stages_are_chosen_by_name_and_run_in_their_order() -> None:
+    assert sets.names("flip,fit") == ["fit", "flip"]
+    with pytest.raises(argparse.ArgumentTypeError, match="no stage fitt; there are fit, caption"):
+        sets.names("fitt,flip")
+    few = [{"stage": "fit", "pictures": count, "seconds": count, "peak_rss_mib": 10} for count in (5, 50)]
+    assert sets.ratios(few) == ["fit: 50 over 5 pictures: time 10.0, peak RSS 1.00"]
