@@ -98,19 +98,24 @@ def test_without_an_independent_test_nothing_is_shown(tmp_path: Path) -> None:
 def test_a_table_and_a_page_are_written(tmp_path: Path) -> None:
     start, up = trained(tmp_path, "start", 1.0), trained(tmp_path, "up", 1.5)
     recipe = StudiesRecipe(
-        wildcards={}, compared=(claim("up", start, up, better=("psnr_db",)),), starts={"start": SETTINGS}
+        wildcards={},
+        compared=(claim("up", start, up, better=("psnr_db", "effnet_lite0_distance")),),
+        starts={"start": SETTINGS},
     )
     files = write_findings(recipe, tmp_path, tmp_path / "studies")
     assert files == [tmp_path / "studies/findings.csv", tmp_path / "studies/findings.md"]
-    (row,) = records.read_csv(files[0])
+    row, _ = records.read_csv(files[0])
     assert (*row,) == COLUMNS and (row["verdict"], row["says"]) == ("holds", "up | helps")
     page = files[1].read_text("utf-8")
-    assert (
-        "| up | “up \\| helps” (nobody) | train.rank: 64 | psnr_db (higher is better) | " in page
-        and "| holds |" in page
+    assert "| up | train.rank: 64 | psnr_db (higher is better) | " in page and "| holds |" in page
+    assert "|  |  | effnet_lite0_distance (lower is better) | " in page, (
+        "a study's second metric, its settings said once"
     )
+    assert page.count("- **up**: “up | helps” (nobody)\n") == 1
     assert "3 seeds" in page and "base tiny, dataset captain, fit pad, rank 16" in page
-    spreads = [line for line in page.splitlines() if line.startswith("| start |")]
+    starts = page.split("## What they start from")[1]
+    assert starts.count("| start |") == 1, "its settings are said once"
+    spreads = [line for line in starts.splitlines() if "is better)" in line]
     assert len(spreads) == len(METRICS), "the run-to-run spread of the start alone, in each metric"
     (tmp_path / "up/best.json").unlink()
     with pytest.raises(DataError, match="up is not measured yet"):

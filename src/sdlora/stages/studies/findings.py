@@ -1,6 +1,6 @@
 """What came of each claim: measured with its change and without, and a verdict in words."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,15 @@ def write_findings(recipe: StudiesRecipe, results: Path, out: Path) -> list[Path
     seeds = len(recipe.compared[0].changed_to)
     trainings = {one.starts_from: [results / name for name in one.without or one.changed_to] for one in recipe.compared}
     starts = [row for name, settings in recipe.starts.items() for row in _start(name, settings, trainings[name])]
-    tables = [
-        records.markdown_table(CLAIMS, map(_claim_cells, rows)),
+    parts = [
+        INTRO.format(seeds=seeds, level=LEVEL),
+        records.markdown_table(CLAIMS, said_once(map(_claim_cells, rows))),
+        "## The claims\n",
+        "".join(f"- **{row['study']}**: “{row['says']}” ({row['source']})\n" for row in _first_of_each(rows)),
         "## What they start from\n",
-        records.markdown_table(STARTS, map(_start_cells, starts)),
+        records.markdown_table(STARTS, said_once(map(_start_cells, starts))),
     ]
-    records.write_text(out / "findings.md", "\n".join([INTRO.format(seeds=seeds, level=LEVEL), *tables]))
+    records.write_text(out / "findings.md", "\n".join(parts))
     return [out / "findings.csv", out / "findings.md"]
 
 
@@ -128,14 +131,26 @@ def _start(name: str, settings: Mapping[str, Any], trainings: Sequence[Path]) ->
         yield {"version": name, "about": about, **_figures(base, trained, metric)}
 
 
-CLAIMS = ("study", "claim", "changed", "metric", "without", "with", "difference", "spread", "verdict")
+CLAIMS = ("study", "changed", "metric", "without", "with", "difference", "spread", "verdict")
 STARTS = ("version", "settings", "metric", "base", "trained", "difference", "run-to-run spread")
+
+
+def said_once(rows: Iterable[Sequence[str]]) -> Iterator[list[str]]:
+    """Rows of which the first two cells, what is measured and its settings, are empty where the row before has them."""
+    before: Sequence[str] = ("", "")
+    for row in rows:
+        yield ["", "", *row[2:]] if row[:2] == before[:2] else list(row)
+        before = row
+
+
+def _first_of_each(rows: Sequence[records.Row]) -> list[records.Row]:
+    """One row of each study, in their order."""
+    return list({row["study"]: row for row in reversed(rows)}.values())[::-1]
 
 
 def _claim_cells(row: Mapping[str, Any]) -> list[str]:
     spread = f"{_spelt(row['spread_without']) or '-'} / {_spelt(row['spread_with'])}"
-    claim = f"“{row['says']}” ({row['source']})"
-    return [row["study"], claim, row["changed"], *_numbers(row), spread, row["verdict"]]
+    return [row["study"], row["changed"], *_numbers(row), spread, row["verdict"]]
 
 
 def _start_cells(row: Mapping[str, Any]) -> list[str]:
