@@ -6,6 +6,7 @@ from typing import Any
 
 from sdlora.config.sources import Scrape
 from sdlora.records import Row
+from sdlora.stages.scrape.looks import Looks
 from sdlora.stages.scrape.source import Candidate
 from sdlora.stages.scrape.verify import Look
 
@@ -59,10 +60,14 @@ class Judge:
     seen: Counter[int] = field(default_factory=Counter)  # candidates by source
     unused: list[tuple[Candidate, str]] = field(default_factory=list)  # rejected, with their files, not yet deleted
     _kinds: dict[int, Counter[str]] = field(default_factory=dict)
+    # of `entries`, for a set may have 100,000: by source, by file, and by looks
+    _accepted: Counter[int] = field(default_factory=Counter)
+    _places: dict[str, int] = field(default_factory=dict)
+    _looks: Looks = field(default_factory=Looks)
 
     def accepted_of(self, source: int) -> int:
         """How many of the set's pictures a source was the first to find."""
-        return sum(entry.source == source for entry in self.entries)
+        return self._accepted[source]
 
     def counts(self) -> tuple[int, int, int]:
         """Accepted, rejected for other reasons, duplicates."""
@@ -80,27 +85,32 @@ class Judge:
         if not entry.is_chosen and min(look.width_px, look.height_px) < least:
             self._reject(source, candidate, "small", f"{look.width_px} x {look.height_px} px; {least} is least", result)
             return
-        copies = [known for known in self.entries if self._is_copy(entry, known)]
+        copies = self._copies_of(entry)
         if not copies:
-            self.entries.append(entry)
+            self._add(entry)
             return
         nearest = min(copies, key=lambda known: (known.arrived.sha256 != result.sha256, _bits(known, entry)))
         # A picture that is like two of the set would, in the place of one, stand beside the other.
         if len(copies) == 1 and _replaces(entry, nearest):
-            self.entries[self.entries.index(nearest)] = replace(entry, source=nearest.source)
+            place = self._places.pop(nearest.arrived.file)
+            self.entries[place] = replace(entry, source=nearest.source)
+            self._places[result.file] = place
+            self._looks.replace(place, look)
             self._reject_copy(nearest, entry)
         else:
             self._reject_copy(entry, nearest)
 
     def take_unused(self) -> list[tuple[Candidate, str]]:
         """Candidates whose files nobody needs any more, each once."""
-        needed = {entry.arrived.file for entry in self.entries} if self.unused else set()
-        found, self.unused = [one for one in self.unused if one[1] not in needed], []
+        found, self.unused = [one for one in self.unused if one[1] not in self._places], []
         return found
 
     def lose(self, entry: Entry, reason: str) -> None:
         """Reject an accepted picture after all: its file is gone and did not come again."""
-        self.entries.remove(entry)
+        left = [one for one in self.entries if one is not entry]
+        self.entries, self._accepted, self._places, self._looks = [], Counter(), {}, Looks()
+        for one in left:
+            self._add(one)
         self._reject(entry.source, entry.candidate, "connection", reason, entry.arrived)
 
     def why(self, source: int) -> str:
@@ -108,12 +118,19 @@ class Judge:
         kinds = self._kinds.get(source, Counter())
         return ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items(), key=lambda k: (-k[1], k[0])))
 
-    def _is_copy(self, new: Entry, old: Entry) -> bool:
-        if new.arrived.sha256 == old.arrived.sha256:
-            return True
-        if new.is_chosen and old.is_chosen:  # who chose two that are alike wanted both
-            return False
-        return new.arrived.look.same_as(old.arrived.look, self.limits.duplicate_bits)
+    def _add(self, entry: Entry) -> None:
+        self._accepted[entry.source] += 1
+        self._places[entry.arrived.file] = len(self.entries)
+        self._looks.append(entry.arrived.look)
+        self.entries.append(entry)
+
+    def _copies_of(self, new: Entry) -> list[Entry]:
+        """Those of the set with the same bytes or, unless somebody chose both and so wanted both, the same look."""
+        alike = self._looks.same_as(new.arrived.look, self.limits.duplicate_bits)
+        same = {place for place in alike if not (new.is_chosen and self.entries[place].is_chosen)}
+        if new.arrived.file in self._places:
+            same.add(self._places[new.arrived.file])
+        return [self.entries[place] for place in sorted(same)]
 
     def _reject_copy(self, dropped: Entry, kept: Entry) -> None:
         if dropped.arrived.sha256 == kept.arrived.sha256:

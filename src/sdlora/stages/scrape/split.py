@@ -3,13 +3,11 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-from numpy.typing import NDArray
-
 from sdlora import records
 from sdlora.errors import DataError, suggest
 from sdlora.records import Row
-from sdlora.stages.scrape.verify import SAME_COLOURS, Look
+from sdlora.stages.scrape.looks import Looks
+from sdlora.stages.scrape.verify import Look
 
 CHOSEN = "references.json"  # ids in the order in which they were chosen; no output, so Snakemake never deletes it
 
@@ -22,26 +20,13 @@ def mark_copies(rows: list[Row], looks: Mapping[str, Look], bits: int) -> list[R
         looks: What is known of each, by id.
         bits: As `scrape.duplicate_bits`; -1 finds none.
     """
-    if not rows or bits < 0:
-        return rows
-    hashes = np.array(
-        [[int(looks[row["id"]].dhash[part : part + 16], 16) for part in (0, 16)] for row in rows], np.uint64
-    )
-    colours = np.array([[*bytes.fromhex(looks[row["id"]].colours)] for row in rows], np.float32)
-    first = np.arange(len(rows))
-    for index in range(1, len(rows)):
-        alike = np.flatnonzero(_alike(hashes, colours, index, bits))
-        if len(alike):
+    seen, first = Looks(), list(range(len(rows)))
+    for index, row in enumerate(rows):
+        alike = seen.same_as(looks[row["id"]], bits)
+        if alike:
             first[index] = first[alike[0]]
+        seen.append(looks[row["id"]])
     return [row if first[n] == n else {**row, "copy_of": rows[first[n]]["id"]} for n, row in enumerate(rows)]
-
-
-def _alike(hashes: NDArray[np.uint64], colours: NDArray[np.float32], index: int, bits: int) -> NDArray[np.bool_]:
-    """Which of the rows before `index` show the same picture, as `Look.same_as` says."""
-    near: NDArray[np.bool_] = np.bitwise_count(hashes[:index] ^ hashes[index]).sum(axis=1) <= bits
-    if near.any():
-        near[near] = np.sqrt(((colours[:index][near] - colours[index]) ** 2).mean(axis=1)) <= SAME_COLOURS
-    return near
 
 
 def split(rows: Sequence[Row], held_out: int | str, out: Path) -> tuple[list[Row], list[Row]]:
