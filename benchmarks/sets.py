@@ -3,10 +3,10 @@
     python -m benchmarks.sets --pictures 500 --out sets.csv
     python -m benchmarks.sets --pictures 10000 --stages fit,flip
 
-Synthetic pictures, fitted to 64 px, captioned by tiny BLIP, mirrored, and encoded by the embedded base's VAE. Each
-stage runs in a process of its own, which says what it took after its imports. `load` maps the latents and takes each
-once, in an order of training; `load, a file each` does so with one file a picture. Cold: the system was told to forget
-the files (Linux). Without `caption` among the stages, all pictures have the same caption.
+Synthetic pictures, gathered from a folder, fitted to 64 px, captioned by tiny BLIP, mirrored, and encoded by the
+embedded base's VAE. Each stage runs in a process of its own, which says what it took after its imports. `load` maps the
+latents and takes each once, in an order of training; `load, a file each` does so with one file a picture. Cold: the
+system was told to forget the files (Linux). Without `caption` among the stages, all pictures have the same caption.
 """
 
 import argparse
@@ -51,6 +51,19 @@ def draw(count: int) -> None:
     records.write_jsonl(Path("manifest.jsonl"), rows)
     captions = [{"id": row["id"], "caption": "captain", "origin": "-", "split": "train"} for row in rows]
     records.write_jsonl(Path("fitted/captions.jsonl"), captions)
+
+
+def scrape() -> Took:
+    """The stage scrape: the pictures lie in a folder."""
+    from sdlora.config.params import Dataset
+    from sdlora.config.sources import FolderSource
+    from sdlora.stages.scrape.gather import gather
+
+    for path in Path("raw").iterdir():  # another name for the same bytes: gather writes its own `raw/`
+        (Path("folder") / path.name).parent.mkdir(exist_ok=True)
+        (Path("folder") / path.name).hardlink_to(path)
+    dataset = Dataset(sources=(FolderSource(kind="folder", path="folder"),), trigger="captain", held_out=1)
+    return timed(lambda: gather(dataset, Path("gathered")))
 
 
 def fit() -> Took:
@@ -146,8 +159,8 @@ def timed(work: Callable[[], object]) -> Took:
 
 
 STAGES: dict[str, Callable[[], Took]] = {
-    "fit": fit, "caption": caption, "flip": flip, "encode": encode, "encode one more": one_more, "load": load,
-    "load, a file each": load_a_file_each,
+    "scrape": scrape, "fit": fit, "caption": caption, "flip": flip, "encode": encode, "encode one more": one_more,
+    "load": load, "load, a file each": load_a_file_each,
 }  # fmt: skip
 
 

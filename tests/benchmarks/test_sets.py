@@ -25,6 +25,7 @@ def test_every_stage_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert len(captions) == 4 and all(row["caption"].startswith("captain") for row in captions)
     assert len(list(Path("captions").glob("*.json"))) == 3, "of each picture that was there when captions were made"
     assert found == {
+        "scrape": 0,
         "fit": 0,
         "caption": 0,
         "flip": 0,
@@ -42,13 +43,13 @@ def test_ratios_are_of_sizes_and_of_layouts() -> None:
         for place, stage in enumerate(sets.STAGES, start=1)
     ]
     said = sets.ratios(rows)
-    assert said[0] == "fit: 50 over 5 pictures: time 10.0, peak RSS 1.00"
-    assert said[-1] == "load, 50 pictures: shards over a file each: warm 0.86, cold 0.73"
+    assert said[0] == "scrape: 50 over 5 pictures: time 10.0, peak RSS 1.00"
+    assert said[-1] == "load, 50 pictures: shards over a file each: warm 0.88, cold 0.77"
 
 
 def test_stages_are_chosen_by_name_and_run_in_their_order() -> None:
     assert sets.names("flip,fit") == ["fit", "flip"]
-    with pytest.raises(argparse.ArgumentTypeError, match="no stage fitt; there are fit, caption"):
+    with pytest.raises(argparse.ArgumentTypeError, match="no stage fitt; there are scrape, fit, caption"):
         sets.names("fitt,flip")
     few = [{"stage": "fit", "pictures": count, "seconds": count, "peak_rss_mib": 10} for count in (5, 50)]
     assert sets.ratios(few) == ["fit: 50 over 5 pictures: time 10.0, peak RSS 1.00"]
