@@ -11,6 +11,7 @@ from helpers import ROOT, Project
 
 from sdlora import records
 from sdlora.config import params
+from sdlora.config.docs import reference_page
 from sdlora.config.evaluate import Evaluate
 from sdlora.config.load import load
 from sdlora.errors import ParamsError
@@ -376,6 +377,8 @@ def test_a_metric_is_measured_once() -> None:
 
 def test_every_field_is_explained_and_documented() -> None:
     page = (ROOT / "docs" / "params.md").read_text("utf-8")
+    assert page == reference_page(), "docs/params.md is not what the schema says; run `make docs`"
+    assert "| `optimizer` | `adamw`, " in page and "| `rank` | ≥ 1, ≤ 1,024 | `16` |" in page
     for name, model in params.SECTIONS.items():
         for field, info in model.model_fields.items():
             if model in (params.Params, params.Version):

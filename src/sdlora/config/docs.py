@@ -3,11 +3,15 @@
 `sdlora docs > docs/params.md`
 """
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 from pydantic.fields import FieldInfo
 
-from sdlora.config.params import SECTIONS
+from sdlora import choices
+from sdlora.config.params import SECTIONS, Params
 from sdlora.config.sections import Section
-from sdlora.config.train import DEPENDENT, Train
+from sdlora.config.train import DEPENDENT, MENUS, Train
 
 #: Of `train`: option -> (unit, where it comes from). Numbers such as 2106.09685 are arXiv papers.
 ORIGINS: dict[str, tuple[str, str]] = {
@@ -71,43 +75,77 @@ ORIGINS: dict[str, tuple[str, str]] = {
     "seed": ("", "randomness is a function of (seed, step, picture)"),
     "seeds": ("trainings", "what may be said of settings, not of one LoRA"),
 }
+#: Keys whose values are the names of a menu, whatever section they are in.
+OF_MENUS: dict[str, dict[str, str]] = {
+    **MENUS, "family": choices.FAMILIES, "by": choices.CAPTIONERS, "noise": choices.NOISES,
+    "scheduler": choices.SCHEDULERS, "metrics": choices.METRICS, "engine": choices.ENGINES,
+}  # fmt: skip
+#: What `load` takes out of a base before the schema sees it.
+OF_BASES = "| `defaults` | sections | `{}` | what versions on this base start from, over the file's own `defaults` |"
+BOUNDS = (("minimum", "≥ {}"), ("exclusiveMinimum", "> {}"), ("maximum", "≤ {}"), ("exclusiveMaximum", "< {}"))
 INTRO = """# Every setting
 
-Made from the schema by `make docs`. Unknown keys, and options that cannot apply together, are errors when `params.yaml`
-is read, with the reason.
+All keys of `params.yaml`, made from the schema by `make docs`. Unknown keys, and options that cannot apply together,
+are errors when the file is read, with the reason.
 
-`versions.<name>` states what differs from `defaults`, from its base's own (`bases.<name>.defaults`: the same sections,
-over `defaults`), or from a preset, which goes over both (`preset: balanced`; `presets` in `params.yaml` has
-`best-quality`, `balanced` and `fast`). More about pictures and captions: [data-options.md](data-options.md); about the
-LoRA's files: [lora-files.md](lora-files.md); about an option's time and memory: [benchmarks.md](benchmarks.md). Numbers
-such as 2106.09685 are arXiv papers.
+A version's settings come from five places, each over the ones before: the defaults below, `defaults` in the file, its
+base's own (`bases.<name>.defaults`), its preset if it names one (`preset: balanced`), and what it states itself.
+`results/<version>/config.yaml` has what a training got.
+
+More about pictures and captions: [data-options.md](data-options.md); metrics and samplers:
+[evaluation.md](evaluation.md#metrics); the LoRA's files: [lora-files.md](lora-files.md); an option's time and memory:
+[benchmarks.md](benchmarks.md). Numbers such as 2106.09685 are arXiv papers.
 """
 
 
 def reference_page() -> str:
     """The page in Markdown: one table a section."""
-    lines = [INTRO]
+    lines = [INTRO, "## The top of the file", "", *_table(Params), ""]
     for name, section in SECTIONS.items():
         lines += [f"## {name}", "", (section.__doc__ or "").strip().splitlines()[0], ""]
         lines += [*_training_table()] if section is Train else [*_table(section)]
-        lines.append("")
+        lines += [OF_BASES, ""] if name == "bases" else [""]
     return "\n".join(lines)
 
 
 def _table(section: type[Section]) -> list[str]:
-    fields = section.model_fields.items()
-    rows = [f"| `{key}` | {_default(field)} | {field.description or ''} |" for key, field in fields]
-    return ["| key | default | meaning |", "| --- | --- | --- |", *rows]
+    """A row for each key that has a meaning of its own; the others are sections with a table."""
+    rows = [
+        f"| `{key}` | {_values(section, key)} | {_default(field)} | {field.description or ''} |"
+        for key, field in section.model_fields.items()
+        if field.description or section is not Params
+    ]
+    return ["| key | values | default | meaning |", "| --- | --- | --- | --- |", *rows]
 
 
 def _training_table() -> list[str]:
     """Of `train`, also what a number counts and where the option comes from."""
-    lines = ["| key | default | unit | meaning | source |", "| --- | --- | --- | --- | --- |"]
+    lines = ["| key | values | default | unit | meaning | source |", "| --- | --- | --- | --- | --- | --- |"]
     for key, field in Train.model_fields.items():
         unit, source = ORIGINS[key]
-        default = f"`{DEPENDENT[key][2]!r}`" if key in DEPENDENT else _default(field)
-        lines.append(f"| `{key}` | {default} | {unit} | {field.description} | {source} |")
+        default = f"`{_yaml(DEPENDENT[key][2])}`" if key in DEPENDENT else _default(field)
+        lines.append(f"| `{key}` | {_values(Train, key)} | {default} | {unit} | {field.description} | {source} |")
     return lines
+
+
+def _values(section: type[Section], key: str) -> str:
+    """The names that a key may have, or a number's bounds; empty where anything goes."""
+    if key in OF_MENUS:
+        return _named(OF_MENUS[key])
+    found = section.model_json_schema()["properties"][key]
+    return ", ".join(text for each in (found, *found.get("anyOf", ())) if (text := _allowed(each)))
+
+
+def _allowed(schema: Mapping[str, Any]) -> str:
+    if "const" in schema or "enum" in schema:
+        return _named(schema.get("enum") or [schema["const"]])
+    if schema.get("type") == "boolean":
+        return _named(("true", "false"))
+    return ", ".join(text.format(f"{schema[name]:,}") for name, text in BOUNDS if name in schema)
+
+
+def _named(values: Iterable[str]) -> str:
+    return ", ".join(f"`{value}`" for value in values)
 
 
 def _default(field: FieldInfo) -> str:
@@ -115,4 +153,13 @@ def _default(field: FieldInfo) -> str:
         return "required"
     if isinstance(field.default, Section):
         return f"see [{type(field.default).__name__.lower()}](#{type(field.default).__name__.lower()})"
-    return f"`{field.default!r}`"
+    return f"`{_yaml(field.default)}`"
+
+
+def _yaml(value: object) -> str:
+    """A value as `params.yaml` has it, in one line."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, tuple):
+        return f"[{', '.join(map(_yaml, value))}]"
+    return str(value) if value != "" else "''"

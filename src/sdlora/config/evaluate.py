@@ -20,12 +20,12 @@ class Evaluate(Section):
     """What is measured, and which checkpoint is called best."""
 
     metrics: tuple[str, ...] = Field(
-        ("psnr_db", "ssim", "effnet_lite0_distance"), min_length=1, description="entries of choices.METRICS"
+        ("psnr_db", "ssim", "effnet_lite0_distance"), min_length=1, description="what is measured"
     )
     choose_by: tuple[str, ...] = Field(
         ("effnet_lite0_distance",),
         min_length=1,
-        description="the metric whose mean chooses the best step, or several, whose mean rank does",
+        description="the one of metrics whose mean chooses the best step, or several, whose mean rank does",
     )
     validation: float = Field(
         0.5,

@@ -43,7 +43,7 @@ class Base(Section):
 
     model: str = Field(description="hub id, folder or .safetensors file of the base")
     revision: str | None = Field(None, description="hub revision (commit, tag or branch); null for local files")
-    family: str = Field(description="which model family it is of: entry of choices.FAMILIES")
+    family: str = Field(description="which kind of model it is")
     vae: str | None = Field(None, description="hub id or folder of another VAE; null = the base's own")
     vae_revision: str | None = Field(None, description="hub revision of that VAE")
     size_px: int = Field(ge=32, le=4096, multiple_of=8, description="native side of a square picture, px")
@@ -220,7 +220,7 @@ class Version(Section):
 
     base: str = Field(description="entry of bases")
     dataset: str = Field(description="entry of datasets")
-    preset: str | None = Field(None, description="entry of presets to start from, over the defaults; null = none")
+    preset: str | None = Field(None, description="entry of presets to start from; null = none")
     remark: str = Field("", max_length=500, description="what you found, shown in the table of versions")
     chosen: int | None = Field(
         None, ge=1, description="the checkpoint that you choose over the rule's: everything follows it; null = the rule"
@@ -290,7 +290,7 @@ class Params(Section):
         description="true allows sources that ask the web (bing, selenium, hub); read docs/scraping.md before",
     )
     threads: int = Field(2, ge=1, le=256, description="CPU threads of torch; results depend on it")
-    keep_runs: int = Field(20, ge=1, le=10_000, description="finished runs kept by recipe in .sdlora/store")
+    keep_runs: int = Field(20, ge=1, le=10_000, description="finished trainings kept in .sdlora/store")
     bases: dict[Name, Base] = Field(min_length=1)
     datasets: dict[Name, Dataset] = Field(min_length=1)
     presets: dict[Name, Version] = Field({}, description="named blocks of settings a version can start from")

@@ -40,7 +40,7 @@ class Sample(Section):
     )
     guidance_scale: float = Field(7.0, ge=1, le=50, description="classifier-free guidance (CFG)")
     inference_steps: int = Field(30, ge=1, le=MOST_STEPS, description="denoising steps")
-    scheduler: str = Field("ddim", description="entry of choices.SCHEDULERS")
+    scheduler: str = Field("ddim", description="the sampler")
     karras: bool = Field(False, description="euler, dpmpp_2m, unipc: Karras' noise levels (2206.00364, eq. 5)")
     eta: float = Field(0.0, ge=0, le=1, description="ddim: noise added at each step (2010.02502, eq. 16)")
     solver_order: int | None = Field(None, ge=1, le=3, description="unipc: its order (2302.04867); null = 2")

@@ -28,7 +28,7 @@ class Study(Section):
         min_length=1,
         description="key -> what it may be: [8, 16, 32], 1e-5..1e-3:log, 4..64, 100..900:step=100; one value is fixed",
     )
-    by: str | None = Field(None, description="entry of choices.METRICS; null = the version's own evaluate.choose_by")
+    by: str | None = Field(None, description="which metric; null = the version's own evaluate.choose_by")
     grid: bool = Field(False, description="every combination of lists, in an order that the seed shuffles; else TPE")
     seed: int = Field(42, ge=0, description="seed of what is proposed")
     startup: int = Field(

@@ -55,7 +55,7 @@ class SeleniumSource(Search):
     """Image search in a real browser: Debian's chromium, or your own Chrome."""
 
     kind: Literal["selenium"]
-    engine: str = Field("bing", description="which search engine's page is read: entry of choices.ENGINES")
+    engine: str = Field("bing", description="which search engine's page is read")
 
     @field_validator("engine")
     @classmethod

@@ -81,7 +81,7 @@ class Prior(Section):
 class Train(Section):
     """One LoRA."""
 
-    lora_type: str = Field("lora", description="entry of choices.LORA_TYPES: lora, dora, loha, lokr")
+    lora_type: str = Field("lora", description="which kind of update is learnt")
     rank: Rank = Field(16, description="rank r of the update B A")
     alpha: float | None = Field(None, gt=0, description="the update is scaled by alpha / rank; null = rank")
     rslora: bool = Field(False, description="scale by alpha / sqrt(rank) instead (rsLoRA, 2312.03732)")
@@ -89,7 +89,7 @@ class Train(Section):
         "gaussian",
         description="start of A and B; PiSSA (2404.02948) and OLoRA (2406.01775) start from the base's weights",
     )
-    targets: str = Field("attention", description="entry of choices.TARGETS: which layers carry a LoRA")
+    targets: str = Field("attention", description="which layers carry a LoRA")
     rank_pattern: dict[str, Rank] = Field({}, description="other ranks for layers whose name matches a regex")
     alpha_pattern: dict[str, float] = Field({}, description="other alphas, likewise")
     dropout: float = Field(
@@ -106,26 +106,26 @@ class Train(Section):
     prior: Prior | None = Field(None, description="prior preservation; null = none")
 
     learning_rate: float = Field(1e-4, gt=0, le=10, description="peak rate, before the base's multiplier")
-    optimizer: str = Field("adamw", description="entry of choices.OPTIMIZERS")
+    optimizer: str = Field("adamw", description="the optimizer")
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay rates of the two moments")
     weight_decay: float = Field(1e-2, ge=0, le=10, description="decoupled weight decay")
     epsilon: float = Field(1e-8, gt=0, le=1, description="added to the root of the second moment (Adam family)")
     d_coef: float | None = Field(None, gt=0, le=100, description="Prodigy: factor on its estimate; null = 1")
     d0: float | None = Field(None, gt=0, le=1, description="Prodigy: first estimate; null = 1e-6")
-    lr_schedule: str = Field("constant", description="entry of choices.LR_SCHEDULES")
+    lr_schedule: str = Field("constant", description="how the learning rate goes on from its peak")
     lr_warmup_steps: int = Field(0, ge=0, description="linear warm-up, optimizer steps")
     lr_cycles: int = Field(1, ge=1, le=100, description="restarts of cosine_with_restarts (1 = plain cosine)")
     lr_stages: tuple[LrStage, ...] = Field((), description="stretches of the schedule 'staged'")
     ema: Ema | None = Field(None, description="average of the LoRA; null = none")
 
-    loss: str = Field("mse", description="entry of choices.LOSSES")
+    loss: str = Field("mse", description="squared error, or Huber's loss")
     huber_c: float | None = Field(
         None, gt=0, le=10, description="Huber: where it turns from square to line; null = 0.1"
     )
     huber_schedule: Literal["constant", "exponential", "snr"] | None = Field(
         None, description="Huber: how that point falls with the noise (2403.16728); null = snr"
     )
-    weighting: str = Field("none", description="entry of choices.WEIGHTINGS: weight of a timestep's loss")
+    weighting: str = Field("none", description="weight of a timestep's loss")
     snr_gamma: float | None = Field(None, gt=0, le=1000, description="gamma of min-SNR weights; null = 5")
     timestep_sampling: Literal["logit_normal", "uniform"] | None = Field(
         None, description="flow matching only: how noise levels are drawn (2403.03206); null = logit_normal"
@@ -133,7 +133,7 @@ class Train(Section):
     timestep_shift: float | None = Field(
         None, gt=0, le=100, description="flow matching only: s of s t / (1 + (s - 1) t); null = the base's own"
     )
-    noise: tuple[str, ...] = Field((), description="entries of choices.NOISES, applied in this order to the noise")
+    noise: tuple[str, ...] = Field((), description="what is added to the noise, in this order")
     noise_offset: float | None = Field(None, gt=0, le=1, description="deviation of the offset per channel; null = 0.1")
     pyramid_discount: float | None = Field(None, gt=0, lt=1, description="weight of each coarser noise; null = 0.3")
     pyramid_iterations: int | None = Field(None, ge=1, le=16, description="coarser noises at most; null = 6")
