@@ -98,7 +98,7 @@ class Scrape(Section):
     host_concurrency: int = Field(4, ge=1, le=128, description="pictures fetched at once from one host")
     host_rate_per_s: float = Field(10.0, gt=0, le=10_000, description="requests a second to one host, at most")
     honour_opt_out: bool = Field(
-        True, description="leave pictures whose X-Robots-Tag says noai, noimageai, noindex or noimageindex"
+        True, description="leave pictures whose X-Robots-Tag says noai, noimageai, noindex, noimageindex or none"
     )
     duplicate_bits: int = Field(
         10, ge=-1, le=64, description="duplicates differ in at most this many bits of their 128-bit dHash; -1 = off"
