@@ -12,7 +12,7 @@ Side = Annotated[int, Field(ge=64, le=2048, multiple_of=64)]
 
 
 class Animate(Section):
-    """A drawn picture that Stable Video Diffusion makes move (2311.15127): `results/<version>/animation.gif`."""
+    """A sampled picture that Stable Video Diffusion makes move (2311.15127): `results/<version>/animation.gif`."""
 
     model: str = Field(XT, description="folder or hub id of the pipeline")
     revision: str | None = Field(

@@ -59,7 +59,7 @@ class Base(Section):
         1.0,
         gt=0,
         le=10,
-        description="multiplier on every version's sample.guidance_scale; never drawn below 1",
+        description="multiplier on every version's sample.guidance_scale; what comes of it is at least 1",
     )
 
     @field_validator("family")

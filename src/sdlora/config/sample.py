@@ -1,4 +1,4 @@
-"""The section `sample`: how pictures are drawn."""
+"""The section `sample`: how pictures are sampled."""
 
 import math
 from typing import Annotated, Literal, Self
@@ -30,13 +30,13 @@ SAMPLER_OPTIONS = {"karras": ("euler", "dpmpp_2m", "unipc"), "eta": ("ddim",), "
 
 
 class Sample(Section):
-    """Pictures drawn, one for each reference and seed: few at every checkpoint, more where one was chosen."""
+    """Pictures sampled, one for each reference and seed: few at every checkpoint, more at the chosen one."""
 
     weights: Literal["raw", "ema"] = Field("raw", description="the LoRA as trained, or its average (train.ema)")
     lora_scale: float = Field(1.0, ge=0, le=4, description="strength of the LoRA")
     fuse_lora: bool = Field(
         False,
-        description="add the LoRA to the base's weights while drawing: fewer operations, sums are rounded once more",
+        description="add the LoRA to the base's weights while sampling: fewer operations, sums are rounded once more",
     )
     guidance_scale: float = Field(7.0, ge=1, le=50, description="classifier-free guidance (CFG)")
     inference_steps: int = Field(30, ge=1, le=MOST_STEPS, description="denoising steps")
@@ -60,7 +60,7 @@ class Sample(Section):
     )
     hires: Hires | None = Field(None, description="null = off")
     max_references: int = Field(10, ge=1, le=1000, description="references sampled and measured, first by id")
-    batch_size: int = Field(1, ge=1, le=1000, description="pictures drawn at once: more is faster and takes memory")
+    batch_size: int = Field(1, ge=1, le=1000, description="pictures sampled at once: more is faster and takes memory")
     decode: Literal["whole", "sliced", "tiled"] = Field(
         "whole",
         description="how the VAE decodes, to save GPU memory: all pictures at once; one after the other; each in "

@@ -44,7 +44,7 @@ class LrStage(Section):
 
 
 class Ema(Section):
-    """A moving average of the LoRA, saved beside the raw one as `ema/`; `sample.weights: ema` draws with it."""
+    """A moving average of the LoRA, saved beside the raw one as `ema/`; `sample.weights: ema` samples with it."""
 
     decay: float = Field(
         0.995,
@@ -74,7 +74,7 @@ class Prior(Section):
     """Prior preservation (DreamBooth, 2208.12242): pictures of the class, sampled by the base, are learnt, too."""
 
     prompt: str = Field(min_length=1, description="the class, as the base knows it: 'toon head', 'person'")
-    pictures: int = Field(20, ge=1, le=2000, description="how many are drawn, once, before training")
+    pictures: int = Field(20, ge=1, le=2000, description="how many are sampled, once, before training")
     weight: float = Field(1.0, gt=0, le=100, description="weight of their loss")
 
 
