@@ -13,5 +13,7 @@ sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]
 # that a stage takes to start. Only the 8-bit optimizers want it, and let it in.
 sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+# diffusers imports image processors under names that want torchvision; those for Pillow come instead, as is meant
+logging.getLogger("transformers.utils.import_utils").setLevel(logging.ERROR)
 
 __version__ = "0.1.0"

@@ -59,6 +59,8 @@ def test_three_jobs_make_the_same_bytes(fresh: Project, built_once: Project, on_
             for project in (fresh, built_once)
         )
         assert ours == theirs, stage
+    logs = "".join(path.read_text("utf-8") for path in (fresh.folder / "logs/a").iterdir())
+    assert "train: 4/4" in logs and "torchvision" not in logs, "what libraries say of themselves when they are imported"
     assert "Nothing to be done" in fresh.snakemake("-n", "results/a/metrics.csv")
 
 
