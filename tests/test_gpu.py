@@ -168,6 +168,8 @@ def test_a_lost_card_is_a_sentence_that_says_what_is_safe(error: Exception) -> N
             "15.0 GiB, capability 7.5, bf16 only emulated; use mixed_precision: fp16; SD 1.5,",
         ),
         (RTX, "13.0", "NVIDIA 580.1", "bf16 in hardware; use mixed_precision: bf16; SD 1.5 and SDXL"),
+        (replace(T4, memory=15 * GIB), "13.0", None, "fp16; SD 1.5, SDXL with gradient_checkpointing"),
+        (replace(T4, memory=int(15.6 * GIB)), "13.0", None, "fp16; SD 1.5 and SDXL"),
         (replace(T4, memory=6 * GIB), "13.0", None, "SD 1.5 at 512 px with gradient_checkpointing"),
         (V100, "13.0", "NVIDIA 580.1", "no kernels for its capability 7.0"),
     ],

@@ -217,7 +217,7 @@ def advice(gpu: Gpu | None, built_for: str | None, driver: str | None) -> str:
     size = gpu.memory / GIB
     if size < 11:
         fits = "SD 1.5 at 512 px with gradient_checkpointing"
-    elif size < 23:
+    elif size < 15.5:  # cards of 16 GiB have more; predicted for SDXL at 1024 px in bf16: 12.7 GiB with headroom
         fits = "SD 1.5, SDXL with gradient_checkpointing"
     else:
         fits = "SD 1.5 and SDXL"
