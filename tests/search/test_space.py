@@ -223,6 +223,20 @@ def test_a_grid_is_every_combination_once(tmp_path: Path) -> None:
     assert len(tried) == 6 and all((rank, hires) in tried for rank in (2, 4, 8) for hires in (None, {"factor": 1.5}))
 
 
+def test_no_trial_repeats_another_while_there_are_others(tmp_path: Path) -> None:
+    """Optuna's TPE proposes the best settings again and again."""
+    lists = space_of({"train.rank": "2,4,8", "train.alpha": "1,2,4"}, grid=False)
+    journal = opened(tmp_path, lists)
+    for number in range(9):
+        tried = journal.propose(number, number, [])
+        journal.tell(Outcome(number, tried, float(tried["train.rank"] + tried["train.alpha"])))
+    assert sorted((one.params["train.rank"], one.params["train.alpha"]) for one in journal.told) == [
+        (rank, alpha) for rank in (2, 4, 8) for alpha in (1, 2, 4)
+    ]
+    assert journal.propose(9, 9, []) in [one.params for one in journal.told], "there is no other"
+    assert SPACE.combinations is None and [*SPACE.every()] == []
+
+
 def test_importance_is_found_where_it_was_put(tmp_path: Path) -> None:
     journal = opened(tmp_path, startup=30)
     for number in range(30):

@@ -19,6 +19,7 @@ from sdlora.flow.hashing import sha256_text
 from sdlora.search.space import Key, Range, Space, Values
 
 LEFT_OUT = "left out by hand"
+ATTEMPTS = 20  # to propose what no trial has tried
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -95,14 +96,23 @@ class Journal:
         )
 
     def propose(self, number: int, first: int, mates: Sequence[Mapping[Key, Any]]) -> dict[Key, Any]:
-        """What trial `number` tries.
+        """What trial `number` tries: settings that no trial before it has, where some are found.
 
         Args:
             number: The trial.
             first: The first of its batch: what is known are the trials before.
             mates: What the trials of its batch before it try.
         """
-        draft = self._draft(first, number)
+        known = [*(one.params for one in self.told[:first]), *mates]
+        for attempt in range(ATTEMPTS):
+            found = self._drawn(number, first, mates, attempt)
+            if found not in known:  # what was tried would teach nothing
+                return found
+        return next((one for one in self._space.every() if one not in known), found)
+
+    def _drawn(self, number: int, first: int, mates: Sequence[Mapping[Key, Any]], attempt: int) -> dict[Key, Any]:
+        """What Optuna proposes for a trial at an attempt."""
+        draft = self._draft(first, number, attempt)
         for mate in mates:
             draft.add_trial(
                 create_trial(state=TrialState.RUNNING, params=self._categories(mate), distributions=self._distributions)
@@ -140,10 +150,11 @@ class Journal:
         found: dict[Key, float] = optuna.importance.get_param_importances(self._kept)
         return found
 
-    def _draft(self, first: int, number: int = 0) -> optuna.Study:
+    def _draft(self, first: int, number: int = 0, attempt: int = 0) -> optuna.Study:
         """The study before a trial, in memory."""
         asked = self._asked
-        seed = int(sha256_text(f"search {asked.seed} {number}")[:8], 16)
+        again = f" {attempt}" if attempt else ""
+        seed = int(sha256_text(f"search {asked.seed} {number}{again}")[:8], 16)
         sampler: optuna.samplers.BaseSampler
         if asked.grid:
             lists = {key: axis.categories for key, axis in self._space.varied.items() if isinstance(axis, Values)}

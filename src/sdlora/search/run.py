@@ -236,9 +236,7 @@ class Search:
 
     def make(self, asked: Asked) -> None:
         """Batch after batch, then all of the best trial."""
-        count = asked.trials or (self.space.combinations if self.study.grid else TRIALS_BY_DEFAULT)
-        if self.study.grid:
-            count = min(count, self.space.combinations)
+        count = self._count(asked.trials)
         if asked.leave_out and len(self.journal.told) >= count:
             raise ParamsError(f"--leave-out: all {count} trials of {self.name} have come to their end: leave it out")
         while (done := len(self.journal.told)) < count:
@@ -264,6 +262,15 @@ class Search:
         print(page.verdict(self, self.journal))
         if best is not None:
             print(page.lines(self, best))
+
+    def _count(self, asked: int | None) -> int:
+        """How many trials there will be: no more than can differ."""
+        most = self.space.combinations
+        count = asked or (most if most is not None and self.study.grid else TRIALS_BY_DEFAULT)
+        if most is None or count <= most:
+            return count
+        print(f"note: there are {most} combinations: that many trials and no more", file=sys.stderr)
+        return most
 
     def write_page(self) -> None:
         """The table and the page, as far as the study is."""

@@ -4,7 +4,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from io import StringIO
-from math import isfinite, log
+from itertools import product
+from math import isfinite, log, prod
 from typing import Any, get_args
 
 from ruamel.yaml import YAML
@@ -124,12 +125,16 @@ class Space:
         return {key: axis.ends[0] for key, axis in self.axes.items() if len(axis.ends) == 1}
 
     @property
-    def combinations(self) -> int:
-        """How many trials a grid has."""
-        count = 1
-        for axis in self.varied.values():
-            count *= len(axis.ends)
-        return count
+    def combinations(self) -> int | None:
+        """How many trials can differ; None where a key takes what lies in a range."""
+        lists = [axis for axis in self.varied.values() if isinstance(axis, Values)]
+        return prod(len(axis.values) for axis in lists) if len(lists) == len(self.varied) else None
+
+    def every(self) -> Iterator[dict[Key, Any]]:
+        """The trials that can differ, where all keys take lists; otherwise none."""
+        if self.combinations is not None:
+            for values in product(*(axis.ends for axis in self.varied.values())):
+                yield dict(zip(self.varied, values, strict=True))
 
     @property
     def texts(self) -> dict[Key, str]:
