@@ -10,7 +10,7 @@ from sdlora.config import wording
 from sdlora.config.evaluate import Evaluate
 from sdlora.config.params import MOST_SEEDS, SECTIONS, Params, StudiedParams, Version, training_names
 from sdlora.config.search import FOLDER, TRIALS, Trial, Trials, trial_settings
-from sdlora.config.sections import Section, merge
+from sdlora.config.sections import ProblemAt, Section, merge
 from sdlora.config.studies import FILE, Studies, versions_of
 from sdlora.config.train import Train
 from sdlora.config.tree import plain, read
@@ -73,7 +73,7 @@ def _with_trials(params: Params, raw: Mapping[str, Any], folder: Path, searches:
         try:
             params = Params.model_validate({**dict(params), "versions": {**params.versions, **found}})
         except ValidationError as error:
-            raise ParamsError("\n".join(f"{where}: {_explain(item, raw)[1]}" for item in error.errors())) from None
+            raise ParamsError("\n".join(f"{where}: {_sentence(item)}" for item in error.errors())) from None
         for name, key, reason in _unknown_names(params, found):
             raise ParamsError(f"{where}: {name}.{key}: {reason}")
     return params
@@ -102,7 +102,7 @@ def _with_studies(params: Params, raw: Mapping[str, Any], path: Path) -> Studied
     try:
         found = StudiedParams.model_validate({**dict(params), **own})
     except ValidationError as error:
-        raise ParamsError("\n".join(f"{path}: {_explain(item, raw)[1]}" for item in error.errors())) from None
+        raise ParamsError("\n".join(f"{path}: {_sentence(item)}" for item in error.errors())) from None
     told((name, ((key,), reason)) for name, key, reason in _unknown_names(found, stated))
     return found
 
@@ -317,8 +317,20 @@ def _is_echo(item: Any, raw: Any = None) -> bool:
     return bool(item["type"] == "too_short" and len(item["input"]) >= item["ctx"]["min_length"])
 
 
+def _place_of(item: Any) -> tuple[str | int, ...]:
+    """Where a mistake is: the section whose validator has found it, and what that says of the place."""
+    found = item.get("ctx", {}).get("error")
+    return (*item["loc"], *(found.place if isinstance(found, ProblemAt) else ()))
+
+
+def _sentence(item: Any) -> str:
+    """A mistake in a version that no file states as such: where it would stand, and why."""
+    named = "".join(f"{key}." for key in _place_of(item)).rstrip(".")
+    return f"{named}: {wording.reason(item, tuple(item['loc']))}".removeprefix(": ")
+
+
 def _explain(item: Any, raw: Mapping[str, Any]) -> Problem:
-    place = _stated_at(raw, tuple(item["loc"]))
+    place = _stated_at(raw, _place_of(item))
     if place[:1] in (("versions",), ("presets",)) and len(place) > 2 and not _has(raw, place):
         stated = raw[str(place[0])].get(place[1]) or {}
         preset = str(_named(stated, "preset"))

@@ -13,7 +13,7 @@ from sdlora.config.animate import Animate
 from sdlora.config.caption import Caption
 from sdlora.config.evaluate import Evaluate
 from sdlora.config.sample import Hires, Sample
-from sdlora.config.sections import Name, Section, Unit, on_menu
+from sdlora.config.sections import Name, ProblemAt, Section, Unit, on_menu
 from sdlora.config.sources import BingSource, FolderSource, HubSource, Scrape, SeleniumSource, Source
 from sdlora.config.studies import Claim, Studies
 from sdlora.config.train import Ema, LrStage, Pivotal, Prior, TextEncoder, Train
@@ -309,10 +309,11 @@ class Params(Section):
     @model_validator(mode="after")
     def _names_exist(self) -> Self:
         for name in sorted(RESULTS_OF_ALL.keys() & self.versions.keys()):
-            raise ValueError(f"a version cannot be called {name}: results/{name} is {RESULTS_OF_ALL[name]}")
-        for name in self.run:
+            reason = f"a version cannot be called {name}: results/{name} is {RESULTS_OF_ALL[name]}"
+            raise ProblemAt(("versions", name), reason)
+        for number, name in enumerate(self.run):
             if name not in self.versions:
-                raise ValueError(f"run names the version {name!r}{suggest(name, self.versions)}")
+                raise ProblemAt(("run", number), f"there is no version {name!r}{suggest(name, self.versions)}")
         return self
 
     @model_validator(mode="after")
@@ -322,15 +323,17 @@ class Params(Section):
             if dataset is None or version.lora is not None:  # told by settings.load, with the nearest name
                 continue
             if version.train.mask == "user" and dataset.masks is None:
-                raise ValueError(
-                    f"versions.{name}.train.mask is user, but datasets.{version.dataset}.masks is not set; "
-                    f"set it to alpha or to a folder of masks"
+                raise ProblemAt(
+                    ("versions", name, "train", "mask"),
+                    f"'user' is not allowed: datasets.{version.dataset}.masks is not set; set it to alpha or to a "
+                    f"folder of masks",
                 )
             tags = dataset.trigger.count(",") + 1
             if version.train.changes_tags and version.train.keep_tokens < tags:
-                raise ValueError(
-                    f"versions.{name}.train.keep_tokens is {version.train.keep_tokens}, but the trigger "
-                    f"{dataset.trigger!r} of datasets.{version.dataset} has {tags} tags: they would be shuffled"
+                raise ProblemAt(
+                    ("versions", name, "train", "keep_tokens"),
+                    f"{version.train.keep_tokens} is too few: the trigger {dataset.trigger!r} of "
+                    f"datasets.{version.dataset} has {tags} tags: they would be shuffled",
                 )
         return self
 
@@ -339,9 +342,9 @@ class Params(Section):
         for name, version in self.versions.items():
             base, step = self.bases.get(version.base), version.fit.bucket_step_px
             if base and step and version.fit.size_px is None and step > base.size_px:
-                raise ValueError(
-                    f"versions.{name}.fit.bucket_step_px is {step}, more than bases.{version.base}.size_px "
-                    f"({base.size_px}), which size_px: null means"
+                raise ProblemAt(
+                    ("versions", name, "fit", "bucket_step_px"),
+                    f"{step} is more than bases.{version.base}.size_px ({base.size_px}), which size_px: null means",
                 )
         return self
 
@@ -350,16 +353,15 @@ class Params(Section):
         trained = {name: version for name, version in self.versions.items() if version.lora is None}
         for name, version in self.versions.items():
             for number, one in enumerate(version.lora or ()):
-                where = f"versions.{name}.lora[{number}]"
+                where = ("versions", name, "lora", number)
                 if one.version is not None and one.version not in trained:
-                    raise ValueError(
-                        f"{where}.version is {one.version!r}, which is not trained here{suggest(one.version, trained)}"
-                    )
+                    reason = f"{one.version!r} is not trained here{suggest(one.version, trained)}"
+                    raise ProblemAt((*where, "version"), reason)
                 steps = trained[one.version].train.checkpoint_steps if one.version else ()
                 if one.step is not None and one.step not in steps:
-                    raise ValueError(
-                        f"{where}.step is {one.step}, but the checkpoints of {one.version} are "
-                        f"{', '.join(map(str, steps))}"
+                    raise ProblemAt(
+                        (*where, "step"),
+                        f"{one.step} is none of the checkpoints of {one.version}: {', '.join(map(str, steps))}",
                     )
         return self
 

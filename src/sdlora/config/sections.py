@@ -18,6 +18,19 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
+class ProblemAt(ValueError):
+    """A mistake that the validator of a section finds further down: the message names that place, and its line.
+
+    Args:
+        place: The keys, from the section on.
+        reason: What is wrong there.
+    """
+
+    def __init__(self, place: tuple[str | int, ...], reason: str) -> None:
+        super().__init__(reason)
+        self.place = place
+
+
 def on_menu(value: str, menu: dict[str, str]) -> str:
     """The value, if the menu has it; a ValueError with the nearest entry if not."""
     if value not in menu:

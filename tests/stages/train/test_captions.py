@@ -116,7 +116,7 @@ def test_keep_tokens_needs_something_to_keep_from() -> None:
 def test_a_trigger_of_two_tags_needs_both_kept(tmp_path: Path) -> None:
     trigger = ("trigger: captain\n", "trigger: captain, pirate\n")
     with pytest.raises(
-        ParamsError, match=r"a\.train\.keep_tokens is 1, but the trigger 'captain, pirate' .* has 2 tags"
+        ParamsError, match=r"a\.train\.keep_tokens: 1 is too few: the trigger 'captain, pirate' .* has 2 tags"
     ):
         edited(tmp_path, trigger, ("rank: 2", "rank: 2, shuffle_tags: true"))
     kept = edited(tmp_path, trigger, ("rank: 2", "rank: 2, shuffle_tags: true, keep_tokens: 2"))
