@@ -8,7 +8,7 @@ from helpers import ROOT
 from sdlora.config.animate import XT_COMMIT, Animate
 from sdlora.config.evaluate import Evaluate
 from sdlora.config.load import load
-from sdlora.config.params import Base, Params
+from sdlora.config.params import Base, Lora, Params
 from sdlora.errors import DataError
 from sdlora.flow import inputs
 
@@ -99,6 +99,17 @@ def test_references_that_nothing_measures_are_told() -> None:
         dataset = shipped.datasets[name].model_copy(update={"held_out": held_out})
         notes = [*inputs.doubtful(shipped.model_copy(update={"datasets": {**shipped.datasets, name: dataset}}))]
         assert [note.partition(" of them: ")[0] for note in notes] == said
+
+
+def test_what_a_job_starts_from_is_missed_whether_run_has_it_or_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    shipped = load(ROOT / "params.yaml")
+    lost = shipped.versions["v8"].model_copy(update={"lora": (Lora(file="gone.safetensors"),)})
+    params = shipped.model_copy(update={"versions": {**shipped.versions, "lost": lost}})
+    inputs.check(params)
+    inputs.check_of(params, {"version": "v8", "step": "4"})
+    with pytest.raises(DataError, match=r"^versions\.lost\.lora: there is no file or folder 'gone\.safetensors'"):
+        inputs.check_of(params, {"version": "lost"})
 
 
 def test_captions_of_a_users_own_that_are_not_there_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

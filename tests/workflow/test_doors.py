@@ -51,6 +51,18 @@ def test_mistakes_are_told_before_any_work(
     assert message or "This was a dry-run" in text
 
 
+def test_pictures_that_only_a_version_outside_run_wants_are_missed_before_any_work(project: Project) -> None:
+    """Of what is asked for, the version that has its pictures is not begun."""
+    gone = "  gone: {sources: [{kind: folder, path: data/gone}], trigger: x, held_out: 2}\ndefaults:"
+    text = SMALL.replace("defaults:", gone).replace("run: [a, b]", "run: [a]")
+    text = text.replace("  b:\n", "  b:\n    dataset: gone\n")
+    (project.folder / "params.yaml").write_text(text, encoding="utf-8")
+    said = project.snakemake("results/a/metrics.csv", "results/b/metrics.csv", check=False)
+    assert "error: datasets.gone.sources[0].path: there is no folder 'data/gone'" in said and "Traceback" not in said
+    assert not (project.folder / "data/sets").exists()
+    assert "train" in project.plan("results/a/metrics.csv"), "which does not need them"
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU can do it")
 @pytest.mark.parametrize(
     ("before", "after", "target", "said"),

@@ -26,11 +26,13 @@ def possible(job):
     Pictures would otherwise be fitted, captioned and encoded for a training that refuses to begin.
     """
     if FORESIGHT is not None and job.made not in FRESH:
+        place = ""
         try:
+            inputs.check_of(PARAMS, job.wildcards)  # which names the place itself
+            place = next((f"{key} {name}: " for key, name in job.wildcards.items()), f"{job.stage}: ")
             FORESIGHT.check(job)
         except SdloraError as error:
-            place = next((f"{key} {name}" for key, name in job.wildcards.items()), job.stage)
-            sys.exit(f"error: {place}: {error}")
+            sys.exit(f"error: {place}{error}")
     return str(job.path)
 
 
@@ -178,6 +180,8 @@ def scrapable(wildcards):
     """
     job = job_of(ScrapeRecipe, wildcards)
     try:
+        if FRESH is not None and job.made not in FRESH:
+            inputs.check_of(PARAMS, job.wildcards)
         plan.may_scrape(PARAMS, job, forced=scrape_again(wildcards))
     except SdloraError as error:
         sys.exit(f"error: {error}")

@@ -2,13 +2,13 @@
 
 import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sdlora import choices
 from sdlora.config.animate import XT_COMMIT
 from sdlora.config.evaluate import NETWORKS
-from sdlora.config.params import ALPHA, Base, Params
+from sdlora.config.params import ALPHA, Base, Dataset, Params, Version
 from sdlora.config.search import Trial
 from sdlora.config.sources import FolderSource, HubSource, Source
 from sdlora.errors import DataError
@@ -96,25 +96,41 @@ def check(params: Params) -> None:
         DataError: If a folder source is missing or holds no picture, a LoRA, masks or captions are missing, or a
             network on this machine has a revision.
     """
-    _check_loras(params)
-    _check_revisions(params)
+    for name in params.run:
+        check_of(params, {"version": name})
     for name in dict.fromkeys(params.versions[name].dataset for name in params.run):
-        masks = params.datasets[name].masks
-        if masks not in (None, ALPHA) and not Path(str(masks)).is_dir():
-            raise DataError(f"datasets.{name}.masks: there is no folder {masks!r}; or did you mean alpha?")
-        captions = params.datasets[name].captions_override
-        if captions is not None and not Path(captions).is_file():
-            raise DataError(f"datasets.{name}.captions_override: there is no file {captions!r}{_pull(captions)}")
-        for number, source in enumerate(params.datasets[name].sources):
-            where = f"datasets.{name}.sources[{number}].path"
-            if isinstance(source, HubSource) and source.local and not Path(source.local).is_dir():
-                raise DataError(f"{where.removesuffix('path')}local: there is no folder {source.local!r}")
-            if not isinstance(source, FolderSource):
-                continue
-            if not Path(source.path).is_dir():
-                raise DataError(f"{where}: there is no folder {source.path!r}{_pull(source.path)}")
-            if all(one.is_hidden for one in folders.walk(Path(source.path))):
-                raise DataError(f"{where}: the folder {source.path!r} holds no picture: there is no file in it")
+        check_of(params, {"dataset": name})
+
+
+def check_of(params: Params, wildcards: Mapping[str, str]) -> None:
+    """The same of the version or the dataset of one job, whether `run` has it or not.
+
+    Raises:
+        DataError: As `check`.
+    """
+    if "version" in wildcards:
+        _check_loras(wildcards["version"], params.versions[wildcards["version"]])
+        _check_revisions(wildcards["version"], params.versions[wildcards["version"]])
+    if "dataset" in wildcards:
+        _check_dataset(wildcards["dataset"], params.datasets[wildcards["dataset"]])
+
+
+def _check_dataset(name: str, dataset: Dataset) -> None:
+    masks, captions = dataset.masks, dataset.captions_override
+    if masks not in (None, ALPHA) and not Path(str(masks)).is_dir():
+        raise DataError(f"datasets.{name}.masks: there is no folder {masks!r}; or did you mean alpha?")
+    if captions is not None and not Path(captions).is_file():
+        raise DataError(f"datasets.{name}.captions_override: there is no file {captions!r}{_pull(captions)}")
+    for number, source in enumerate(dataset.sources):
+        where = f"datasets.{name}.sources[{number}].path"
+        if isinstance(source, HubSource) and source.local and not Path(source.local).is_dir():
+            raise DataError(f"{where.removesuffix('path')}local: there is no folder {source.local!r}")
+        if not isinstance(source, FolderSource):
+            continue
+        if not Path(source.path).is_dir():
+            raise DataError(f"{where}: there is no folder {source.path!r}{_pull(source.path)}")
+        if all(one.is_hidden for one in folders.walk(Path(source.path))):
+            raise DataError(f"{where}: the folder {source.path!r} holds no picture: there is no file in it")
 
 
 def moving(params: Params) -> Iterator[str]:
@@ -172,25 +188,23 @@ def _of_hub(params: Params, name: str) -> Iterator[tuple[str, str, str | None]]:
         yield "animate.revision", version.animate.model, version.animate.revision
 
 
-def _check_revisions(params: Params) -> None:
-    for name in params.run:
-        evaluate, animate = params.versions[name].evaluate, params.versions[name].animate
-        stated = [
-            (f"evaluate.{revision}", getattr(evaluate, setting), getattr(evaluate, revision))
-            for setting, revision in NETWORKS.items()
-        ]
-        if animate is not None and animate.revision != XT_COMMIT:  # which is the default model's, unsaid
-            stated.append(("animate.revision", animate.model, animate.revision))
-        for option, model, revision in stated:
-            if revision is not None and Path(model).exists():
-                raise DataError(
-                    f"versions.{name}.{option} is {revision!r}, but {_LOCAL.format(repr(model))}: leave {option} out, "
-                    f"or name a model of the hub"
-                )
+def _check_revisions(name: str, version: Version) -> None:
+    evaluate, animate = version.evaluate, version.animate
+    stated = [
+        (f"evaluate.{revision}", getattr(evaluate, setting), getattr(evaluate, revision))
+        for setting, revision in NETWORKS.items()
+    ]
+    if animate is not None and animate.revision != XT_COMMIT:  # which is the default model's, unsaid
+        stated.append(("animate.revision", animate.model, animate.revision))
+    for option, model, revision in stated:
+        if revision is not None and Path(model).exists():
+            raise DataError(
+                f"versions.{name}.{option} is {revision!r}, but {_LOCAL.format(repr(model))}: leave {option} out, "
+                f"or name a model of the hub"
+            )
 
 
-def _check_loras(params: Params) -> None:
-    for name in params.run:
-        for one in params.versions[name].lora or ():
-            if one.file is not None and not Path(one.file).exists():
-                raise DataError(f"versions.{name}.lora: there is no file or folder {one.file!r}{_pull(one.file)}")
+def _check_loras(name: str, version: Version) -> None:
+    for one in version.lora or ():
+        if one.file is not None and not Path(one.file).exists():
+            raise DataError(f"versions.{name}.lora: there is no file or folder {one.file!r}{_pull(one.file)}")
