@@ -15,6 +15,7 @@ from sdlora.config.docs import reference_page
 from sdlora.config.evaluate import Evaluate
 from sdlora.config.load import load
 from sdlora.errors import ParamsError
+from sdlora.flow import inputs
 
 # Version, rank, learning rate, steps, checkpoint interval, cropped: the write-up's table.
 WRITE_UP = [
@@ -327,7 +328,7 @@ def test_betas_that_no_optimizer_takes(tmp_path: Path, train: str, said: str) ->
 
 
 def test_a_bucket_is_no_larger_than_its_base(tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match=r":\d+: versions.mine.fit.bucket_step_px: 128 is more than bases.tiny.size_px"):
+    with pytest.raises(ParamsError, match=r":\d+: versions.mine.fit.bucket_step_px: 128 is more than bases.tiny"):
         load(with_version(tmp_path, "{fit: {method: bucket, bucket_step_px: 128}}"))
     for more in ("size_px: 512, bucket_step_px: 128", "bucket_step_px: 64"):
         load(with_version(tmp_path, f"{{fit: {{method: bucket, {more}}}}}"))
@@ -361,6 +362,31 @@ def test_a_base_that_is_not_there_is_told_once_and_where_it_is_named(
 def test_a_mistake_is_not_told_again_of_further_trainings(tmp_path: Path, version: str, preset: str, said: str) -> None:
     with pytest.raises(ParamsError, match=rf"^[^\n]*: {said}.train.rank: 0 is not allowed[^\n]*$"):
         load(with_version(tmp_path, version, preset))
+
+
+@pytest.mark.parametrize(
+    ("added", "said"),
+    [
+        ("versions:\n  V8: {}\n", "versions.v8 differs from V8"),
+        ("versions:\n  Report: {}\n", "versions.Report differs from report"),
+        ("bases:\n  Tiny: {model: m, family: sd, size_px: 64, captioner: m}\n", "bases.tiny differs from Tiny"),
+    ],
+)
+def test_names_that_a_file_system_takes_for_one_are_refused_there_and_noted_elsewhere(
+    tmp_path: Path, added: str, said: str
+) -> None:
+    section = f"\n{added.partition(chr(10))[0]}\n"
+    text = (ROOT / "params.yaml").read_text("utf-8").replace(section, f"\n{added}", 1)
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
+    notes = [note for note in inputs.doubtful(load(tmp_path / "params.yaml")) if "in case alone" in note]
+    assert len(notes) == 1 and notes[0].startswith(f"note: {said} in case alone: on a Mac")
+    (tmp_path / "PARAMS.YAML").symlink_to("params.yaml")  # as a Mac finds it
+    place, what = said.split(" ", 1)
+    line = next(n for n, row in enumerate(text.splitlines(), 1) if row.startswith(f"  {place.partition('.')[2]}:"))
+    with pytest.raises(ParamsError) as caught:
+        load(tmp_path / "params.yaml")
+    assert str(caught.value).startswith(f"{tmp_path / 'params.yaml'}:{line}: {place}: {what} in case alone, and here")
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_numbers_are_read_as_dvc_reads_them(tmp_path: Path) -> None:

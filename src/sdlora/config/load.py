@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from sdlora.config import wording
+from sdlora.config import alike, wording
 from sdlora.config.evaluate import Evaluate
 from sdlora.config.params import MOST_SEEDS, SECTIONS, Params, StudiedParams, Version, training_names
 from sdlora.config.search import FOLDER, TRIALS, Trial, Trials, trial_settings
@@ -45,6 +45,11 @@ def load(path: Path, asked: Mapping[str, Trials] | None = None, studies: bool = 
         further, taken = _further_trainings(values["versions"])
         values["versions"] |= further
         problems += taken
+    if alike.is_blind_to_case(path):
+        problems += [
+            (place, f"differs from {first} in case alone, and here their folders would be one: give it another name")
+            for place, first in alike.alike_in(values)
+        ]
     if isinstance(values.get("presets"), dict):
         values["presets"] = {name: _resolve(raw, preset) for name, preset in values["presets"].items()}
     try:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sdlora import choices
+from sdlora.config import alike
 from sdlora.config.animate import XT_COMMIT
 from sdlora.config.evaluate import NETWORKS
 from sdlora.config.params import ALPHA, Base, Dataset, Params, Version
@@ -153,7 +154,12 @@ def moving(params: Params) -> Iterator[str]:
 
 
 def doubtful(params: Params) -> Iterator[str]:
-    """A sentence for each version that is allowed, and hardly meant."""
+    """A sentence for each version that is allowed, and hardly meant; and for names that a Mac would take for one."""
+    for (section, name), first in alike.alike_in(dict(params)):
+        yield (
+            f"note: {section}.{name} differs from {first} in case alone: on a Mac, whose file systems take both for "
+            f"one, it is refused"
+        )
     for name, version in params.versions.items():
         rate, trained = version.train.learning_rate, version.lora is None and not isinstance(version, Trial)
         if trained and version.train.optimizer == "prodigy" and rate < LEAST_OF_PRODIGY:
