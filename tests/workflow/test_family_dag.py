@@ -1,4 +1,8 @@
-"""Families through the front door: one by a file and a line, and one that learns flow matching."""
+"""Families through the front door: one by a file and a line, and one that learns flow matching.
+
+Both on small bases with random weights (`tests/shapes.py`): the first on the one that tests' projects have as
+`models/tiny-sd`, the second on `save_small_sd3`'s.
+"""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,8 @@
-"""Everything on the menu through the front door: Snakemake, every stage, and the file in plain diffusers."""
+"""Everything on the menu through the front door: Snakemake, every stage, and the file in plain diffusers.
+
+The base is the small one with random weights that tests' projects have as `models/tiny-sd` (`save_small_sd` in
+`tests/shapes.py`).
+"""
 
 import json
 from collections.abc import Iterator
