@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     preflight = command("preflight", _preflight, "predict the memory of a version's training, phase by phase")
     preflight.add_argument("version", metavar="VERSION")
     preflight.add_argument("--device", choices=("cpu", "cuda"), help="where it would train (default: as it will)")
-    preflight.add_argument("--ram", action="store_true", help="only the RAM that its job needs, in MiB: for a cluster")
+    alone = preflight.add_mutually_exclusive_group()
+    alone.add_argument("--ram", action="store_true", help="only the RAM that its job needs, in MiB: for a cluster")
+    alone.add_argument("--drawing-ram", action="store_true", help="the same of the jobs that draw its pictures")
     provenance = command("provenance", _provenance, "write what a version was made from: an RO-Crate in its folder")
     provenance.add_argument("version", metavar="VERSION")
     provenance.add_argument("--croissant", action="store_true", help="its pictures and captions as Croissant, too")
@@ -176,14 +178,15 @@ def _preflight(args: argparse.Namespace) -> None:
     params = load(Path("params.yaml"), studies=True)
     if args.version not in params.versions:
         raise ParamsError(f"there is no version {args.version!r}{suggest(args.version, params.versions)}")
-    if params.versions[args.version].lora is not None:
+    if params.versions[args.version].lora is not None and not args.drawing_ram:
         raise ParamsError(f"version {args.version} names a LoRA from elsewhere: there is no training to predict")
-    if args.ram and args.device:
-        raise ParamsError("--ram is what a training asks a cluster for, wherever it trains: leave --device out")
-    if args.ram:
+    if args.device and (args.ram or args.drawing_ram):
+        option, job = ("--ram", "a training") if args.ram else ("--drawing-ram", "drawing")
+        raise ParamsError(f"{option} is what {job} asks a cluster for, wherever it runs: leave --device out")
+    if args.ram or args.drawing_ram:
         from sdlora.memory import ram  # imports torch
 
-        print(ram.training_mib(params, args.version))
+        print((ram.training_mib if args.ram else ram.drawing_mib)(params, args.version))
         return
     from sdlora.memory import preflight  # imports torch
 

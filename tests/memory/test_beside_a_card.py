@@ -45,7 +45,8 @@ def test_sdxl_takes_less_than_12_gib_of_ram_beside_a_card(monkeypatch: pytest.Mo
     assert all(mib < 12 * 1024 for mib in found.values())
     assert found["encode"] == pytest.approx(4096 + 1.1 * 319, abs=100), "the VAE alone, in fp32"
     monkeypatch.setattr(torch.version, "cuda", "12.6")
-    assert ram.training_mib(load(ROOT / "params.yaml"), "naruto-1024") == found["train"]
+    params = load(ROOT / "params.yaml")
+    assert ram.training_mib(params, "naruto-1024") == ram.drawing_mib(params, "naruto-1024") == found["train"]
 
 
 def test_what_else_takes_ram_beside_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +55,12 @@ def test_what_else_takes_ram_beside_a_card(monkeypatch: pytest.MonkeyPatch) -> N
     half = ram.beside_a_card(version, base)
     assert preflight.beside_a_card(version, base).endswith(f"train {half['train']}, draw {half['draw']}")
     monkeypatch.setattr(StableDiffusionXL, "published", MIDDLE_SDXL)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    params = load(ROOT / "params.yaml")
+    of_many = version.sample.model_copy(update={"batch_size": version.sample.batch_size + 1})
+    more = params.model_copy(update={"versions": {"naruto-256": version.model_copy(update={"sample": of_many})}})
+    one, several = (ram.drawing_mib(found, "naruto-256") for found in (params, more))
+    assert 2048 + 1.1 * 133.1e6 / MIB < one < several, "in RAM, with the networks and what is drawn at once"
     file = ram.beside_a_card(version, base.model_copy(update={"model": "mine.safetensors", "revision": None}))
     assert file["train"] == pytest.approx(4096 + 2.2 * 2 * 133.1e6 / MIB, abs=100), "all networks, converted in RAM"
     train = version.train.model_copy(update={"rank": 512, "optimizer": "adamw", "processes": 2})

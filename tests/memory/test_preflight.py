@@ -249,10 +249,13 @@ def test_a_version_shows_its_table(served: Path) -> None:
     assert wrong.returncode == 1 and "did you mean v8" in wrong.stderr
 
 
-def test_a_device_has_no_effect_on_what_a_cluster_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("option", "job"), [("--ram", "a training"), ("--drawing-ram", "drawing")])
+def test_a_device_has_no_effect_on_what_a_cluster_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch, option: str, job: str
+) -> None:
     monkeypatch.chdir(ROOT)
-    with pytest.raises(SystemExit, match=r"--ram is what a training asks a cluster for.*leave --device out"):
-        main(["preflight", "v8", "--ram", "--device", "cpu"])
+    with pytest.raises(SystemExit, match=rf"{option} is what {job} asks a cluster for.*leave --device out"):
+        main(["preflight", "v8", option, "--device", "cpu"])
 
 
 def test_an_unreachable_base_says_what_to_do() -> None:

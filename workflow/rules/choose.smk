@@ -9,7 +9,7 @@ rule choose:
     threads: PARAMS.threads
     resources:
         gpu=1,
-        mem_mb=16000,
+        mem_mb=memory_of_drawing,
         runtime=480,
     params:
         python=sys.executable,

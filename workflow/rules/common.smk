@@ -160,6 +160,18 @@ def memory_of_training(wildcards):
     return asking.UNKNOWN_MIB
 
 
+def memory_of_drawing(wildcards):
+    """Resource function, MiB: what the preflight predicts of the version's pictures, where a cluster must know."""
+    if workflow.is_main_process and workflow.non_local_exec:
+        return asking.drawing_mib(job_of(SampleRecipe, wildcards))
+    return asking.LEAST_DRAWING_MIB
+
+
+def memory_of_measuring(wildcards):
+    """Resource function, MiB: as much as drawing takes, where a metric asks the base or the captioner."""
+    return memory_of_drawing(wildcards) if cards_of_measuring(wildcards) else 2000
+
+
 def no_such_version(wildcards):
     """Input function of whatever is asked of a version that params.yaml does not have."""
     name, known = wildcards.unknown, [*PARAMS.versions]

@@ -11,7 +11,7 @@ rule evaluate:
     threads: PARAMS.threads
     resources:
         gpu=cards_of_measuring,
-        mem_mb=lambda wildcards: 16000 if cards_of_measuring(wildcards) else 2000,
+        mem_mb=memory_of_measuring,
         runtime=60,
     params:
         python=sys.executable,

@@ -13,7 +13,7 @@ rule probe:
     threads: threads_of_training
     resources:
         gpu=cards_of_training,
-        mem_mb=lambda wildcards: max(16000, memory_of_training(wildcards)),
+        mem_mb=lambda wildcards: max(memory_of_drawing(wildcards), memory_of_training(wildcards)),
         runtime=1440,
     params:
         python=sys.executable,

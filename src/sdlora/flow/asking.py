@@ -1,29 +1,54 @@
-"""How much memory a training asks a cluster for: the preflight's prediction, remembered by what it depends on.
+"""How much memory training and drawing ask a cluster for: the preflight's prediction, remembered by what it depends on.
 
 The prediction imports torch, so it is a process of its own, and only where jobs go to other machines.
 """
 
 import subprocess
 import sys
+from functools import cache
+from pathlib import Path
 
 from sdlora import records
 from sdlora.flow.hashing import STORE, read_regular, sha256_text
+from sdlora.stages.sample.recipe import DrawingRecipe
 from sdlora.stages.train.recipe import TrainRecipe
 
-UNKNOWN_MIB = 24_000  # where nobody can tell
+UNKNOWN_MIB = 24_000  # of a training, where nobody can tell
+LEAST_DRAWING_MIB = 16_000  # the same of a drawing; also what the networks take that measure what is drawn
 
 
 def training_mib(job: TrainRecipe) -> int:
     """RAM in MiB that a training asks for; `UNKNOWN_MIB`, and a line on stderr, where the preflight cannot tell."""
-    version = job.wildcards["version"]
-    kept = STORE / "asking" / f"{sha256_text(f'{job.digest()} {job.size_px}')}.json"
-    found = read_regular(kept)
-    if isinstance(found, int):
-        return found
-    words = [sys.executable, "-c", "from sdlora.cli import main; main()", "preflight", version, "--ram"]
+    found = _predicted(f"{job.digest()} {job.size_px}", job.wildcards["version"], "--ram", UNKNOWN_MIB)
+    return UNKNOWN_MIB if found is None else found
+
+
+def drawing_mib(job: DrawingRecipe) -> int:
+    """RAM in MiB that a job asks for which draws: `LEAST_DRAWING_MIB`, or more where the preflight predicts more."""
+    found = _predicted(drawing_asked(job), job.wildcards["version"], "--drawing-ram", LEAST_DRAWING_MIB)
+    return max(LEAST_DRAWING_MIB, found or 0)
+
+
+def drawing_asked(job: DrawingRecipe) -> str:
+    """All that the prediction of a drawing depends on, and a little more: jobs that say the same are predicted once."""
+    return f"drawing {records.compact_json(job.drawing())}"
+
+
+def kept(asked: str) -> Path:
+    """The file that remembers a prediction."""
+    return STORE / "asking" / f"{sha256_text(asked)}.json"
+
+
+@cache
+def _predicted(asked: str, version: str, option: str, otherwise: int) -> int | None:
+    """What `sdlora preflight` prints; None, and a line on stderr, if it cannot, which the next run asks again."""
+    known = read_regular(kept(asked))
+    if isinstance(known, int):
+        return known
+    words = [sys.executable, "-c", "from sdlora.cli import main; main()", "preflight", version, option]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        print(f"note: version {version} asks for {UNKNOWN_MIB} MiB: {done.stderr.strip()[-300:]}", file=sys.stderr)
-        return UNKNOWN_MIB
-    records.write_json(kept, int(done.stdout))
+        print(f"note: version {version} asks for {otherwise} MiB: {done.stderr.strip()[-300:]}", file=sys.stderr)
+        return None
+    records.write_json(kept(asked), int(done.stdout))
     return int(done.stdout)

@@ -7,7 +7,7 @@ from torch import nn
 
 from sdlora import choices
 from sdlora.config.params import Base, Params, Version
-from sdlora.memory.prediction import demand_of_version, predict, state_bytes
+from sdlora.memory.prediction import demand_of_version, draw_phase, predict, state_bytes
 from sdlora.models.family import KINDS, first_loaded, quieten
 from sdlora.models.loading import trained_base
 from sdlora.tensors import DTYPES
@@ -34,6 +34,21 @@ def training_mib(params: Params, name: str) -> int:
         phases = predict(train, base, demand_of_version(version, base), torch.device("cpu"))
         return _asked("cpu", max(phase.total for phase in phases), train.processes)
     return beside_a_card(version, base)["train"]
+
+
+def drawing_mib(params: Params, name: str) -> int:
+    """RAM of the jobs that draw a version's pictures in MiB, as `training_mib` counts it; nothing that measures them.
+
+    Raises:
+        Unpredictable: If it draws in RAM, and that needs numbers that tensors without them do not have.
+    """
+    quieten()
+    version = params.versions[name]
+    base = params.bases[version.base]
+    if torch.version.cuda is None:
+        side = version.fit.size_px or base.size_px
+        return _asked("cpu", draw_phase(version.sample, side, base, torch.device("cpu")).total)
+    return beside_a_card(version, base)["draw"]
 
 
 def beside_a_card(version: Version, base: Base) -> dict[str, int]:

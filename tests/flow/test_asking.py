@@ -1,0 +1,63 @@
+"""What jobs ask a cluster for: predicted once, and never less than was asked for before there was a prediction."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_set import edited
+
+from sdlora.flow import asking, plan
+from sdlora.stages.sample.recipe import DrawingRecipe
+from sdlora.stages.train.recipe import TrainRecipe
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the preflight is asked, and what it answers: `says`, or nothing, and then why."""
+    found: dict[str, Any] = {"words": [], "says": 0}
+
+    def run(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        found["words"].append(words[-3:])
+        fails = found["says"] is None
+        return subprocess.CompletedProcess(words, int(fails), f"{found['says']}\n", "error: it cannot" if fails else "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    asking._predicted.cache_clear()
+    return found
+
+
+@pytest.fixture
+def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[tuple[str, str], Any]:
+    """By stage and version; a and b draw alike, and c draws two pictures at once."""
+    monkeypatch.chdir(tmp_path)
+    params = edited(tmp_path, ("  b:\n", "  c: {sample: {batch_size: 2}}\n  b:\n"))
+    kinds = (DrawingRecipe, TrainRecipe)
+    return {(job.stage, job.wildcards["version"]): job for job in plan.jobs(params) if isinstance(job, kinds)}
+
+
+@pytest.mark.parametrize(("says", "mib"), [(30_000, 30_000), (5_000, 16_000)])
+def test_drawing_asks_for_what_is_predicted(
+    jobs: dict[tuple[str, str], Any], asked: dict[str, Any], says: int, mib: int
+) -> None:
+    asked["says"] = says
+    assert [asking.drawing_mib(jobs[key]) for key in (("sample", "a"), ("choose", "a"), ("sample", "b"))] == [mib] * 3
+    assert asked["words"] == [["preflight", "a", "--drawing-ram"]], "of all that draw alike once"
+    assert asking.drawing_mib(jobs["sample", "c"]) == mib
+    assert asked["words"][1:] == [["preflight", "c", "--drawing-ram"]]
+    asked["says"] = 2_300
+    assert asking.training_mib(jobs["train", "a"]) == 2_300
+
+
+def test_what_cannot_be_predicted_is_said_once_and_asked_again_by_the_next_run(
+    jobs: dict[tuple[str, str], Any], asked: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked["says"] = None
+    assert [asking.drawing_mib(jobs[stage, "a"]) for stage in ("sample", "choose")] == [16_000] * 2
+    assert asking.training_mib(jobs["train", "a"]) == 24_000
+    assert capsys.readouterr().err.splitlines() == [
+        "note: version a asks for 16000 MiB: error: it cannot", "note: version a asks for 24000 MiB: error: it cannot"
+    ]  # fmt: skip
+    asking._predicted.cache_clear()
+    asked["says"] = 20_000
+    assert asking.drawing_mib(jobs["sample", "a"]) == asking.training_mib(jobs["train", "a"]) == 20_000
