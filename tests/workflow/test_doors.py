@@ -13,7 +13,7 @@ from helpers import ROOT, SMALL, Project, make_project
 from sdlora import records
 from sdlora.config.load import load
 from sdlora.config.params import Fit
-from sdlora.errors import DataError
+from sdlora.errors import DataError, ParamsError
 from sdlora.flow import command, freshness, plan
 from sdlora.stages.fit.recipe import FitRecipe
 
@@ -312,6 +312,13 @@ def test_a_profile_says_where_jobs_run(words: str, here: bool, monkeypatch: pyte
     """A login node without a GPU refuses no training that a node of the cluster will have one for."""
     monkeypatch.chdir(ROOT)
     assert command.runs_here(words.split()) is here
+
+
+def test_a_profile_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Snakemake goes on without it, and would train on the head."""
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(ParamsError, match=r"--workflow-profile: there is no profiles/slrum; did you mean profiles/sl"):
+        command.runs_here(["--workflow-profile", "profiles/slrum", "--", "all"])
 
 
 def test_a_stage_starts_without_what_only_8_bit_optimizers_need() -> None:

@@ -5,12 +5,12 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import TypeVar
 
-from sdlora.errors import DataError, SdloraError
+from sdlora.errors import DataError, ParamsError, SdloraError, suggest
 from sdlora.flow import cards, freshness
 from sdlora.flow.code import CODE_MEMORY, PACKAGE, Code
 from sdlora.flow.recipe import Recipe
@@ -19,6 +19,7 @@ from sdlora.flow.recipe import Recipe
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
 #: Of what Snakemake says: that it has no records of its own. Ours tell what is fresh.
 NO_NEWS = ("provenance/metadata", "Missing metadata for file")
+PROFILES = Path("profiles")  # where Snakemake looks for a workflow's own
 Asked = TypeVar("Asked", bound=Recipe)
 
 
@@ -101,12 +102,38 @@ def asks_for_studies(words: Sequence[str]) -> bool:
 
 
 def runs_here(words: Sequence[str]) -> bool:
-    """Whether Snakemake, called with `words` in this folder, starts its jobs on this machine: profiles count."""
-    from snakemake.cli import parse_args
+    """Whether Snakemake, called with `words` in this folder, starts its jobs on this machine: profiles count.
 
-    with redirect_stderr(StringIO()):  # it has said before which profile it uses
-        _, args = parse_args([*words])
-    return args.executor in (None, "local", "dryrun")
+    Raises:
+        ParamsError: As `parsed`.
+    """
+    return parsed(words).executor in (None, "local", "dryrun")
+
+
+def parsed(words: Sequence[str]) -> argparse.Namespace:
+    """What Snakemake reads from its command line in this folder, profiles included.
+
+    Raises:
+        ParamsError: If it would refuse the words, by what it would say; if a workflow profile is not there, without
+            which it goes on in silence, on this machine.
+    """
+    from snakemake.cli import parse_args
+    from snakemake.exceptions import CliException
+
+    said = StringIO()
+    try:
+        with redirect_stderr(said), redirect_stdout(said):  # also of which profile it uses
+            args: argparse.Namespace = parse_args([*words])[1]
+    except SystemExit:
+        reason = said.getvalue().rpartition(": error: ")[2].strip()
+        raise ParamsError(f"Snakemake's options: {reason}") from None
+    except CliException as error:
+        raise ParamsError(f"Snakemake's options: {error}") from None
+    profile = args.workflow_profile
+    if profile not in (None, "none") and not any((folder / profile).exists() for folder in (Path(), PROFILES)):
+        known = [str(path) for path in sorted(PROFILES.iterdir())] if PROFILES.is_dir() else []
+        raise ParamsError(f"Snakemake's options: --workflow-profile: there is no {profile}{suggest(profile, known)}")
+    return args
 
 
 def unknown_side(file: str, known: Collection[str]) -> str:

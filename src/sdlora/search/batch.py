@@ -11,7 +11,8 @@ from sdlora import records
 from sdlora.config.load import load, trial_of
 from sdlora.config.search import TRIALS
 from sdlora.errors import DataError, ParamsError
-from sdlora.search.journal import LEFT_OUT, Outcome
+from sdlora.flow import command
+from sdlora.search.journal import LEFT_OUT, NOT_ALLOWED, Outcome
 from sdlora.search.space import Key, as_yaml, value_at
 from sdlora.stages.probe.recipe import PROBE, ProbeRecipe
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from sdlora.search.run import Search
 
 PARAMS = Path("params.yaml")
-NOT_ALLOWED = "not allowed: "
 
 
 class Batch:
@@ -123,6 +123,24 @@ class Batch:
         return {n: records.read_json(path) for n, path in paths.items()}
 
 
+def check_further(words: Sequence[str]) -> None:
+    """Refuse options for Snakemake that it does not have, or with which it would make nothing.
+
+    A study would be written otherwise, and its first trial blamed.
+
+    Raises:
+        ParamsError, DataError: In Snakemake's own words, or with what is not for a search.
+    """
+    command.check_options(words)
+    asked = command.parsed(words)
+    if asked.targets:
+        raise ParamsError(
+            f"behind --: {asked.targets[0]}: a search says itself what is made; only options belong there"
+        )
+    if asked.dryrun:
+        raise ParamsError("behind --: -n: what comes next follows from what was measured, so a search has no dry run")
+
+
 def snakemake(targets: Sequence[str], further: Sequence[str]) -> None:
     """Make files, in a run of the pipeline's own.
 
@@ -139,6 +157,8 @@ def snakemake(targets: Sequence[str], further: Sequence[str]) -> None:
             raise
     if code:
         raise DataError(f"Snakemake ended with {code}")
+    if missing := [name for name in targets if not Path(name).exists()]:
+        raise DataError(f"Snakemake has not made {missing[0]}")
 
 
 def write_yaml(path: Path, comment: str, values: Mapping[str, Any]) -> None:

@@ -20,6 +20,7 @@ from sdlora.search.space import Key, Range, Space, Values
 
 LEFT_OUT = "left out by hand"
 ATTEMPTS = 20  # to propose what no trial has tried
+NOT_ALLOWED = "not allowed: "  # and the sentence that refuses the settings
 
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
@@ -36,6 +37,11 @@ class Outcome:
     base: float | None = None  # the metric without a LoRA
     why: str = ""  # there is no value
     run: str | None = None  # the training's key in the store
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether no version may have these settings, so that none was made of them."""
+        return self.why.startswith(NOT_ALLOWED)
 
 
 class Journal:

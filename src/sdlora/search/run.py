@@ -17,7 +17,7 @@ from sdlora.flow import freshness, plan, store
 from sdlora.flow.identity import differing, identity_of, is_update, nested, told
 from sdlora.flow.recipe import Recipe
 from sdlora.search import page
-from sdlora.search.batch import NOT_ALLOWED, PARAMS, Batch, snakemake, write_yaml
+from sdlora.search.batch import PARAMS, Batch, check_further, snakemake, write_yaml
 from sdlora.search.journal import Journal, Outcome
 from sdlora.search.space import Key, Range, Space, space_of, spelt
 from sdlora.stages.probe.recipe import ProbeRecipe
@@ -53,6 +53,7 @@ def run(asked: Asked) -> None:
             f"on, or the best one, would be dropped; raise keep_runs in params.yaml"
         )
     search.check()
+    check_further(asked.snakemake)
     with store.sole_use(store.entry("search", asked.name)):
         search.begin()
         try:
@@ -202,9 +203,7 @@ class Search:
     def _known(self, is_new: bool) -> Trials:
         """The trials so far: those that the journal has, and those that were asked and have not come to their end."""
         told = {self.trial_name(one.number): one for one in self.journal.told}
-        settings = {
-            name: self.settings(one.params) for name, one in told.items() if not one.why.startswith(NOT_ALLOWED)
-        }
+        settings = {name: self.settings(one.params) for name, one in told.items() if not one.is_refused}
         path = self.folder / TRIALS
         if is_new or not path.exists():
             return self.trials(settings)
