@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from small_set import edited
 from sdlora import records
 from sdlora.config.evaluate import Evaluate
 from sdlora.flow import plan
+from sdlora.stages.adopt.recipe import FACTS
 from sdlora.stages.evaluate.choose import Choice, explain
 from sdlora.stages.evaluate.statistics import LEAST_RESAMPLED
 from sdlora.stages.evaluate.tables import VERDICTS, Table, Values, difference, metrics_columns, metrics_rows
@@ -123,9 +125,25 @@ def test_a_page_has_the_verdict_of_best_json_and_words_for_each(tmp_path: Path) 
     path = tmp_path / "results/a/best.json"
     records.write_json(path, {**records.read_json(path), "verdict": "worse", "why": "better, it says"})
     write_index({"a": {}}, tmp_path / "results", page.parent, {"a": fitted}, {"a": fitted})
-    assert data_of(page)["versions"][0]["verdict"] == "worse"
+    (found,) = data_of(page)["versions"]
+    assert found["verdict"] == "worse" and found["why"] == "better, it says"
     words = re.search(r"const HEADLINES = \{(.*?)\n\};", read_part("templates/page.js"), re.DOTALL)
     assert words and tuple(re.findall(r'^  "?([a-z ]+)"?: \[', words[1], re.M)) == VERDICTS
+
+
+def test_a_lora_from_elsewhere_is_told_of_as_it_came(shown: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    """It has no steps: the step that it stands for is another's word."""
+    folder, data = shown
+    shutil.copytree(folder / "results/a", tmp_path / "results/a")
+    best = records.read_json(tmp_path / "results/a/best.json")
+    assert data["versions"][0]["why"] == best["why"]
+    why = "worse than step 0: step 1: mean ssim 0.5, -0.1 against step 0 [-0.2, -0.1] on 5 test references"
+    records.write_json(tmp_path / "results/a/best.json", {**best, "why": why, "best_step": 1})
+    records.write_json(tmp_path / "results/a/checkpoints" / FACTS, [{"name": "x", "weight": 1.0, "sha256": "0" * 64}])
+    fitted = folder / "data/sets/small/pad"
+    page, _ = write_index({"a": {}}, tmp_path / "results", tmp_path / "results/report", {"a": fitted}, {"a": fitted})
+    (found,) = data_of(page)["versions"]
+    assert found["why"] == why.replace("step 1", "as it came") and "step 0" in found["why"]
 
 
 def test_a_user_s_own_folders_are_looked_into(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

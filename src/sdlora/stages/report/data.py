@@ -81,7 +81,7 @@ def page_data(
 
 
 def _version(name: str, settings: Summary, result: Path, thumbnails: Thumbnails) -> dict[str, Any]:
-    best = records.read_json(result / "best.json")
+    best, foreign = records.read_json(result / "best.json"), _foreign(result / "checkpoints" / FACTS)
     samples: dict[str, dict[str, dict[str, list[str]]]] = {}
     for row in all_drawn(result):
         file = row["file"]
@@ -92,9 +92,10 @@ def _version(name: str, settings: Summary, result: Path, thumbnails: Thumbnails)
         "settings": settings,
         "best": best,
         "verdict": verdict_of(best),
+        "why": _why(best, bool(foreign)),
         "figures": figures_of(best),
         "accepted": accepted_of(result),
-        "foreign": _foreign(result / "checkpoints" / FACTS),
+        "foreign": foreign,
         "steps": sorted(map(int, samples)),
         "votes": {},
         "samples": samples,
@@ -129,6 +130,12 @@ def _foreign(facts: Path) -> list[str]:
     """Where the LoRA of a version that was not trained comes from, a line each."""
     rows = records.read_json(facts) if facts.is_file() else []
     return [f"{row['name']} at {row['weight']:g}, sha256 {row['sha256'][:12]}" for row in rows]
+
+
+def _why(best: Mapping[str, Any], foreign: bool) -> str:
+    """Why a step was chosen, as the page has it: a LoRA from elsewhere has no steps, and stands as step 1."""
+    said, own = str(best.get("why", "")), f"step {best['best_step']}: "
+    return said.replace(own, "as it came: ", 1) if foreign else said
 
 
 def figures_of(best: Mapping[str, Any]) -> Figures:

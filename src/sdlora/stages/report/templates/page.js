@@ -48,7 +48,7 @@ function verdicts() {
   box.append(...data.versions.map((version) => element("div", { class: "verdict" },
     data.versions.length > 1 ? element("strong", {}, named(version)) : null,
     element("p", { class: `headline ${version.verdict === "better" ? "better" : ""}` }, HEADLINES[version.verdict][0]), glance(version),
-    element("p", {}, version.foreign.length ? `${version.best.why}.`.replace("step 1:", "as it came:") : `${version.best.why}.`), element("p", { class: "rule" }, version.best.overruled ? `Chosen by a person. The rule, ${version.best.rule}, says: ${version.best.overruled.why}.` : version.foreign.length ? `From elsewhere: ${version.foreign.join("; ")}.` : `Chosen by: ${version.best.rule}${version.best.chosen ? ", and by a person" : ""}.`),
+    element("p", {}, `${version.why}.`), element("p", { class: "rule" }, version.best.overruled ? `Chosen by a person. The rule, ${version.best.rule}, says: ${version.best.overruled.why}.` : version.foreign.length ? `From elsewhere: ${version.foreign.join("; ")}.` : `Chosen by: ${version.best.rule}${version.best.chosen ? ", and by a person" : ""}.`),
     ...version.best.warnings.map((warning) => element("p", { class: "warning" }, `${warning}.`)),
     version.accepted.length ? element("details", {}, element("summary", {}, "Accepted after an update of code or packages"), element("ul", {}, ...version.accepted.map((line) => element("li", {}, line)))) : null)));
 }
