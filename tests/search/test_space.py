@@ -59,12 +59,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([*ASKED, "--startup", "0"], "'0' is no number from 1 on"),
         ([*ASKED, "--seed", "-1"], "'-1' is no number from 0 on"),
         ([*ASKED, "--at-once", "20"], "--at-once is 20, but keep_runs is 20"),
-        ([*ASKED, "--", "--optino"], "error: Snakemake's options: unrecognized arguments: --optino"),
-        ([*ASKED, "--", "--cores", "none"], "Snakemake's options: Error parsing number of cores (--cores, -c): must"),
-        ([*ASKED, "--", "--workflow-profile", "profiles/slrum"], "--workflow-profile: there is no profiles/slrum"),
-        ([*ASKED, "--", "-n"], "behind --: -n: what comes next follows from what was measured"),
-        ([*ASKED, "--", "results/a/metrics.csv"], "behind --: results/a/metrics.csv: a search says itself what is"),
-        ([*ASKED, "--", "--touch"], "--touch would call results fresh"),
         (["--like", "a", "--set", "fit.fill=edge,blur"], "they would be measured against references padded otherwise"),
         (["--like", "a", "--set", "base=tiny,larger"], "fitted as pad-edge-64, pad-edge-96, for their bases"),
     ],
@@ -74,6 +68,25 @@ def test_what_is_wrong_is_told(folder: Path, words: list[str], said: str, capsys
         main(["search", "s", *words])
     assert said in f"{stopped.value}{capsys.readouterr().err}"
     assert not [*folder.glob("searches/**/*")], "nothing is left behind"
+
+
+@pytest.mark.workflow  # one of Snakemake's own imports starts a process
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--optino", "error: Snakemake's options: unrecognized arguments: --optino"),
+        ("--cores none", "error: Snakemake's options: Error parsing number of cores (--cores, -c): must be integer"),
+        ("--workflow-profile profiles/slrum", "--workflow-profile: there is no profiles/slrum"),
+        ("-n", "behind --: -n: what comes next follows from what was measured"),
+        ("--cores 1 -- results/a/metrics.csv", "behind --: results/a/metrics.csv: a search says itself what is made"),
+        ("--touch", "--touch would call results fresh"),
+    ],
+)
+def test_what_snakemake_would_refuse_is_told_before_a_study_is_written(folder: Path, words: str, said: str) -> None:
+    (folder / "Snakefile").touch()
+    with pytest.raises(SystemExit) as stopped:
+        main(["search", "s", *ASKED, "--", *words.split()])
+    assert said in str(stopped.value) and not [*folder.glob("searches/**/*")]
 
 
 @pytest.mark.parametrize("name", ["../s", "", "a/b"])

@@ -254,6 +254,29 @@ def test_what_is_surely_worse_is_not_called_unresolved(page: Page) -> None:
         assert text(page, ".verdict .headline").lower().split()[0].rstrip(":") in (verdict, "not", "chosen")
 
 
+def test_cards_of_many_versions_are_folded_where_they_lie_below_each_other(served_page: tuple[Page, str]) -> None:
+    page, address = served_page
+    many = "data.versions = Array(15).fill(data.versions[0]); $('verdicts').replaceChildren(); verdicts()"
+    opened = "[...document.querySelectorAll('#verdicts .more')].map((card) => Number(card.open)).join('')"
+    height = "document.querySelector('#verdicts').offsetHeight"
+    page.open(f"{address}/report/index.html", 390)
+    page.run(many)
+    assert page.run(opened) == "111" + 12 * "0"
+    assert page.run(f"document.querySelectorAll('.headline')[14].checkVisibility() && {height}") < 3600
+    fold = ".verdict:nth-child(5) summary"
+    page.click(fold)
+    page.until(f"{opened}[4] === '1'")
+    shown = "[4, 5, 6].map((n) => document.querySelector(`.verdict:nth-child(${n}) .rule`).checkVisibility())"
+    assert page.run(shown) == [False, True, False]
+    focus(page, fold)
+    page.press("Enter")
+    page.until(f"{opened}[4] === '0'")
+    assert page.run(shown) == [False, False, False]
+    page.open(f"{address}/report/index.html", 1400)
+    page.run(many)
+    assert page.run(opened) == 15 * "1" and not page.run(f"document.querySelector('{fold}').checkVisibility()")
+
+
 def test_several_trainings_are_compared_under_their_own_steps(page: Page) -> None:
     figures = {"mean_one": "1", "mean_other": "2", "delta": "1", "ci_low": "0", "ci_high": "2", "p": "0.1"}
     row = {"metric": "ssim", "one": "a", "step_one": "2 4 4", "other": "base", "step_other": "0", **figures}

@@ -125,8 +125,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
         with redirect_stderr(said), redirect_stdout(said):  # also of which profile it uses
             args: argparse.Namespace = parse_args([*words])[1]
     except SystemExit:
-        reason = said.getvalue().rpartition(": error: ")[2].strip()
-        raise ParamsError(f"Snakemake's options: {reason}") from None
+        raise ParamsError(f"Snakemake's options: {said.getvalue().strip().rpartition(': error: ')[2]}") from None
     except CliException as error:
         raise ParamsError(f"Snakemake's options: {error}") from None
     profile = args.workflow_profile

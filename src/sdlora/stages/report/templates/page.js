@@ -44,13 +44,24 @@ function glance(version) {
 }
 function verdicts() {
   const box = $("verdicts");
-  if (data.versions.length > 1) box.className = "cards";
+  if (several) box.className = "cards";
   box.append(...data.versions.map((version) => element("div", { class: "verdict" },
-    data.versions.length > 1 ? element("strong", {}, named(version)) : null,
-    element("p", { class: `headline ${version.verdict === "better" ? "better" : ""}` }, HEADLINES[version.verdict][0]), glance(version),
-    element("p", {}, `${version.why}.`), element("p", { class: "rule" }, version.best.overruled ? `Chosen by a person. The rule, ${version.best.rule}, says: ${version.best.overruled.why}.` : version.foreign.length ? `From elsewhere: ${version.foreign.join("; ")}.` : `Chosen by: ${version.best.rule}${version.best.chosen ? ", and by a person" : ""}.`),
+    several ? element("strong", {}, named(version)) : null,
+    element("p", { class: `headline ${version.verdict === "better" ? "better" : ""}` }, HEADLINES[version.verdict][0]),
+    ...(several ? [element("details", { class: "more" }, element("summary", { "aria-label": `Pictures of ${version.name}, and why` }, "Pictures, and why"), ...reasons(version))] : reasons(version)))));
+  foldCards();
+}
+const OPEN_CARDS = 3; // of many versions in a narrow window, where cards lie below each other
+const narrow = matchMedia("(max-width: 40rem)"); // as in page.css
+function foldCards() {
+  document.querySelectorAll("#verdicts .more").forEach((card, place) => { card.open = !narrow.matches || place < OPEN_CARDS; });
+}
+narrow.addEventListener("change", foldCards);
+/** What lies behind a version's headline. */
+function reasons(version) {
+  return [glance(version), element("p", {}, `${version.why}.`), element("p", { class: "rule" }, version.best.overruled ? `Chosen by a person. The rule, ${version.best.rule}, says: ${version.best.overruled.why}.` : version.foreign.length ? `From elsewhere: ${version.foreign.join("; ")}.` : `Chosen by: ${version.best.rule}${version.best.chosen ? ", and by a person" : ""}.`),
     ...version.best.warnings.map((warning) => element("p", { class: "warning" }, `${warning}.`)),
-    version.accepted.length ? element("details", {}, element("summary", {}, "Accepted after an update of code or packages"), element("ul", {}, ...version.accepted.map((line) => element("li", {}, line)))) : null)));
+    version.accepted.length ? element("details", {}, element("summary", {}, "Accepted after an update of code or packages"), element("ul", {}, ...version.accepted.map((line) => element("li", {}, line)))) : null].filter(Boolean);
 }
 
 /* The grid */
