@@ -70,7 +70,8 @@ def _add_search(search: argparse.ArgumentParser) -> None:
     search.usage = "sdlora search NAME [--like VERSION --set KEY=VALUES ...] [options] [-- SNAKEMAKE'S OPTIONS]"
     search.epilog = (
         "Values: 8,16,32 or 1e-5..1e-3:log or 100..900:step=100; one value is the same for all. The study is kept in "
-        "searches/NAME, the page is results/searches/NAME/index.html. Stopped or killed, `sdlora search NAME` goes on. "
+        "searches/NAME, the page is results/searches/NAME/index.html. Stopped or killed, `sdlora search NAME` goes on; "
+        "it takes --trials, --at-once and what is behind -- anew. "
         "Behind --: `--cores 4`, or `--workflow-profile profiles/slurm`. More: docs/scale.md."
     )
     search.add_argument("name", metavar="NAME")

@@ -6,10 +6,11 @@ from typing import Any
 import pytest
 from helpers import SMALL
 
+from sdlora import records
 from sdlora.cli import main
 from sdlora.config.load import load, section_of, stated, written_out
 from sdlora.config.search import Study, Trials
-from sdlora.errors import ParamsError
+from sdlora.errors import DataError, ParamsError
 from sdlora.flow.identity import nested
 from sdlora.search import page
 from sdlora.search.journal import Journal, Outcome
@@ -87,6 +88,36 @@ def test_what_snakemake_would_refuse_is_told_before_a_study_is_written(folder: P
     with pytest.raises(SystemExit) as stopped:
         main(["search", "s", *ASKED, "--", *words.split()])
     assert said in str(stopped.value) and not [*folder.glob("searches/**/*")]
+
+
+@pytest.mark.parametrize(
+    ("begun", "said"),
+    [(True, "trial 0: see logs/s-trial0/probe-4.log, or leave it out"), (False, "no trial was begun")],
+)
+def test_a_trial_is_blamed_for_what_its_own_job_did(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, begun: bool, said: str
+) -> None:
+    """Where Snakemake refuses to begin, as beside another run, there is no log; the command may be repeated."""
+
+    def failing(*_: object) -> None:
+        if begun:
+            records.write_text(folder / "logs/s-trial0/probe-4.log", "")
+        raise DataError("Snakemake ended with 1")
+
+    monkeypatch.setattr("sdlora.search.batch.snakemake", failing)
+    monkeypatch.setattr("sdlora.search.run.check_further", lambda _: None)
+    for _ in range(2):
+        with pytest.raises(SystemExit, match=f"error: Snakemake ended with 1; {said}.* The same command goes on"):
+            main(["search", "s", *ASKED, "--set", "train.checkpoint_every=1", "--prune-at", "3,1"])
+
+
+def test_a_search_that_is_stopped_says_the_whole_command() -> None:
+    asked = Asked("s", {"like": "a"}, 8, 4, (), ("--default-resources", "slurm_partition='\"all\"'"))
+    assert (
+        asked.going_on
+        == "sdlora search s --trials 8 --at-once 4 -- --default-resources 'slurm_partition='\"'\"'\"all\"'\"'\"''"
+    )
+    assert Asked("s", {}, None, 1, (0,), ()).going_on == "sdlora search s"
 
 
 @pytest.mark.parametrize("name", ["../s", "", "a/b"])

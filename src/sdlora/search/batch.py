@@ -19,7 +19,7 @@ from sdlora.stages.probe.recipe import PROBE, ProbeRecipe
 if TYPE_CHECKING:
     from sdlora.search.run import Search
 
-PARAMS = Path("params.yaml")
+PARAMS, LOGS = Path("params.yaml"), Path("logs")
 
 
 class Batch:
@@ -115,12 +115,19 @@ class Batch:
             try:
                 snakemake([*map(str, paths.values())], self._further)
             except DataError as error:
-                missing = [str(n) for n, path in paths.items() if not path.exists()] or [*map(str, paths)]
-                raise DataError(
-                    f"{error}; trial {', '.join(missing)}: logs/{names[int(missing[0])]}/ has what was said. The same "
-                    f"command goes on, and with --leave-out {missing[0]} without that trial"
-                ) from None
+                missing = {
+                    n: LOGS / names[n] / f"probe-{steps[n]}.log" for n, path in paths.items() if not path.exists()
+                }
+                raise DataError(f"{error}; {_blamed(missing)}. The same command goes on") from None
         return {n: records.read_json(path) for n, path in paths.items()}
+
+
+def _blamed(logs: Mapping[int, Path]) -> str:
+    """Which trials failed, of those that Snakemake did not measure: where none was begun, none is to blame."""
+    begun = [n for n, path in logs.items() if path.exists()]
+    if not begun:
+        return "no trial was begun: what it said above tells why"
+    return f"trial {', '.join(map(str, begun))}: see {logs[begun[0]]}, or leave it out with --leave-out {begun[0]}"
 
 
 def check_further(words: Sequence[str]) -> None:

@@ -1,6 +1,7 @@
 """The command: ask what to try, let Snakemake make it, write down what came of it, and go on."""
 
 import re
+import shlex
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -36,6 +37,14 @@ class Asked:
     leave_out: tuple[int, ...]
     snakemake: tuple[str, ...]  # further options
 
+    @property
+    def going_on(self) -> str:
+        """The command that goes on with the study: it keeps all but how many trials are made, and where."""
+        words = ["sdlora", "search", self.name]
+        words += [] if self.trials is None else ["--trials", str(self.trials)]
+        words += [] if self.at_once == 1 else ["--at-once", str(self.at_once)]
+        return shlex.join([*words, *(["--", *self.snakemake] if self.snakemake else [])])
+
 
 def run(asked: Asked) -> None:
     """Make the trials that are not there yet, then all of the best one, and the page.
@@ -59,7 +68,7 @@ def run(asked: Asked) -> None:
         try:
             search.make(asked)
         except KeyboardInterrupt:
-            raise DataError(f"stopped; `sdlora search {asked.name}` goes on") from None
+            raise DataError(f"stopped; `{asked.going_on}` goes on") from None
 
 
 @dataclass
