@@ -107,7 +107,7 @@ def _positive(text: str) -> int:
 
 
 def _steps(text: str) -> tuple[int, ...]:
-    return () if text == "none" else tuple(_positive(one) for one in text.split(","))
+    return () if text == "none" else tuple(sorted({_positive(one) for one in text.split(",")}))
 
 
 def _search(args: argparse.Namespace) -> None:

@@ -60,6 +60,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([*ASKED, "--startup", "0"], "'0' is no number from 1 on"),
         ([*ASKED, "--seed", "-1"], "'-1' is no number from 0 on"),
         ([*ASKED, "--at-once", "20"], "--at-once is 20, but keep_runs is 20"),
+        (["--like", "a", "--set", "sample.negative_prompt=2026-01-31,x"], "2026-01-31 is a date to YAML; as a text it"),
         (["--like", "a", "--set", "fit.fill=edge,blur"], "they would be measured against references padded otherwise"),
         (["--like", "a", "--set", "base=tiny,larger"], "fitted as pad-edge-64, pad-edge-96, for their bases"),
     ],

@@ -233,6 +233,9 @@ def _axis(key: Key, written: str | Sequence[Any], kinds: set[type]) -> Axis:
     values = tuple(_listed(key, written) if isinstance(written, str) else written)
     if not values:
         raise ParamsError(f"{key}: the list of values is empty")
+    for value in values:
+        if not isinstance(value, str | int | float | tuple | list | dict | None):  # a date, which no key takes
+            raise ParamsError(f"{key}: {value} is a {type(value).__name__} to YAML; as a text it wants quotes")
     if len({spelt(value) for value in values}) < len(values):
         raise ParamsError(f"{key}: {Values(values).text} names a value twice")
     return Values(values)
