@@ -3,6 +3,7 @@
 import argparse
 import csv
 import importlib.util
+import os
 import platform
 import shutil
 import sys
@@ -16,7 +17,7 @@ from sdlora.errors import ParamsError, SdloraError, suggest
 
 
 def main(words: list[str] | None = None) -> None:
-    """Run a command; a mistake is a sentence on stderr and exit code 1."""
+    """Run a command; a mistake is a sentence on stderr and exit code 1, Ctrl-C a word and 130, as in a shell."""
     words = sys.argv[1:] if words is None else words
     own, further = words, []
     if words[:1] == ["search"] and "--" in words:  # what follows is Snakemake's
@@ -24,6 +25,12 @@ def main(words: list[str] | None = None) -> None:
     args = _parser().parse_args(own, argparse.Namespace(snakemake=further))
     try:
         args.run(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # who reads it, such as `head`, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except SdloraError as error:
         sys.exit(f"error: {error}")
     except OSError as error:
