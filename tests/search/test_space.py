@@ -127,6 +127,14 @@ def test_a_name_is_a_folders(folder: Path, name: str) -> None:
         main(["search", name, *ASKED])
 
 
+def test_names_of_searches_differ_in_more_than_case(folder: Path) -> None:
+    (folder / "searches/S").mkdir(parents=True)
+    with pytest.raises(
+        SystemExit, match="there is a search S, whose name differs in case alone: say S, or another name"
+    ):
+        main(["search", "s", *ASKED])
+
+
 def test_a_study_that_is_there_is_not_searched_otherwise(folder: Path) -> None:
     """A person's own file, without the options that have defaults."""
     (folder / "searches/s").mkdir(parents=True)

@@ -55,6 +55,12 @@ def run(asked: Asked) -> None:
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", asked.name):
         raise ParamsError(f"{asked.name!r} is no name of a search: letters, digits, and _ . - within")
+    names = [path.name for path in FOLDER.glob("*")]
+    for name in names if asked.name not in names else ():
+        if name.casefold() == asked.name.casefold():  # on a Mac their folder would be one
+            raise ParamsError(
+                f"there is a search {name}, whose name differs in case alone: say {name}, or another name"
+            )
     search = Search.of(asked)
     if asked.at_once >= search.params.keep_runs:  # they, and the best one so far
         raise ParamsError(
