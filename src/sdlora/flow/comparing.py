@@ -4,13 +4,16 @@ There is no record of its files. A recipe that says something else than before i
 makes them again; one that says the same is left alone.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from sdlora import records
+from sdlora.config.evaluate import NETWORKS
 from sdlora.config.params import Params
 from sdlora.errors import ParamsError
 from sdlora.flow import plan
 from sdlora.flow.makers import Seen
+from sdlora.flow.networks import needs_of
 from sdlora.stages.evaluate.recipe import CompareRecipe, EvaluateRecipe
 
 #: What its table and its page are made by.
@@ -26,11 +29,12 @@ def recipe_of(params: Params, one: str, other: str) -> CompareRecipe:
         other: Likewise.
 
     Raises:
-        ParamsError: If neither is a version.
+        ParamsError: If neither is a version, or a metric of both means another network in each.
     """
     names = [name for name in dict.fromkeys((one, other)) if name in params.versions]
     if not names:
         raise ParamsError(f"{one} is compared with itself; name a version beside it")
+    _check_networks(params, names)
     sets = {name: params.versions[name].dataset for name in names}
     seen = Seen()
     recipe = CompareRecipe(
@@ -45,6 +49,20 @@ def recipe_of(params: Params, one: str, other: str) -> CompareRecipe:
     )  # fmt: skip
     seen.save()
     return recipe
+
+
+def _check_networks(params: Params, names: Sequence[str]) -> None:
+    """Refuse numbers of two networks under the name of one metric."""
+    sections = {name: params.versions[name].evaluate for name in names}
+    shared = set.intersection(*({*section.metrics} for section in sections.values()))
+    for metric in sorted(shared):
+        for setting in [setting for setting in NETWORKS if setting in needs_of([metric])]:
+            asked = {name: section.network(setting) for name, section in sections.items()}
+            if len({*asked.values()}) > 1:
+                said = ", ".join(
+                    f"of {name} by {model} at {revision or 'main'}" for name, (model, revision) in asked.items()
+                )
+                raise ParamsError(f"{metric} is measured {said}: give both the same evaluate.{setting}")
 
 
 def _compared(params: Params, names: list[str]) -> list[str]:

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 from chosen import METRICS, explained, parts
+from helpers import ROOT
 
 from sdlora import records
 from sdlora.config.evaluate import Evaluate
-from sdlora.errors import DataError
+from sdlora.config.load import load
+from sdlora.errors import DataError, ParamsError
+from sdlora.flow import comparing
 from sdlora.stages.evaluate.compare import compare, over_trainings
 from sdlora.stages.evaluate.tables import (
     Values,
@@ -114,5 +117,24 @@ def test_what_cannot_be_compared_is_told(tmp_path: Path) -> None:
     records.write_json(noisy / "best.json", best)
     with pytest.raises(DataError, match=r"one was drawn with the seeds 42, v7 with 42, 43: .* sample\.report_seeds"):
         compare(one, noisy, 100, tmp_path / "none.csv")
+    other = measured(tmp_path / "v6", [1.0] * 10, [1.0] * 10, NAMES)
+    records.write_csv(other / "metrics.csv", ["step", "metric"], [])
+    with pytest.raises(DataError, match=r"^no metric measures both: one has effnet_lite0_distance, psnr_db; v6 has ;"):
+        compare(one, other, 100, tmp_path / "none.csv")
     with pytest.raises(DataError, match="is not measured yet"):
         compare(one, tmp_path / "nowhere", 100, tmp_path / "none.csv")
+
+
+def test_numbers_of_two_networks_are_not_compared() -> None:
+    shipped = load(ROOT / "params.yaml")
+    for metrics, refused in ((("psnr_db", "clip_t"), True), (("psnr_db",), False)):
+        for name, model in (("v7", "a/clip"), ("v8", "b/clip")):
+            evaluate = Evaluate(metrics=metrics, choose_by="psnr_db", clip_model=model)
+            shipped.versions[name] = shipped.versions[name].model_copy(update={"evaluate": evaluate})
+        if not refused:
+            comparing._check_networks(shipped, ["v7", "v8"])
+            continue
+        with pytest.raises(
+            ParamsError, match=r"clip_t is measured of v7 by a/clip at main, of v8 by b/clip .*\.clip_model"
+        ):
+            comparing.recipe_of(shipped, "v7", "v8")

@@ -117,7 +117,7 @@ def compare(
 
     Raises:
         DataError: If one is not measured, or the two were measured on different references, also by size or padding, or
-            drawn with other seeds.
+            drawn with other seeds, or by no common metric.
     """
     if one.name == other.name:
         raise DataError(f"{one.name} is compared with itself; name another version, or {BASE}")
@@ -130,6 +130,9 @@ def compare(
     doubt = first.doubt or second.doubt
     note = doubt or (SEVERAL if several else ONE_LORA if BASE in (one.name, other.name) else ONE_TRAINING)
     shared = [metric for metric in first.values if metric in second.values]
+    if not shared:
+        has = [f"{name} has {', '.join(side.values)}" for name, side in ((one.name, first), (other.name, second))]
+        raise DataError(f"no metric measures both: {'; '.join(has)}; give their evaluate.metrics one in common")
     found = [against(first, second, metric, bootstrap_samples) for metric in shared]
     rows = []
     for metric, figures, p in zip(shared, found, holm([figures["p"] for figures in found]), strict=True):
