@@ -169,6 +169,12 @@ def test_a_trial_that_fails_stops_the_search_and_is_left_out_by_hand(
     assert "--leave-out: at work are 3" in project.command(*more, "--leave-out", "1", check=False).stderr
     assert "Nothing to be done" in project.command(*more, "--leave-out", "3").stderr, "the best one is made already"
     assert [row["came_to"] for row in table(project)][2:] == ["given up at step 2", "left out by hand"]
+    (page,) = project.folder.glob("results/s-trial*/report/index.html")
+    page.unlink()
+    failed = project.command(*more, "--", "--allowed-rules", "fit", check=False)
+    best = page.parent.parent.name
+    assert f"but of the best one, {best}, not all was made: Snakemake ended with 1" in failed.stderr
+    assert "`sdlora search s --trials 4 -- --allowed-rules fit` makes the rest" in failed.stderr
 
 
 def test_a_training_that_diverges_is_a_trial_too(searched: tuple[Project, str], tmp_path: Path) -> None:

@@ -270,8 +270,7 @@ class Search:
             self.write_page()
         best = self.journal.best()
         if best is not None:
-            name = self.trial_name(best.number)
-            snakemake([f"results/{name}/metrics.csv", f"results/{name}/report/index.html"], asked.snakemake)
+            self._make_all_of(self.trial_name(best.number), asked)
         self.write_page()
         print(page.verdict(self, self.journal))
         if best is not None:
@@ -285,6 +284,16 @@ class Search:
             return count
         print(f"note: there are {most} combinations: that many trials and no more", file=sys.stderr)
         return most
+
+    def _make_all_of(self, name: str, asked: Asked) -> None:
+        """Publish the best trial, test it, and write its own page."""
+        try:
+            snakemake([f"results/{name}/metrics.csv", f"results/{name}/report/index.html"], asked.snakemake)
+        except DataError as error:
+            raise DataError(
+                f"all trials have come to their end, but of the best one, {name}, not all was made: {error}, and says "
+                f"above why. `{asked.going_on}` makes the rest"
+            ) from None
 
     def write_page(self) -> None:
         """The table and the page, as far as the study is."""
