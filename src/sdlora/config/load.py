@@ -107,7 +107,8 @@ def _with_studies(params: Params, raw: Mapping[str, Any], path: Path) -> Studied
     try:
         found = StudiedParams.model_validate({**dict(params), **own})
     except ValidationError as error:
-        raise ParamsError("\n".join(f"{path}: {_sentence(item)}" for item in error.errors())) from None
+        problems = [(_place_of(item), wording.reason(item, tuple(item["loc"]))) for item in error.errors()]
+        raise ParamsError(_message(path, tree, problems)) from None
     told((name, ((key,), reason)) for name, key, reason in _unknown_names(found, stated))
     return found
 
@@ -349,7 +350,7 @@ def _explain(item: Any, raw: Mapping[str, Any]) -> Problem:
 def _told(item: Any, kind: type[Section]) -> Problem:
     """A mistake in a section that is no part of `params.yaml`."""
     inside = any(key in SECTIONS for key in item["loc"][:-1])
-    return tuple(item["loc"]), wording.reason(item, tuple(item["loc"]), None if inside else [*kind.model_fields])
+    return _place_of(item), wording.reason(item, tuple(item["loc"]), None if inside else [*kind.model_fields])
 
 
 def _has(raw: Any, place: tuple[str | int, ...]) -> bool:

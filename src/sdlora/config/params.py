@@ -376,11 +376,11 @@ class StudiedParams(Params):
     def _claims_are_measured(self) -> Self:
         for name, claim in self.studies.claims.items():
             measured = self.versions[self.compared[name][1]].evaluate.metrics
-            for metric in (*claim.better, *claim.same):
-                if metric not in measured:
-                    raise ValueError(
-                        f"claims.{name} names {metric}, but evaluate.metrics of its start are {', '.join(measured)}"
-                    )
+            for key, named in (("better", claim.better), ("same", claim.same)):
+                for metric in named:
+                    if metric not in measured:
+                        reason = f"{metric!r} is not measured: evaluate.metrics of its start are {', '.join(measured)}"
+                        raise ProblemAt(("claims", name, key), reason)
         return self
 
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from sdlora import choices
-from sdlora.config.sections import Name, Section, each_once, merge, on_menu
+from sdlora.config.sections import Name, ProblemAt, Section, each_once, merge, on_menu
 
 FILE = Path("studies.yaml")
 BASE = "base"  # in the place of a version: the other one without its LoRA
@@ -105,6 +105,6 @@ def versions_of(studies: Studies) -> tuple[dict[str, dict[str, Any]], dict[str, 
         without = BASE if claim.against == "base" else version(f"study-{name}-start", start)
         changed = version(f"study-{name}", merge(start, claim.change))
         if without == changed:
-            raise ValueError(f"claims.{name}.change changes nothing of its start")
+            raise ProblemAt(("claims", name, "change"), "it changes nothing of its start")
         compared[name] = (without, changed)
     return stated, compared
