@@ -76,10 +76,16 @@ class Trial(Version):
 
 
 def trial_settings(version: dict[str, Any], by: str, prune_at: tuple[int, ...]) -> dict[str, Any]:
-    """A version's resolved settings as a trial's: the study's metric chooses, and it is trained once."""
+    """A version's resolved settings as a trial's: the study's metric chooses, and it is trained once.
+
+    What is no section stays as it is, for whoever validates them.
+    """
     found = {key: value for key, value in version.items() if key not in ("chosen", "remark")}
     evaluate, train = version.get("evaluate") or {}, version.get("train") or {}
-    metrics = tuple(dict.fromkeys((*evaluate.get("metrics", MEASURED), by)))
-    found["evaluate"] = {**evaluate, "metrics": metrics, "choose_by": by}
-    found["train"] = {**train, "seeds": 1}
+    if isinstance(evaluate, dict):
+        own = evaluate.get("metrics", MEASURED)
+        metrics = (*own, *([] if by in own else [by])) if isinstance(own, tuple | list) else own
+        found["evaluate"] = {**evaluate, "metrics": metrics, "choose_by": by}
+    if isinstance(train, dict):
+        found["train"] = {**train, "seeds": 1}
     return {**found, "prune_at": prune_at}
