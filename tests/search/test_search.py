@@ -99,8 +99,10 @@ def test_the_page_has_every_trial_and_asks_no_network(searched: tuple[Project, s
     project, _ = searched
     page = project.read("results/searches/s/index.html").decode()
     body = page[page.index("<tbody>", page.index('id="table"')) :]
-    assert len(re.findall(r"<td>s-trial\d</td>", body)) == 3
+    assert len(re.findall(r"<tr[^>]*><td>\d</td>", body)) == 3 and "s-trial0/report/index.html" in page
+    assert len(re.findall(r">no LoRA(?:: [\d.]+, (?:above|below))?</text>", page)) == 1
     assert page.count("<circle") == 3 and len(re.findall(r'<polyline points="[^"]+" class="trial', page)) == 3
+    assert "<code>snakemake results/s-best/metrics.csv</code>" in page and "`" not in page[: page.index("<script>")]
     assert "luckiest" in page and "s-best:" in page and "train.learning_rate (log)" in page
     assert not re.findall(r'(?:src|href)="(?!#|data:)', page)
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path("results/searches")
 WIDTH, HEIGHT, EDGE = 900, 300, 60  # of a drawing
+SAID_ELSEWHERE = ("version", "without_lora")  # on the page: below its table, and in its drawings
 Point = tuple[float, float]
 
 
@@ -66,12 +67,14 @@ def write(search: "Search", journal: Journal) -> list[Path]:
         title=f"Search {search.name}",
         styles=Markup(read_part("templates/page.css")),  # noqa: S704 - ours, as the next
         script=Markup(vendored("tablesort")),  # noqa: S704
-        columns=columns(search), rows=table, by=by,
-        best=best, verdict=verdict(search, journal).splitlines(), lines=lines(search, best) if best else "",
+        columns=[key for key in columns(search) if key not in SAID_ELSEWHERE], rows=table, by=by,
+        best=best, verdict=[_as_html(line) for line in verdict(search, journal).splitlines()],
+        lines=lines(search, best) if best else "",
         asked={**search.space.texts}, study=search.study, better="higher" if search.maximise else "lower",
         importances=journal.importances(), width=WIDTH, height=HEIGHT, edge=EDGE,
         dots=_dots(told, low, high), course=_course(told, search.maximise, low, high),
-        base=_base(told, low, high), ends=[(_height(end, low, high), f"{end:.4g}") for end in (low, high)],
+        base=_base(told, low, high), outside=_outside(told, low, high),
+        ends=[(_height(end, low, high), f"{end:.4g}") for end in (low, high)],
         scales=_scales(search, low, high), coordinates=_coordinates(search, told, low, high),
         name_of=search.trial_name,
     )  # fmt: skip
@@ -132,6 +135,12 @@ def verdict(search: "Search", journal: Journal) -> str:
     return "\n".join(found)
 
 
+def _as_html(line: str) -> Markup:
+    """A line for a terminal as HTML: what stands between backquotes is a command."""
+    parts = enumerate(line.split("`"))
+    return Markup("").join(Markup("<code>{}</code>").format(part) if n % 2 else part for n, part in parts)
+
+
 def _tested(best: Mapping[str, Any], by: str) -> str:
     """What the references say that no trial was chosen by."""
     if not is_tested(best):
@@ -159,9 +168,8 @@ def _last(one: Outcome) -> float | None:
 
 
 def _ends(told: Sequence[Outcome]) -> Point:
-    """The lowest and the highest value that is drawn."""
-    known = (*map(_last, told), *(one.base for one in told))
-    found = [value for value in known if value is not None] or [0.0, 1.0]
+    """The lowest and the highest value of a trial: beside the base, far off, all would lie on one line."""
+    found = [value for value in map(_last, told) if value is not None] or [0.0, 1.0]
     low, high = min(found), max(found)
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
@@ -203,9 +211,17 @@ def _course(told: Sequence[Outcome], maximise: bool, low: float, high: float) ->
 
 
 def _base(told: Sequence[Outcome], low: float, high: float) -> float | None:
-    """How high the line of the base without a LoRA lies."""
-    found = [one.base for one in told if one.base is not None]
+    """How high the line of the base without a LoRA lies, if it is among the trials."""
+    found = [one.base for one in told if one.base is not None and low <= one.base <= high]
     return _height(found[0], low, high) if found else None
+
+
+def _outside(told: Sequence[Outcome], low: float, high: float) -> str:
+    """Where the base is that does not lie among the trials."""
+    found = [one.base for one in told if one.base is not None]
+    if not found or low <= found[0] <= high:
+        return ""
+    return f"no LoRA: {found[0]:.4g}, {'above' if found[0] > high else 'below'}"
 
 
 def _scales(search: "Search", low: float, high: float) -> list[Scale]:
