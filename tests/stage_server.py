@@ -10,7 +10,7 @@ else differs: the same Snakefile, the same scripts, the environment of who calls
 
 import gc
 import importlib
-import json
+import marshal
 import os
 import runpy
 import select
@@ -54,18 +54,21 @@ PROGRAMS = {
     "bin/sdlora": ("-c", "from sdlora.cli import main; main()"),
     "bin/dvc": ("-m", "dvc"),
 }
+# It imports what Python has built in: json, os and socket take as long as Python's own start.
 CLIENT = f"""#!{sys.executable} -ISE
-import json, os, socket, sys
+import marshal, posix, sys, _socket
 if sys.argv[1] == "-P":  # a decoder of pictures, whose limits are its process's
-    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-link = socket.socket(socket.AF_UNIX)
+    posix.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+link = _socket.socket(_socket.AF_UNIX)
 link.connect(%r)
-words = json.dumps([os.getcwd(), [*%r, *sys.argv[1:]], dict(os.environ)]).encode()
-socket.send_fds(link, [len(words).to_bytes(4, "big")], [0, 1, 2])
+words = marshal.dumps((posix.getcwd(), [*%r, *sys.argv[1:]], posix.environ))
+files = b"".join(number.to_bytes(4, sys.byteorder) for number in (0, 1, 2))
+link.sendmsg([len(words).to_bytes(4, "big")], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, files)])
 link.sendall(words)
-answer = link.makefile()
-answer.readline()
-sys.exit(int(answer.readline() or 1))
+said = b""
+while said.count(b"\\n") < 2 and (more := link.recv(64)):
+    said += more
+posix._exit(int(said.split()[1]) if said.count(b"\\n") == 2 else 1)
 """
 
 _started: list["subprocess.Popen[bytes]"] = []  # an object that is dropped while its process runs warns
@@ -115,7 +118,8 @@ class Job:
         link = socket.socket(socket.AF_UNIX)
         link.connect(str(python.with_name("s")))
         paths = os.pathsep.join([str(folder / "src"), str(folder)])
-        argv = json.dumps([str(folder), [str(script), *words], {**os.environ, "PYTHONPATH": paths}]).encode()
+        environment = {**os.environb, b"PYTHONPATH": os.fsencode(paths)}
+        argv = marshal.dumps((str(folder), [str(script), *words], environment))
         with Path(os.devnull).open() as nothing, log.open("ab") as said:
             socket.send_fds(link, [len(argv).to_bytes(4, "big")], [nothing.fileno(), said.fileno(), said.fileno()])
         link.sendall(argv)
@@ -199,7 +203,7 @@ class _Commands:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for other in (self._listener, self._ended, self._wake, link, *self._links.values()):
                     other.close()
-                _run(*json.loads(words), descriptors, self._python)
+                _run(*marshal.loads(words), descriptors, self._python)
             self._links[child] = link
             with suppress(OSError):
                 link.sendall(f"{child}\n".encode())
@@ -245,13 +249,13 @@ def _rehearse() -> None:
     load_model(base)
 
 
-def _run(folder: str, argv: list[str], environment: dict[str, str], descriptors: list[int], python: Path) -> None:
+def _run(folder: str, argv: list[str], environment: dict[bytes, bytes], descriptors: list[int], python: Path) -> None:
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     os.chdir(folder)
     os.environ.clear()
-    os.environ.update(environment)
-    if hidden := environment.get(HIDDEN):
+    os.environb.update(environment)
+    if hidden := os.environ.get(HIDDEN):
         sys.modules.update({name: None for name in [hidden, *sys.modules] if name.partition(".")[0] == hidden})  # type: ignore[misc]
     code = 1
     try:
