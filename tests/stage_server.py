@@ -5,13 +5,15 @@
 `import torch, diffusers` takes 6 s and `import snakemake` 1 s, as often as a process starts. `scratch / "bin"`
 holds `snakemake`, `sdlora` and `dvc` that run in forks, too; that `snakemake` starts its jobs with `python`. Nothing
 else differs: the same Snakefile, the same scripts, the environment of who calls, a process of its own for each, and of
-`sdlora` each project's own sources, imported anew. `scratch / "small-sd"` is a base that such projects train.
+`sdlora` each project's own sources: imported anew where a byte of them differs from this repository's, whose modules
+are here already. `scratch / "small-sd"` is a base that such projects train.
 """
 
 import gc
 import importlib
 import marshal
 import os
+import pkgutil
 import runpy
 import select
 import signal
@@ -22,10 +24,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import IO
 
 ROOT = Path(__file__).parents[1]
+SOURCES = ROOT / "src"
 # What scripts import late, or through a menu, and what Snakemake and DVC do.
 PRELOADED = (
     "accelerate", "bitsandbytes", "diffusers.models.unets.unet_2d_condition", "peft",
@@ -149,8 +153,8 @@ def _serve(address: str, user: int) -> None:
 
     _rehearse()
     save_small_sd(Path(address).with_name("small-sd"))
-    for name in [name for name in sys.modules if name.partition(".")[0] in OWN]:
-        del sys.modules[name]
+    _forget(*OWN)
+    _import_sdlora()
     sys.dont_write_bytecode = False  # a project's commands compile its sources once
     inherited = {*os.environ["PYTHONPATH"].split(os.pathsep), str(Path(__file__).parent)}
     sys.path[:] = [path for path in sys.path if path not in inherited]
@@ -249,6 +253,58 @@ def _rehearse() -> None:
     load_model(base)
 
 
+def _forget(*packages: str) -> None:
+    """Have packages imported anew by who imports them next."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
+        del sys.modules[name]
+
+
+def _import_sdlora() -> None:
+    """Import all of this repository's sdlora, and read its files, for the projects that have the same."""
+    import sdlora
+    from sdlora.flow import code
+
+    for module in pkgutil.walk_packages(sdlora.__path__, "sdlora."):
+        importlib.import_module(module.name)
+    # what a file says depends on its bytes alone
+    code._parse = cache(code._parse)
+    for file, content in _files(SOURCES).items():
+        if file.endswith(".py"):
+            code._parse(content)
+
+
+@cache
+def _files(source: Path) -> dict[str, bytes]:
+    """The bytes of all files of the sdlora below `source`, by their paths below it."""
+    found = {}
+    for folder, folders, names in os.walk(source / "sdlora"):
+        folders[:] = [name for name in folders if name != "__pycache__"]
+        below = Path(folder).relative_to(source)
+        found.update({f"{below}/{name}": Path(folder, name).read_bytes() for name in names})
+    return found
+
+
+def _choose_sdlora() -> None:
+    """Keep the modules as what the path's sdlora would become; forget them where a file of it is another one."""
+    source = next((Path(path) for path in sys.path if (Path(path) / "sdlora/__init__.py").is_file()), None)
+    if source is None or HIDDEN in os.environ or _files(source.resolve()) != _files(SOURCES):
+        _forget("sdlora")
+        return
+
+    def moved(path: str) -> str:
+        return path.replace(str(SOURCES), str(source.absolute()), 1)
+
+    for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "sdlora"]:
+        if (spec := module.__spec__) is None or spec.origin is None:
+            continue
+        module.__file__ = spec.origin = spec.loader.path = moved(spec.origin)  # type: ignore[union-attr]
+        if spec.submodule_search_locations is not None:
+            module.__path__ = spec.submodule_search_locations = [*map(moved, spec.submodule_search_locations)]
+        for name, value in vars(module).items():
+            if isinstance(value, Path):
+                setattr(module, name, Path(moved(str(value))))
+
+
 def _run(folder: str, argv: list[str], environment: dict[bytes, bytes], descriptors: list[int], python: Path) -> None:
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
@@ -289,14 +345,19 @@ def _interpret(argv: list[str], python: Path) -> None:
     if argv[0] == "-m":
         sys.path[:0] = [str(Path.cwd()), *paths]
         sys.argv = argv[1:]
+        _choose_sdlora()
+        if argv[1].startswith("sdlora."):  # it is imported once more, as __main__
+            sys.modules.pop(argv[1], None)
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
     elif argv[0] == "-c":
         sys.path[:0] = ["", *paths]
         sys.argv = ["-c", *argv[2:]]
+        _choose_sdlora()
         exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
     else:
         sys.path[:0] = [str(Path(argv[0]).absolute().parent), *paths]
         sys.argv = argv
+        _choose_sdlora()
         runpy.run_path(argv[0], run_name="__main__")
 
 
