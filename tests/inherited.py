@@ -5,7 +5,9 @@ import importlib
 import os
 import pkgutil
 import sys
+from collections.abc import Iterator
 from functools import cache
+from importlib.machinery import FileFinder
 from pathlib import Path
 
 
@@ -75,6 +77,21 @@ def _names(source: Path) -> set[str]:
         folders[:] = [name for name in folders if name != "__pycache__"]
         found |= {f"{folder[len(str(source)) + 1 :]}/{name}" for name in names}
     return found
+
+
+def list_libraries() -> None:
+    """List the path's folders for those who look for plugins in all of them, as Snakemake does for each kind."""
+    plain = pkgutil._iter_file_finder_modules  # type: ignore[attr-defined]
+    finders = [found for path in sys.path if isinstance(found := pkgutil.get_importer(path), FileFinder)]
+    listed = {finder.path: [*plain(finder)] for finder in finders}
+
+    def modules_in(finder: FileFinder, prefix: str = "") -> Iterator[tuple[str, bool]]:
+        if finder.path not in listed:
+            yield from plain(finder, prefix)
+        for name, is_package in listed.get(finder.path, ()):
+            yield prefix + name, is_package
+
+    pkgutil.iter_importer_modules.register(FileFinder, modules_in)  # type: ignore[attr-defined]
 
 
 def in_large_pages() -> None:

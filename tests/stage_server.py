@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from inherited import Sdlora, forget, in_large_pages
+from inherited import Sdlora, forget, in_large_pages, list_libraries
 
 if TYPE_CHECKING:
     from sdlora.config.params import Base
@@ -163,6 +163,7 @@ def _serve(address: str, user: int) -> None:
     sys.dont_write_bytecode = False  # a project's commands compile its sources once
     inherited = {*os.environ["PYTHONPATH"].split(os.pathsep), str(Path(__file__).parent)}
     sys.path[:] = [path for path in sys.path if path not in inherited]
+    list_libraries()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
     listener.listen(64)
