@@ -17,7 +17,10 @@ from sdlora.errors import ParamsError, SdloraError, suggest
 
 
 def main(words: list[str] | None = None) -> None:
-    """Run a command; a mistake is a sentence on stderr and exit code 1, Ctrl-C a word and 130, as in a shell."""
+    """Run a command; a mistake is a sentence on stderr and exit code 1, Ctrl-C a word and 130, as in a shell.
+
+    What nobody reads to its end ends with 141, as a shell has it: work may have been cut off.
+    """
     words = sys.argv[1:] if words is None else words
     own, further = words, []
     if words[:1] == ["search"] and "--" in words:  # what follows is Snakemake's
@@ -31,6 +34,7 @@ def main(words: list[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:  # who reads it, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except SdloraError as error:
         sys.exit(f"error: {error}")
     except OSError as error:

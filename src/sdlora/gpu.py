@@ -220,7 +220,7 @@ def advice(gpu: Gpu | None, built_for: str | None, driver: str | None) -> str:
     elif size < 15.5:  # cards of 16 GiB have more; predicted for SDXL at 1024 px in bf16: 12.7 GiB with headroom
         fits = "SD 1.5, SDXL with gradient_checkpointing"
     else:
-        fits = "SD 1.5 and SDXL"
+        fits = "SD 1.5, SDXL (drawn one by one: sample: {hires: null, batch_size: 1})"
     return (
         f"{gpu.name}: {size:.1f} GiB, capability {_dotted(gpu)}, bf16 {'in hardware' if gpu.bf16 else 'only emulated'}"
         f"; use mixed_precision: {half}; {fits}: `sdlora preflight VERSION --device cuda` tells exactly"

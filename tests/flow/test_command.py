@@ -37,4 +37,6 @@ def test_who_reads_may_stop_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     os.close(reader)
     with os.fdopen(writer, "w") as closed, monkeypatch.context() as patched:
         patched.setattr(sys, "stdout", closed)
-        cli.main(["docs"])
+        with pytest.raises(SystemExit) as ended:
+            cli.main(["docs"])
+        assert ended.value.code == 141, "nobody may take it for finished"

@@ -299,6 +299,24 @@ def test_no_trial_repeats_another_while_there_are_others(tmp_path: Path) -> None
     assert SPACE.combinations is None and [*SPACE.every()] == []
 
 
+@pytest.mark.parametrize("text", ["2..5", "2..8:step=2"])
+def test_numbers_one_by_one_are_all_tried_before_one_is_repeated(tmp_path: Path, text: str) -> None:
+    space = space_of({"train.rank": text, "train.learning_rate": "1e-4..3e-4:step=1e-4"}, grid=False)
+    journal = opened(tmp_path, space)
+    for number in range(12):
+        tried = journal.propose(number, number, [])
+        journal.tell(Outcome(number, tried, float(tried["train.rank"])))
+    assert len({(*one.params.values(),) for one in journal.told}) == space.combinations == 12
+
+
+def test_a_trial_left_out_by_hand_may_be_tried_again(tmp_path: Path) -> None:
+    space = space_of({"train.rank": "2,4"}, grid=False)
+    journal = opened(tmp_path, space)
+    journal.tell(Outcome(0, {"train.rank": 2}, None, why="left out by hand"))
+    journal.tell(Outcome(1, {"train.rank": 4}, 1.0))
+    assert journal.propose(2, 2, []) == {"train.rank": 2}, "what failed was not the setting"
+
+
 def test_importance_is_found_where_it_was_put(tmp_path: Path) -> None:
     journal = opened(tmp_path, startup=30)
     for number in range(30):

@@ -331,7 +331,7 @@ def _place_of(item: Any) -> tuple[str | int, ...]:
 
 def _sentence(item: Any) -> str:
     """A mistake in a version that no file states as such: where it would stand, and why."""
-    named = "".join(f"{key}." for key in _place_of(item)).rstrip(".")
+    named = "".join(f"{key}." for key in _place_of(item)).rstrip(".").removeprefix("versions.")
     return f"{named}: {wording.reason(item, tuple(item['loc']))}".removeprefix(": ")
 
 

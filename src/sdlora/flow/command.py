@@ -124,7 +124,9 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
     try:
         with redirect_stderr(said), redirect_stdout(said):  # also of which profile it uses
             args: argparse.Namespace = parse_args([*words])[1]
-    except SystemExit:
+    except SystemExit as ended:
+        if not ended.code:  # -h, --version
+            raise ParamsError("Snakemake's options: with these it would make nothing") from None
         raise ParamsError(f"Snakemake's options: {said.getvalue().strip().rpartition(': error: ')[2]}") from None
     except CliException as error:
         raise ParamsError(f"Snakemake's options: {error}") from None

@@ -112,22 +112,27 @@ class Batch:
         pattern = f"{ProbeRecipe.folder_pattern}/{PROBE}"
         paths = {n: Path(pattern.format(version=names[n], step=step)) for n, step in steps.items()}
         if paths:
+            logs = {n: LOGS / names[n] / f"probe-{step}.log" for n, step in steps.items()}
+            before = {n: _written(log) for n, log in logs.items()}
             try:
                 snakemake([*map(str, paths.values())], self._further)
             except DataError as error:
-                missing = {
-                    n: LOGS / names[n] / f"probe-{steps[n]}.log" for n, path in paths.items() if not path.exists()
-                }
-                raise DataError(f"{error}; {_blamed(missing)}. The same command goes on") from None
+                begun = {n: log for n, log in logs.items() if not paths[n].exists() and _written(log) != before[n]}
+                raise DataError(f"{error}; {_blamed(begun)}. The same command goes on") from None
         return {n: records.read_json(path) for n, path in paths.items()}
 
 
+def _written(log: Path) -> int:
+    """When a log was written last, ns; 0 if there is none."""
+    return log.stat().st_mtime_ns if log.exists() else 0
+
+
 def _blamed(logs: Mapping[int, Path]) -> str:
-    """Which trials failed, of those that Snakemake did not measure: where none was begun, none is to blame."""
-    begun = [n for n, path in logs.items() if path.exists()]
-    if not begun:
+    """Which trials failed: those whose jobs have now written a log; where none was begun, none is to blame."""
+    if not logs:
         return "no trial was begun: what it said above tells why"
-    return f"trial {', '.join(map(str, begun))}: see {logs[begun[0]]}, or leave it out with --leave-out {begun[0]}"
+    first = min(logs)
+    return f"trial {', '.join(map(str, logs))}: see {logs[first]}, or leave it out with --leave-out {first}"
 
 
 def check_further(words: Sequence[str]) -> None:

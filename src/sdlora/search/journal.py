@@ -109,7 +109,7 @@ class Journal:
             first: The first of its batch: what is known are the trials before.
             mates: What the trials of its batch before it try.
         """
-        known = [*(one.params for one in self.told[:first]), *mates]
+        known = [*(one.params for one in self.told[:first] if one.why != LEFT_OUT), *mates]
         for attempt in range(ATTEMPTS):
             found = self._drawn(number, first, mates, attempt)
             if found not in known:  # what was tried would teach nothing

@@ -19,7 +19,7 @@ from sdlora.flow.identity import differing, identity_of, is_update, nested, told
 from sdlora.flow.recipe import Recipe
 from sdlora.search import page
 from sdlora.search.batch import PARAMS, Batch, check_further, snakemake, write_yaml
-from sdlora.search.journal import Journal, Outcome
+from sdlora.search.journal import LEFT_OUT, Journal, Outcome
 from sdlora.search.space import Key, Range, Space, space_of, spelt
 from sdlora.stages.probe.recipe import ProbeRecipe
 
@@ -280,7 +280,8 @@ class Search:
         """How many trials there will be: no more than can differ."""
         most = self.space.combinations
         count = asked or (most if most is not None and self.study.grid else TRIALS_BY_DEFAULT)
-        if most is None or count <= most:
+        left_out = sum(one.why == LEFT_OUT for one in self.journal.told)  # nothing is known of these settings
+        if most is None or count <= (most := most + left_out):
             return count
         print(f"note: there are {most} combinations: that many trials and no more", file=sys.stderr)
         return most

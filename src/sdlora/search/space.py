@@ -63,10 +63,20 @@ class Range:
         """The values that are tried for being allowed at all."""
         return (self.low, self.high)
 
+    @property
+    def values(self) -> tuple[float, ...] | None:
+        """All that it has, where these are numbers one by one."""
+        if not self.whole and self.step is None:
+            return None
+        step = self.step or 1
+        return tuple(self.round(self.low + n * step) for n in range(int((self.high - self.low) / step + 1e-9) + 1))
+
     def round(self, value: float) -> float:
         """A number that a person can read, still in the range."""
-        if self.whole or self.step is not None:
-            return value
+        if self.whole:
+            return int(value)
+        if self.step is not None:
+            return float(f"{value:.12g}")
         return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
 
     def place(self, value: Any) -> float:
@@ -126,14 +136,14 @@ class Space:
 
     @property
     def combinations(self) -> int | None:
-        """How many trials can differ; None where a key takes what lies in a range."""
-        lists = [axis for axis in self.varied.values() if isinstance(axis, Values)]
-        return prod(len(axis.values) for axis in lists) if len(lists) == len(self.varied) else None
+        """How many trials can differ; None where a key takes any number of a range."""
+        lists = [axis.values for axis in self.varied.values()]
+        return None if None in lists else prod(len(values or ()) for values in lists)
 
     def every(self) -> Iterator[dict[Key, Any]]:
-        """The trials that can differ, where all keys take lists; otherwise none."""
+        """The trials that can differ, where they can be counted; otherwise none."""
         if self.combinations is not None:
-            for values in product(*(axis.ends for axis in self.varied.values())):
+            for values in product(*(axis.values or () for axis in self.varied.values())):
                 yield dict(zip(self.varied, values, strict=True))
 
     @property
