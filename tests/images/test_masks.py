@@ -255,7 +255,7 @@ def test_training_without_the_masks_says_so(tmp_path: Path) -> None:
 
 
 def test_user_needs_masks_and_masks_need_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(ParamsError, match=r"a\.train\.mask is user, but datasets\.small\.masks is not set"):
+    with pytest.raises(ParamsError, match=r"a\.train\.mask: 'user' is not allowed: datasets\.small\.masks is not set"):
         edited(tmp_path, ("rank: 2", "rank: 2, mask: user"))
     params = edited(tmp_path, ("trigger: captain\n", "trigger: captain\n    masks: no/such/folder\n"))
     with pytest.raises(DataError, match=r"datasets\.small\.masks: there is no folder 'no/such/folder'"):

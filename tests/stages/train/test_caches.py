@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from small_set import CAPTION, ENCODE, captain, edited, examples_of, make_set
 from training import recipe_of, settings, small_base
 
@@ -65,6 +66,7 @@ def recipe(train: Train, folder: Path) -> TrainRecipe:
 
 def trained(folder: Path, **changes: object) -> bytes:
     """The last LoRA of a run from recipe to file."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # another file's training may have had another precision
     train = settings(steps=3, checkpoint_every=3, batch_size=2, **changes)
     train_version(recipe(train, folder))
     return (Path("results/a/checkpoints/step-000003") / FILE_NAME).read_bytes()
