@@ -26,8 +26,7 @@ JOBS = (1, 2, 4)
 STAGES = ("caption", "encode", "train", "sample", "choose")  # what asks for a card, of which there is none
 FILES = ("metrics.csv", "train_log.csv", "{version}.safetensors")
 ON_SLURM = (
-    "-c", slurm.HEAD, "--workflow-profile", "profiles/slurm", "--slurm-init-seconds-before-status-checks", "2",
-    "--latency-wait", "10", "--set-resources", *(f"{stage}:gpu=0" for stage in STAGES),
+    "-c", slurm.HEAD, *slurm.ON_SLURM, "--set-resources", *(f"{stage}:gpu=0" for stage in STAGES),
     *(f"{stage}:mem_mb=2000" for stage in ("sample", "choose")), "--jobs",
 )  # fmt: skip
 LOCAL = ("-m", "snakemake", "--cores", "1")

@@ -60,6 +60,9 @@ from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 RemoteExecutor.next_seconds_between_status_checks = property(lambda self: 1, lambda self, seconds: None)
 main()
 """
+ON_SLURM = (
+    "--workflow-profile", "profiles/slurm", "--latency-wait", "10", "--slurm-init-seconds-before-status-checks", "2",
+)  # fmt: skip
 
 
 def missing() -> list[str]:

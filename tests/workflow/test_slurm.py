@@ -20,9 +20,6 @@ pytestmark = pytest.mark.skipif(
     bool(slurm.missing()), reason=f"of Slurm's daemons there is no {', '.join(slurm.missing())}: `make servers` as root"
 )
 RAM_OF_A = ("sdlora", "preflight", "a", "--ram")
-ON_SLURM = (
-    "--workflow-profile", "profiles/slurm", "--latency-wait", "10", "--slurm-init-seconds-before-status-checks", "2",
-)  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +38,7 @@ def on_slurm(cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[s
 
 def head(python: Path | str, *targets: str) -> tuple[str, ...]:
     """The command that submits jobs, which run with the same Python."""
-    return (str(python), "-c", slurm.HEAD, *ON_SLURM, *targets)
+    return (str(python), "-c", slurm.HEAD, *slurm.ON_SLURM, *targets)
 
 
 def test_three_jobs_make_the_same_bytes(fresh: Project, built_once: Project, on_slurm: dict[str, str]) -> None:

@@ -1,6 +1,7 @@
 """Everything that lies in a user's folder: each file once, with what keeps it from being read."""
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,15 @@ def walk(folder: Path) -> list[Found]:
 
     What is hidden is named and not looked into.
     """
-    found: list[Found] = []
+    return sorted(_below(folder), key=lambda one: one.path)
+
+
+def has_files(folder: Path) -> bool:
+    """Whether anything below a folder is not hidden; looks no further than to the first."""
+    return any(not one.is_hidden for one in _below(folder))
+
+
+def _below(folder: Path) -> Iterator[Found]:
     seen: dict[tuple[int, int], Path] = {}
     waiting = [folder]
     while waiting:
@@ -33,11 +42,11 @@ def walk(folder: Path) -> list[Found]:
         try:
             known = seen.setdefault(_identity(place), place)
             if known != place:
-                found.append(Found(place, f"the same folder as {printable(known.relative_to(folder)) or '.'}"))
+                yield Found(place, f"the same folder as {printable(known.relative_to(folder)) or '.'}")
                 continue
             entries = list(os.scandir(place))
         except OSError as error:
-            found.append(Found(place, f"a folder that cannot be read: {error.strerror}"))
+            yield Found(place, f"a folder that cannot be read: {error.strerror}")
             continue
         for entry in entries:
             path = place / entry.name
@@ -45,9 +54,8 @@ def walk(folder: Path) -> list[Found]:
             if problem is None and entry.is_dir():
                 waiting.append(path)
             else:
-                found.append(Found(path, problem))
+                yield Found(path, problem)
         waiting.sort(reverse=True)
-    return sorted(found, key=lambda one: one.path)
 
 
 def _identity(place: Path) -> tuple[int, int]:

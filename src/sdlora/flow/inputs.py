@@ -130,7 +130,7 @@ def _check_dataset(name: str, dataset: Dataset) -> None:
             continue
         if not Path(source.path).is_dir():
             raise DataError(f"{where}: there is no folder {source.path!r}{_pull(source.path)}")
-        if all(one.is_hidden for one in folders.walk(Path(source.path))):
+        if not folders.has_files(Path(source.path)):
             raise DataError(f"{where}: the folder {source.path!r} holds no picture: there is no file in it")
 
 

@@ -43,11 +43,12 @@ def write_findings(recipe: StudiesRecipe, results: Path, out: Path) -> list[Path
     seeds = len(recipe.compared[0].changed_to)
     trainings = {one.starts_from: [results / name for name in one.without or one.changed_to] for one in recipe.compared}
     starts = [row for name, settings in recipe.starts.items() for row in _start(name, settings, trainings[name])]
+    studies = {row["study"]: row for row in rows}  # all rows of one say the same
     parts = [
         INTRO.format(seeds=seeds, level=LEVEL),
         records.markdown_table(CLAIMS, said_once(map(_claim_cells, rows))),
         "## The claims\n",
-        "".join(f"- **{row['study']}**: “{row['says']}” ({row['source']})\n" for row in _first_of_each(rows)),
+        "".join(f"- **{row['study']}**: “{row['says']}” ({row['source']})\n" for row in studies.values()),
         "## What they start from\n",
         records.markdown_table(STARTS, said_once(map(_start_cells, starts))),
     ]
@@ -141,11 +142,6 @@ def said_once(rows: Iterable[Sequence[str]]) -> Iterator[list[str]]:
     for row in rows:
         yield ["", "", *row[2:]] if row[:2] == before[:2] else list(row)
         before = row
-
-
-def _first_of_each(rows: Sequence[records.Row]) -> list[records.Row]:
-    """One row of each study, in their order."""
-    return list({row["study"]: row for row in reversed(rows)}.values())[::-1]
 
 
 def _claim_cells(row: Mapping[str, Any]) -> list[str]:
