@@ -1,6 +1,7 @@
 """What the DAG starts from."""
 
 import re
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
@@ -8,7 +9,8 @@ from helpers import ROOT
 from sdlora.config.animate import XT_COMMIT, Animate
 from sdlora.config.evaluate import Evaluate
 from sdlora.config.load import load
-from sdlora.config.params import Base, Lora, Params
+from sdlora.config.params import Base, Dataset, Lora, Params
+from sdlora.config.sources import FolderSource
 from sdlora.errors import DataError
 from sdlora.flow import inputs
 
@@ -110,6 +112,20 @@ def test_what_a_job_starts_from_is_missed_whether_run_has_it_or_not(monkeypatch:
     inputs.check_of(params, {"version": "v8", "step": "4"})
     with pytest.raises(DataError, match=r"^versions\.lost\.lora: there is no file or folder 'gone\.safetensors'"):
         inputs.check_of(params, {"version": "lost"})
+
+
+def test_a_folder_of_hidden_files_holds_no_picture(tmp_path: Path) -> None:
+    (tmp_path / ".hidden").mkdir()
+    (tmp_path / ".hidden/1.png").touch()
+    (tmp_path / "deep/er").mkdir(parents=True)
+    (tmp_path / "deep/er/.DS_Store").touch()
+    shipped = load(ROOT / "params.yaml")
+    mine = Dataset(sources=(FolderSource(kind="folder", path=str(tmp_path)),), trigger="mine")
+    params = shipped.model_copy(update={"datasets": {"mine": mine}})
+    with pytest.raises(DataError, match=r"datasets\.mine\.sources\[0\]\.path: .* holds no picture"):
+        inputs.check_of(params, {"dataset": "mine"})
+    (tmp_path / "deep/er/1.png").touch()
+    inputs.check_of(params, {"dataset": "mine"})
 
 
 def test_captions_of_a_users_own_that_are_not_there_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
