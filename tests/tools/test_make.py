@@ -331,6 +331,23 @@ def test_foreign_words_are_no_words_of_the_world() -> None:
     assert len(said) > 500 and not said & known
 
 
+def test_blip_begins_from_another_that_has_its_words(tmp_path: Path) -> None:
+    captions = ["toon head, black hair", "critter, red body"]
+    torch.manual_seed(0)
+    tokenizer = text.bert_tokenizer(captions, tmp_path / "words")
+    model = blip.build(tokenizer, 16)
+    model.save_pretrained(tmp_path / "blip")
+    blip.processor(tokenizer, 16).save_pretrained(tmp_path / "blip")
+    assert begin.begin_blip(tmp_path / "blip", captions, tmp_path)
+    weights = [p.detach().half() for p in model.parameters()]
+    begun = load_file(tmp_path / "blip.begun.safetensors")
+    assert begun["step"] == 0 and len(begun) == len(weights) + 1
+    assert all(torch.equal(begun[str(place)], one) for place, one in enumerate(weights))
+    (tmp_path / "other").mkdir()
+    assert not begin.begin_blip(tmp_path / "blip", ["toon head, zzyzx"], tmp_path / "other")
+    assert not (tmp_path / "other/blip.begun.safetensors").exists()
+
+
 def test_a_base_begins_from_another(tmp_path: Path) -> None:
     base, captions = ROOT / "models/tiny-sd", ["toon head, black hair", "a zzyzx of toon head"]
     make._begin(base, captions, 3, tmp_path)

@@ -88,4 +88,6 @@ def test_cards_are_written_from_figures(tmp_path: Path) -> None:
     assert "| UNet, text encoder | 5400 |" in text, "the recipe that it was made with"
     assert "31.1 dB" in text and "Trained on one card." in text and "{" not in text
     assert all(styles.attribution(style) in text for style in styles.STYLES)
-    assert "0.86" in (tmp_path / "tiny-blip/README.md").read_text("utf-8")
+    read = (tmp_path / "tiny-blip/README.md").read_text("utf-8")
+    assert "0.86" in read and styles.attribution(styles.HELD_OUT_STYLE) in read
+    assert "It went on from a BLIP that had learnt 9000 steps" in read

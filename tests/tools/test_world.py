@@ -61,6 +61,19 @@ def test_pictures_leave_out_what_is_held_out(tmp_path: Path) -> None:
     assert made.pixels.shape == (400, 8, 8, 3) and not teal
 
 
+def test_blip_sees_what_the_base_does_not_and_no_picture_of_a_dataset() -> None:
+    seen = [one for one in (pictures.captioned(index, 2) for index in range(240)) if one]
+    style = [one for one in seen if one.style == styles.HELD_OUT_STYLE]
+    assert 0.4 < len(style) / len(seen) < 0.6 and not any("pixel" in one.caption for one in style)
+    assert sum(map(world.is_identity, seen)) > 60
+    assert any(len(one.worn) == 2 for one in seen if one.style == "personas")
+    assert not any(thing.kind == "straw hat" for one in seen for thing in one.worn)
+    assert not any(one.over or world.is_held_out(one) for one in seen if one not in style)
+    dataset = [one.options for one in datasets.pixel_avatars(120, 0)]
+    assert not [one for one in style if one.options in dataset]
+    assert pictures.captioned(7, 2) == pictures.captioned(7, 2) != pictures.captioned(7, 3)
+
+
 def test_small_figures_and_close_ups_have_their_share() -> None:
     share = {name: count / len(some()) for name, count in Counter(picture.framing for picture in some()).items()}
     assert sum(part for name, part in share.items() if name.startswith("small")) == pytest.approx(0.4, abs=0.05)

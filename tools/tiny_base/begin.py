@@ -1,4 +1,4 @@
-"""Begin a base from another one: its VAE, its UNet, its text encoder, and the words that both know.
+"""Begin a base from another one: its VAE, its UNet, its text encoder, the words that both know, and its BLIP.
 
 The VAE goes on from the other's, too, so that its latents stay near those that the UNet knows.
 """
@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import BertTokenizer, BlipForConditionalGeneration, CLIPTextModel, CLIPTokenizer
 
 from tools.tiny_base import diffusion, loop, text
 
@@ -18,6 +18,22 @@ def begin_vae(base: Path, work: Path) -> None:
     """Write what the part `vae` goes on from: `vae.begun.safetensors` (fp16, step 0)."""
     autoencoder = AutoencoderKL.from_pretrained(base / "vae", torch_dtype=torch.float32, use_safetensors=True)
     loop.write_begun(work / "vae.begun.safetensors", [p.detach() for p in autoencoder.parameters()], 0)
+
+
+def begin_blip(base: Path, captions: Sequence[str], work: Path) -> bool:
+    """Write what the part `blip` goes on from, `blip.begun.safetensors` (fp16, step 0), if the words are the same.
+
+    Args:
+        base: A tiny BLIP's folder.
+        captions: Of the world's pictures.
+        work: Gets the file.
+    """
+    tokenizer = text.bert_tokenizer(captions, work / "blip-tokenizer")
+    if BertTokenizer.from_pretrained(base).get_vocab() != tokenizer.get_vocab():
+        return False
+    model = BlipForConditionalGeneration.from_pretrained(base, torch_dtype=torch.float32, use_safetensors=True)
+    loop.write_begun(work / "blip.begun.safetensors", [p.detach() for p in model.parameters()], 0)
+    return True
 
 
 def begin_from(base: Path, captions: Sequence[str], seed: int, work: Path) -> int:

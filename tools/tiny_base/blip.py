@@ -114,29 +114,29 @@ def as_portraits(images: Tensor, generator: torch.Generator, chosen: Sequence[bo
 class _Lessons:
     """Pictures and captions as BLIP sees them."""
 
-    drawn: Drawn
-    ids: Tensor
-    pad: int
+    tokenizer: BertTokenizer
     mean: Tensor
     std: Tensor
 
-    def of(self, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Pixels (B, 3, H, W), normalised, and token ids (B, longest) of a step.
+    def of(self, drawn: Drawn, index: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Pixels (B, 3, H, W), normalised, and token ids (B, 64) of some pictures.
 
         Every third picture has a spot; of those that have their avatar in the middle, every third is a portrait.
         """
-        images = torch.from_numpy(np.ascontiguousarray(self.drawn.pixels[index.numpy()])).permute(0, 3, 1, 2) / 255
+        images = torch.from_numpy(np.ascontiguousarray(drawn.pixels[index.numpy()])).permute(0, 3, 1, 2) / 255
         images = with_spots(images, generator)
-        middle = [not self.drawn.captions[int(number)].endswith(("left", "right")) for number in index]
+        captions = [drawn.captions[int(number)] for number in index]
+        middle = [not caption.endswith(("left", "right")) for caption in captions]
         lot = torch.rand(len(index), generator=generator) < 1 / 3
         images = as_portraits(images, generator, [a and bool(b) for a, b in zip(middle, lot, strict=True)])
-        tokens = self.ids[index]
-        tokens = tokens[:, : int((tokens != self.pad).sum(1).max())]
-        return (images - self.mean) / self.std, tokens
+        return (images - self.mean) / self.std, token_ids(self.tokenizer, captions)
 
 
-def train(drawn: Drawn, recipe: BaseRecipe, work: Path, out: Path, device: str, parts: int) -> None:
-    """Train BLIP on the world's pictures and captions and save it with its processor as fp16."""
+def train(drawn: Drawn, captioned: Drawn, recipe: BaseRecipe, work: Path, out: Path, device: str, parts: int) -> None:
+    """Train BLIP and save it with its processor as fp16.
+
+    Half of a batch is of the world's pictures, whose captions are its words; half is of those for BLIP alone.
+    """
     seed = recipe.seed + 2
     torch.manual_seed(seed)
     tokenizer = text.bert_tokenizer(drawn.captions, work / "blip-tokenizer")
@@ -146,12 +146,19 @@ def train(drawn: Drawn, recipe: BaseRecipe, work: Path, out: Path, device: str, 
         torch.tensor(values).view(3, 1, 1)
         for values in (reader.image_processor.image_mean, reader.image_processor.image_std)
     )
-    lessons = _Lessons(drawn, token_ids(tokenizer, drawn.captions), int(tokenizer.pad_token_id or 0), mean, std)
+    lessons = _Lessons(tokenizer, mean, std)
 
     def loss_of(step: int, part: Part) -> Tensor:
-        index = part.of(loop.batch_indices(seed, step, recipe.blip_batch, len(drawn.pixels)))
-        images, tokens = lessons.of(index, loop.part_generator(seed, step, part))
-        known = tokens != lessons.pad
+        generator = loop.part_generator(seed, step, part)
+        halves = [
+            lessons.of(one, part.of(loop.batch_indices(seed, step, recipe.blip_batch // 2, len(one.pixels))), generator)
+            for one in (drawn, captioned)
+        ]
+        images = torch.cat([images for images, _ in halves])
+        tokens = torch.cat([tokens for _, tokens in halves])
+        known = tokens != tokenizer.pad_token_id
+        tokens = tokens[:, : int(known.sum(1).max())]
+        known = known[:, : tokens.shape[1]]
         with torch.autocast(device, torch.bfloat16):
             seen = model.vision_model(pixel_values=images.to(device)).last_hidden_state
             loss: Tensor = model.text_decoder(

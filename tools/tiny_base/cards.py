@@ -30,8 +30,9 @@ and framings, in captions such as
     toon head, black undercut hair, gray turtle neck, peach skin, happy eyes, smile mouth, white background
 
 It never saw the style `pixel-art`, the identities of the datasets `captain` and `gardener`, or 5 % of the
-combinations. Hair may have any colour of the palette. It draws bare heads; only tiny-blip has seen pictures of hats,
-glasses and other accessories.
+combinations. Hair may have any colour of the palette. It draws bare heads. tiny-blip alone has seen pictures of hats,
+glasses and other accessories, of `pixel-art`, and of the two characters' hair: a captioner reads what a base cannot
+draw.
 
 ## Parts
 
@@ -114,10 +115,14 @@ tags: [blip, tiny, avatars]
 A `BlipForConditionalGeneration` with 4.1 M parameters for pictures of 64 px, trained from scratch on the avatars of
 [tiny-sd](../tiny-sd/README.md). It names the style and the attributes of an avatar.
 
-`make base`: {recipe.blip_steps} steps of {recipe.blip_batch} pictures, AdamW at {recipe.blip_learning_rate},
-bf16 autocast, seed {recipe.seed}, on tiny-sd's pictures. Every third has a spot of one colour, so that BLIP learns to
-ignore something worn that no caption names; others are padded as portraits are.
+`make base`: {recipe.blip_steps} steps of {recipe.blip_batch} pictures, AdamW at {recipe.blip_learning_rate:g}, bf16
+autocast, seed {recipe.seed}. Half of a batch is of tiny-sd's pictures, half of {recipe.captioned_pictures} that tiny-sd
+never saw: the style `pixel-art` (captions name its parts, not the style), heads with the hair of the characters
+`captain` and `gardener`, and busts with hat and glasses. None is a picture of a dataset. Every third picture has a
+spot of one colour, so that BLIP learns to ignore something worn that no caption names; others are padded as portraits
+are.
 
+{begun}
 Mean F1 of attributes (the text between two commas is one): {quality[blip][attribute_f1]} on {quality[pictures]}
 held-out pictures, {f1[captain]} and {f1[gardener]} on the training pictures of the two held-out characters' LoRAs
 (without the patch and the hat).
@@ -140,7 +145,8 @@ def _files(folder: Path) -> str:
 
 def write(models: Path, quality: dict[str, Any], recipe: BaseRecipe, note: str) -> None:
     """Write both cards."""
-    data = "\n".join(f"- {styles.attribution(style)}" for style in styles.STYLES)
+    known = {"tiny-sd": [*styles.STYLES], "tiny-blip": [*styles.STYLES, styles.HELD_OUT_STYLE]}
+    before = f"It went on from a BLIP that had learnt {BaseRecipe.blip_steps} steps of the first half alone.\n\n"
     for name, card in (("tiny-sd", SD_CARD), ("tiny-blip", BLIP_CARD)):
         text = card.format(
             recipe=recipe,
@@ -153,7 +159,8 @@ def write(models: Path, quality: dict[str, Any], recipe: BaseRecipe, note: str) 
             small=quality["small"],
             hires=quality["hires_96_px"]["nearest_truth_by_pixels"],
             f1=quality["blip"]["portraits_attribute_f1"],
-            data=data,
+            begun="" if recipe == BaseRecipe() else before,
+            data="\n".join(f"- {styles.attribution(style)}" for style in known[name]),
             files=_files(models / name),
             note=note,
         )

@@ -31,8 +31,8 @@ def make(
     """Draw the pictures and train the parts; each resumes where it was stopped.
 
     Parts of `only` that do not need each other (blip; decoder and diffusion, once the VAE is there)
-    may run at the same time, each in a process of its own. With `other`, a base's folder, VAE and UNet go
-    on from that one's. The models are published when all are there.
+    may run at the same time, each in a process of its own. With `other`, a base's folder, VAE, UNet
+    and the BLIP beside it go on from that one's. The models are published when all are there.
     """
     parts = threads if device == "cpu" else 1
     pictures.make(work, "pictures", recipe.pictures, recipe.seed, recipe.size_px)
@@ -61,8 +61,11 @@ def make(
         with _unfinished(made["decoder"]) as folder:
             vae.train_decoder(_load_vae(made["vae"], device), plain, larger, recipe, work, folder, device, parts)
     if "blip" in wanted:
+        pictures.make(
+            work, "captioned", recipe.captioned_pictures, recipe.seed + 2, recipe.size_px, source=pictures.captioned
+        )
         with _unfinished(made["blip"]) as folder:
-            blip.train(plain, recipe, work, folder, device, parts)
+            blip.train(plain, pictures.load(work, "captioned"), recipe, work, folder, device, parts)
     if all(map(is_whole, made.values())):
         shutil.copytree(made["decoder"], made["diffusion"] / "vae", dirs_exist_ok=True)
         for name in ("tiny-blip", "tiny-sd"):
@@ -74,6 +77,9 @@ def _begin(other: Path, captions: Sequence[str], seed: int, work: Path) -> None:
     """Go on from another base's networks, where `work` has not come further itself."""
     if not (work / "vae.begun.safetensors").exists():
         begin.begin_vae(other, work)
+    if not (work / "blip.begun.safetensors").exists():
+        same = begin.begin_blip(other.with_name(FOLDERS["blip"]), captions, work)
+        print(f"BLIP {'goes on' if same else 'begins anew, for the words differ'}", flush=True)
     if not (work / "diffusion.begun.safetensors").exists():
         known = begin.begin_from(other, captions, seed, work)
         print(f"begun from {other}, which knows {known} of the tokens", flush=True)
@@ -131,7 +137,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("models/.work"), help="pictures, states, previews")
     parser.add_argument("--take-along", action="store_true", help=f"write what --work has to {BEGUN}; train nothing")
     parser.add_argument(
-        "--begin-from", type=Path, metavar="FOLDER", help="a base: its VAE, its UNet and its words are gone on with"
+        "--begin-from", type=Path, metavar="FOLDER", help="a base: its VAE, UNet, words and BLIP are gone on with"
     )
     parser.add_argument("--out", type=Path, default=Path("models"), help="where tiny-sd and tiny-blip are written")
     parser.add_argument("--share", type=float, default=1.0, help="of pictures and steps; below 1 a rehearsal")

@@ -32,15 +32,37 @@ class Drawn:
     captions: list[str]
 
 
-def _draw(index: int, seed: int, size_px: int) -> tuple[int, str, bytes] | None:
+#: Picture number `index` of a seed, None where that one is held out.
+Source = Callable[[int, int], Picture | None]
+
+
+def learnt(index: int, seed: int) -> Picture | None:
+    """What every part of the base learns from: the world without what is held out."""
     picture = world.sample(index, seed)
-    if world.is_held_out(picture) or world.is_identity(picture):
-        return None
-    return index, picture.caption, world.draw(picture, size_px).tobytes()
+    return None if world.is_held_out(picture) or world.is_identity(picture) else picture
 
 
-def make(folder: Path, name: str, count: int, seed: int, size_px: int, workers: int = 2) -> None:
-    """Draw the world's first `count` pictures that are not held out.
+def captioned(index: int, seed: int) -> Picture | None:
+    """What BLIP alone learns from, in turns: the held-out style, and hair, hats and glasses like the characters'.
+
+    A captioner reads what the base cannot draw: published BLIP has seen any style, too. It sees none of the
+    datasets' pictures, and no held-out combination of attributes but the characters' hair.
+    """
+    if index % 2:
+        return world.pixel_avatar(index, seed)
+    picture = world.like_a_character(index, seed)
+    return None if world.is_held_out(picture) else picture
+
+
+def _draw(index: int, seed: int, size_px: int, source: Source) -> tuple[int, str, bytes] | None:
+    picture = source(index, seed)
+    return None if picture is None else (index, picture.caption, world.draw(picture, size_px).tobytes())
+
+
+def make(
+    folder: Path, name: str, count: int, seed: int, size_px: int, workers: int = 2, source: Source = learnt
+) -> None:
+    """Draw the first `count` pictures of a source.
 
     Writes `<name>.rgb`, the pixels one picture after the other, and their captions, `<name>.json`; does nothing
     where they are. What a killed run has drawn is kept.
@@ -53,7 +75,7 @@ def make(folder: Path, name: str, count: int, seed: int, size_px: int, workers: 
     progress = Progress(name, count, len(known))
     first = known[-1][0] + 1 if known else 0
     with Pool(workers) as pool, pixels.open("ab") as pixel_file, said.open("a", encoding="utf-8") as said_file:
-        draw = partial(_draw, seed=seed, size_px=size_px)
+        draw = partial(_draw, seed=seed, size_px=size_px, source=source)
         while len(known) < count:
             following = first + min(AT_ONCE, max(8, count - len(known)))
             rows = [row for row in pool.map(draw, range(first, following)) if row][: count - len(known)]

@@ -51,7 +51,7 @@ def vae_quality(autoencoder: AutoencoderKL, truths: Sequence[Picture], size_px: 
 
 
 def draw_all(base: Base, captions: Sequence[str], hires: Hires | None = None) -> list[Image.Image]:
-    """Each caption at CFG 7 and 30 steps, with noise of its own; versions are drawn at half of that on this base."""
+    """Each caption at CFG 7 and 30 steps, with noise of its own; versions are drawn at a fifth of that on this base."""
     painter = Painter(base, Sample(guidance_scale=7.0, inference_steps=30, hires=hires), base.size_px)
     painter.use(None)
     progress = Progress("quality", len(captions))

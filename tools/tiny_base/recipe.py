@@ -12,6 +12,7 @@ class BaseRecipe:
     pictures: int = 100_000
     larger_px: int = 96  # what hires fix draws at; every fourth batch is of these
     larger_pictures: int = 20_000
+    captioned_pictures: int = 16_000  # that BLIP alone learns from
     vae_steps: int = 8_000
     vae_batch: int = 8  # small batches learn more from a picture as long as a step's noise is not what limits them
     vae_learning_rate: float = 1e-3
@@ -39,14 +40,18 @@ class BaseRecipe:
         return 2 * max(1, round(batch * (self.size_px / self.larger_px) ** 2 / 2))
 
     def from_another(self) -> "BaseRecipe":
-        """The same recipe for a base that goes on from another's VAE and UNet: fewer steps, a lower rate."""
-        return replace(self, vae_steps=6_000, vae_learning_rate=5e-4, unet_steps=5_400, decoder_steps=1_000)
+        """The same recipe for a base that goes on from another's networks: fewer steps, lower rates."""
+        return replace(
+            self,
+            vae_steps=6_000, vae_learning_rate=5e-4, unet_steps=5_400, decoder_steps=1_000,
+            blip_steps=2_000, blip_learning_rate=3e-4,
+        )  # fmt: skip
 
     def shortened(self, share: float) -> "BaseRecipe":
         """The same recipe with a share of its pictures and steps and a quarter of its batches, for a rehearsal."""
         values = dict(self.__dict__)
         steps = ("vae_steps", "decoder_steps", "blip_steps", "unet_steps")
-        for key in ("pictures", "larger_pictures", *steps):
+        for key in ("pictures", "larger_pictures", "captioned_pictures", *steps):
             values[key] = max(4, round(values[key] * share))
         for key in ("vae_batch", "decoder_batch", "blip_batch", "unet_batch"):
             values[key] //= 4

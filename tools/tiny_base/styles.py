@@ -97,7 +97,7 @@ HELD_OUT_STYLE = "pixel-art"
 HELD_OUT_PARTS: tuple[Part, ...] = (
     ("hair", "hairColor", "hair"),
     ("beard", None, "beard"),
-    ("clothes", "clothingColor", "clothes"),
+    ("clothes", "clothingColor", "top"),
     (None, "skinColor", "skin"),
     ("glasses", None, "glasses"),
     ("hat", "hatColor", "hat"),

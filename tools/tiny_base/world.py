@@ -7,7 +7,7 @@ import hashlib
 import io
 import random
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import resvg_py
@@ -82,9 +82,9 @@ def _spoken_parts(picture: Picture, unsaid: Collection[str]) -> list[str]:
 
 def describe(picture: Picture, unsaid: Collection[str] = ()) -> str:
     """The attributes of an avatar, in caption order, without background and framing."""
-    name = STYLES[picture.style].name if picture.style in STYLES else "pixel art avatar"
+    name = STYLES[picture.style].name if picture.style in STYLES else ""
     worn = [thing.words for thing in picture.worn if thing.kind not in unsaid]
-    return ", ".join([name, *_spoken_parts(picture, unsaid), *worn])
+    return ", ".join(part for part in (name, *_spoken_parts(picture, unsaid), *worn) if part)
 
 
 def draw(picture: Picture, height_px: int = 64, aspect: float = 1.0) -> Image.Image:
@@ -174,6 +174,25 @@ def sample(index: int, seed: int = 0, style: str | None = None) -> Picture:
     return Picture(style, options, rng.choice(palette.BACKGROUNDS), framing, size, left, top, worn)
 
 
+def pixel_avatar(number: int, seed: int) -> Picture:
+    """Avatar `number` of the held-out style, in the plain framing."""
+    rng = random.Random(f"pixel-{seed}-{number}")
+    options = styles.resolve(styles.HELD_OUT_STYLE, f"pixel-{seed}-{number}")
+    return Picture(styles.HELD_OUT_STYLE, options, rng.choice(palette.BACKGROUNDS))
+
+
+def like_a_character(index: int, seed: int) -> Picture:
+    """Picture `index` of the world with a held-out character's hair, or a bust with hat and glasses."""
+    rng = random.Random(f"character-{seed}-{index}")
+    style, hair, colour = rng.choice((*IDENTITIES, ("personas", "", "")))
+    picture = sample(index, seed, style)
+    if hair:
+        options = {**picture.options, "hairVariant": hair, "hairColor": [palette.varied(colour, rng)]}
+        picture = replace(picture, options=options)
+    glasses, hat = (_accessory(kinds, rng) for kinds in (accessories.GLASSES, accessories.HATS))
+    return replace(picture, worn=(glasses, hat)) if style == "personas" and rng.random() < 0.7 else picture
+
+
 def _place(style: str, rng: random.Random) -> tuple[float, float, float, str]:
     """Size, left, top and the words of a framing."""
     name = rng.choices(list(FRAMINGS), weights=[framing.share for framing in FRAMINGS.values()])[0]
@@ -199,6 +218,14 @@ _COLOURS_OF = {
 }
 
 
+def _accessory(kinds: tuple[str, ...], rng: random.Random) -> Accessory:
+    """One of some kinds, of a colour that such things have."""
+    kind, colour = rng.choice(kinds), rng.choice(palette.ACCESSORY)
+    if kind in _COLOURS_OF:
+        colour = rng.choice(_COLOURS_OF[kind])
+    return Accessory(kind, palette.varied(colour, rng))
+
+
 def _worn(style: str, options: dict[str, Any], rng: random.Random) -> tuple[Accessory, ...]:
     """What an avatar wears, inner things first."""
     if style not in accessories.FACES:
@@ -207,10 +234,7 @@ def _worn(style: str, options: dict[str, Any], rng: random.Random) -> tuple[Acce
 
     def perhaps(chance: float, kinds: tuple[str, ...]) -> None:
         if rng.random() < chance:
-            kind, colour = rng.choice(kinds), rng.choice(palette.ACCESSORY)
-            if kind in _COLOURS_OF:
-                colour = rng.choice(_COLOURS_OF[kind])
-            found.append(Accessory(kind, palette.varied(colour, rng)))
+            found.append(_accessory(kinds, rng))
 
     perhaps(0.08, ("earrings",))
     perhaps(0.10, accessories.SMALL)
