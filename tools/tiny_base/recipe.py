@@ -44,7 +44,7 @@ class BaseRecipe:
         return replace(
             self,
             vae_steps=6_000, vae_learning_rate=5e-4, unet_steps=5_400, decoder_steps=1_000,
-            blip_steps=2_000, blip_learning_rate=3e-4,
+            blip_steps=2_800, blip_learning_rate=3e-4,
         )  # fmt: skip
 
     def shortened(self, share: float) -> "BaseRecipe":

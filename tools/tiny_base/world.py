@@ -182,14 +182,17 @@ def pixel_avatar(number: int, seed: int) -> Picture:
 
 
 def like_a_character(index: int, seed: int) -> Picture:
-    """Picture `index` of the world with a held-out character's hair, or a bust with hat and glasses."""
+    """Picture `index` of the world with a held-out character's hair, or a bust with hat and glasses of any colour."""
     rng = random.Random(f"character-{seed}-{index}")
     style, hair, colour = rng.choice((*IDENTITIES, ("personas", "", "")))
     picture = sample(index, seed, style)
     if hair:
         options = {**picture.options, "hairVariant": hair, "hairColor": [palette.varied(colour, rng)]}
         picture = replace(picture, options=options)
-    glasses, hat = (_accessory(kinds, rng) for kinds in (accessories.GLASSES, accessories.HATS))
+    glasses, hat = (
+        Accessory(rng.choice(kinds), palette.varied(rng.choice(palette.HAIR), rng))
+        for kinds in (accessories.GLASSES, accessories.HATS)
+    )
     return replace(picture, worn=(glasses, hat)) if style == "personas" and rng.random() < 0.7 else picture
 
 
