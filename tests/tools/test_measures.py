@@ -78,6 +78,7 @@ def test_cards_are_written_from_figures(tmp_path: Path) -> None:
     quality = {
         "pictures": 200, "vae": {"psnr_db": 31.0, "ssim": 0.95, "face_psnr_db": 31.1}, "all": {**nearest, **features},
         "small": {"among_all": {"own": 0.9}, "among_small": {"own": 0.8}}, "hires_96_px": nearest,
+        "as_v8_draws": {**nearest, **features},
         "blip": {"attribute_f1": 0.9, "portraits_attribute_f1": {"captain": 0.86, "gardener": 0.87},
                  "style_named": {"drawn": 0.99, "truth": 1.0}},
     }  # fmt: skip

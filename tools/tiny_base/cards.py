@@ -85,6 +85,8 @@ On {quality[pictures]} held-out pictures without hats and glasses and their capt
 | the same, the 20 being small figures, too | {small[among_small][own]} |
 | at 96 px with hires fix: nearest of 20 true pictures is its own, by pixels | {hires[own]} |
 | CMMD of samples to true pictures, EffNet-Lite0 features, x 1000 | {quality[all][cmmd_effnet_lite0]} |
+| as v8 is drawn (less guidance, hires fix): nearest of 20 true pictures is its own, by pixels | {drawn[own]} |
+| the same: CMMD x 1000 | {quality[as_v8_draws][cmmd_effnet_lite0]} |
 | tiny-blip names the style of the prompt | {quality[blip][style_named][drawn]} |
 | the same for the true pictures | {quality[blip][style_named][truth]} |
 
@@ -158,6 +160,7 @@ def write(models: Path, quality: dict[str, Any], recipe: BaseRecipe, note: str) 
             features=quality["all"]["nearest_truth_by_effnet_lite0"],
             small=quality["small"],
             hires=quality["hires_96_px"]["nearest_truth_by_pixels"],
+            drawn=quality["as_v8_draws"]["nearest_truth_by_pixels"],
             f1=quality["blip"]["portraits_attribute_f1"],
             begun="" if recipe == BaseRecipe() else before,
             data="\n".join(f"- {styles.attribution(style)}" for style in known[name]),

@@ -12,6 +12,7 @@ from PIL import Image
 
 from sdlora import records
 from sdlora.config.caption import Caption
+from sdlora.config.load import load
 from sdlora.config.params import Base
 from sdlora.config.sample import Hires, Sample
 from sdlora.models.family import quieten
@@ -29,7 +30,8 @@ from tools.tiny_base.recipe import BaseRecipe
 from tools.tiny_base.world import Picture
 
 AT_ONCE = 10
-HIRES = Hires(factor=1.5, denoising_strength=0.35)
+PLAIN = Sample(guidance_scale=7.0, inference_steps=30)
+HIRES = PLAIN.model_copy(update={"hires": Hires(factor=1.5, denoising_strength=0.35)})
 
 
 def vae_quality(autoencoder: AutoencoderKL, truths: Sequence[Picture], size_px: int) -> dict[str, float]:
@@ -50,9 +52,9 @@ def vae_quality(autoencoder: AutoencoderKL, truths: Sequence[Picture], size_px: 
     }
 
 
-def draw_all(base: Base, captions: Sequence[str], hires: Hires | None = None) -> list[Image.Image]:
-    """Each caption at CFG 7 and 30 steps, with noise of its own; versions are drawn at a fifth of that on this base."""
-    painter = Painter(base, Sample(guidance_scale=7.0, inference_steps=30, hires=hires), base.size_px)
+def draw_all(base: Base, captions: Sequence[str], settings: Sample) -> list[Image.Image]:
+    """Each caption with noise of its own."""
+    painter = Painter(base, settings, base.size_px)
     painter.use(None)
     progress = Progress("quality", len(captions))
     drawn: list[Image.Image] = []
@@ -88,10 +90,10 @@ class Drawings:
         return found
 
 
-def drawings(base: Base, truths: Sequence[Picture], hires: Hires | None = None) -> Drawings:
+def drawings(base: Base, truths: Sequence[Picture], settings: Sample = PLAIN) -> Drawings:
     """Draw the captions of pictures."""
     captions = [picture.caption for picture in truths]
-    drawn = draw_all(base, captions, hires)
+    drawn = draw_all(base, captions, settings)
     return Drawings(drawn, pictures.pixels_of(list(truths), drawn[0].width), captions)
 
 
@@ -133,9 +135,13 @@ def is_small(picture: Picture) -> bool:
 
 
 def measure(models: Path, count: int, sheet: Path) -> dict[str, object]:
-    """All figures on the first `count` held-out pictures; also writes a sheet of truths and drawings."""
+    """All figures on the first `count` held-out pictures; also writes a sheet of truths and drawings.
+
+    CFG 7 is the base's own, and `as_v8_draws` what params.yaml makes of it: less guidance, and hires fix.
+    """
     quieten()
     recipe = BaseRecipe()
+    params = load(Path("params.yaml"))
     base = Base(model=str(models / "tiny-sd"), family="sd", size_px=recipe.size_px, captioner="-")
     truths = list(pictures.kept_back(recipe.seed, count, is_learnt))
     small = list(pictures.kept_back(recipe.seed, max(2, count // 2), lambda one: is_learnt(one) and is_small(one)))
@@ -154,6 +160,7 @@ def measure(models: Path, count: int, sheet: Path) -> dict[str, object]:
             "among_small": drawings(base, small).figures(by_features=False)["nearest_truth_by_pixels"],
         },
         "hires_96_px": drawings(base, truths, HIRES).figures(),
+        "as_v8_draws": drawings(base, truths, params.bases["tiny"].guiding(params.versions["v8"].sample)).figures(),
         "blip": blip_quality(blip, plain),
     }
 

@@ -14,6 +14,7 @@ rule models:
 
 rule base_quality:
     input:
+        "params.yaml",
         "models/tiny-sd/model_index.json",
         "models/tiny-sd/unet/diffusion_pytorch_model.safetensors",
         "models/tiny-sd/vae/diffusion_pytorch_model.safetensors",
