@@ -17,7 +17,7 @@ from sdlora.errors import ParamsError, SdloraError, suggest
 
 
 def main(words: list[str] | None = None) -> None:
-    """Run a command; a mistake is a sentence on stderr and exit code 1, Ctrl-C a word and 130, as in a shell.
+    """Run a command; a mistake is a sentence on stderr and exit code 1, Ctrl-C one and 130, as in a shell.
 
     What nobody reads to its end ends with 141, as a shell has it: work may have been cut off.
     """
@@ -29,8 +29,8 @@ def main(words: list[str] | None = None) -> None:
     try:
         args.run(args)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(str(stopped) or "stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # who reads it, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

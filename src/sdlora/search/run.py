@@ -52,6 +52,7 @@ def run(asked: Asked) -> None:
     Raises:
         ParamsError: If what is asked cannot be searched, or is another search than the one of that name.
         DataError: If Snakemake stops, or another process is at work on the study.
+        KeyboardInterrupt: With the command that goes on.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", asked.name):
         raise ParamsError(f"{asked.name!r} is no name of a search: letters, digits, and _ . - within")
@@ -74,7 +75,7 @@ def run(asked: Asked) -> None:
         try:
             search.make(asked)
         except KeyboardInterrupt:
-            raise DataError(f"stopped; `{asked.going_on}` goes on") from None
+            raise KeyboardInterrupt(f"stopped; `{asked.going_on}` goes on") from None
 
 
 @dataclass
