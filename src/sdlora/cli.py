@@ -100,7 +100,7 @@ def _add_search(search: argparse.ArgumentParser) -> None:
         "--prune-at", type=_steps, metavar="STEPS",
         help="checkpoints at which a hopeless trial is given up, such as 300,600, or none (default: two on the way)",
     )  # fmt: skip
-    search.add_argument("--startup", type=_positive, metavar="N", help="random trials before TPE learns (default: 5)")
+    search.add_argument("--startup", type=_positive, metavar="N", help="trials before TPE learns (default: 5)")
     search.add_argument("--seed", type=_whole, metavar="N", help="of what is proposed (default: 42)")
     search.add_argument("--leave-out", type=int, action="append", default=[], metavar="N", help="a trial that fails")
 

@@ -52,14 +52,17 @@ class Journal:
         study: What is searched.
         space: Its keys.
         maximise: Whether higher is better.
+        first: What trial 0 tries; None where it is proposed as any other.
     """
 
-    def __init__(self, folder: Path, study: Study, space: Space, maximise: bool) -> None:
+    def __init__(
+        self, folder: Path, study: Study, space: Space, maximise: bool, first: Mapping[Key, Any] | None = None
+    ) -> None:
         path = folder / JOURNAL
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)  # of a process that was killed
         _drop_half_a_line(path)
-        self._asked, self._space = study, space
+        self._asked, self._space, self._first = study, space, first
         self._direction = "maximize" if maximise else "minimize"
         self._distributions = {key: _distribution(axis) for key, axis in space.varied.items()}
         self._kept = optuna.create_study(
@@ -109,8 +112,10 @@ class Journal:
             first: The first of its batch: what is known are the trials before.
             mates: What the trials of its batch before it try.
         """
+        if number == 0 and self._first is not None:
+            return dict(self._first)
         known = [*(one.params for one in self.told[:first] if one.why != LEFT_OUT), *mates]
-        for attempt in range(ATTEMPTS):
+        for attempt in range(1 if self._asked.grid else ATTEMPTS):  # a grid's order is the same at each
             found = self._drawn(number, first, mates, attempt)
             if found not in known:  # what was tried would teach nothing
                 return found
@@ -123,8 +128,9 @@ class Journal:
             draft.add_trial(
                 create_trial(state=TrialState.RUNNING, params=self._categories(mate), distributions=self._distributions)
             )
-        found = draft.ask(self._distributions).params
-        return {key: _meant(axis, found[key]) for key, axis in self._space.varied.items()}
+        found = self._meant(draft.ask(self._distributions).params)
+        ranges = {key: axis for key, axis in self._space.varied.items() if isinstance(axis, Range)}
+        return {**found, **{key: axis.round(found[key]) for key, axis in ranges.items()}}
 
     def can_give_up(self, first: int) -> bool:
         """Whether enough trials before a batch are finished for one to be called hopeless."""
@@ -179,8 +185,15 @@ class Journal:
             for key, value in params.items()
         }
 
+    def _meant(self, kept: Mapping[Key, Any]) -> dict[Key, Any]:
+        """What Optuna proposes or keeps, as values of the keys."""
+        return {
+            key: kept[key] if isinstance(axis, Range) else axis.values[axis.categories.index(kept[key])]
+            for key, axis in self._space.varied.items()
+        }
+
     def _outcome(self, trial: FrozenTrial) -> Outcome:
-        params = {key: _meant(axis, trial.params[key]) for key, axis in self._space.varied.items()}
+        params = self._meant(trial.params)
         value = trial.value if trial.state == TrialState.COMPLETE else None
         return Outcome(trial.number, params, value, on_the_way=trial.intermediate_values, **trial.user_attrs)
 
@@ -198,8 +211,3 @@ def _distribution(axis: Range | Values) -> optuna.distributions.BaseDistribution
     kind = optuna.distributions.IntDistribution if axis.whole else optuna.distributions.FloatDistribution
     step = {"step": axis.step} if axis.step is not None else {}
     return kind(axis.low, axis.high, log=axis.log, **step)
-
-
-def _meant(axis: Range | Values, kept: Any) -> Any:
-    """A value of the key, from what Optuna proposes or keeps."""
-    return axis.round(kept) if isinstance(axis, Range) else axis.values[axis.categories.index(kept)]

@@ -12,13 +12,14 @@ from typing import Any
 from sdlora import choices, records
 from sdlora.config.load import load, section_of, stated, trial_of
 from sdlora.config.params import Params, Version
-from sdlora.config.search import FOLDER, STUDY, TRIALS, Study, Trials
+from sdlora.config.search import FOLDER, STUDY, TRIALS, Study, Trial, Trials
 from sdlora.errors import DataError, ParamsError, suggest
 from sdlora.flow import freshness, plan, store
 from sdlora.flow.identity import differing, identity_of, is_update, nested, told
 from sdlora.flow.recipe import Recipe
 from sdlora.search import page
 from sdlora.search.batch import PARAMS, Batch, check_further, snakemake, write_yaml
+from sdlora.search.itself import Itself, itself
 from sdlora.search.journal import LEFT_OUT, Journal, Outcome
 from sdlora.search.space import Key, Range, Space, space_of, spelt
 from sdlora.stages.probe.recipe import ProbeRecipe
@@ -133,6 +134,19 @@ class Search:
         """What a trial states, from what it tries."""
         return nested({**self.space.fixed, **params})
 
+    def resolved(self, settings: Mapping[Key, Any]) -> Trial:
+        """The version with some settings over its own, as a trial.
+
+        Raises:
+            ParamsError: If they are none that it may have.
+        """
+        return trial_of(self.raw, self.trials({"settings": nested(settings)}), "settings", self.folder / STUDY)
+
+    @cached_property
+    def itself(self) -> Itself:
+        """The version as a trial: the first one, where it is among them."""
+        return itself(self)
+
     def check(self) -> None:
         """Refuse what no trial could be, before anything runs.
 
@@ -166,13 +180,13 @@ class Search:
         others: list[dict[Key, Any]] = [{}, *({k: axis.ends[end] for k, axis in varied.items()} for end in (0, -1))]
         problems = []
         for other in others:
-            settings = self.settings({**other, key: value})
+            settings = {**self.space.fixed, **other, key: value}
             try:
-                trial_of(self.raw, self.trials({"settings": settings}), "settings", self.folder / STUDY)
+                self.resolved(settings)
             except ParamsError as error:
                 problems.append(error)
             else:
-                return settings
+                return nested(settings)
         raise problems[0]
 
     def _prune_at(self) -> tuple[int, ...]:
@@ -199,7 +213,7 @@ class Search:
         Raises:
             ParamsError: If the study began with something else; names both.
         """
-        self.journal = Journal(self.folder, self.study, self.space, self.maximise)
+        self.journal = Journal(self.folder, self.study, self.space, self.maximise, self.itself.params)
         wanted, was = _named(self.definition), _named(self.journal.definition)
         if not was:
             self.journal.begin(self.definition)
@@ -215,6 +229,9 @@ class Search:
         self.known = self._known(is_new=not was)
         if self.journal.told:
             self._compare_with_what_was()
+        elif self.itself.why_not and not self.known.trials:
+            begins = f"no trial is {self.study.like} itself" if self.study.grid else "the first trial is random"
+            print(f"note: {self.itself.why_not}: {begins}", file=sys.stderr)
 
     def _known(self, is_new: bool) -> Trials:
         """The trials so far: those that the journal has, and those that were asked and have not come to their end."""
@@ -306,7 +323,8 @@ class Search:
         best = self.journal.best()
         came = outcome.why if outcome.value is None else f"{self.study.by} {outcome.value:.5g} at step {outcome.chosen}"
         so_far = "" if best is None else f" (best so far: trial {best.number}, {best.value:.5g})"
-        return f"trial {outcome.number} of {count}: {tried}: {came}{so_far}"
+        name = self.itself.named(outcome.params)
+        return f"trial {outcome.number} of {count}{name and f' ({name})'}: {tried}: {came}{so_far}"
 
 
 def is_last_probe(job: Recipe) -> bool:
