@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sdlora.config.search import JOURNAL, Study
 from sdlora.flow.hashing import sha256_text
-from sdlora.search.space import Key, Range, Space, Values
+from sdlora.search.space import Key, Range, Space, Values, spelt
 
 LEFT_OUT = "left out by hand"
 ATTEMPTS = 20  # to propose what no trial has tried
@@ -37,6 +37,11 @@ class Outcome:
     base: float | None = None  # the metric without a LoRA
     why: str = ""  # there is no value
     run: str | None = None  # the training's key in the store
+
+    @property
+    def tried(self) -> str:
+        """What it tried, in words."""
+        return ", ".join(f"{key} {spelt(value)}" for key, value in self.params.items())
 
     @property
     def is_refused(self) -> bool:
@@ -62,7 +67,7 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)  # of a process that was killed
         _drop_half_a_line(path)
-        self._asked, self._space, self._first = study, space, first
+        self._study, self._space, self._first = study, space, first
         self._direction = "maximize" if maximise else "minimize"
         self._distributions = {key: _distribution(axis) for key, axis in space.varied.items()}
         self._kept = optuna.create_study(
@@ -115,7 +120,7 @@ class Journal:
         if number == 0 and self._first is not None:
             return dict(self._first)
         known = [*(one.params for one in self.told[:first] if one.why != LEFT_OUT), *mates]
-        for attempt in range(1 if self._asked.grid else ATTEMPTS):  # a grid's order is the same at each
+        for attempt in range(1 if self._study.grid else ATTEMPTS):  # a grid's order is the same at each
             found = self._drawn(number, first, mates, attempt)
             if found not in known:  # what was tried would teach nothing
                 return found
@@ -135,7 +140,7 @@ class Journal:
     def can_give_up(self, first: int) -> bool:
         """Whether enough trials before a batch are finished for one to be called hopeless."""
         finished = [one for one in self.told[:first] if one.value is not None]
-        return len(finished) >= self._asked.startup
+        return len(finished) >= self._study.startup
 
     def is_hopeless(self, first: int, params: Mapping[Key, Any], on_the_way: Mapping[int, float]) -> bool:
         """Whether a trial at its last checkpoint is worse than the median there of those that finished before."""
@@ -145,7 +150,7 @@ class Journal:
             distributions=self._distributions,
             intermediate_values=dict(on_the_way),
         )
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=self._asked.startup)
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=self._study.startup)
         return bool(pruner.prune(self._draft(first), trial))
 
     def best(self) -> Outcome | None:
@@ -164,15 +169,15 @@ class Journal:
 
     def _draft(self, first: int, number: int = 0, attempt: int = 0) -> optuna.Study:
         """The study before a trial, in memory."""
-        asked = self._asked
+        study = self._study
         again = f" {attempt}" if attempt else ""
-        seed = int(sha256_text(f"search {asked.seed} {number}{again}")[:8], 16)
+        seed = int(sha256_text(f"search {study.seed} {number}{again}")[:8], 16)
         sampler: optuna.samplers.BaseSampler
-        if asked.grid:
+        if study.grid:
             lists = {key: axis.categories for key, axis in self._space.varied.items() if isinstance(axis, Values)}
-            sampler = optuna.samplers.GridSampler(lists, seed=asked.seed)
+            sampler = optuna.samplers.GridSampler(lists, seed=study.seed)
         else:
-            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=asked.startup)
+            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=study.startup)
         draft = optuna.create_study(direction=self._direction, sampler=sampler)
         draft.add_trials(self._kept.get_trials(deepcopy=False)[:first])
         return draft

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from sdlora import records
 from sdlora.config.load import written_out
-from sdlora.search.journal import Journal, Outcome
+from sdlora.search.journal import Outcome
 from sdlora.search.space import Range, as_yaml, spelt
 from sdlora.stages.evaluate.tables import is_tested
 
@@ -51,16 +51,13 @@ class Scale:
     ticks: list[tuple[float, str]]
 
 
-def write(search: "Search", journal: Journal) -> list[Path]:
-    """Write `trials.csv` and `index.html` below `results/searches/<name>`.
-
-    Returns:
-        The files written.
-    """
+def write(search: "Search") -> None:
+    """Write `trials.csv` and `index.html` below `results/searches/<name>`."""
     from sdlora.stages.report.page import PAGES, read_part, vendored  # imports NumPy
 
     out = RESULTS / search.name
-    told, best, by = journal.told, journal.best(), str(search.study.by)
+    journal, by = search.journal, str(search.study.by)
+    told, best = journal.told, journal.best()
     table = rows(search, told)
     records.write_csv(out / "trials.csv", [*columns(search)], [[row[key] for key in columns(search)] for row in table])
     low, high = _ends(told)
@@ -69,7 +66,7 @@ def write(search: "Search", journal: Journal) -> list[Path]:
         styles=Markup(read_part("templates/page.css")),  # noqa: S704 - ours, as the next
         script=Markup(vendored("tablesort")),  # noqa: S704
         columns=[key for key in columns(search) if key not in SAID_ELSEWHERE], rows=table, by=by,
-        best=best, verdict=[_as_html(line) for line in verdict(search, journal).splitlines()],
+        best=best, verdict=[_as_html(line) for line in verdict(search).splitlines()],
         lines=lines(search, best) if best else "",
         asked={**search.space.texts}, study=search.study, better="higher" if search.maximise else "lower",
         importances=journal.importances(), width=WIDTH, height=HEIGHT, edge=EDGE,
@@ -80,7 +77,6 @@ def write(search: "Search", journal: Journal) -> list[Path]:
         name_of=search.trial_name, names={str(one.number): search.itself.named(one.params) for one in told},
     )  # fmt: skip
     records.write_text(out / "index.html", text)
-    return [out / "trials.csv", out / "index.html"]
 
 
 def columns(search: "Search") -> list[str]:
@@ -112,15 +108,14 @@ def lines(search: "Search", best: Outcome) -> str:
     return "".join(f"  {line}\n" for line in text.splitlines())
 
 
-def verdict(search: "Search", journal: Journal) -> str:
+def verdict(search: "Search") -> str:
     """What is said at the end, and first on the page."""
-    told, best = journal.told, journal.best()
+    told, best = search.journal.told, search.journal.best()
     finished = [one for one in told if one.value is not None]
     if best is None:
         return f"none of {len(told)} trials has come to its end"
-    tried = ", ".join(f"{key} {spelt(value)}" for key, value in best.params.items())
     found = [
-        f"Best of {len(told)} trials ({len(finished)} came to their end): trial {best.number}, {tried}: "
+        f"Best of {len(told)} trials ({len(finished)} came to their end): trial {best.number}, {best.tried}: "
         f"{search.study.by} {_figure(best.value)} at step {best.chosen}, {_figure(best.base)} without a LoRA",
         f"The best of {len(finished)} is also the luckiest of them: {_figure(best.value)} is the number that chose it, "
         "from one training, on the references that choose. Expect less of it elsewhere.",
@@ -190,8 +185,7 @@ def _across(number: int, count: int) -> float:
 
 def _said(search: "Search", one: Outcome) -> str:
     name = search.itself.named(one.params)
-    tried = ", ".join(f"{key} {spelt(value)}" for key, value in one.params.items())
-    return f"trial {one.number}{name and f' ({name})'}: {tried}: {one.why or _figure(one.value)}"
+    return f"trial {one.number}{name and f' ({name})'}: {one.tried}: {one.why or _figure(one.value)}"
 
 
 def _dots(search: "Search", told: Sequence[Outcome], low: float, high: float) -> list[Dot]:

@@ -4,7 +4,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from sdlora.search import page
 from sdlora.search.batch import PARAMS, Batch, check_further, snakemake, write_yaml
 from sdlora.search.itself import Itself, itself
 from sdlora.search.journal import LEFT_OUT, Journal, Outcome
-from sdlora.search.space import Key, Range, Space, space_of, spelt
+from sdlora.search.space import Key, Range, Space, space_of
 from sdlora.stages.probe.recipe import ProbeRecipe
 
 TRIALS_BY_DEFAULT = 20
@@ -88,6 +88,8 @@ class Search:
     space: Space
     raw: dict[str, Any]  # what params.yaml states
     params: Params
+    journal: Journal = field(init=False, repr=False)  # there from `begin` on, as the next
+    known: Trials = field(init=False, repr=False)  # the trials so far, and those that are asked
 
     @classmethod
     def of(cls, asked: Asked) -> "Search":
@@ -249,7 +251,7 @@ class Search:
         Raises:
             DataError: If it is so; names what differs. An update of sdlora or of a package is a note alone.
         """
-        jobs = {job.wildcards["version"]: job for job in plan.jobs(load(PARAMS)) if is_last_probe(job)}
+        jobs = {job.wildcards["version"]: job for job in plan.jobs(load(PARAMS)) if _is_last_probe(job)}
         for outcome in self.journal.told:
             job = jobs.get(self.trial_name(outcome.number))
             made = None if job is None else freshness.read_made(job.made)
@@ -271,17 +273,18 @@ class Search:
         count = self._count(asked.trials)
         if asked.leave_out and len(self.journal.told) >= count:
             raise ParamsError(f"--leave-out: all {count} trials of {self.name} have come to their end: leave it out")
+        leave_out = set(asked.leave_out)
         while (done := len(self.journal.told)) < count:
             first, last = self.known.batch
             if not first <= done <= last:
                 first, last = done, min(done + asked.at_once, count) - 1
-            left_out, asked = set(asked.leave_out), replace(asked, leave_out=())
-            if not left_out <= {*range(done, last + 1)}:
+            if not leave_out <= {*range(done, last + 1)}:
                 raise ParamsError(f"--leave-out: at work are {', '.join(map(str, range(done, last + 1)))}")
             batch = Batch(self, first, last, asked.snakemake)
-            for outcome in batch.outcomes(done, left_out):
+            for outcome in batch.outcomes(done, leave_out):
                 self.journal.tell(outcome)
                 print(self._line(outcome, count), flush=True)
+            leave_out = set()  # those of the next batch are others
             best = self.journal.best()
             if best is not None and best.run is not None:
                 store.entry("train", best.run)  # the newest again: others come after it, and keep_runs are kept
@@ -290,7 +293,7 @@ class Search:
         if best is not None:
             self._make_all_of(self.trial_name(best.number), asked)
         self.write_page()
-        print(page.verdict(self, self.journal))
+        print(page.verdict(self))
         if best is not None:
             print(page.lines(self, best))
 
@@ -316,18 +319,17 @@ class Search:
 
     def write_page(self) -> None:
         """The table and the page, as far as the study is."""
-        page.write(self, self.journal)
+        page.write(self)
 
     def _line(self, outcome: Outcome, count: int) -> str:
-        tried = ", ".join(f"{key} {spelt(value)}" for key, value in outcome.params.items())
         best = self.journal.best()
         came = outcome.why if outcome.value is None else f"{self.study.by} {outcome.value:.5g} at step {outcome.chosen}"
         so_far = "" if best is None else f" (best so far: trial {best.number}, {best.value:.5g})"
         name = self.itself.named(outcome.params)
-        return f"trial {outcome.number} of {count}{name and f' ({name})'}: {tried}: {came}{so_far}"
+        return f"trial {outcome.number} of {count}{name and f' ({name})'}: {outcome.tried}: {came}{so_far}"
 
 
-def is_last_probe(job: Recipe) -> bool:
+def _is_last_probe(job: Recipe) -> bool:
     """Whether a job measures a trial at its end."""
     return isinstance(job, ProbeRecipe) and job.is_last
 
