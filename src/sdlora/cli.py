@@ -17,7 +17,7 @@ from sdlora.errors import ParamsError, SdloraError, suggest
 
 
 def main(words: list[str] | None = None) -> None:
-    """Run a command; a mistake is a sentence on stderr and exit code 1, Ctrl-C a word and 130, as in a shell.
+    """Run a command; a mistake is a sentence on stderr and exit code 1, Ctrl-C one and 130, as in a shell.
 
     What nobody reads to its end ends with 141, as a shell has it: work may have been cut off.
     """
@@ -29,8 +29,8 @@ def main(words: list[str] | None = None) -> None:
     try:
         args.run(args)
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        print(str(stopped) or "stopped", file=sys.stderr)
         sys.exit(130)
     except BrokenPipeError:  # who reads it, such as `head`, has enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -100,7 +100,7 @@ def _add_search(search: argparse.ArgumentParser) -> None:
         "--prune-at", type=_steps, metavar="STEPS",
         help="checkpoints at which a hopeless trial is given up, such as 300,600, or none (default: two on the way)",
     )  # fmt: skip
-    search.add_argument("--startup", type=_positive, metavar="N", help="random trials before TPE learns (default: 5)")
+    search.add_argument("--startup", type=_positive, metavar="N", help="trials before TPE learns (default: 5)")
     search.add_argument("--seed", type=_whole, metavar="N", help="of what is proposed (default: 42)")
     search.add_argument("--leave-out", type=int, action="append", default=[], metavar="N", help="a trial that fails")
 

@@ -124,6 +124,20 @@ def test_a_search_that_is_stopped_says_the_whole_command() -> None:
     assert Asked("s", {}, None, 1, (0,), ()).going_on == "sdlora search s"
 
 
+def test_ctrl_c_ends_as_that_of_any_command_and_says_how_to_go_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sdlora.search.batch.snakemake", interrupted)
+    monkeypatch.setattr("sdlora.search.run.check_further", lambda _: None)
+    with pytest.raises(SystemExit) as stopped:
+        main(["search", "s", *ASKED, "--trials", "2"])
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "stopped; `sdlora search s --trials 2` goes on"
+
+
 @pytest.mark.parametrize("name", ["../s", "", "a/b"])
 def test_a_name_is_a_folders(folder: Path, name: str) -> None:
     with pytest.raises(SystemExit, match="is no name of a search: letters, digits"):

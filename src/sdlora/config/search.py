@@ -32,7 +32,9 @@ class Study(Section):
     grid: bool = Field(False, description="every combination of lists, in an order that the seed shuffles; else TPE")
     seed: int = Field(42, ge=0, description="seed of what is proposed")
     startup: int = Field(
-        5, ge=1, description="trials that are drawn at random before TPE learns, and finished before one is given up"
+        5,
+        ge=1,
+        description="trials before TPE learns, the version itself and random ones, and finished before one is given up",
     )
     prune_at: tuple[int, ...] | None = Field(
         None,

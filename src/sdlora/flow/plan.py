@@ -182,7 +182,7 @@ def _training(
     base_identity = seen.of(inputs.base_identity, base)
     family = choices.FAMILIES[base.family]
     cached = version.train.cache_latents == "disk"
-    resolved = _resolved(version.train, base)
+    resolved = resolved_train(version.train, base)
     train = TrainRecipe(
         **of_version, **seen.maker(TrainRecipe, (family, *_train_entries(version.train))),
         inputs=tuple(before[own, stage].made for stage in (("flip", "encode") if cached else ("flip",))),
@@ -315,7 +315,7 @@ def _studies(params: StudiedParams, seen: Seen) -> StudiesRecipe:
     )  # fmt: skip
 
 
-def _resolved(train: Train, base: Base) -> Train:
+def resolved_train(train: Train, base: Base) -> Train:
     """A training section with every null replaced by what it means."""
     precision = train.precision(base.dtype)
     meant = {"alpha": train.scaling_alpha, "mixed_precision": precision, "cache_text": train.text_cache, "seeds": 1}

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from sdlora.config.search import JOURNAL, Study
 from sdlora.flow.hashing import sha256_text
-from sdlora.search.space import Key, Range, Space, Values
+from sdlora.search.space import Key, Range, Space, Values, spelt
 
 LEFT_OUT = "left out by hand"
 ATTEMPTS = 20  # to propose what no trial has tried
@@ -39,6 +39,11 @@ class Outcome:
     run: str | None = None  # the training's key in the store
 
     @property
+    def tried(self) -> str:
+        """What it tried, in words."""
+        return ", ".join(f"{key} {spelt(value)}" for key, value in self.params.items())
+
+    @property
     def is_refused(self) -> bool:
         """Whether no version may have these settings, so that none was made of them."""
         return self.why.startswith(NOT_ALLOWED)
@@ -52,14 +57,17 @@ class Journal:
         study: What is searched.
         space: Its keys.
         maximise: Whether higher is better.
+        first: What trial 0 tries; None where it is proposed as any other.
     """
 
-    def __init__(self, folder: Path, study: Study, space: Space, maximise: bool) -> None:
+    def __init__(
+        self, folder: Path, study: Study, space: Space, maximise: bool, first: Mapping[Key, Any] | None = None
+    ) -> None:
         path = folder / JOURNAL
         path.parent.mkdir(parents=True, exist_ok=True)
         path.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)  # of a process that was killed
         _drop_half_a_line(path)
-        self._asked, self._space = study, space
+        self._study, self._space, self._first = study, space, first
         self._direction = "maximize" if maximise else "minimize"
         self._distributions = {key: _distribution(axis) for key, axis in space.varied.items()}
         self._kept = optuna.create_study(
@@ -109,8 +117,10 @@ class Journal:
             first: The first of its batch: what is known are the trials before.
             mates: What the trials of its batch before it try.
         """
+        if number == 0 and self._first is not None:
+            return dict(self._first)
         known = [*(one.params for one in self.told[:first] if one.why != LEFT_OUT), *mates]
-        for attempt in range(ATTEMPTS):
+        for attempt in range(1 if self._study.grid else ATTEMPTS):  # a grid's order is the same at each
             found = self._drawn(number, first, mates, attempt)
             if found not in known:  # what was tried would teach nothing
                 return found
@@ -123,13 +133,14 @@ class Journal:
             draft.add_trial(
                 create_trial(state=TrialState.RUNNING, params=self._categories(mate), distributions=self._distributions)
             )
-        found = draft.ask(self._distributions).params
-        return {key: _meant(axis, found[key]) for key, axis in self._space.varied.items()}
+        found = self._meant(draft.ask(self._distributions).params)
+        ranges = {key: axis for key, axis in self._space.varied.items() if isinstance(axis, Range)}
+        return {**found, **{key: axis.round(found[key]) for key, axis in ranges.items()}}
 
     def can_give_up(self, first: int) -> bool:
         """Whether enough trials before a batch are finished for one to be called hopeless."""
         finished = [one for one in self.told[:first] if one.value is not None]
-        return len(finished) >= self._asked.startup
+        return len(finished) >= self._study.startup
 
     def is_hopeless(self, first: int, params: Mapping[Key, Any], on_the_way: Mapping[int, float]) -> bool:
         """Whether a trial at its last checkpoint is worse than the median there of those that finished before."""
@@ -139,7 +150,7 @@ class Journal:
             distributions=self._distributions,
             intermediate_values=dict(on_the_way),
         )
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=self._asked.startup)
+        pruner = optuna.pruners.MedianPruner(n_startup_trials=self._study.startup)
         return bool(pruner.prune(self._draft(first), trial))
 
     def best(self) -> Outcome | None:
@@ -158,15 +169,15 @@ class Journal:
 
     def _draft(self, first: int, number: int = 0, attempt: int = 0) -> optuna.Study:
         """The study before a trial, in memory."""
-        asked = self._asked
+        study = self._study
         again = f" {attempt}" if attempt else ""
-        seed = int(sha256_text(f"search {asked.seed} {number}{again}")[:8], 16)
+        seed = int(sha256_text(f"search {study.seed} {number}{again}")[:8], 16)
         sampler: optuna.samplers.BaseSampler
-        if asked.grid:
+        if study.grid:
             lists = {key: axis.categories for key, axis in self._space.varied.items() if isinstance(axis, Values)}
-            sampler = optuna.samplers.GridSampler(lists, seed=asked.seed)
+            sampler = optuna.samplers.GridSampler(lists, seed=study.seed)
         else:
-            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=asked.startup)
+            sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=study.startup)
         draft = optuna.create_study(direction=self._direction, sampler=sampler)
         draft.add_trials(self._kept.get_trials(deepcopy=False)[:first])
         return draft
@@ -179,8 +190,15 @@ class Journal:
             for key, value in params.items()
         }
 
+    def _meant(self, kept: Mapping[Key, Any]) -> dict[Key, Any]:
+        """What Optuna proposes or keeps, as values of the keys."""
+        return {
+            key: kept[key] if isinstance(axis, Range) else axis.values[axis.categories.index(kept[key])]
+            for key, axis in self._space.varied.items()
+        }
+
     def _outcome(self, trial: FrozenTrial) -> Outcome:
-        params = {key: _meant(axis, trial.params[key]) for key, axis in self._space.varied.items()}
+        params = self._meant(trial.params)
         value = trial.value if trial.state == TrialState.COMPLETE else None
         return Outcome(trial.number, params, value, on_the_way=trial.intermediate_values, **trial.user_attrs)
 
@@ -198,8 +216,3 @@ def _distribution(axis: Range | Values) -> optuna.distributions.BaseDistribution
     kind = optuna.distributions.IntDistribution if axis.whole else optuna.distributions.FloatDistribution
     step = {"step": axis.step} if axis.step is not None else {}
     return kind(axis.low, axis.high, log=axis.log, **step)
-
-
-def _meant(axis: Range | Values, kept: Any) -> Any:
-    """A value of the key, from what Optuna proposes or keeps."""
-    return axis.round(kept) if isinstance(axis, Range) else axis.values[axis.categories.index(kept)]

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from sdlora import records
 from sdlora.config.load import written_out
-from sdlora.search.journal import Journal, Outcome
+from sdlora.search.journal import Outcome
 from sdlora.search.space import Range, as_yaml, spelt
 from sdlora.stages.evaluate.tables import is_tested
 
@@ -38,6 +38,7 @@ class Dot:
     x: float
     y: float
     title: str
+    name: str  # that stands beside it; most have none
     finished: bool
 
 
@@ -50,16 +51,13 @@ class Scale:
     ticks: list[tuple[float, str]]
 
 
-def write(search: "Search", journal: Journal) -> list[Path]:
-    """Write `trials.csv` and `index.html` below `results/searches/<name>`.
-
-    Returns:
-        The files written.
-    """
+def write(search: "Search") -> None:
+    """Write `trials.csv` and `index.html` below `results/searches/<name>`."""
     from sdlora.stages.report.page import PAGES, read_part, vendored  # imports NumPy
 
     out = RESULTS / search.name
-    told, best, by = journal.told, journal.best(), str(search.study.by)
+    journal, by = search.journal, str(search.study.by)
+    told, best = journal.told, journal.best()
     table = rows(search, told)
     records.write_csv(out / "trials.csv", [*columns(search)], [[row[key] for key in columns(search)] for row in table])
     low, high = _ends(told)
@@ -68,18 +66,17 @@ def write(search: "Search", journal: Journal) -> list[Path]:
         styles=Markup(read_part("templates/page.css")),  # noqa: S704 - ours, as the next
         script=Markup(vendored("tablesort")),  # noqa: S704
         columns=[key for key in columns(search) if key not in SAID_ELSEWHERE], rows=table, by=by,
-        best=best, verdict=[_as_html(line) for line in verdict(search, journal).splitlines()],
+        best=best, verdict=[_as_html(line) for line in verdict(search).splitlines()],
         lines=lines(search, best) if best else "",
         asked={**search.space.texts}, study=search.study, better="higher" if search.maximise else "lower",
         importances=journal.importances(), width=WIDTH, height=HEIGHT, edge=EDGE,
-        dots=_dots(told, low, high), course=_course(told, search.maximise, low, high),
+        dots=_dots(search, told, low, high), course=_course(told, search.maximise, low, high),
         base=_base(told, low, high), outside=_outside(told, low, high),
         ends=[(_height(end, low, high), f"{end:.4g}") for end in (low, high)],
         scales=_scales(search, low, high), coordinates=_coordinates(search, told, low, high),
-        name_of=search.trial_name,
+        name_of=search.trial_name, names={str(one.number): search.itself.named(one.params) for one in told},
     )  # fmt: skip
     records.write_text(out / "index.html", text)
-    return [out / "trials.csv", out / "index.html"]
 
 
 def columns(search: "Search") -> list[str]:
@@ -103,21 +100,22 @@ def rows(search: "Search", told: Sequence[Outcome]) -> list[dict[str, str]]:
 
 
 def lines(search: "Search", best: Outcome) -> str:
-    """The best trial as a version of `params.yaml`."""
+    """The best trial as a version of `params.yaml`; none where that has it already."""
+    if search.itself.is_version(best.params):
+        return ""
     version = written_out(search.raw, search.known, search.trial_name(best.number))
     text = as_yaml({f"{search.name}-best": version})
     return "".join(f"  {line}\n" for line in text.splitlines())
 
 
-def verdict(search: "Search", journal: Journal) -> str:
+def verdict(search: "Search") -> str:
     """What is said at the end, and first on the page."""
-    told, best = journal.told, journal.best()
+    told, best = search.journal.told, search.journal.best()
     finished = [one for one in told if one.value is not None]
     if best is None:
         return f"none of {len(told)} trials has come to its end"
-    tried = ", ".join(f"{key} {spelt(value)}" for key, value in best.params.items())
     found = [
-        f"Best of {len(told)} trials ({len(finished)} came to their end): trial {best.number}, {tried}: "
+        f"Best of {len(told)} trials ({len(finished)} came to their end): trial {best.number}, {best.tried}: "
         f"{search.study.by} {_figure(best.value)} at step {best.chosen}, {_figure(best.base)} without a LoRA",
         f"The best of {len(finished)} is also the luckiest of them: {_figure(best.value)} is the number that chose it, "
         "from one training, on the references that choose. Expect less of it elsewhere.",
@@ -127,6 +125,9 @@ def verdict(search: "Search", journal: Journal) -> str:
     tested = Path("results") / search.trial_name(best.number) / "best.json"
     if tested.exists():
         found.append(_tested(records.read_json(tested), str(search.study.by)))
+    if search.itself.is_version(best.params):
+        found.append(f"It is {search.study.like} itself: no trial is better, and params.yaml may stay as it is.")
+        return "\n".join(found)
     found.append(
         f"Train it with other seeds before it is believed: put these lines below versions in params.yaml, say "
         f"`snakemake results/{search.name}-best/metrics.csv`, and compare with `sdlora compare {search.name}-best "
@@ -182,18 +183,19 @@ def _across(number: int, count: int) -> float:
     return round(EDGE + number / max(count - 1, 1) * (WIDTH - 2 * EDGE), 1)
 
 
-def _said(one: Outcome) -> str:
-    tried = ", ".join(f"{key} {spelt(value)}" for key, value in one.params.items())
-    return f"trial {one.number}: {tried}: {one.why or _figure(one.value)}"
+def _said(search: "Search", one: Outcome) -> str:
+    name = search.itself.named(one.params)
+    return f"trial {one.number}{name and f' ({name})'}: {one.tried}: {one.why or _figure(one.value)}"
 
 
-def _dots(told: Sequence[Outcome], low: float, high: float) -> list[Dot]:
+def _dots(search: "Search", told: Sequence[Outcome], low: float, high: float) -> list[Dot]:
     """Every trial that was measured at all."""
-    return [
-        Dot(_across(one.number, len(told)), _height(value, low, high), _said(one), one.value is not None)
-        for one in told
-        if (value := _last(one)) is not None
-    ]
+    found = []
+    for one in told:
+        if (value := _last(one)) is not None:
+            x, y = _across(one.number, len(told)), _height(value, low, high)
+            found.append(Dot(x, y, _said(search, one), search.itself.named(one.params), one.value is not None))
+    return found
 
 
 def _course(told: Sequence[Outcome], maximise: bool, low: float, high: float) -> str:
@@ -248,5 +250,5 @@ def _coordinates(search: "Search", told: Sequence[Outcome], low: float, high: fl
         heights.append(_height(value, low, high))
         points = " ".join(f"{_across(number, len(heights))},{y}" for number, y in enumerate(heights))
         share = None if one.value is None else (ranked.index(one.value) + 1) / len(ranked)
-        found.append(Line(points, _said(one), share))
+        found.append(Line(points, _said(search, one), share))
     return sorted(found, key=lambda line: line.share or 0.0)

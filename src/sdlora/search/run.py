@@ -4,7 +4,7 @@ import re
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,16 @@ from typing import Any
 from sdlora import choices, records
 from sdlora.config.load import load, section_of, stated, trial_of
 from sdlora.config.params import Params, Version
-from sdlora.config.search import FOLDER, STUDY, TRIALS, Study, Trials
+from sdlora.config.search import FOLDER, STUDY, TRIALS, Study, Trial, Trials
 from sdlora.errors import DataError, ParamsError, suggest
 from sdlora.flow import freshness, plan, store
 from sdlora.flow.identity import differing, identity_of, is_update, nested, told
 from sdlora.flow.recipe import Recipe
 from sdlora.search import page
 from sdlora.search.batch import PARAMS, Batch, check_further, snakemake, write_yaml
+from sdlora.search.itself import Itself, itself
 from sdlora.search.journal import LEFT_OUT, Journal, Outcome
-from sdlora.search.space import Key, Range, Space, space_of, spelt
+from sdlora.search.space import Key, Range, Space, space_of
 from sdlora.stages.probe.recipe import ProbeRecipe
 
 TRIALS_BY_DEFAULT = 20
@@ -52,6 +53,7 @@ def run(asked: Asked) -> None:
     Raises:
         ParamsError: If what is asked cannot be searched, or is another search than the one of that name.
         DataError: If Snakemake stops, or another process is at work on the study.
+        KeyboardInterrupt: With the command that goes on.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", asked.name):
         raise ParamsError(f"{asked.name!r} is no name of a search: letters, digits, and _ . - within")
@@ -74,7 +76,7 @@ def run(asked: Asked) -> None:
         try:
             search.make(asked)
         except KeyboardInterrupt:
-            raise DataError(f"stopped; `{asked.going_on}` goes on") from None
+            raise KeyboardInterrupt(f"stopped; `{asked.going_on}` goes on") from None
 
 
 @dataclass
@@ -86,6 +88,8 @@ class Search:
     space: Space
     raw: dict[str, Any]  # what params.yaml states
     params: Params
+    journal: Journal = field(init=False, repr=False)  # there from `begin` on, as the next
+    known: Trials = field(init=False, repr=False)  # the trials so far, and those that are asked
 
     @classmethod
     def of(cls, asked: Asked) -> "Search":
@@ -132,6 +136,19 @@ class Search:
         """What a trial states, from what it tries."""
         return nested({**self.space.fixed, **params})
 
+    def resolved(self, settings: Mapping[Key, Any]) -> Trial:
+        """The version with some settings over its own, as a trial.
+
+        Raises:
+            ParamsError: If they are none that it may have.
+        """
+        return trial_of(self.raw, self.trials({"settings": nested(settings)}), "settings", self.folder / STUDY)
+
+    @cached_property
+    def itself(self) -> Itself:
+        """The version as a trial: the first one, where it is among them."""
+        return itself(self)
+
     def check(self) -> None:
         """Refuse what no trial could be, before anything runs.
 
@@ -165,13 +182,13 @@ class Search:
         others: list[dict[Key, Any]] = [{}, *({k: axis.ends[end] for k, axis in varied.items()} for end in (0, -1))]
         problems = []
         for other in others:
-            settings = self.settings({**other, key: value})
+            settings = {**self.space.fixed, **other, key: value}
             try:
-                trial_of(self.raw, self.trials({"settings": settings}), "settings", self.folder / STUDY)
+                self.resolved(settings)
             except ParamsError as error:
                 problems.append(error)
             else:
-                return settings
+                return nested(settings)
         raise problems[0]
 
     def _prune_at(self) -> tuple[int, ...]:
@@ -198,7 +215,7 @@ class Search:
         Raises:
             ParamsError: If the study began with something else; names both.
         """
-        self.journal = Journal(self.folder, self.study, self.space, self.maximise)
+        self.journal = Journal(self.folder, self.study, self.space, self.maximise, self.itself.params)
         wanted, was = _named(self.definition), _named(self.journal.definition)
         if not was:
             self.journal.begin(self.definition)
@@ -214,6 +231,9 @@ class Search:
         self.known = self._known(is_new=not was)
         if self.journal.told:
             self._compare_with_what_was()
+        elif self.itself.why_not and not self.known.trials:
+            begins = f"no trial is {self.study.like} itself" if self.study.grid else "the first trial is random"
+            print(f"note: {self.itself.why_not}: {begins}", file=sys.stderr)
 
     def _known(self, is_new: bool) -> Trials:
         """The trials so far: those that the journal has, and those that were asked and have not come to their end."""
@@ -231,7 +251,7 @@ class Search:
         Raises:
             DataError: If it is so; names what differs. An update of sdlora or of a package is a note alone.
         """
-        jobs = {job.wildcards["version"]: job for job in plan.jobs(load(PARAMS)) if is_last_probe(job)}
+        jobs = {job.wildcards["version"]: job for job in plan.jobs(load(PARAMS)) if _is_last_probe(job)}
         for outcome in self.journal.told:
             job = jobs.get(self.trial_name(outcome.number))
             made = None if job is None else freshness.read_made(job.made)
@@ -253,17 +273,18 @@ class Search:
         count = self._count(asked.trials)
         if asked.leave_out and len(self.journal.told) >= count:
             raise ParamsError(f"--leave-out: all {count} trials of {self.name} have come to their end: leave it out")
+        leave_out = set(asked.leave_out)
         while (done := len(self.journal.told)) < count:
             first, last = self.known.batch
             if not first <= done <= last:
                 first, last = done, min(done + asked.at_once, count) - 1
-            left_out, asked = set(asked.leave_out), replace(asked, leave_out=())
-            if not left_out <= {*range(done, last + 1)}:
+            if not leave_out <= {*range(done, last + 1)}:
                 raise ParamsError(f"--leave-out: at work are {', '.join(map(str, range(done, last + 1)))}")
             batch = Batch(self, first, last, asked.snakemake)
-            for outcome in batch.outcomes(done, left_out):
+            for outcome in batch.outcomes(done, leave_out):
                 self.journal.tell(outcome)
                 print(self._line(outcome, count), flush=True)
+            leave_out = set()  # those of the next batch are others
             best = self.journal.best()
             if best is not None and best.run is not None:
                 store.entry("train", best.run)  # the newest again: others come after it, and keep_runs are kept
@@ -272,7 +293,7 @@ class Search:
         if best is not None:
             self._make_all_of(self.trial_name(best.number), asked)
         self.write_page()
-        print(page.verdict(self, self.journal))
+        print(page.verdict(self))
         if best is not None:
             print(page.lines(self, best))
 
@@ -298,17 +319,17 @@ class Search:
 
     def write_page(self) -> None:
         """The table and the page, as far as the study is."""
-        page.write(self, self.journal)
+        page.write(self)
 
     def _line(self, outcome: Outcome, count: int) -> str:
-        tried = ", ".join(f"{key} {spelt(value)}" for key, value in outcome.params.items())
         best = self.journal.best()
         came = outcome.why if outcome.value is None else f"{self.study.by} {outcome.value:.5g} at step {outcome.chosen}"
         so_far = "" if best is None else f" (best so far: trial {best.number}, {best.value:.5g})"
-        return f"trial {outcome.number} of {count}: {tried}: {came}{so_far}"
+        name = self.itself.named(outcome.params)
+        return f"trial {outcome.number} of {count}{name and f' ({name})'}: {outcome.tried}: {came}{so_far}"
 
 
-def is_last_probe(job: Recipe) -> bool:
+def _is_last_probe(job: Recipe) -> bool:
     """Whether a job measures a trial at its end."""
     return isinstance(job, ProbeRecipe) and job.is_last
 

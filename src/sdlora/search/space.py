@@ -79,6 +79,12 @@ class Range:
             return float(f"{value:.12g}")
         return min(max(float(f"{value:.{DIGITS}g}"), self.low), self.high)
 
+    def holds(self, value: Any) -> bool:
+        """Whether a value is in it, and with a step on its grid."""
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            return False
+        return self.low <= value <= self.high and (self.step is None or value in (self.values or ()))
+
     def place(self, value: Any) -> float:
         """Where a value lies between the ends, 0 to 1."""
         scale: Callable[[float], float] = log if self.log else float
