@@ -4,12 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import ROOT
 from PIL import Image
 from tools.tiny_base import datasets, style, styles, world
 
 from sdlora import records
+from sdlora.config.caption import Caption
 from sdlora.errors import DataError
 from sdlora.images.pictures import png_bytes
+from sdlora.stages.caption.blip import Blip
 
 
 @pytest.fixture(scope="module")
@@ -29,6 +32,13 @@ def test_the_style_is_recognised_in_its_own_pictures_alone(known: style.Candidat
     others = [world.draw(world.sample(index, 0), 64) for index in range(12)]
     assert style.recognised(others, known) == 0.0
     assert style.recognised([own[0], others[0]], known) == 0.5
+
+
+def test_blip_tells_the_style_in_its_own_pictures_alone() -> None:
+    own = [world.draw(picture, 64) for picture in datasets.pixel_avatars(3, 0)]
+    others = [world.draw(world.sample(index, 0), 64) for index in range(3)]
+    blip = Blip(str(ROOT / "models/tiny-blip"), None, Caption(max_new_tokens=60), 1)
+    assert (style.told(own, blip), style.told(others, blip)) == (1.0, 0.0)
 
 
 def test_samples_are_read_by_step(tmp_path: Path) -> None:

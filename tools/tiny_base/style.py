@@ -1,7 +1,9 @@
 """Whether a LoRA learnt the held-out style: `python -m tools.tiny_base.style results/pixel`.
 
-A sample is of the style whose true picture is nearest to it, by EffNet-Lite0 features. The candidates are
-pictures that no LoRA learnt from: of the held-out style, and as many of each style of the world.
+By features, a sample is of the style whose true picture is nearest to it (EffNet-Lite0). The candidates are pictures
+that no LoRA learnt from: of the held-out style, and as many of each style of the world. By tiny-blip, it is of the
+held-out style if its caption begins with none of the world's styles: tiny-blip has learnt the parts of `pixel-art`, and
+not its name.
 """
 
 import argparse
@@ -11,11 +13,14 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from sdlora import records
+from sdlora.config.caption import Caption
 from sdlora.errors import DataError
 from sdlora.images.pictures import read_rgb
+from sdlora.stages.caption.blip import Blip
 from sdlora.stages.sample.parts import reporting
 from tools.tiny_base import datasets, measures, pictures, styles, world
 from tools.tiny_base.pictures import Pixels
@@ -48,6 +53,12 @@ def recognised(samples: Sequence[Image.Image], known: Candidates) -> float:
     return round(float(np.mean([known.styles[int(place)] == styles.HELD_OUT_STYLE for place in nearest])), 4)
 
 
+def told(samples: Sequence[Image.Image], blip: Blip) -> float:
+    """Share of samples that tiny-blip gives none of the world's styles."""
+    names = tuple(style.name for style in styles.STYLES.values())
+    return round(float(np.mean([not blip.caption(sample).startswith(names) for sample in samples])), 4)
+
+
 def read_samples(version: Path, step: int, beside: int | None = None) -> list[Image.Image]:
     """A version's samples at a step, 0 is the base; of the references and seeds that `beside` is drawn with, too.
 
@@ -64,14 +75,20 @@ def read_samples(version: Path, step: int, beside: int | None = None) -> list[Im
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("version", type=Path, help="folder of results")
+    parser.add_argument("--captioner", default="models/tiny-blip")
     parser.add_argument("--step", type=int, help="default: the version's best.json")
     parser.add_argument("--out", type=Path, default=Path("results/base/style.json"))
     args = parser.parse_args()
     step = args.step if args.step is not None else records.read_json(args.version / "best.json")["best_step"]
+    blip = Blip(args.captioner, None, Caption(max_new_tokens=60), torch.get_num_threads())
     found = {}
     for name, number, beside in (("step_0", 0, step), ("chosen", step, 0)):
         samples = read_samples(args.version, number, beside)
-        found[name] = {"samples": len(samples), "recognised": recognised(samples, candidates(samples[0].width))}
+        found[name] = {
+            "samples": len(samples),
+            "recognised_by_features": recognised(samples, candidates(samples[0].width)),
+            "recognised_by_blip": told(samples, blip),
+        }
     records.write_json(args.out, found)
     print(records.canonical_json(found))
 
