@@ -139,4 +139,5 @@ def test_the_card_says_which_file_is_for_whom(
     text = card("v1", train, TINY, None, ABOUT, {}, export)
     whom = "diffusers with peft" if train.lora_type == "loha" else "diffusers alone"
     assert f"| `{FILE_NAME}` | {whom}" in text
+    assert "takes the last checkpoint" in text and "`v1.safetensors` is its LoRA" in text
     assert all(word in text for word in present) and not any(word in text for word in absent)

@@ -69,6 +69,9 @@ Begin a prompt with **{prose(trigger)}**, such as "{prose(example)}".
 
 ## Use with diffusers
 
+The code takes the last checkpoint. Once the version is measured, `best.json` names the chosen one (`best_step`), and
+`{name}.safetensors` is its LoRA.
+
 ```python
 {_snippet(settings, base, hub_id, about, example)}
 ```
