@@ -106,6 +106,19 @@ LONGEST = (
     "test_selenium.py",
     "test_drawing.py",
     "test_caches.py",
+    # few tests, each of which is long: the file behind one waits for it
+    "test_beside_a_card.py",
+    "test_model_hub.py",
+    "test_page.py",
+    "test_page_controls.py",
+    "test_choose_dag.py",
+    "test_family_dag.py",
+    "test_notebook.py",
+    "test_without_dvc.py",
+    "test_mutations.py",
+    "test_allocator.py",
+    "test_door.py",
+    "test_dvc.py",
 )
 
 
