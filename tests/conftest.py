@@ -2,12 +2,14 @@
 
 import gc
 import os
+import shlex
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import stage_server
@@ -49,15 +51,30 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     return Shared(base.parent, os.getppid()) if "PYTEST_XDIST_WORKER" in os.environ else Shared(base, os.getpid())
 
 
-@pytest.fixture(scope="session")
-def served(shared: Shared) -> Path:
-    """What runs projects' commands without importing libraries anew: one server for all tests, which ends with them."""
+def client_of(shared: Shared) -> Path:
+    """The Python of the run's server, which is started where it was not."""
 
     def serve(folder: Path) -> None:
         folder.mkdir()
         stage_server.start(folder, shared.runner)
 
     return shared.once("s", serve) / "python"
+
+
+@pytest.fixture(scope="session")
+def served(shared: Shared) -> Path:
+    """What runs projects' commands without importing libraries anew: one server for all tests, which ends with them."""
+    return client_of(shared)
+
+
+@pytest.hookimpl(optionalhook=True)  # of pytest-xdist
+def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None:
+    """More workers than two are forks of the server, too: importing every library takes each 8 s of a core."""
+    if len(specs) > 2 and sys.platform == "linux":
+        folder: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+        python = shlex.quote(str(client_of(Shared(folder, os.getpid()))))
+        for spec in specs:
+            spec.python = python if spec.popen else spec.python
 
 
 @pytest.fixture(scope="session")
@@ -106,6 +123,19 @@ LONGEST = (
     "test_selenium.py",
     "test_drawing.py",
     "test_caches.py",
+    # few tests, each of which is long: the file behind one waits for it
+    "test_beside_a_card.py",
+    "test_model_hub.py",
+    "test_page.py",
+    "test_page_controls.py",
+    "test_choose_dag.py",
+    "test_family_dag.py",
+    "test_notebook.py",
+    "test_without_dvc.py",
+    "test_mutations.py",
+    "test_allocator.py",
+    "test_door.py",
+    "test_dvc.py",
 )
 
 

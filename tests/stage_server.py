@@ -9,6 +9,7 @@ else differs: the same Snakefile, the same scripts, the environment of who calls
 are here already. `scratch / "small-sd"` is a base that such projects train.
 """
 
+import atexit
 import gc
 import importlib
 import marshal
@@ -24,6 +25,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import IO, TYPE_CHECKING
 
 from inherited import Sdlora, forget, in_large_pages, list_libraries
@@ -88,7 +90,8 @@ def start(scratch: Path, user: int) -> None:
     """Start a server and wait until it answers.
 
     Args:
-        scratch: Gets the client, `python`, `bin` and `small-sd`; its path must be short, for a socket lies there.
+        scratch: Gets the client, `python`, `bin` and `small-sd`, and a log; its path must be short, for a socket lies
+            there.
         user: The process with which the server ends.
     """
     address = scratch / "s"
@@ -101,13 +104,15 @@ def start(scratch: Path, user: int) -> None:
         **os.environ, "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
         "DVC_NO_ANALYTICS": "1",
     }  # fmt: skip
-    server = subprocess.Popen([sys.executable, __file__, str(address), str(user)], cwd=ROOT, env=environment)
+    with (scratch / "log").open("wb") as log:
+        words = [sys.executable, __file__, str(address), str(user)]
+        server = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=log)
     _started.append(server)
     limit = time.monotonic() + 120
     while not address.exists():
         if server.poll() is not None or time.monotonic() > limit:
             server.kill()
-            raise RuntimeError("the server of stages did not start")
+            raise RuntimeError(f"the server of stages did not start: {(scratch / 'log').read_text('utf-8')[-2000:]}")
         time.sleep(0.05)
 
 
@@ -298,7 +303,7 @@ def _run(
 def _interpret(argv: list[str], python: Path, sdlora: Sdlora) -> None:
     """What Python does with `argv`: a script's path, or -m and a module, or -c and code; then arguments.
 
-    torchrun says -u before: that a fork's lines come late is nothing to it.
+    torchrun and pytest-xdist say -u before: that a fork's lines come late is nothing to them.
     """
     paths = [str(Path(path).absolute()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if any(name in " ".join(argv[:2]) for name in STARTERS):
@@ -316,7 +321,9 @@ def _interpret(argv: list[str], python: Path, sdlora: Sdlora) -> None:
         sys.path[:0] = ["", *paths]
         sys.argv = ["-c", *argv[2:]]
         sdlora.choose()
-        exec(compile(argv[1], "<string>", "exec"), {"__name__": "__main__"})
+        sys.modules["__main__"] = main = ModuleType("__main__")
+        exec(compile(argv[1], "<string>", "exec"), vars(main))
+        atexit._run_exitfuncs()
     else:
         sys.path[:0] = [str(Path(argv[0]).absolute().parent), *paths]
         sys.argv = argv
@@ -325,4 +332,5 @@ def _interpret(argv: list[str], python: Path, sdlora: Sdlora) -> None:
 
 
 if __name__ == "__main__":
-    _serve(sys.argv[1], int(sys.argv[2]))
+    with suppress(KeyboardInterrupt):
+        _serve(sys.argv[1], int(sys.argv[2]))

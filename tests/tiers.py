@@ -33,15 +33,13 @@ class _Guard:
         self.watching = False
         self.seen: list[str] = []
         self._fork_exec = _posixsubprocess.fork_exec
-        sys.addaudithook(self._audit)
+        # millions of events are none of these; a bound method takes four times as long to be asked as a function
+        sys.addaudithook(lambda event, words: event in STARTS and self._audit(event, words))
         _posixsubprocess.fork_exec = self._of_multiprocessing  # type: ignore[assignment]
 
     def _audit(self, event: str, words: tuple[Any, ...]) -> None:
-        if (
-            self.watching
-            and event in STARTS
-            and not (event in WITH_WORDS and {DECODER, LIBRARIES} & {*map(str, words[1])})
-        ):
+        """Of the start of a process."""
+        if self.watching and not (event in WITH_WORDS and {DECODER, LIBRARIES} & {*map(str, words[1])}):
             self._refuse(f"{event}{words[:2]}")
 
     def _of_multiprocessing(self, *words: Any) -> int:

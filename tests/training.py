@@ -168,10 +168,14 @@ def header_of(path: Path) -> dict[str, str]:
 
 
 class Place:
-    """A directory of its own in which a version is trained as its job would train it."""
+    """A directory of its own in which a version is trained as its job would train it.
+
+    A training of four steps costs less than the prediction of its memory, which is made once a process.
+    """
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, base: Base = TINY) -> None:
         folder.mkdir(exist_ok=True)
+        predict_once(monkeypatch)
         self.folder, self._monkeypatch, self._base = folder, monkeypatch, base
 
     def train(

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, Project
+from helpers import ROOT, Project, shipped_with_v8
 
 from sdlora import records
 from sdlora.config import params
@@ -33,8 +33,8 @@ WRITE_UP = [
 
 
 def with_version(folder: Path, version: str, preset: str = "{}") -> Path:
-    """A copy of `params.yaml` with one version more, `mine`, and one preset, `own`."""
-    text = (ROOT / "params.yaml").read_text("utf-8")
+    """A copy of `params.yaml` with two versions, v8 and `mine`, and one preset more, `own`."""
+    text = shipped_with_v8()
     for section, added in (("versions", f"mine: {version}"), ("presets", f"own: {preset}")):
         text = text.replace(f"\n{section}:\n", f"\n{section}:\n  {added}\n")
     records.write_text(folder / "params.yaml", text)

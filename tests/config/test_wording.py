@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, shipped_with_v8
 
 from sdlora import records
 from sdlora.config.load import load
@@ -14,7 +14,7 @@ SOURCE = "sources: [{kind: folder, path: x}], trigger: x"
 
 def refused(folder: Path, section: str, name: str, said: str) -> str:
     """What is said of the shipped settings with one entry more, without the file's name and line."""
-    text = (ROOT / "params.yaml").read_text("utf-8").replace(f"\n{section}:\n", f"\n{section}:\n  {name}: {said}\n")
+    text = shipped_with_v8().replace(f"\n{section}:\n", f"\n{section}:\n  {name}: {said}\n")
     records.write_text(folder / "params.yaml", text)
     with pytest.raises(ParamsError) as caught:
         load(folder / "params.yaml")

@@ -16,11 +16,15 @@ from sdlora.flow.code import PACKAGE, Code
 STAGES = ("scrape", "fit", "caption", "flip", "encode", "train", "sample", "evaluate", "report", "compare")
 
 
+def copied(folder: Path) -> Path:
+    shutil.copytree(PACKAGE, folder / "sdlora", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder / "sdlora"
+
+
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
     """A copy of the package to change."""
-    shutil.copytree(PACKAGE, tmp_path / "sdlora", ignore=shutil.ignore_patterns("__pycache__"))
-    return tmp_path / "sdlora"
+    return copied(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +42,12 @@ def identities(package: Path, entries: dict[str, list[str]]) -> dict[str, str]:
     found = {s: code.reach(ROOT / f"workflow/scripts/{s}.py", entries[s]).identity for s in STAGES}
     code.save()
     return found
+
+
+@pytest.fixture(scope="module")
+def unchanged(entries: dict[str, list[str]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The identities of the package as it is."""
+    return identities(copied(tmp_path_factory.mktemp("unchanged")), entries)
 
 
 def edit(path: Path, before: str, after: str) -> None:
@@ -88,12 +98,17 @@ NEW_FUNCTION = "\n\ndef unheard_of(x: int) -> int:\n    return x + 1\n"
     ],
 )
 def test_what_an_edit_makes_stale(
-    package: Path, entries: dict[str, list[str]], file: str, before: str, after: str, changed: set[str]
+    package: Path,
+    entries: dict[str, list[str]],
+    unchanged: dict[str, str],
+    file: str,
+    before: str,
+    after: str,
+    changed: set[str],
 ) -> None:
-    old = identities(package, entries)
     edit(package / file, before, after)
     new = identities(package, entries)
-    assert {stage for stage in STAGES if new[stage] != old[stage]} == changed
+    assert {stage for stage in STAGES if new[stage] != unchanged[stage]} == changed
 
 
 NEIGHBOURS = (
@@ -104,11 +119,12 @@ NEIGHBOURS = (
 
 
 @pytest.mark.parametrize("file", NEIGHBOURS)
-def test_a_new_function_makes_nothing_stale(package: Path, entries: dict[str, list[str]], file: str) -> None:
-    old = identities(package, entries)
+def test_a_new_function_makes_nothing_stale(
+    package: Path, entries: dict[str, list[str]], unchanged: dict[str, str], file: str
+) -> None:
     (package / file).write_text((package / file).read_text("utf-8") + NEW_FUNCTION, "utf-8")
     (package / file).with_name("brand_new.py").write_text(NEW_FUNCTION, "utf-8")
-    assert identities(package, entries) == old
+    assert identities(package, entries) == unchanged
 
 
 def reach(folder: Path, **files: str) -> set[str]:

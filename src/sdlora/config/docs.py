@@ -4,6 +4,7 @@
 """
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -132,8 +133,14 @@ def _values(section: type[Section], key: str) -> str:
     """The names that a key may have, or a number's bounds; empty where anything goes."""
     if key in OF_MENUS:
         return _named(OF_MENUS[key])
-    found = section.model_json_schema()["properties"][key]
+    found = _properties(section)[key]
     return ", ".join(text for each in (found, *found.get("anyOf", ())) if (text := _allowed(each)))
+
+
+@cache
+def _properties(section: type[Section]) -> dict[str, Any]:
+    """What pydantic says of a section's keys: made once, for a section has up to 60."""
+    return dict(section.model_json_schema()["properties"])
 
 
 def _allowed(schema: Mapping[str, Any]) -> str:

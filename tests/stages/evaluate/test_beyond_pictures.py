@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from helpers import ROOT, TINY
+from helpers import ROOT
 from PIL import Image
 from training import random_lora
 
 from sdlora import choices, records
+from sdlora.config.params import Base
 from sdlora.images.pictures import png_bytes
 from sdlora.lora.foreign import write_layers
 from sdlora.lora.names import FILE_NAME
@@ -33,9 +34,11 @@ def metric(name: str) -> Metric:
     return found
 
 
-def test_the_validation_loss_is_trainings_at_fixed_noise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_validation_loss_is_trainings_at_fixed_noise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_sd: Base
+) -> None:
     """One picture at a time, noised by diffusers' own scheduler; the LoRA changes it, and leaves no trace."""
-    learner = Learner(TINY, 1.0, 1)
+    learner = Learner(small_sd, 1.0, 1)
     pictures, prompts = [reference(1), reference(2), reference(1)], [CAPTION] * 3
     before = metric("validation_loss")(pictures, pictures, prompts, learner=learner)
     assert before[0] == before[2] != before[1]

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +59,9 @@ def asked(rig: Rig, name: str) -> list[str]:
 
 
 def test_every_page_brings_new_pictures(rig: Rig) -> None:
+    began = time.monotonic()
     candidates = found(rig, "cat")
+    assert time.monotonic() - began >= 3 / bing.PAGES_PER_S, "each page but the first waits for its turn"
     assert [c.url for c in candidates] == [r.url for r in results(range(80))]
     assert [c.rank for c in candidates] == list(range(80))
     assert asked(rig, "first") == ["1", "36", "71", "81"], "35, 35, 10 results, and none"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from power_cut import CUTS
 from torch import Tensor
-from training import Place, hashes, header_of, predict_once
+from training import Place, hashes, header_of
 
 from sdlora.config.params import Base
 from sdlora.errors import DataError, ResourceError
@@ -18,12 +18,6 @@ from sdlora.stages.train import loop
 from sdlora.stages.train.recipe import DONE
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(autouse=True)
-def _one_prediction_a_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A training of four steps costs less than its prediction, and these tests train the same base some sixty times."""
-    predict_once(monkeypatch)
 
 
 @pytest.fixture
