@@ -123,7 +123,6 @@ never saw: the style `pixel-art` (captions name its parts, not the style), heads
 `captain` and `gardener`, and busts with hat and glasses. None is a picture of a dataset. Every third picture has a
 spot of one colour, so that BLIP learns to ignore something worn that no caption names; others are padded as portraits
 are.
-
 {begun}
 Mean F1 of attributes (the text between two commas is one): {quality[blip][attribute_f1]} on {quality[pictures]}
 held-out pictures, {f1[captain]} and {f1[gardener]} on the training pictures of the two held-out characters' LoRAs
@@ -148,7 +147,7 @@ def _files(folder: Path) -> str:
 def write(models: Path, quality: dict[str, Any], recipe: BaseRecipe, note: str) -> None:
     """Write both cards."""
     known = {"tiny-sd": [*styles.STYLES], "tiny-blip": [*styles.STYLES, styles.HELD_OUT_STYLE]}
-    before = f"It went on from a BLIP that had learnt {BaseRecipe.blip_steps} steps of the first half alone.\n\n"
+    before = f"\nIt went on from a BLIP that had learnt {BaseRecipe.blip_steps} steps of the first half alone.\n"
     for name, card in (("tiny-sd", SD_CARD), ("tiny-blip", BLIP_CARD)):
         text = card.format(
             recipe=recipe,
