@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sdlora import records
 from sdlora.images.pictures import png_bytes
-from tools.tiny_base import palette, styles, world
+from tools.tiny_base import styles, world
 from tools.tiny_base.characters import CHARACTERS, Character, portraits
 from tools.tiny_base.world import Picture
 
@@ -24,8 +24,7 @@ def pixel_avatars(count: int, seed: int) -> list[Picture]:
     rng = random.Random(f"pixel-{seed}")
     found: dict[str, Picture] = {}
     for number in range(100 * count):
-        options = styles.resolve(styles.HELD_OUT_STYLE, f"pixel-{seed}-{number}")
-        picture = Picture(styles.HELD_OUT_STYLE, options, rng.choice(palette.BACKGROUNDS))
+        picture = world.pixel_avatar(number, seed, rng)
         found.setdefault(world.describe(picture), picture)
         if len(found) == count:
             break

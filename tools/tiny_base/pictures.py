@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -49,7 +50,7 @@ def captioned(index: int, seed: int) -> Picture | None:
     datasets' pictures, and no held-out combination of attributes but the characters' hair.
     """
     if index % 2:
-        return world.pixel_avatar(index, seed)
+        return world.pixel_avatar(index, seed, random.Random(f"pixel-{seed}-{index}"))
     picture = world.like_a_character(index, seed)
     return None if world.is_held_out(picture) else picture
 

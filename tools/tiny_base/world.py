@@ -174,9 +174,8 @@ def sample(index: int, seed: int = 0, style: str | None = None) -> Picture:
     return Picture(style, options, rng.choice(palette.BACKGROUNDS), framing, size, left, top, worn)
 
 
-def pixel_avatar(number: int, seed: int) -> Picture:
-    """Avatar `number` of the held-out style, in the plain framing."""
-    rng = random.Random(f"pixel-{seed}-{number}")
+def pixel_avatar(number: int, seed: int, rng: random.Random) -> Picture:
+    """Avatar `number` of the held-out style, in the plain framing; `rng` draws its background."""
     options = styles.resolve(styles.HELD_OUT_STYLE, f"pixel-{seed}-{number}")
     return Picture(styles.HELD_OUT_STYLE, options, rng.choice(palette.BACKGROUNDS))
 
@@ -221,14 +220,6 @@ _COLOURS_OF = {
 }
 
 
-def _accessory(kinds: tuple[str, ...], rng: random.Random) -> Accessory:
-    """One of some kinds, of a colour that such things have."""
-    kind, colour = rng.choice(kinds), rng.choice(palette.ACCESSORY)
-    if kind in _COLOURS_OF:
-        colour = rng.choice(_COLOURS_OF[kind])
-    return Accessory(kind, palette.varied(colour, rng))
-
-
 def _worn(style: str, options: dict[str, Any], rng: random.Random) -> tuple[Accessory, ...]:
     """What an avatar wears, inner things first."""
     if style not in accessories.FACES:
@@ -237,7 +228,10 @@ def _worn(style: str, options: dict[str, Any], rng: random.Random) -> tuple[Acce
 
     def perhaps(chance: float, kinds: tuple[str, ...]) -> None:
         if rng.random() < chance:
-            found.append(_accessory(kinds, rng))
+            kind, colour = rng.choice(kinds), rng.choice(palette.ACCESSORY)
+            if kind in _COLOURS_OF:
+                colour = rng.choice(_COLOURS_OF[kind])
+            found.append(Accessory(kind, palette.varied(colour, rng)))
 
     perhaps(0.08, ("earrings",))
     perhaps(0.10, accessories.SMALL)
