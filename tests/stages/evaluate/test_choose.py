@@ -175,7 +175,7 @@ def plain(**steps: list[float]) -> Values:
         ([9.0] * 5 + [6.9, 6.8, 6.9, 6.7, 6.8], "worse than step 0: step 100", False),
         ([7.0] * 5 + [6.9, 6.8, 6.9, 6.7, 6.8], "worse than step 0: step 100", False),
         ([9.0] * 5 + [7.0, 9.0, 8.5, 7.5, 8.1], "unresolved: step 100", False),
-        ([7.0] * 5 + [9.1, 9.2, 9.1, 9.3, 9.2], "unresolved: no checkpoint beats step 0 on the validation", False),
+        ([7.0] * 5 + [9.1, 9.2, 9.1, 9.3, 9.2], "unresolved: it does not beat step 0 on the validation", False),
     ],
 )
 def test_what_is_said(after: list[float], start: str, resolved: bool) -> None:
@@ -189,6 +189,14 @@ def test_what_is_said(after: list[float], start: str, resolved: bool) -> None:
     )
     unresolved = str(best["why"]).startswith("unresolved")
     assert (f"below {best['smallest_detectable']} would mostly have been missed" in str(best["why"])) is unresolved
+
+
+def test_what_an_earlier_checkpoint_lacks_is_not_said_of_a_later_one() -> None:
+    """The earliest within one error of the best may lie below step 0, while the best itself does not."""
+    later = [9.5, 7.5, 8.0, 9.0, 7.8]
+    best = explained(plain(_0=[8.0, 8.2, 8.1, 8.0, 8.2] * 2, _100=[8.0, 8.1, 8.0, 8.0, 8.1] * 2, _200=later * 2))
+    assert best["best_step"] == 100 and np.mean(later) > 8.1
+    assert str(best["why"]).startswith("unresolved: it does not beat step 0 on the validation references; step 100:")
 
 
 def test_equal_differences_do_not_say_how_much_would_have_been_missed() -> None:

@@ -181,7 +181,7 @@ def _sentence(found: Mapping[str, Any], metric: Metric) -> str:
     unseen = "" if smallest is None else f"; a true difference below {smallest} would mostly have been missed"
     gain = found["validation"]["figures"][metric.name]["delta"]
     if (gain if metric.higher_is_better else -gain) <= 0:
-        return f"{verdict}: no checkpoint beats step 0 on the validation references; {told}{unseen}"
+        return f"{verdict}: it does not beat step 0 on the validation references; {told}{unseen}"
     return f"{verdict}: {told}; the 95 % interval includes 0{unseen}"
 
 
