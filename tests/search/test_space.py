@@ -280,6 +280,17 @@ def test_a_trial_is_hopeless_if_it_is_worse_than_the_median_of_those_that_finish
     assert best is not None and best.number == 0 and journal.importances() == {}
 
 
+def test_a_trial_that_collapsed_is_hopeless_unless_it_has_a_good_checkpoint(tmp_path: Path) -> None:
+    """Optuna's own pruner takes a trial's best checkpoint so far, which tells nothing of a collapse."""
+    journal = opened(tmp_path, prune_at=(2, 4))
+    params = journal.propose(0, 0, [])
+    for number, value in enumerate((1.0, 2.0)):
+        journal.tell(Outcome(number, params, value, on_the_way={2: 5.0, 4: 2.0 + value}))
+    assert journal.is_hopeless(2, params, {2: 2.0, 4: 9.0}), "at 4 it is worse than 3.5"
+    assert not journal.is_hopeless(2, params, {2: 1.2, 4: 9.0}), "it would come to 1.2, and half of them to 1.5 or more"
+    assert not journal.is_hopeless(2, params, {2: 9.0, 4: 2.0}), "it came late"
+
+
 def test_no_trial_of_a_finished_search_can_be_left_out(folder: Path) -> None:
     journal = opened(folder)
     study = Study(like="a", settings=dict(SPACE.texts), by="ssim", prune_at=(2,))

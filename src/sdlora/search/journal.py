@@ -7,6 +7,7 @@ finished trials alone, a line each: a command that is killed loses none and, sta
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import optuna
@@ -68,7 +69,7 @@ class Journal:
         path.with_name(f"{JOURNAL}.lock").unlink(missing_ok=True)  # of a process that was killed
         _drop_half_a_line(path)
         self._study, self._space, self._first = study, space, first
-        self._direction = "maximize" if maximise else "minimize"
+        self._direction, self._sign = ("maximize", -1) if maximise else ("minimize", 1)
         self._distributions = {key: _distribution(axis) for key, axis in space.varied.items()}
         self._kept = optuna.create_study(
             storage=JournalStorage(JournalFileBackend(str(path))),
@@ -143,21 +144,27 @@ class Journal:
         return len(finished) >= self._study.startup
 
     def is_hopeless(self, first: int, params: Mapping[Key, Any], on_the_way: Mapping[int, float]) -> bool:
-        """Whether a trial at its last checkpoint is worse than the median there of those that finished before."""
+        """Whether a trial at its last checkpoint is worse than the median there of those that finished before.
+
+        Not one that has an earlier checkpoint which is better than what half of them came to: it would come to that.
+        """
+        last = max(on_the_way)
         trial = create_trial(
             state=TrialState.RUNNING,
             params=self._categories(params),
             distributions=self._distributions,
-            intermediate_values=dict(on_the_way),
+            intermediate_values={last: on_the_way[last]},  # of several the pruner takes the best
         )
         pruner = optuna.pruners.MedianPruner(n_startup_trials=self._study.startup)
-        return bool(pruner.prune(self._draft(first), trial))
+        if not pruner.prune(self._draft(first), trial):
+            return False
+        came_to = [one.value for one in self.told[:first] if one.value is not None]
+        return min(self._sign * value for value in on_the_way.values()) >= self._sign * median(came_to)
 
     def best(self) -> Outcome | None:
         """The trial with the best value, the first of equal ones."""
         finished = [one for one in self.told if one.value is not None]
-        sign = -1 if self._direction == "maximize" else 1
-        return min(finished, key=lambda one: sign * (one.value or 0.0), default=None)
+        return min(finished, key=lambda one: self._sign * (one.value or 0.0), default=None)
 
     def importances(self) -> dict[Key, float]:
         """Each key's share in how far the better trials lie from the others (PED-ANOVA, 2304.10255); none for few."""
