@@ -2,9 +2,11 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sdlora.config.params import Base, Encode
@@ -17,6 +19,7 @@ from sdlora.stages.train.dataset import Example
 
 #: (example, side) in, mean and deviation (C, h, w) of its latents out, fp32 on the CPU.
 LatentsOf = Callable[[Example, int], tuple[Tensor, Tensor]]
+Box, Size = tuple[int, int, int, int], tuple[int, int]  # px
 
 
 def encoder_for(base: Base, encode: Encode, model: ModelFamily) -> ModelFamily:
@@ -68,23 +71,34 @@ def with_masks(examples: list[Example], kind: str, cell_px: int, floor: float = 
     """
     if kind == "none":
         return examples
+
+    @cache  # a large set has far fewer places than pictures: those that lie alike share a mask
+    def of_padding(box: Box, size: Size) -> Tensor | None:
+        return _weights(masks.coverage(box, size, (size[1] // cell_px, size[0] // cell_px)), floor)
+
+    def mask_of(example: Example, side: int) -> Tensor | None:
+        place = example.geometry[side]
+        return of_padding(place.box, place.size) if kind == "padding" else _users(example, side, cell_px, floor)
+
     return [
-        replace(example, mask=tuple(_mask(example, side, kind, cell_px, floor) for side in range(len(example.text))))
+        replace(example, mask=tuple(mask_of(example, side) for side in range(len(example.text))))
         if example.geometry
         else example
         for example in examples
     ]
 
 
-def _mask(example: Example, side: int, kind: str, cell_px: int, floor: float) -> Tensor | None:
+def _users(example: Example, side: int, cell_px: int, floor: float) -> Tensor | None:
+    """The mask of a user's file."""
+    width, height = example.geometry[side].size
+    file = example.mask_files[side]
+    if file is None:
+        raise DataError(f"{example.files[side]}: train.mask is user, but this picture was fitted without a mask")
+    at_latents = masks.at_latents(masks.read_fitted(file), (height // cell_px, width // cell_px))
+    return _weights(at_latents, floor)  # black on the padding already
+
+
+def _weights(weights: NDArray[np.float32], floor: float) -> Tensor | None:
     """(1, h, w) in [floor, 1], or None where everything is learnt."""
-    place = example.geometry[side]
-    shape = (place.size[1] // cell_px, place.size[0] // cell_px)
-    weights = masks.coverage(place.box, place.size, shape)
-    if kind == "user":
-        file = example.mask_files[side]
-        if file is None:
-            raise DataError(f"{example.files[side]}: train.mask is user, but this picture was fitted without a mask")
-        weights = masks.at_latents(masks.read_fitted(file), shape)  # black on the padding already
     weights = np.maximum(weights, np.float32(floor))
     return None if weights.min() == 1 else torch.from_numpy(weights)[None]
