@@ -2,10 +2,13 @@
 
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from contextlib import chdir
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
@@ -20,8 +23,10 @@ from sdlora.errors import DataError
 from sdlora.flow import plan, store
 from sdlora.flow.store import KEPT_DAYS
 from sdlora.lora.names import FILE_NAME
+from sdlora.models import ModelFamily
 from sdlora.stages.encode import shards
 from sdlora.stages.encode.encode import INDEX, encode_dataset
+from sdlora.stages.train import texts
 from sdlora.stages.train.batch import draw_batch
 from sdlora.stages.train.loop import Run
 from sdlora.stages.train.recipe import TrainRecipe
@@ -169,6 +174,24 @@ def test_embeddings_that_nobody_asks_for_are_deleted_in_time(folder: Path) -> No
         os.utime(path, 2 * (time.time() - days * 24 * 60 * 60,))
     prepared(folder, cache_text="disk")
     assert sorted((store.STORE / "text").iterdir()) == sorted([*used, young])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the maps of a process are read from /proc")
+@pytest.mark.parametrize("limit", [4, 40])
+def test_embeddings_on_disk_are_not_all_open_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
+) -> None:
+    """100,000 captions would be more maps than a process may have (vm.max_map_count)."""
+    monkeypatch.setattr(texts, "OPEN", limit)
+    monkeypatch.setattr(texts, "text_key", lambda model, text, identity: text)
+    model = SimpleNamespace(
+        device=torch.device("cpu"), encode_prompts=lambda asked: {"context": torch.full((1, 4096), float(asked[0]))}
+    )
+    every = [str(number) for number in range(20)]
+    conditioning_of = texts.on_disk(cast("ModelFamily", model), every, "weights", tmp_path)
+    for _ in range(2):
+        assert [row[0].item() for row in conditioning_of(every)["context"]] == [*range(20)]
+        assert Path("/proc/self/maps").read_text("utf-8").count(str(tmp_path)) == min(limit, 20)
 
 
 def test_a_texts_key_is_its_content_and_what_encodes_it(folder: Path) -> None:

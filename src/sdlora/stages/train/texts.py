@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cache
+from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from sdlora import choices, records, tensors
 from sdlora.flow import hashing, store
 from sdlora.flow.code import CODE_MEMORY, Code
 from sdlora.models import Conditioning, ModelFamily
+
+OPEN = 4096  # embeddings on disk: on a CPU each is a map of its file, of which a process has 65,530
 
 #: Texts in, one row of conditioning a text out.
 ConditioningOf = Callable[[Sequence[str]], Conditioning]
@@ -65,23 +67,30 @@ def on_disk(model: ModelFamily, texts: Sequence[str], identity: str, folder: Pat
         model: Encodes what is new.
         texts: Everything that will be asked for.
         identity: Which weights the text encoders have.
-        folder: `<key>.safetensors` each; may be deleted at any time, and is by `store.drop_unused`.
+        folder: `<key>.safetensors` each; may be deleted where no training reads it, and is by `store.drop_unused`.
 
     Returns:
-        What `cached` returns.
+        What `cached` returns; no more than `OPEN` are open at once, those that were asked for last.
     """
-    rows, new = {}, 0
+    paths, new = {}, 0
+    device = model.device
+
+    @lru_cache(OPEN)
+    def row_of(text: str) -> Conditioning:
+        return {name: value.to(device) for name, value in tensors.read(paths[text]).items()}
+
     for text in texts:
-        path = folder / f"{text_key(model, text, identity)}.safetensors"
-        if not tensors.is_whole(path):
+        paths[text] = folder / f"{text_key(model, text, identity)}.safetensors"
+        if not tensors.is_whole(paths[text]):
             row = model.encode_prompts([text])
-            tensors.write(path, {name: value.cpu() for name, value in row.items()})
+            tensors.write(paths[text], {name: value.cpu() for name, value in row.items()})
             new += 1
-        os.utime(path)
-        rows[text] = {name: value.to(model.device) for name, value in tensors.read(path).items()}
+        os.utime(paths[text])
+        if len(paths) <= OPEN:
+            row_of(text)
     store.drop_unused(folder)
-    print(f"train: {new} captions encoded, {len(rows) - new} already in the cache", flush=True)
-    return _lookup(rows)
+    print(f"train: {new} captions encoded, {len(paths) - new} already in the cache", flush=True)
+    return lambda texts: stacked([row_of(text) for text in texts])
 
 
 def text_key(model: ModelFamily, text: str, identity: str) -> str:
