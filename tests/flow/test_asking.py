@@ -7,8 +7,13 @@ from typing import Any
 import pytest
 from small_set import edited
 
+from sdlora import records
+from sdlora.config.train import Prior
 from sdlora.flow import asking, plan
+from sdlora.memory import ram
+from sdlora.memory.prediction import demand_of_version
 from sdlora.stages.sample.recipe import DrawingRecipe
+from sdlora.stages.train import texts
 from sdlora.stages.train.recipe import TrainRecipe
 
 
@@ -61,3 +66,28 @@ def test_what_cannot_be_predicted_is_said_once_and_asked_again_by_the_next_run(
     asking._predicted.cache_clear()
     asked["says"] = 20_000
     assert asking.drawing_mib(jobs["sample", "a"]) == asking.training_mib(jobs["train", "a"]) == 20_000
+
+
+def test_a_training_asks_for_its_captions_as_soon_as_they_are_known(
+    jobs: dict[tuple[str, str], Any], asked: dict[str, Any], tmp_path: Path
+) -> None:
+    """Without latents' files, embeddings are what a training of many pictures holds: 236 KB a caption of SD 1.5's."""
+    job, params = jobs["train", "a"], edited(tmp_path)
+    rows = [{"id": str(n), "split": "reference" if n == 3 else "train", "mirrored": False} for n in range(4)]
+    counts = []
+    for name, found in (("made", []), ("../manifest.jsonl", rows), ("train/metadata.jsonl", [*rows, rows[0]])):
+        said = [{**row, "text": f"captain {n % 2}"} for n, row in enumerate(found)]
+        records.write_jsonl(tmp_path / job.dataset / name, said)
+        counts.append((asking.captions_in(job.dataset), ram.demand(params, "a").captions))
+        asked["says"] = 2_000 + len(counts)
+        assert [asking.training_mib(job) for _ in range(2)] == [asked["says"]] * 2
+    assert counts == [(0, 0), (3, 3), (2, 2)] and len(asked["words"]) == 3
+
+    def demand(captions: int, **changes: Any) -> int:
+        version = params.versions["a"]
+        train = version.train.model_copy(update=changes)
+        version = version.model_copy(update={"train": train})
+        return demand_of_version(version, params.bases[version.base], captions).captions
+
+    assert [demand(100_000, cache_text=one) for one in ("ram", "disk", "none")] == [100_000, texts.OPEN, 0]
+    assert demand(5, prior=Prior(prompt="a head")) == 6

@@ -5,6 +5,7 @@ The prediction imports torch, so it is a process of its own, and only where jobs
 
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +20,9 @@ LEAST_DRAWING_MIB = 16_000  # the same of a drawing; also what the networks take
 
 def training_mib(job: TrainRecipe) -> int:
     """RAM in MiB that a training asks for; `UNKNOWN_MIB`, and a line on stderr, where the preflight cannot tell."""
-    found = _predicted(f"{job.digest()} {job.size_px}", job.wildcards["version"], "--ram", UNKNOWN_MIB)
+    captions = 0 if job.train.text_cache == "none" else captions_in(job.dataset)
+    asked = f"{job.digest()} {job.size_px} {captions}"
+    found = _predicted(asked, job.wildcards["version"], "--ram", UNKNOWN_MIB)
     return UNKNOWN_MIB if found is None else found
 
 
@@ -32,6 +35,24 @@ def drawing_mib(job: DrawingRecipe) -> int:
 def drawing_asked(job: DrawingRecipe) -> str:
     """All that the prediction of a drawing depends on, and a little more: jobs that say the same are predicted once."""
     return f"drawing {records.compact_json(job.drawing())}"
+
+
+def captions_in(folder: Path) -> int:
+    """Distinct captions of a fitted set; before it has some, the set's pictures, and before it has those, none.
+
+    Args:
+        folder: `data/sets/<dataset>/<fit>`.
+    """
+    for path, counted in ((folder / "train/metadata.jsonl", "text"), (folder.parent / "manifest.jsonl", "id")):
+        with suppress(FileNotFoundError):
+            return _distinct(path, counted, path.stat().st_mtime_ns)
+    return 0
+
+
+@cache
+def _distinct(path: Path, name: str, _: int) -> int:
+    """How many values rows have, but for those of references."""
+    return len({row[name] for row in records.read_jsonl(path) if row.get("split") != "reference"})
 
 
 def kept(asked: str) -> Path:

@@ -27,6 +27,7 @@ from sdlora.models.family import first_loaded, quieten
 from sdlora.models.loading import trained_base
 from sdlora.stages.sample.drawing import check_drawing, last_side, tile_side
 from sdlora.stages.train.dataset import Example
+from sdlora.stages.train.texts import OPEN
 from sdlora.tensors import DTYPES
 
 
@@ -40,7 +41,7 @@ class Demand:
 
     latent: tuple[int, int, int]  # largest latents of one picture (C, h, w)
     cached: int = 0  # bytes of latents that the run makes and keeps in memory
-    captions: int = 0  # distinct captions whose conditioning is kept in memory
+    captions: int = 0  # distinct captions whose conditioning is kept in memory at once
     images: bool = False  # whether the VAE stays and encodes in every step
     texts: bool = False  # whether the text encoders stay and encode in every step
     encodes: bool = False  # whether the VAE encodes every picture before the first step
@@ -80,8 +81,13 @@ def demand_of(examples: Sequence[Example], settings: Train, base: Base, encode: 
         captions += 1
     channels, height, width = max(shapes, key=lambda shape: shape[-1] * shape[-2])
     return Demand(
-        (channels, height, width), cached, 0 if live else captions, images, live, encodes, (encode or Encode()).dtype
+        (channels, height, width), cached, _kept(captions, settings), images, live, encodes, (encode or Encode()).dtype
     )
+
+
+def _kept(captions: int, settings: Train) -> int:
+    """Of so many captions, those whose conditioning is in memory at once."""
+    return {"none": 0, "disk": min(captions, OPEN), "ram": captions}[settings.text_cache]
 
 
 class _Shapes:
@@ -367,15 +373,22 @@ def latent_shape(model: ModelFamily, width_px: int, height_px: int) -> tuple[int
     return int(model.pipeline.vae.config.latent_channels), height_px // cell, width_px // cell
 
 
-def demand_of_version(version: Version, base: Base) -> Demand:
-    """A version's demand as far as its settings tell it, before there are pictures."""
+def demand_of_version(version: Version, base: Base, captions: int = 0) -> Demand:
+    """A version's demand as far as its settings tell it, before there are latents.
+
+    Args:
+        version: Its settings.
+        base: Only its configs are read.
+        captions: Distinct ones of its set, as far as they are known.
+    """
     model = choices.pick(choices.FAMILIES, base.family).outline(base, torch.device("cpu"))
     side = version.fit.size_px or base.size_px
     live = version.train.text_cache == "none"
     caches = version.train.cache_latents
     if version.train.prior is not None:
         side = max(side, base.size_px)
+        captions += 1
     return Demand(
-        latent_shape(model, side, side), images=caches == "none", texts=live, encodes=caches == "ram",
-        vae=version.encode.dtype,
+        latent_shape(model, side, side), captions=_kept(captions, version.train), images=caches == "none", texts=live,
+        encodes=caches == "ram", vae=version.encode.dtype,
     )  # fmt: skip

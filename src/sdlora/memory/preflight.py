@@ -21,7 +21,6 @@ from sdlora.memory.prediction import (
     Phase,
     Unpredictable,
     demand_of,
-    demand_of_version,
     draw_phase,
     encode_phase,
     predict,
@@ -254,7 +253,7 @@ def show(params: Params, name: str, device: str | None) -> None:
     quieten()
     version = params.versions[name]
     base, where = params.bases[version.base], torch.device(device or default_device())
-    train, demand = version.train.of_one_process, demand_of_version(version, base)
+    train, demand = version.train.of_one_process, ram.demand(params, name)
     try:
         phases = predict(train, base, demand, where)
     except Unpredictable as reason:

@@ -7,7 +7,8 @@ from torch import nn
 
 from sdlora import choices
 from sdlora.config.params import Base, Params, Version
-from sdlora.memory.prediction import demand_of_version, draw_phase, predict, state_bytes
+from sdlora.flow import asking, plan
+from sdlora.memory.prediction import Demand, demand_of_version, draw_phase, predict, state_bytes
 from sdlora.models.family import KINDS, first_loaded, quieten
 from sdlora.models.loading import trained_base
 from sdlora.tensors import DTYPES
@@ -31,9 +32,16 @@ def training_mib(params: Params, name: str) -> int:
     version = params.versions[name]
     train, base = version.train.of_one_process, params.bases[version.base]
     if torch.version.cuda is None:
-        phases = predict(train, base, demand_of_version(version, base), torch.device("cpu"))
+        phases = predict(train, base, demand(params, name), torch.device("cpu"))
         return _asked("cpu", max(phase.total for phase in phases), train.processes)
     return beside_a_card(version, base)["train"]
+
+
+def demand(params: Params, name: str) -> Demand:
+    """A version's demand, with the captions of its set as far as that is there."""
+    version = params.versions[name]
+    folder = plan.set_folder(version.dataset, plan.fit_name(params, name))
+    return demand_of_version(version, params.bases[version.base], asking.captions_in(folder))
 
 
 def drawing_mib(params: Params, name: str) -> int:
