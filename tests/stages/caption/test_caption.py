@@ -1,11 +1,13 @@
 """Captions: the real tiny BLIP, the trigger, a user's overrides."""
 
+import re
 from pathlib import Path
 
 import pytest
 from helpers import ROOT
 from PIL import Image
 from pydantic import ValidationError
+from small_set import make_set, noise
 
 from sdlora import records
 from sdlora.config.caption import Caption
@@ -73,6 +75,23 @@ def caption(
     )  # fmt: skip
     caption_dataset(recipe, blip, folder, folder.parent / "store")
     return {row["id"]: row["caption"] for row in records.read_jsonl(folder / "captions.jsonl")}
+
+
+class Fixed:
+    """A captioner that sees nothing."""
+
+    def caption(self, picture: Image.Image) -> str:
+        return "a head"
+
+
+def test_fit_flip_and_caption_say_how_far_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """100,000 pictures take hours."""
+    folder = make_set(tmp_path, {f"{n}.png": noise(64, 64, n) for n in range(3)}, encode=False)
+    caption(folder, Fixed())
+    said = capsys.readouterr().err.splitlines()
+    for stage in ("fit", "flip", "caption"):
+        last = [line for line in said if line.startswith(f"{stage}: ")][-1]
+        assert re.fullmatch(rf"{stage}: 3/3  \d+\.\d\d it/s, 0 s to go", last)
 
 
 @pytest.mark.slow

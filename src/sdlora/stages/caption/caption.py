@@ -14,6 +14,7 @@ from sdlora.errors import DataError, suggest
 from sdlora.flow import hashing
 from sdlora.flow.recipe import Values
 from sdlora.images.pictures import read_rgb
+from sdlora.progress import Progress
 from sdlora.stages.caption.recipe import CaptionRecipe
 
 MOST_UNKNOWN = 1 / 3  # of the references' words may be missing in training captions before that is told
@@ -125,9 +126,11 @@ def caption_dataset(recipe: CaptionRecipe, captioner: Captioner, folder: Path, s
     wanted = [row for row in rows if row["id"] not in overrides and not row["caption"]]
     known = {row["id"]: hashing.read_regular(store / f"{keys[row['id']]}.json") for row in wanted}
     new = [row for row in wanted if not isinstance(known[row["id"]], str)]
+    progress = Progress("caption", len(new))
     for row in new:
         known[row["id"]] = captioner.caption(read_rgb(folder / row["file"]))
         records.write_json(store / f"{keys[row['id']]}.json", known[row["id"]])
+        progress.advance()
     came = len(rows) - len(wanted) - len(overrides)
     print(
         f"caption: {len(new)} new, {len(wanted) - len(new)} known, {len(overrides)} of captions_override, "

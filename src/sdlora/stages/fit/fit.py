@@ -16,6 +16,7 @@ from sdlora.errors import DataError, printable
 from sdlora.flow import hashing, store
 from sdlora.images import masks
 from sdlora.images.pictures import open_picture, png_bytes, to_rgb
+from sdlora.progress import Progress
 from sdlora.stages.scrape import manifest
 
 Box = tuple[int, int, int, int]
@@ -159,8 +160,10 @@ def fit_dataset(
     """
     known = _remembered(out / KEPT)
     rows, files, kept, new = [], [], {}, 0
+    pictures = manifest.read(source)
+    progress = Progress("fit", len(pictures))
     with records.many_files() as write:
-        for row in manifest.read(source):
+        for row in pictures:
             mask_file = masks.find(mask_source, row) if row["split"] == "train" else None
             wanted = [out / PICTURES / f"{row['id']}.png"]
             if mask_source is not None and row["split"] == "train":
@@ -178,6 +181,7 @@ def fit_dataset(
             about = {name: row[name] for name in ("id", "name", "sha256", "split", "caption")}
             rows.append({**about, "file": wanted[0].relative_to(out).as_posix(), "method": settings.method, **geometry})
             files += wanted
+            progress.advance()
     for stale in {*(out / PICTURES).rglob("*.png")} - set(files):
         stale.unlink()
     records.write_json(out / KEPT, kept)

@@ -11,6 +11,7 @@ from sdlora import records
 from sdlora.errors import DataError, suggest
 from sdlora.images import masks
 from sdlora.images.pictures import png_bytes, read_rgb
+from sdlora.progress import Progress
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.flip import kohya_set
 
@@ -90,6 +91,7 @@ def flip_dataset(
     captions = [row for row in records.read_jsonl(folder / "captions.jsonl") if row["split"] == "train"]
     counts = repeats_of((fitted[row["id"]]["name"] for row in captions), repeats or {})
     rows, files = [], []
+    progress = Progress("flip", len(captions))
     with records.many_files() as write:
         for row in captions:
             source = fitted[row["id"]]
@@ -99,6 +101,7 @@ def flip_dataset(
                 text = swap_left_right(row["caption"]) if mirrored and swap_words else row["caption"]
                 about = {"text": text, "id": row["id"], "mirrored": mirrored, "repeats": counts[source["name"]]}
                 rows.append({"file_name": name, **about, **_geometry(source, mirrored)})
+            progress.advance()
     for stale in {*(folder / "train").glob("*.png"), *(folder / masks.TRAIN_FOLDER).glob("*.png")} - set(files):
         stale.unlink()
     records.write_jsonl(folder / "train" / "metadata.jsonl", rows)
