@@ -92,6 +92,9 @@ localrules:
     all,
     datasets,
     scrape,  # where there is a network, and where --forcerun is known
+    report_all,  # these take less time than a job's start, and no group has them
+    compare,
+    studies,
 
 
 rule all:

@@ -137,9 +137,33 @@ def test_a_folder_on_no_volume_and_no_cluster_are_told(
     assert not cluster.jobs
 
 
-def test_the_plan_needs_no_cluster(fresh: Project) -> None:
-    said = fresh.command(*head(fresh.folder, "-n", *PAGE)).stdout
+def test_the_plan_needs_no_cluster_and_has_no_job_that_is_shorter_than_its_start(fresh: Project) -> None:
+    fresh.edit("params.yaml", "run: [a, b]", "run: [a, b, c]")
+    fresh.edit("params.yaml", "  b:\n", "  c: {lora: [{version: a, weight: 0.5}]}\n  b:\n")
+    said = fresh.command(*head(fresh.folder, "-n", "all")).stdout
     assert re.search(r"resources: .*mem_mb=\d+.*runtime=1440, gpu_manufacturer=nvidia, gpu=1", said), said[-3000:]
+    # those of groups are indented; a dry run does not say which are the head's own: the next test does
+    assert {*re.findall(r"^(?:local)?rule (\w+):", said, re.MULTILINE)} == {"train", "scrape", "report_all", "all"}
+    assert re.search(r"^ +rule adopt:", said, re.MULTILINE)
+
+
+def test_every_rule_is_in_a_group_or_local_or_long() -> None:
+    profiles = [
+        yaml.safe_load((ROOT / f"profiles/{name}/config.yaml").read_text("utf-8")) for name in ("slurm", "kubernetes")
+    ]
+    groups, other = (dict(group.split("=") for group in profile["groups"]) for profile in profiles)
+    assert groups == other
+    rules = {
+        name
+        for path in (ROOT / "workflow/rules").glob("*.smk")
+        for name in re.findall(r"^rule (\w+):", path.read_text("utf-8"), re.MULTILINE)
+    }
+    local = re.search(r"localrules:\n((?:    .*\n)+)", (ROOT / "Snakefile").read_text("utf-8"))
+    assert local is not None
+    here = {*re.findall(r"^    (\w+),", local[1], re.MULTILINE)} & rules
+    long = {"train", "probe", "animate", "models", "base_quality"}
+    assert here == {"scrape", "report_all", "compare", "studies"} and not here & {*groups}
+    assert rules == {*groups} | here | long | {"unknown_version"}
 
 
 def test_without_the_package_every_other_run_goes_on(fresh: Project) -> None:
