@@ -67,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     alone = preflight.add_mutually_exclusive_group()
     alone.add_argument("--ram", action="store_true", help="only the RAM that its job needs, in MiB: for a cluster")
     alone.add_argument("--drawing-ram", action="store_true", help="the same of the jobs that draw its pictures")
+    alone.add_argument("--encoding-ram", action="store_true", help="the same of the job that encodes its pictures")
     provenance = command("provenance", _provenance, "write what a version was made from: an RO-Crate in its folder")
     provenance.add_argument("version", metavar="VERSION")
     provenance.add_argument("--croissant", action="store_true", help="its pictures and captions as Croissant, too")
@@ -190,15 +191,19 @@ def _preflight(args: argparse.Namespace) -> None:
     params = load(Path("params.yaml"), studies=True)
     if args.version not in params.versions:
         raise ParamsError(f"there is no version {args.version!r}{suggest(args.version, params.versions)}")
-    if params.versions[args.version].lora is not None and not args.drawing_ram:
+    if params.versions[args.version].lora is not None and not (args.drawing_ram or args.encoding_ram):
         raise ParamsError(f"version {args.version} names a LoRA from elsewhere: there is no training to predict")
-    if args.device and (args.ram or args.drawing_ram):
-        option, job = ("--ram", "a training") if args.ram else ("--drawing-ram", "drawing")
-        raise ParamsError(f"{option} is what {job} asks a cluster for, wherever it runs: leave --device out")
-    if args.ram or args.drawing_ram:
+    jobs = {"--ram": "a training", "--drawing-ram": "drawing", "--encoding-ram": "encoding"}
+    asked = [option for option in jobs if getattr(args, option.lstrip("-").replace("-", "_"))]
+    if args.device and asked:
+        raise ParamsError(
+            f"{asked[0]} is what {jobs[asked[0]]} asks a cluster for, wherever it runs: leave --device out"
+        )
+    if asked:
         from sdlora.memory import ram  # imports torch
 
-        print((ram.training_mib if args.ram else ram.drawing_mib)(params, args.version))
+        of = {"--ram": ram.training_mib, "--drawing-ram": ram.drawing_mib, "--encoding-ram": ram.encoding_mib}
+        print(of[asked[0]](params, args.version))
         return
     from sdlora.memory import preflight  # imports torch
 

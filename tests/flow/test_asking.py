@@ -12,6 +12,7 @@ from sdlora.config.train import Prior
 from sdlora.flow import asking, plan
 from sdlora.memory import ram
 from sdlora.memory.prediction import demand_of_version
+from sdlora.stages.encode.recipe import EncodeRecipe
 from sdlora.stages.sample.recipe import DrawingRecipe
 from sdlora.stages.train import texts
 from sdlora.stages.train.recipe import TrainRecipe
@@ -52,6 +53,22 @@ def test_drawing_asks_for_what_is_predicted(
     assert asked["words"][1:] == [["preflight", "c", "--drawing-ram"]]
     asked["says"] = 2_300
     assert asking.training_mib(jobs["train", "a"]) == 2_300
+
+
+def test_encoding_asks_for_what_is_predicted(
+    jobs: dict[tuple[str, str], Any], asked: dict[str, Any], tmp_path: Path
+) -> None:
+    params = edited(tmp_path, ("  b:\n", "  c: {fit: {method: bucket, size_px: 48}}\n  b:\n"))
+    found = [job for job in plan.jobs(params) if isinstance(job, EncodeRecipe)]
+    assert [job.wildcards["fit"] for job in found] == ["pad-edge-64", "pad-edge-48", "bucket-edge-48"]
+    versions = [plan.version_of(params, **job.wildcards) for job in found]
+    assert versions == ["a", "c", "c"]
+    asked["says"] = 2_300
+    assert [asking.encoding_mib(job, name) for job, name in zip(found, versions, strict=True)] == [2_300] * 3
+    assert asked["words"][0] == ["preflight", "a", "--encoding-ram"] and len(asked["words"]) == 3
+    asked["says"] = None
+    other = found[0].model_copy(update={"base_identity": "another"})
+    assert asking.encoding_mib(other, "a") == 8_000
 
 
 def test_what_cannot_be_predicted_is_said_once_and_asked_again_by_the_next_run(

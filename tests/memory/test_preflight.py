@@ -249,7 +249,9 @@ def test_a_version_shows_its_table(served: Path) -> None:
     assert wrong.returncode == 1 and "did you mean v8" in wrong.stderr
 
 
-@pytest.mark.parametrize(("option", "job"), [("--ram", "a training"), ("--drawing-ram", "drawing")])
+@pytest.mark.parametrize(
+    ("option", "job"), [("--ram", "a training"), ("--drawing-ram", "drawing"), ("--encoding-ram", "encoding")]
+)
 def test_a_device_has_no_effect_on_what_a_cluster_is_asked_for(
     monkeypatch: pytest.MonkeyPatch, option: str, job: str
 ) -> None:
@@ -344,11 +346,14 @@ def test_a_gpu_that_is_not_here_is_said_to_be_missing(monkeypatch: pytest.Monkey
         preflight.show(load(ROOT / "params.yaml"), "v8", "cuda")
 
 
-def test_to_encode_takes_the_vae_alone() -> None:
+def test_to_encode_takes_the_vae_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     params = load(ROOT / "params.yaml")
     found = encode_phase(params.versions["v8"], TINY, CPU)
     assert found.parts["vae"] == phase("load").parts["vae"]
     assert found.parts.keys() == {"vae", "activations"}
+    monkeypatch.chdir(ROOT)
+    main(["preflight", "v8", "--encoding-ram"])
+    assert int(capsys.readouterr().out) == pytest.approx(2048 + 1.1 * found.total / 2**20, abs=100)
 
 
 def test_families_page_shows_the_toy_family() -> None:

@@ -66,7 +66,8 @@ def test_three_jobs_make_the_same_bytes(
         assert job.command.startswith(f"cd {fresh.folder} && "), job.command
         assert "pip install" not in job.command and "--deploy-sources" not in job.command
         assert job.node == "card-1" and job.limits["nvidia.com/gpu"] == "1"
-    _, train, measure = cluster.jobs
+    prepare, train, measure = cluster.jobs
+    assert prepare.limits["memory"] == "6000Mi"  # captioning's; encoding is predicted to take less
     ram = int(fresh.command(*RAM_OF_A).stdout)
     assert train.limits["memory"] == f"{ram}Mi" and ram < 24_000
     assert train.body["spec"]["activeDeadlineSeconds"] == 24 * 60 * 60

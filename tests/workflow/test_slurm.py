@@ -49,8 +49,8 @@ def test_three_jobs_make_the_same_bytes(fresh: Project, built_once: Project, on_
     assert counts()["planned"] > 3 and (counts()["settled"], counts()["locked"]) == (1, 1), "by the head alone"
     assert memory_asked_for(on_slurm, "rule_train") == int(fresh.command(*RAM_OF_A).stdout) < 24_000
     remembered = [project.folder / ".sdlora/asking" for project in (fresh, built_once)]
-    # of training and of drawing; a run on this machine does not ask
-    assert [len([*folder.glob("*.json")]) for folder in remembered] == [2, 0]
+    # of training, encoding and drawing; a run on this machine does not ask
+    assert [len([*folder.glob("*.json")]) for folder in remembered] == [3, 0]
     for stage in ("train", "export", "sample", "choose", "evaluate", "report"):
         ours, theirs = (
             records.read_json(project.folder / f"results/a/made/{stage}.json")["outputs"]

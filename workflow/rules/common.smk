@@ -160,6 +160,13 @@ def memory_of_training(wildcards):
     return asking.UNKNOWN_MIB
 
 
+def memory_of_encoding(wildcards):
+    """Resource function, MiB: what the preflight predicts, where a cluster must know."""
+    if workflow.is_main_process and workflow.non_local_exec:
+        return asking.encoding_mib(job_of(EncodeRecipe, wildcards), plan.version_of(PARAMS, **wildcards))
+    return asking.UNKNOWN_ENCODING_MIB
+
+
 def memory_of_drawing(wildcards):
     """Resource function, MiB: what the preflight predicts of the version's pictures, where a cluster must know."""
     if workflow.is_main_process and workflow.non_local_exec:

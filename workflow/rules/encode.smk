@@ -9,7 +9,7 @@ rule encode:
     threads: PARAMS.threads
     resources:
         gpu=1,
-        mem_mb=8000,
+        mem_mb=memory_of_encoding,
         runtime=120,
     params:
         python=sys.executable,

@@ -1,4 +1,4 @@
-"""How much memory training and drawing ask a cluster for: the preflight's prediction, remembered by what it depends on.
+"""How much memory jobs ask a cluster for: the preflight's prediction, remembered by what it depends on.
 
 The prediction imports torch, so it is a process of its own, and only where jobs go to other machines.
 """
@@ -11,10 +11,12 @@ from pathlib import Path
 
 from sdlora import records
 from sdlora.flow.hashing import STORE, read_regular, sha256_text
+from sdlora.stages.encode.recipe import EncodeRecipe
 from sdlora.stages.sample.recipe import DrawingRecipe
 from sdlora.stages.train.recipe import TrainRecipe
 
 UNKNOWN_MIB = 24_000  # of a training, where nobody can tell
+UNKNOWN_ENCODING_MIB = 8_000
 LEAST_DRAWING_MIB = 16_000  # the same of a drawing; also what the networks take that measure what is drawn
 
 
@@ -30,6 +32,18 @@ def drawing_mib(job: DrawingRecipe) -> int:
     """RAM in MiB that a job asks for which draws: `LEAST_DRAWING_MIB`, or more where the preflight predicts more."""
     found = _predicted(drawing_asked(job), job.wildcards["version"], "--drawing-ram", LEAST_DRAWING_MIB)
     return max(LEAST_DRAWING_MIB, found or 0)
+
+
+def encoding_mib(job: EncodeRecipe, version: str) -> int:
+    """RAM in MiB that encoding asks for; `UNKNOWN_ENCODING_MIB`, and a line on stderr, where nobody can tell.
+
+    Args:
+        job: Encodes a set for a base.
+        version: One that is trained on it.
+    """
+    asked = f"encoding {job.digest()} {job.wildcards['fit']}"
+    found = _predicted(asked, version, "--encoding-ram", UNKNOWN_ENCODING_MIB)
+    return UNKNOWN_ENCODING_MIB if found is None else found
 
 
 def drawing_asked(job: DrawingRecipe) -> str:

@@ -49,6 +49,13 @@ def shown_fit(params: Params, name: str) -> str:
     return fit_name(params, name, "pad" if params.versions[name].lora is not None else None)
 
 
+def version_of(params: Params, dataset: str, fit: str, base: str) -> str:
+    """A version that learns from a fitted dataset with a base, or is measured against it."""
+    fits = {name: {fit_name(params, name), fit_name(params, name, "pad")} for name in params.versions}
+    wanted = dataset, base
+    return next(n for n, one in params.versions.items() if (one.dataset, one.base) == wanted and fit in fits[n])
+
+
 def set_folder(dataset: str, fit: str) -> Path:
     """Folder of one way of fitting a dataset."""
     return Path(FitRecipe.folder_pattern.format(dataset=dataset, fit=fit))

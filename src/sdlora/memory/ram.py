@@ -8,7 +8,7 @@ from torch import nn
 from sdlora import choices
 from sdlora.config.params import Base, Params, Version
 from sdlora.flow import asking, plan
-from sdlora.memory.prediction import Demand, demand_of_version, draw_phase, predict, state_bytes
+from sdlora.memory.prediction import Demand, demand_of_version, draw_phase, encode_phase, predict, state_bytes
 from sdlora.models.family import KINDS, first_loaded, quieten
 from sdlora.models.loading import trained_base
 from sdlora.tensors import DTYPES
@@ -35,6 +35,20 @@ def training_mib(params: Params, name: str) -> int:
         phases = predict(train, base, demand(params, name), torch.device("cpu"))
         return _asked("cpu", max(phase.total for phase in phases), train.processes)
     return beside_a_card(version, base)["train"]
+
+
+def encoding_mib(params: Params, name: str) -> int:
+    """RAM of encoding a version's pictures in MiB, as `training_mib` counts it.
+
+    Raises:
+        Unpredictable: If it encodes in RAM, and that needs numbers that tensors without them do not have.
+    """
+    quieten()
+    version = params.versions[name]
+    base = params.bases[version.base]
+    if torch.version.cuda is None:
+        return _asked("cpu", encode_phase(version, base, torch.device("cpu")).total)
+    return beside_a_card(version, base)["encode"]
 
 
 def demand(params: Params, name: str) -> Demand:
