@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import socket
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -27,9 +28,24 @@ def test_a_run_is_written_down_by_its_events(fresh: Project) -> None:
         ("scrape", "small", "done"), ("fit", "small/pad-edge-64", "done"),
     ]  # fmt: skip
     assert all(0 < float(row["seconds"]) < 300 and row["threads"] == "1" and row["mem_mb"] for row in rows)
-    assert len({row["run"] for row in rows}) == 1
+    assert len({row["run"] for row in rows}) == 1 and {row["machine"] for row in rows} == {socket.gethostname()}
     page = (fresh.folder / "results/report/runs.html").read_text("utf-8")
     assert "2 jobs in" in page and "scrape small" in page and "http" not in page
+
+
+def test_a_job_of_a_cluster_is_not_said_to_have_run_on_the_head(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket, "gethostname", lambda: "head")
+    events = runs.Events(lambda: False)
+    about = {"event": "job_info", "wildcards": {"version": "v8"}, "threads": 1, "resources": {}}
+    for number, (rule, local) in enumerate({"train": False, "report_all": True}.items()):
+        events.emit(logging.makeLogRecord({**about, "jobid": number, "rule_name": rule, "local": local}))
+    runs.write(tmp_path)
+    assert [row["machine"] for row in records.read_csv(tmp_path / "runs.csv")] == ["", "head"]
+    page = (tmp_path / "runs.html").read_text("utf-8")
+    assert 'title="1 threads, on a node of the cluster"' in page and 'title="1 threads, on head"' in page
 
 
 def written(folder: Path, name: str, *rows: dict[str, object]) -> None:

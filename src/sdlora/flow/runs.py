@@ -58,7 +58,8 @@ def _row_of(record: logging.LogRecord) -> dict[str, Any] | None:
         asked = {name: resources.get(name) for name in ("gpu", "mem_mb")}
         return {
             "event": "began", "id": known["jobid"], "rule": known["rule_name"], "threads": known["threads"],
-            "job": "/".join(map(str, (known["wildcards"] or {}).values())), "machine": socket.gethostname(),
+            "job": "/".join(map(str, (known["wildcards"] or {}).values())),
+            "machine": socket.gethostname() if known["local"] else None,  # which node a cluster takes is not said
             **{name: value for name, value in asked.items() if isinstance(value, int)},
         }  # fmt: skip
     if event == "job_finished":
@@ -171,7 +172,8 @@ def _shown(run: Run) -> dict[str, Any]:
 
 def _asked(job: Job) -> str:
     said = [f"{job.asked['threads']} threads", f"{job.asked['gpu']} GPU" if job.asked["gpu"] else "",
-            f"{job.asked['mem_mb']} MB" if job.asked["mem_mb"] else "", f"on {job.asked['machine']}"]  # fmt: skip
+            f"{job.asked['mem_mb']} MB" if job.asked["mem_mb"] else "",
+            f"on {job.asked['machine'] or 'a node of the cluster'}"]  # fmt: skip
     return ", ".join(word for word in said if word)
 
 
