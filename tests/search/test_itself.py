@@ -136,10 +136,14 @@ def test_nothing_is_to_be_changed_where_no_trial_is_better(
     folder: Path, measured: Measured, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measured(lambda rank: 1 / rank)
-    main([*SEARCH, "--grid"])
+    main([*SEARCH[:-1], "train.rank=2,4,8,16", "--set", "train.alpha=3,6", "--grid"])
+    page = (folder / "results/searches/s/index.html").read_text("utf-8")
+    shares = dict(re.findall(r'<th scope="row">([^<]+)</th><td>(\d+) %</td>', page))
+    assert int(shares["train.rank"]) > 60 and {*shares} == {"train.rank", "train.alpha"}, "importance"
     said = capsys.readouterr().out
     assert "It is a itself: no trial is better, and params.yaml may stay as it is." in said and "s-best" not in said
-    assert sorted(row["train.rank"] for row in records.read_csv(folder / "results/searches/s/trials.csv")) == [*"248"]
+    tried = [row["train.rank"] for row in records.read_csv(folder / "results/searches/s/trials.csv")]
+    assert sorted(tried) == sorted([*"248", "16"] * 2)
 
 
 def test_what_all_trials_have_otherwise_is_named(

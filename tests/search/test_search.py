@@ -143,10 +143,14 @@ def test_a_grid_goes_on_with_what_was_given_up_and_trains_what_a_version_would(s
     given_up = table(project)[2]
     rate, rank = given_up["train.learning_rate"], given_up["train.rank"]
     words = ("--like", "a", "--set", f"train.rank={rank}", "--set", f"train.learning_rate={rate},1e-2", "--grid")
+    words = (*words, "--by", "validation_loss")
     project.command("sdlora", "search", "g", *words, "--seed", "1", "--trials", "1")
     (row,) = table(project, "g")
     version = row["version"]
     assert row["train.learning_rate"] == rate and row["came_to"] == "its end"
+    values = records.read_json(project.folder / f"results/{version}/probes/step-4/probe.json")["values"]
+    assert 0 < float(row["validation_loss"]) == pytest.approx(values[row["step"]], rel=1e-3)
+    assert "validation_loss" in project.read("results/searches/g/index.html").decode()
     assert "resuming from step 2 of 4" in project.read(f"logs/{version}/probe-4.log").decode()
     run = probe(project, 2, 2)["run"]
     store = project.folder / ".sdlora/store/train" / run
