@@ -10,7 +10,7 @@ import kube
 import psutil
 import pytest
 import yaml
-from helpers import ROOT, Project, counting, wait_for
+from helpers import ROOT, Project, counting, timing, wait_for
 
 from sdlora import __version__, records
 from sdlora.flow import asking
@@ -51,12 +51,13 @@ def head(volume: Path, *targets: str) -> tuple[str, ...]:
 def test_three_jobs_make_the_same_bytes(
     fresh: Project, built_once: Project, cluster: kube.Cluster, tmp_path: Path
 ) -> None:
-    counts = counting(fresh)
+    counts, reading_s = counting(fresh), timing(fresh)
     drawing = SampleRecipe.read(built_once.folder / ".sdlora/recipes/sample/a.json")
     records.write_json(fresh.folder / asking.kept(asking.drawing_asked(drawing)), 20_000)  # as of a large base
     fresh.command(*head(tmp_path, *PAGE))
     assert counts()["planned"] > len(cluster.jobs) == 3, "each job reads the plan"
     assert (counts()["settled"], counts()["locked"]) == (1, 1), "and changes nothing that the head owns"
+    assert len(reading_s()) >= 3 and max(reading_s()) < 2, "of each job's CPU time"
     rules = [re.search("--allowed-rules ((?:[a-z]+ )+)", job.command) for job in cluster.jobs]
     assert [found and sorted(found[1].split()) for found in rules] == [
         ["caption", "encode", "fit", "flip"], ["train"], ["choose", "evaluate", "export", "report", "sample"],

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import slurm
-from helpers import ROOT, Project, counting, environment, wait_for
+from helpers import ROOT, Project, counting, environment, timing, wait_for
 
 from sdlora import records
 
@@ -43,10 +43,11 @@ def head(python: Path | str, *targets: str) -> tuple[str, ...]:
 
 def test_three_jobs_make_the_same_bytes(fresh: Project, built_once: Project, on_slurm: dict[str, str]) -> None:
     assert fresh.python is not None
-    counts = counting(fresh)
+    counts, reading_s = counting(fresh), timing(fresh)
     said = fresh.command(*head(fresh.python, "results/a/metrics.csv", "results/a/report/index.html")).stderr
     assert len(re.findall("has been submitted with SLURM jobid", said)) == 3, said[-3000:]
     assert counts()["planned"] > 3 and (counts()["settled"], counts()["locked"]) == (1, 1), "by the head alone"
+    assert len(reading_s()) >= 3 and max(reading_s()) < 2, "of each job's CPU time"
     assert memory_asked_for(on_slurm, "rule_train") == int(fresh.command(*RAM_OF_A).stdout) < 24_000
     remembered = [project.folder / ".sdlora/asking" for project in (fresh, built_once)]
     # of training, encoding and drawing; a run on this machine does not ask
