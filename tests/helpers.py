@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
+import psutil
 from PIL import Image
 
 from sdlora.config.params import Base
@@ -180,6 +181,14 @@ def kill(processes: list[int]) -> None:
     for process in processes:
         with suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
+
+
+def kill_trainings(store: Path) -> None:
+    """`kill -9` of whoever is at work in a store, and of nobody else."""
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if any(Path(file.path).is_relative_to(store) for file in process.open_files()):
+                process.kill()
 
 
 def kill_all_at_work(folder: Path) -> None:

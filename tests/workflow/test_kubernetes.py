@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import kube
-import psutil
 import pytest
 import yaml
-from helpers import ROOT, Project, counting, timing, wait_for
+from helpers import ROOT, Project, counting, kill_trainings, timing, wait_for
 
 from sdlora import __version__, records
 from sdlora.flow import asking
@@ -97,7 +96,7 @@ def test_a_training_whose_node_is_lost_goes_on(built: Project, cluster: kube.Clu
             lambda: [path for path in store.glob("*/state/step-000010/state.json") if path.parts[-4] not in before]
         )
         cluster.jobs[0].lose_node()
-        lose_processes(store)
+        kill_trainings(store)  # forks of the tests' server are not in the pod's group, and would outlive it
         assert run.wait(120) == 0
     finally:
         run.kill()
@@ -115,16 +114,6 @@ def allowed() -> set[tuple[str, str]]:
     """Resource and verb of what the head may do, by its manifest."""
     (role,) = [one for one in yaml.safe_load_all(HEAD.read_text("utf-8")) if one["kind"] == "Role"]
     return {(kind, verb) for rule in role["rules"] for kind in rule["resources"] for verb in rule["verbs"]}
-
-
-def lose_processes(store: Path) -> None:
-    """What runs in forks of the tests' server is not in the pod's group, and would outlive it."""
-    for process in psutil.process_iter():
-        try:
-            if any(Path(file.path).is_relative_to(store) for file in process.open_files()):
-                process.kill()
-        except psutil.Error:
-            continue
 
 
 def test_a_folder_on_no_volume_and_no_cluster_are_told(

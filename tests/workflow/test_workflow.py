@@ -5,7 +5,7 @@ import shutil
 import signal
 
 import pytest
-from helpers import ROOT, Project, at_work, kill, kill_all_at_work, wait_for
+from helpers import ROOT, Project, at_work, kill, kill_all_at_work, kill_trainings, wait_for
 from power_cut import CUTS
 from stage_server import Job
 
@@ -215,7 +215,12 @@ def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project)
     store = built.folder / ".sdlora/store/train"
     before = set(store.iterdir())
     run = start(built, "results/b/train_log.csv")
-    wait_for(lambda: [p for new in set(store.iterdir()) - before for p in new.glob("state/step-000010/state.json")])
+    wait_for(lambda: [p for new in set(store.iterdir()) - before for p in new.glob("state/step-000005/state.json")])
+    kill_trainings(store)  # as the system does where memory is short
+    assert run.wait() == 1 and "Error in rule train" in built.folder.with_name("said").read_text("utf-8")
+    run = start(built, "results/b/train_log.csv")
+    wait_for(lambda: [p for new in set(store.iterdir()) - before for p in new.glob("state/step-000015/state.json")])
+    assert b"resuming from step " in built.read("logs/b/train.log")
     run.kill()
     kill_all_at_work(built.folder)
     saved = max(
