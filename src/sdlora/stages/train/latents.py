@@ -19,7 +19,8 @@ from sdlora.stages.train.dataset import Example
 
 #: (example, side) in, mean and deviation (C, h, w) of its latents out, fp32 on the CPU.
 LatentsOf = Callable[[Example, int], tuple[Tensor, Tensor]]
-Box, Size = tuple[int, int, int, int], tuple[int, int]  # px
+Box = tuple[int, int, int, int]  # left, top, width, height, px
+Size = tuple[int, int]  # width, height, px
 
 
 def encoder_for(base: Base, encode: Encode, model: ModelFamily) -> ModelFamily:

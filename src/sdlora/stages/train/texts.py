@@ -72,8 +72,8 @@ def on_disk(model: ModelFamily, texts: Sequence[str], identity: str, folder: Pat
     Returns:
         What `cached` returns; no more than `OPEN` are open at once, those that were asked for last.
     """
-    paths, new = {}, 0
-    device = model.device
+    paths: dict[str, Path] = {}
+    new, device = 0, model.device
 
     @lru_cache(OPEN)
     def row_of(text: str) -> Conditioning:
