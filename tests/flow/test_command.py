@@ -2,7 +2,7 @@
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import chdir
 from pathlib import Path
 
@@ -10,11 +10,13 @@ import pytest
 import torch
 from small_set import edited
 
-from sdlora import cli
+from sdlora import cli, gpu
+from sdlora.config.params import Encode
 from sdlora.errors import DataError
 from sdlora.flow import cards, command, freshness, plan
 from sdlora.flow.command import check_options
 from sdlora.flow.recipe import Recipe
+from sdlora.gpu import Gpu
 
 
 @pytest.mark.parametrize("word", ["--touch", "--tou", "--to", "-t", "-nt", "-tF"])
@@ -54,11 +56,24 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Recipe]:
     """One of each stage."""
     folder = tmp_path_factory.mktemp("jobs")
     changes = {
-        "train: {rank: 2}": "train: {rank: 2}\n    animate: {}",
+        "train: {rank: 2}": "train: {rank: 2}\n    animate: {dtype: fp32}",
         "samples: 100": "samples: 100, metrics: [effnet_lite0_distance, validation_loss]",
     }
     with chdir(folder):
         return {job.stage: job for job in plan.jobs(edited(folder, *changes.items()))}
+
+
+def ended_with(job: Recipe, work: Callable[..., Iterable[Path]], folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What a job ends with that fails."""
+    path = folder / "recipe.json"
+    path.write_text(job.text, "utf-8")
+    monkeypatch.setattr(sys, "argv", [str(folder / f"{job.stage}.py"), "--recipe", str(path)])
+    monkeypatch.setattr(command, "check_code", lambda *_: None)
+    monkeypatch.setattr(freshness, "inputs_of", lambda _: {})
+    monkeypatch.setattr(cards, "take", lambda _: None)
+    with pytest.raises(SystemExit) as ended:
+        command.run(type(job), work)
+    return str(ended.value.code)
 
 
 @pytest.mark.parametrize("stage", ["caption", "encode", "train", "sample", "choose", "evaluate", "animate"])
@@ -82,12 +97,17 @@ def test_a_card_that_fails_is_a_sentence_in_every_stage_that_computes_on_one(
         yield tmp_path
         raise error
 
-    job, path = jobs[stage], tmp_path / "recipe.json"
-    path.write_text(job.text, "utf-8")
-    monkeypatch.setattr(sys, "argv", [str(tmp_path / f"{stage}.py"), "--recipe", str(path)])
-    monkeypatch.setattr(command, "check_code", lambda *_: None)
-    monkeypatch.setattr(freshness, "inputs_of", lambda _: {})
-    monkeypatch.setattr(cards, "take", lambda _: None)
-    with pytest.raises(SystemExit) as ended:
-        command.run(type(job), work)
-    assert str(ended.value.code).startswith(f"error: {said}")
+    assert ended_with(jobs[stage], work, tmp_path, monkeypatch).startswith(f"error: {said}")
+
+
+def test_a_job_says_itself_what_its_machine_cannot_do(
+    jobs: dict[str, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a cluster, whose nodes are others than the one that plans."""
+    half = Gpu("V100", 2**34, (7, 0), bf16=False)
+    monkeypatch.setattr(gpu, "found", lambda: half)
+    monkeypatch.setattr(gpu, "is_likely", lambda: True)
+    recipe = jobs["encode"].model_copy(update={"encode": Encode(dtype="bf16")})
+    assert ended_with(recipe, lambda _: [], tmp_path, monkeypatch).startswith(
+        "error: V100 (capability 7.0) has no bf16"
+    )

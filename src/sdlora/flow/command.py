@@ -12,7 +12,7 @@ from typing import TypeVar
 
 from sdlora import gpu
 from sdlora.errors import DataError, ParamsError, SdloraError, suggest
-from sdlora.flow import cards, freshness
+from sdlora.flow import cards, foreseen, freshness
 from sdlora.flow.code import CODE_MEMORY, PACKAGE, Code
 from sdlora.flow.recipe import Recipe
 
@@ -48,6 +48,7 @@ def run(kind: type[Asked], work: Callable[..., Iterable[Path]], **arguments: typ
         check_code(recipe, Path(sys.argv[0]))
         if recipe.cards:
             cards.take(recipe.cards)
+            foreseen.check_machine(recipe)  # on a cluster nobody has
         inputs = freshness.inputs_of(recipe)
         with gpu.told_when_it_fails(lambda: LESS_MEMORY) if recipe.cards else nullcontext():
             outputs = list(work(recipe, **options))
