@@ -124,6 +124,10 @@ class Page:
     def type(self, text: str) -> None:
         self._call("Input.insertText", text=text)
 
+    def scheme(self, name: str) -> None:
+        """What the reader's system is set to: `light` or `dark`."""
+        self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
+
     def screenshot(self, path: Path) -> None:
         """The whole page, from top to bottom."""
         found = self._call("Page.captureScreenshot", captureBeyondViewport=True)

@@ -147,8 +147,10 @@ def _check(args: argparse.Namespace) -> None:
 
 def _compare(args: argparse.Namespace) -> None:
     from sdlora.flow import comparing
+    from sdlora.flow.inputs import VOTES
     from sdlora.stages.evaluate.compare import BASE, compare
     from sdlora.stages.report.page import write_comparison
+    from sdlora.stages.report.votes import read_votes
 
     params = load(Path("params.yaml"), studies=True)
     names = [name for name in dict.fromkeys((args.one, args.other)) if name != BASE]
@@ -161,7 +163,7 @@ def _compare(args: argparse.Namespace) -> None:
     trainings = {name: [results / training for training in own] for name, own in recipe.trainings.items()}
     compare(results / args.one, results / args.other, recipe.bootstrap_samples, out, trainings)
     sets = (recipe.references, recipe.datasets)
-    page = write_comparison(out, recipe.versions, results, *sets, recipe.folders)
+    page = write_comparison(out, recipe.versions, results, *sets, recipe.folders, read_votes(VOTES))
     print(out.read_text("utf-8"), end="")
     print(f"page: {page}", file=sys.stderr)
 

@@ -100,7 +100,8 @@ def test_the_page_has_every_trial_and_asks_no_network(searched: tuple[Project, s
     page = project.read("results/searches/s/index.html").decode()
     body = page[page.index("<tbody>", page.index('id="table"')) :]
     assert re.findall(r"<tr[^>]*><td[^>]*>(\d[^<]*)</td>", body) == ["0 (a itself)", "1", "2"]
-    assert "s-trial0/report/index.html" in page and page.count(">a itself</text>") == 1
+    assert "s-trial0/report/index.html" in page and "Ringed: a itself." in page
+    assert page.count(' itself"><title>') == 1
     assert len(re.findall(r">no LoRA(?:: [\d.]+, (?:above|below))?</text>", page)) == 1
     assert page.count("<circle") == 3 and len(re.findall(r'<polyline points="[^"]+" class="trial', page)) == 3
     assert "<code>snakemake results/s-best/metrics.csv</code>" in page and "`" not in page[: page.index("<script>")]

@@ -263,7 +263,16 @@ def test_what_ends_the_journal_in_a_line_loses_that_line_alone(tmp_path: Path, c
 
 def test_a_value_of_nothing_is_drawn() -> None:
     told = [Outcome(0, {}, 0.0, base=-1.0), Outcome(1, {}, -2.0, base=-1.0)]
-    assert page._ends(told) == (-2.0, 0.0), "a dot at 0 lies in the drawing"
+    assert page._ends(told, maximise=True) == (-2.0, 0.0), "a dot at 0 lies in the drawing"
+
+
+def test_a_burnt_trial_does_not_hide_the_others() -> None:
+    """On the bad side alone: the best trial is always drawn."""
+    values = [0.29, 0.3, 0.31, 0.295, 0.305, 1.6]
+    told = [Outcome(number, {}, value) for number, value in enumerate(values)]
+    assert page._ends(told, maximise=False) == (0.29, 0.31)
+    assert page._ends(told, maximise=True) == (0.29, 1.6)
+    assert page._height(1.6, 0.29, 0.31) == page._height(0.31, 0.29, 0.31) == page.EDGE / 2
 
 
 def test_a_trial_is_hopeless_if_it_is_worse_than_the_median_of_those_that_finished(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterator
+from contextlib import chdir
 from pathlib import Path
 
 import pytest
@@ -9,12 +10,13 @@ from browser import Page, count, page_of, text
 from helpers import Project
 
 from sdlora import records
+from sdlora.cli import main
 
 
 @pytest.fixture(scope="module")
 def opened(built_once: Project) -> Iterator[tuple[Page, str]]:
-    with page_of(built_once.folder / "results") as (page, address):
-        yield page, address
+    with page_of(built_once.folder) as (page, address):
+        yield page, f"{address}/results"
 
 
 @pytest.fixture
@@ -152,8 +154,8 @@ def by_hand(
     assert [row["mean"] for row in found["b"] if row["step"] != "2"] == [row["mean"] for row in found["stranger"]]
     assert project.read("results/stranger/stranger.safetensors") == stranger.read_bytes()
     assert not project.plan("all")
-    with page_of(folder / "results") as (page, address):
-        yield page, address, project
+    with page_of(folder) as (page, address):
+        yield page, f"{address}/results", project
 
 
 @pytest.mark.parametrize("width", [390, 1400])
@@ -229,6 +231,10 @@ def test_saved_votes_are_counted_beside_the_metrics(by_hand: tuple[Page, str, Pr
         assert "of 1 (at least 0." in text(page, "#versions")
         assert count(page, "#tally tbody tr") == (2 if place == "report" else 1), "and votes go on from there"
         assert page.run("document.documentElement.scrollWidth") <= 390
+    with chdir(project.folder):
+        main(["compare", "a", "stranger"])
+    page.open(f"{address}/compare/a-vs-stranger.html", 390)
+    assert count(page, "#tally tbody tr") == 2, "a comparison counts them, too"
 
 
 @pytest.mark.parametrize("width", [390, 1400])
@@ -237,5 +243,5 @@ def test_nothing_is_wider_than_the_window_and_nothing_leaves_the_machine(opened:
     for place in ("report/index.html", "a/report/index.html"):
         page.open(f"{address}/{place}", width)
         assert page.run("document.documentElement.scrollWidth") <= width
-        assert all(name.startswith(address) for name in page.asked())
+        assert all(name.startswith(address.removesuffix("results")) for name in page.asked())
         assert count(page, "#grid tbody tr") == 2

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from browser import Page, count, page_of, text
 from PIL import Image
+from scipy.stats import binomtest
 from small_results import TRAINED, make_page, make_set, refuse
 
 from sdlora.stages.report.dataset import LEFT_OUT, OPACITY
@@ -35,8 +36,8 @@ def served_page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page
         written = index.read_text("utf-8")
         assert before in written
         index.with_name("by-ssim.html").write_text(written.replace(before, after), encoding="utf-8")
-    with page_of(folder / "results") as (page, address):
-        yield page, address
+    with page_of(folder) as (page, address):
+        yield page, f"{address}/results"
 
 
 @pytest.fixture
@@ -95,6 +96,8 @@ def test_two_pictures_are_compared_by_mouse_and_by_key(page: Page) -> None:
     page.choose("#beside", "t")
     slider = "img-comparison-slider"
     page.until(f"document.querySelector('{slider}.rendered')")
+    whole = f"[...document.querySelectorAll('{slider} img')].map((one) => one.complete && one.currentSrc.slice(-4))"
+    page.until(f"{whole}.join() === '.png,.png'")  # the reference, too: beside its thumbnail blur would look right
     page.drag(slider, 0.5, 0.2)
     page.until(f"Math.abs(document.querySelector('{slider}').value - 20) < 5")
     focus(page, slider)
@@ -302,6 +305,65 @@ def test_what_chose_comes_first_among_the_columns(
     assert titles == [*metrics, "loss, moving mean", "learning_rate"]
 
 
+def brightness(colour: str) -> int:
+    """Sum of the channels of rgb(r, g, b)."""
+    return sum(map(int, colour[4:-1].split(",")))
+
+
+def test_the_page_is_dark_where_its_reader_s_system_is(page: Page) -> None:
+    """Curves, too, whose axes are drawn by a script: behind them lies the page's own colour."""
+    drawn = "document.querySelector('#plots canvas').toDataURL()"
+    colours = "(({ color, backgroundColor }) => [color, backgroundColor])(getComputedStyle(document.body))"
+    ink, paper, curve = *page.run(colours), page.run(drawn)
+    page.scheme("dark")
+    try:
+        page.until(f"{drawn} !== {json.dumps(curve)}")
+        dark_ink, dark_paper = map(brightness, page.run(colours))
+    finally:
+        page.scheme("light")
+    light_ink, light_paper = map(brightness, (ink, paper))
+    assert dark_ink > 600 > 100 > dark_paper and light_paper > 600 > 150 > light_ink
+    page.until(f"{drawn} === {json.dumps(curve)}")
+
+
+def test_remarks_warnings_and_one_training_each_are_told(page: Page) -> None:
+    assert text(page, "#note").startswith("Of versions, one training each: differences between versions include the")
+    page.run("data.versions[0].settings.remark = '<b>best</b> so far'; tables()")
+    assert page.run("[...document.querySelectorAll('#versions th')].at(-1).innerText") == "remark"
+    assert page.run("document.querySelector('#versions tbody td:last-child').innerText") == "<b>best</b> so far"
+    page.run("data.versions[0].best.warnings = ['its samples copy']; $('verdicts').replaceChildren(); verdicts()")
+    assert text(page, ".verdict .warning") == "its samples copy."
+
+
+def test_votes_are_ranked_as_votes_jsonl_s_are(page: Page) -> None:
+    shares = [(0, 1), (2, 2), (18, 20), (5, 9), (400, 1000)]
+    bounds = [binomtest(won, of).proportion_ci(0.95, method="wilson").low for won, of in shares]
+    assert page.run(f"{json.dumps(shares)}.map(([won, of]) => wilson(won, of))") == pytest.approx(bounds, abs=1e-4)
+    page.run("""(() => {
+        const [a, b, c] = candidates.map(([name]) => name);
+        const [reference, seeds] = Object.entries(split(a)[0].samples[0])[0];
+        const of = { id: "x", reference, seed: Object.keys(seeds)[0] };
+        const seen = (name) => sampleFor(split(name), of)[2];
+        const vote = (winner, loser) => ({ ...of, winner, loser, pictures: [winner, loser].map(seen) });
+        votes.push(vote(a, b), ...Array(9).fill(vote(c, b)), vote(b, c));
+        drawTally();
+        votes.length = 0;
+    })()""")
+    rows = (
+        "[...document.querySelectorAll('#tally tbody tr')].map((row) => row.innerText.split('\\t').slice(1, 3).join())"
+    )
+    assert page.run(rows) == ["9,10", "1,1", "1,11"], "nine of ten before one of one"
+
+
+def test_a_picture_says_its_licence_and_leads_to_its_page(page: Page) -> None:
+    link = "#gallery figure:first-child a[target]"
+    for address, links in (("https://example.org/a", 1), ("javascript:alert(1)", 0)):
+        row = {"engine": "bing", "licence": "CC BY 4.0", "page": address}
+        page.run(f"Object.assign(data.datasets[$('set').value].pictures[0], {json.dumps(row)}); drawDataset()")
+        assert "bing, licence: CC BY 4.0" in text(page, "#gallery figure:first-child figcaption")
+        assert page.run(f"[...document.querySelectorAll({link!r})].map((one) => one.href)") == [address] * links
+
+
 def test_v10_is_sorted_behind_v9(page: Page) -> None:
     page.run("[data.versions[0].name, data.versions[1].name] = ['v9', 'v10']; tables()")
     names = "[...document.querySelectorAll('#versions tbody td:first-child')].map((cell) => cell.innerText).join()"
@@ -387,6 +449,7 @@ def test_votes_by_mouse_and_by_key_are_saved(page: Page) -> None:
         page.press(key)
     sides = [page.run(f"document.querySelector('#vote-{side}').value") for side in "ab"]
     assert sides == ["b/2", "a/4"]
+    page.until("[...document.querySelectorAll('#ballot img')].every((one) => one.currentSrc.endsWith('.png'))")
     for number in (1, 3):  # the reference stands between them
         page.click(f"#ballot figure:nth-child({number}) button")
     page.press("1")  # where the mouse was, and again where that was
@@ -453,6 +516,10 @@ def test_links_and_folds_by_mouse_and_by_key(page: Page) -> None:
     page.until("document.querySelector('#viewer').open")
     size = "fetch(document.querySelector('#viewer-file').href).then((answer) => answer.headers.get('content-type'))"
     assert page.run(size) == "image/png"
+    page.press("Escape")
+    page.click(FIRST.format(2) + "button")
+    assert "pad/pictures/" in page.run("document.querySelector('#viewer-file').href"), "a reference has a file, too"
+    assert page.run(size) == "image/png"
 
 
 @pytest.mark.parametrize("width", [390, 1400])
@@ -471,7 +538,7 @@ def test_all_fits_and_nothing_leaves_the_machine(served_page: tuple[Page, str], 
         left, right = page.run(f"(({{ left, right }}) => [left, right])({box})")
         assert 0 <= left < right <= width, selector
     assert page.run("document.documentElement.scrollWidth") <= width
-    assert all(name.startswith((address, "blob:")) for name in page.asked())
+    assert all(name.startswith((address.removesuffix("results"), "blob:")) for name in page.asked())
 
 
 def test_three_versions_of_thirteen_checkpoints_are_small_and_painted_with_little_work(tmp_path: Path) -> None:

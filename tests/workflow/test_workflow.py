@@ -333,7 +333,10 @@ def test_snakemakes_own_commands_see_every_output(built: Project) -> None:
     assert "--touch would call results fresh that other settings" in built.snakemake("--touch", check=False)
     said = built.snakemake("--report", "snakemake.html")
     assert "Missing metadata" not in said and "Report created" in said
-    assert b"metrics.csv" in built.read("snakemake.html")
+    report = built.read("snakemake.html").decode("utf-8")
+    for caption in ("All versions: pictures at every checkpoint", "Every metric of every checkpoint of a; step 0 is"):
+        assert caption in report
+    assert "and the chosen step of a: one column a prompt" in " ".join(report.split())
     raw = sorted((built.folder / "data/sets/small/raw").iterdir())
     built.snakemake("--delete-all-output")
     assert not any((built.folder / folder).exists() for folder in FOLDERS)

@@ -11,7 +11,7 @@ from sdlora import records
 from sdlora.config.evaluate import NETWORKS
 from sdlora.config.params import Params
 from sdlora.errors import ParamsError
-from sdlora.flow import plan
+from sdlora.flow import inputs, plan
 from sdlora.flow.makers import Seen
 from sdlora.flow.networks import needs_of
 from sdlora.stages.evaluate.recipe import CompareRecipe, EvaluateRecipe
@@ -46,6 +46,7 @@ def recipe_of(params: Params, one: str, other: str) -> CompareRecipe:
         references={name: plan.set_folder(of, plan.fit_name(params, name, "pad")) for name, of in sets.items()},
         datasets={name: plan.set_folder(of, plan.shown_fit(params, name)) for name, of in sets.items()},
         folders={name: plan.own_folders(params.datasets[of]) for name, of in sets.items()},
+        votes=seen.of(inputs.votes_identity),
     )  # fmt: skip
     seen.save()
     return recipe

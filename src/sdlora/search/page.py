@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import quantiles
 from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 RESULTS = Path("results/searches")
 WIDTH, HEIGHT, EDGE = 900, 300, 60  # of a drawing
+FENCE = 3.0  # interquartile ranges beyond a quartile, from which a value is far out (Tukey 1977)
 SAID_ELSEWHERE = ("version", "without_lora")  # on the page: below its table, and in its drawings
 Point = tuple[float, float]
 
@@ -38,8 +40,9 @@ class Dot:
     x: float
     y: float
     title: str
-    name: str  # that stands beside it; most have none
     finished: bool
+    itself: bool  # the version that the search is like
+    beyond: bool  # its value lies outside of the drawing
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,8 @@ def write(search: "Search") -> None:
     told, best = journal.told, journal.best()
     table = rows(search, told)
     records.write_csv(out / "trials.csv", [*columns(search)], [[row[key] for key in columns(search)] for row in table])
-    low, high = _ends(told)
+    low, high = _ends(told, search.maximise)
+    names = {str(one.number): search.itself.named(one.params) for one in told}
     text = PAGES.get_template("search.html").render(
         title=f"Search {search.name}",
         styles=Markup(read_part("templates/page.css")),  # noqa: S704 - ours, as the next
@@ -70,11 +74,12 @@ def write(search: "Search") -> None:
         lines=lines(search, best) if best else "",
         asked={**search.space.texts}, study=search.study, better="higher" if search.maximise else "lower",
         importances=journal.importances(), width=WIDTH, height=HEIGHT, edge=EDGE,
-        dots=_dots(search, told, low, high), course=_course(told, search.maximise, low, high),
+        dots=_dots(search, told, low, high), itself=next(filter(None, names.values()), ""),
+        course=_course(told, search.maximise, low, high),
         base=_base(told, low, high), outside=_outside(told, low, high),
         ends=[(_height(end, low, high), f"{end:.4g}") for end in (low, high)],
         scales=_scales(search, low, high), coordinates=_coordinates(search, told, low, high),
-        name_of=search.trial_name, names={str(one.number): search.itself.named(one.params) for one in told},
+        name_of=search.trial_name, names=names,
     )  # fmt: skip
     records.write_text(out / "index.html", text)
 
@@ -168,15 +173,23 @@ def _last(one: Outcome) -> float | None:
     return one.value if one.value is not None else passed[max(passed)] if passed else None
 
 
-def _ends(told: Sequence[Outcome]) -> Point:
-    """The lowest and the highest value of a trial: beside the base, far off, all would lie on one line."""
-    found = [value for value in map(_last, told) if value is not None] or [0.0, 1.0]
-    low, high = min(found), max(found)
+def _ends(told: Sequence[Outcome], maximise: bool) -> Point:
+    """The lowest and the highest value that is drawn: beside the base or a burnt trial, all would lie on one line.
+
+    Values far on the bad side (Tukey's outer fence: three interquartile ranges beyond the quartile) are left out.
+    """
+    found = sorted(value for value in map(_last, told) if value is not None) or [0.0, 1.0]
+    first, _, third = quantiles(found, n=4, method="inclusive") if len(found) > 1 else (found[0],) * 3
+    reach = FENCE * (third - first)
+    kept = [value for value in found if (value >= first - reach if maximise else value <= third + reach)]
+    low, high = min(kept), max(kept)
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
 def _height(value: float, low: float, high: float) -> float:
-    return round(HEIGHT - EDGE / 2 - (value - low) / (high - low) * (HEIGHT - EDGE), 1)
+    """Of a value in a drawing; of one outside, that of the edge."""
+    within = min(max(value, low), high)
+    return round(HEIGHT - EDGE / 2 - (within - low) / (high - low) * (HEIGHT - EDGE), 1)
 
 
 def _across(number: int, count: int) -> float:
@@ -194,7 +207,8 @@ def _dots(search: "Search", told: Sequence[Outcome], low: float, high: float) ->
     for one in told:
         if (value := _last(one)) is not None:
             x, y = _across(one.number, len(told)), _height(value, low, high)
-            found.append(Dot(x, y, _said(search, one), search.itself.named(one.params), one.value is not None))
+            itself, beyond = bool(search.itself.named(one.params)), not low <= value <= high
+            found.append(Dot(x, y, _said(search, one), one.value is not None, itself, beyond))
     return found
 
 

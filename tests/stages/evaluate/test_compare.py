@@ -44,12 +44,12 @@ def test_comparing_two_versions_pairs_their_test_pictures(tmp_path: Path) -> Non
     assert float(rows["psnr_db"]["mean_one"]) == 12.0
     assert float(rows["psnr_db"]["delta"]) == pytest.approx(0.5)
     assert float(rows["psnr_db"]["ci_low"]) >= 0.35
-    assert rows["psnr_db"]["better"] == "v4-padded"
+    assert rows["psnr_db"]["better"] == "v4-padded (one training each)"
     assert rows["effnet_lite0_distance"]["better"] == "neither for sure"
     assert rows["psnr_db"]["note"].startswith("one training each")
     compare(other, one, 1000, tmp_path / "table.csv")
     swapped = {row["metric"]: row for row in records.read_csv(tmp_path / "table.csv")}
-    assert swapped["psnr_db"]["better"] == "v4-padded" and swapped["psnr_db"]["delta"] == "-0.5"
+    assert swapped["psnr_db"]["better"] == "v4-padded (one training each)" and swapped["psnr_db"]["delta"] == "-0.5"
 
 
 def test_a_version_is_compared_with_its_base(tmp_path: Path) -> None:
@@ -83,7 +83,7 @@ def test_several_trainings_are_compared_with_their_luck(tmp_path: Path) -> None:
         assert rows[other]["note"].startswith("several trainings each")
     assert rows["two"]["better"] == "two" and rows["luck"]["better"] == "neither for sure"
     compare(tmp_path / "one", tmp_path / "luck", 1000, tmp_path / "table.csv")
-    assert records.read_csv(tmp_path / "table.csv")[1]["better"] == "luck", "what one training each says"
+    assert records.read_csv(tmp_path / "table.csv")[1]["better"] == "luck (one training each)"
     compare(tmp_path / "one", tmp_path / "base", 1000, tmp_path / "table.csv", folders)
     assert records.read_csv(tmp_path / "table.csv")[1]["better"] == "one"
     figures = over_trainings(folders["luck"], 1000)["psnr_db"]
@@ -95,7 +95,7 @@ def test_a_lower_distance_is_better(tmp_path: Path) -> None:
     other = measured(tmp_path / "other", [8.0] * 10, [0.40, 0.50, 0.43, 0.44, 0.47] * 2, NAMES)
     compare(one, other, 1000, tmp_path / "table.csv")
     better = {row["metric"]: row["better"] for row in records.read_csv(tmp_path / "table.csv")}
-    assert better == {"psnr_db": "neither for sure", "effnet_lite0_distance": "other"}
+    assert better == {"psnr_db": "neither for sure", "effnet_lite0_distance": "other (one training each)"}
 
 
 def test_what_cannot_be_compared_is_told(tmp_path: Path) -> None:

@@ -131,6 +131,31 @@ def test_a_page_has_the_verdict_of_best_json_and_words_for_each(tmp_path: Path) 
     assert words and tuple(re.findall(r'^  "?([a-z ]+)"?: \[', words[1], re.M)) == VERDICTS
 
 
+@pytest.mark.parametrize(("names", "verdicts"), [("a", ["better"]), ("abc", ["unresolved"] * 3)])
+def test_a_headline_is_corrected_over_the_versions_of_its_page(tmp_path: Path, names: str, verdicts: list[str]) -> None:
+    """As the numbers beside it are: of three versions with a p of 0.04 none is surely better."""
+    fitted = make_set(tmp_path / "data/sets/small", 32)
+    make_page(tmp_path, {"a": fitted}, (0, 2))
+    best = records.read_json(tmp_path / "results/a/best.json")
+    best["test"]["figures"]["psnr_db"]["p"] = 0.04
+    for name in names:
+        if name != "a":
+            shutil.copytree(tmp_path / "results/a", tmp_path / "results" / name)
+        records.write_json(tmp_path / f"results/{name}/best.json", {**best, "verdict": "better", "why": "it says"})
+    sets = dict.fromkeys(names, fitted)
+    page, _ = write_index({name: {} for name in names}, tmp_path / "results", tmp_path / "results/report", sets, sets)
+    found = data_of(page)["versions"]
+    assert [version["verdict"] for version in found] == verdicts
+    unsure = "it says; among the 3 versions of this page it is not sure (Holm's p 0.12)"
+    assert {version["why"] for version in found} == {"it says" if names == "a" else unsure}
+
+
+def test_a_reference_is_linked_in_full_size(shown: tuple[Path, dict[str, Any]]) -> None:
+    folder, data = shown
+    (references,) = data["references"].values()
+    assert all((folder / "results" / row["file"]).is_file() for row in references.values()) and len(references) == 10
+
+
 def test_a_lora_from_elsewhere_is_told_of_as_it_came(shown: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     """It has no steps: the step that it stands for is another's word."""
     folder, data = shown

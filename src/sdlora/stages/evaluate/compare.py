@@ -27,6 +27,7 @@ from sdlora.stages.evaluate.tables import (
 BASE = "base"  # in the place of a version: the other one at step 0
 COLUMNS = ("metric", "one", "step_one", "mean_one", "other", "step_other", "mean_other", "delta", "ci_low", "ci_high",
            "p", "better", "note")  # fmt: skip
+EACH_ONCE = "one training each"  # of a winner that the next trainings need not confirm
 SEVERAL = "several trainings each: the interval holds the luck of the training"
 ONE_LORA = "one training: another of the same settings may differ"
 
@@ -106,7 +107,7 @@ def compare(
     Measured on the test references, by which neither was chosen; without them, or where a person chose one of the two
     over the rule, no version is called better. `p` is corrected over the metrics (Holm). Mean ranks are left out: they
     are ranks among a version's own checkpoints. Where both versions were trained several times, the luck of a training
-    is in the interval; otherwise the first training of each is compared, and the note says so.
+    is in the interval; otherwise the first training of each is compared, and the winner and the note say so.
 
     Args:
         one: `results/<version>`, or `results/base` for the other one's base.
@@ -139,6 +140,7 @@ def compare(
         better = "neither for sure"
         if not doubt and p <= LEVEL:
             better = other.name if (figures["delta"] > 0) == first.higher_is_better[metric] else one.name
+            better += "" if several or BASE in (one.name, other.name) else f" ({EACH_ONCE})"
         rows.append(
             [metric, one.name, _steps(first), written(first.values[metric].mean()), other.name, _steps(second),
              written(second.values[metric].mean()), *(rounded(figures[key]) for key in ("delta", "ci_low", "ci_high")),

@@ -106,3 +106,4 @@ class CompareRecipe(Recipe):
     references: dict[str, Path]  # the fitted set that holds each version's
     datasets: dict[str, Path]  # the fitted set that each learnt from
     folders: dict[str, tuple[Path, ...]]  # the user's own, among the sources of each one's dataset
+    votes: str | None  # what people voted: the hash of votes.jsonl

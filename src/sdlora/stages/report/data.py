@@ -1,5 +1,6 @@
 """What the pages show, as one value that becomes JSON: versions, samples, references, datasets and thumbnails."""
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,16 @@ from sdlora.flow.identity import told
 from sdlora.stages.adopt.recipe import FACTS
 from sdlora.stages.evaluate.compare import over_trainings
 from sdlora.stages.evaluate.statistics import LEVEL, holm
-from sdlora.stages.evaluate.tables import ONE_TRAINING, difference, is_tested, reported, verdict_of
+from sdlora.stages.evaluate.tables import (
+    BETTER,
+    ONE_TRAINING,
+    UNRESOLVED,
+    WORSE,
+    difference,
+    is_tested,
+    reported,
+    verdict_of,
+)
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.report.dataset import dataset
 from sdlora.stages.report.recipe import Summary
@@ -56,8 +66,10 @@ def page_data(
     thumbnails = Thumbnails()
     shown = [_version(name, settings, results / name, thumbnails) for name, settings in versions.items()]
     correct([version["figures"] for version in shown])
+    for version in shown:
+        _judge_again(version, len(shown))
     _count(votes, shown)
-    sets = {str(folder): _references(folder, thumbnails) for folder in dict.fromkeys(references.values())}
+    sets = {str(folder): _references(folder, results, thumbnails) for folder in dict.fromkeys(references.values())}
     for version in shown:
         version["references"] = str(references[version["name"]])
         version["dataset"] = str(datasets[version["name"]])
@@ -103,6 +115,14 @@ def _version(name: str, settings: Summary, result: Path, thumbnails: Thumbnails)
         "log": _log(result / "train_log.csv"),
         "tables": {path.stem: records.read_csv(path) for path in sorted((result / "tables").glob("*.csv"))},
     }
+
+
+def _judge_again(version: dict[str, Any], versions: int) -> None:
+    """Call nothing better or worse that is not so any more when its p-value is corrected over a page's versions."""
+    p = version["figures"].get(version["best"]["choose_by"], {}).get("p")
+    if version["verdict"] in (BETTER, WORSE) and p is not None and p > LEVEL:
+        version["verdict"] = UNRESOLVED
+        version["why"] += f"; among the {versions} versions of this page it is not sure (Holm's p {p:.2g})"
 
 
 def _over_trainings(trainings: Mapping[str, Sequence[str]], results: Path) -> dict[str, dict[str, Any]]:
@@ -223,11 +243,16 @@ def _log(table: Path) -> dict[str, list[float]]:
     return found
 
 
-def _references(folder: Path, thumbnails: Thumbnails) -> dict[str, dict[str, str]]:
-    """The references of a fitted set, by id: prompt and picture."""
+def _references(folder: Path, results: Path, thumbnails: Thumbnails) -> dict[str, dict[str, str]]:
+    """The references of a fitted set, by id: prompt, thumbnail, and the file as `results/` has it."""
     rows = [row for row in records.read_jsonl(folder / "captions.jsonl") if row["split"] == "reference"]
+    files = {row["id"]: folder / PICTURES / f"{row['id']}.png" for row in rows}
     return {
-        row["id"]: {"prompt": row["caption"], "picture": thumbnails.key(folder / PICTURES / f"{row['id']}.png")}
+        row["id"]: {
+            "prompt": row["caption"],
+            "picture": thumbnails.key(files[row["id"]]),
+            "file": Path(os.path.relpath(files[row["id"]], results)).as_posix(),
+        }
         for row in rows
     }
 

@@ -163,6 +163,7 @@ def write_comparison(
     references: Mapping[str, Path],
     datasets: Mapping[str, Path],
     folders: Mapping[str, Sequence[Path]] | None = None,
+    votes: Sequence[Vote] = (),
 ) -> Path:
     """Write the page beside a comparison's table: both at their chosen steps beside the base, and every number.
 
@@ -175,9 +176,10 @@ def write_comparison(
         references: The fitted set that holds each version's references.
         datasets: The fitted set that each learnt from.
         folders: Where each version's own pictures lie.
+        votes: What people voted.
     """
     pages = [name for name in versions if (results / name / OWN_PAGE).is_file()]
-    data = page_data(versions, results, references, datasets, (), root="..", pages=pages, folders=folders)
+    data = page_data(versions, results, references, datasets, votes, root="..", pages=pages, folders=folders)
     for version in data["versions"]:
         kept = {0, version["best"]["best_step"], rule_step(version["best"])}
         version["samples"] = {step: cells for step, cells in version["samples"].items() if int(step) in kept}

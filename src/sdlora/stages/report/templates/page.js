@@ -13,6 +13,8 @@ function element(tag, attributes = {}, ...children) {
   return made;
 }
 const number = (value, digits = 3) => (value === undefined || value === null ? "" : Number(value) && Math.abs(value) < 10 ** -digits ? Number(value).toPrecision(2) : Number(value).toFixed(Math.abs(value) >= 10 ? Math.min(2, digits) : digits));
+/** As under a picture: two decimals; below 1 as many as tables have, for losses and distances differ in the third. */
+const brief = (value) => number(value, Math.abs(value) < 1 ? 3 : 2);
 const signed = (value) => (value > 0 ? "+" : "") + number(value);
 const fill = (select, options) => select.replaceChildren(...options.map(([value, text]) => element("option", { value }, text)));
 const metricsOf = (version) => Object.keys(version.metrics);
@@ -39,7 +41,7 @@ function glance(version) {
   const step = version.best.best_step, part = version.best.test ?? version.best.validation, references = data.references[version.references];
   const ids = part.references.filter((id) => references[id] && version.samples[0]?.[id] && version.samples[step]?.[id]).slice(0, several ? 4 : 6);
   const drawn = (at) => (id) => cell(sampleOf(version, at, id)[0], `${stepOf(version, at)}: ${references[id].prompt}`, "", whereOf(version, at, id));
-  const rows = [[several ? "" : "reference", (id) => cell(references[id].picture, "reference", "")], ["no LoRA", drawn(0)], [stepOf(version, step), drawn(step)]];
+  const rows = [[several ? "" : "reference", (id) => referenceCell(references[id])], ["no LoRA", drawn(0)], [stepOf(version, step), drawn(step)]];
   return ids.length ? element("div", { class: "scroll" }, element("table", { class: "glance" }, ...rows.slice(several ? 2 : 0).map(([head, make]) => element("tr", {}, several ? null : element("th", { scope: "row" }, head), ...ids.map((id) => element("td", {}, make(id))))))) : null;
 }
 function verdicts() {
@@ -96,7 +98,7 @@ function figureOf(version, step, reference) {
   const row = version.metrics[$("figure").value]?.[step], place = version.best.references.indexOf(reference);
   if (!row || place < 0) return ["", ""]; // of a test reference, only where it was drawn
   const gained = row.by_reference[reference];
-  return [number(row.values[place], 2), gained ? `${interval(gained)} over ${gained.seeds} seeds` : ""];
+  return [brief(row.values[place]), gained ? `${interval(gained)} over ${gained.seeds} seeds` : ""];
 }
 const interval = (figures) => `${signed(figures.delta)} [${number(figures.ci_low)},\u00a0${number(figures.ci_high)}]`;
 /** A checkpoint's mean, and its difference to the base with its interval: of the references that report where every column has them. */
@@ -106,14 +108,14 @@ function meanOf(version, step, isTested) {
   const part = isTested && row.test_mean !== undefined ? "test" : "validation", against = row.against[part];
   const luck = part === "validation" && version.steps.length > 2 ? `, for this checkpoint alone: not corrected for looking at ${version.steps.length - 1} of them` : "";
   const title = `Mean ${$("figure").value} over the ${version.best[part].references.length} references that ${part === "test" ? "report" : "chose"}.${against ? ` Then the paired difference to step 0, without the LoRA, and its 95 % interval over these references${luck}.` : ""}`;
-  return element("span", { title }, number(part === "test" ? row.test_mean : row.mean, 2), against ? element("b", { class: "interval" }, interval(against)) : null);
+  return element("span", { title }, brief(part === "test" ? row.test_mean : row.mean), against ? element("b", { class: "interval" }, interval(against)) : null);
 }
 function drawGrid() {
   const columns = columnsShown(), references = data.references[columns[0].version.references];
   const ids = [...new Set(columns.flatMap(({ version, step }) => Object.keys(version.samples[step] ?? {})))].filter((id) => references[id]).sort();
   const head = element("tr", {}, element("th", {}, ""), element("th", {}, "reference"), ...columns.map(({ head: text, chosen }) => element("th", { class: chosen && "chosen" }, text)));
   const rows = ids.map((id) => element("tr", {}, element("th", { scope: "row" }, element("div", { title: references[id].prompt }, references[id].prompt)),
-    element("td", {}, cell(references[id].picture, "reference", "")),
+    element("td", {}, referenceCell(references[id])),
     ...columns.map(({ version, step, chosen, head: text }) => {
       const sample = sampleOf(version, step, id);
       const [value, gained] = sample ? figureOf(version, step, id) : ["", ""];
@@ -125,11 +127,12 @@ function drawGrid() {
   $("mean-note").textContent = !means.some(Boolean) ? "" : isOfAll() ? "Above the pictures: the mean over the references that report (over all, where nothing is tested) and its difference to no LoRA, with its 95 % interval." : "Above the pictures: the mean over the references that chose and its difference to no LoRA, with its 95 % interval, of each checkpoint alone: the best of several is also the luckiest.";
   $("grid").replaceChildren(element("thead", {}, head, means.some(Boolean) ? meansRow : null), element("tbody", {}, ...rows));
 }
-function cell(key, label, figure, where, gained = "") {
+const referenceCell = (reference) => cell(reference.picture, "reference", "", null, "", reference);
+function cell(key, label, figure, where, gained = "", reference = null) {
   const made = element("button", { type: "button", class: "cell", "aria-label": [label, [figure, gained].filter(Boolean).join(", ")].filter(Boolean).join(": ") },
     element("img", { src: data.thumbnails[key], alt: "", loading: "lazy", width: 104, height: 104 }), element("span", {}, figure),
     gained ? element("span", { class: "interval", title: "This picture's reference: the difference to the pictures without the LoRA, seed by seed, and its 95 % interval" }, gained) : null);
-  made.addEventListener("click", () => view(where, key, label));
+  made.addEventListener("click", () => view(where, key, label, reference));
   return made;
 }
 $("grid").addEventListener("keydown", (event) => {
@@ -143,13 +146,17 @@ $("grid").addEventListener("keydown", (event) => {
 /* One picture, and another beside it */
 let shown = null;
 const pathOf = (where) => `${data.root}/${where.version}/${sampleAt(where)[1]}`;
-function picture(where, key) {
-  const made = element("img", { src: where ? pathOf(where) : data.thumbnails[key], alt: where ? `${where.version}, ${stepOf(versionOf[where.version], where.step)}` : "reference", "data-small": data.thumbnails[key] });
-  made.addEventListener("error", () => { made.src = data.thumbnails[key]; }, { once: true }); // the page alone was moved
+const pathOfReference = (reference) => `${data.root}/${reference.file}`;
+/** A picture in full size; its thumbnail, where the page alone was moved. */
+function large(path, key, alt) {
+  const made = element("img", { src: path, alt, "data-small": data.thumbnails[key] });
+  made.addEventListener("error", () => { made.src = data.thumbnails[key]; }, { once: true });
   return made;
 }
-function view(where, key, label) {
-  shown = { where, key };
+const picture = (where, key) => large(pathOf(where), key, `${where.version}, ${stepOf(versionOf[where.version], where.step)}`);
+const referenceIn = (reference) => large(pathOfReference(reference), reference.picture, "reference");
+function view(where, key, label, reference = null) {
+  shown = { where, key, reference };
   const options = [["", "nothing"]];
   if (where) {
     options.push(["reference", "the reference"]);
@@ -159,17 +166,16 @@ function view(where, key, label) {
   fill($("beside"), options);
   $("viewer-title").textContent = where ? `${where.version}, ${stepOf(versionOf[where.version], where.step)}` : label;
   $("viewer-prompt").textContent = where ? data.references[versionOf[where.version].references][where.reference].prompt : "";
-  $("viewer-file").hidden = !where;
-  if (where) $("viewer-file").href = pathOf(where);
+  $("viewer-file").href = where ? pathOf(where) : pathOfReference(reference);
   drawViewer();
   if (!$("viewer").open) $("viewer").showModal();
 }
 function drawViewer() {
-  const { where, key } = shown, beside = $("beside").value, own = picture(where, key);
+  const { where, key, reference } = shown, beside = $("beside").value, own = where ? picture(where, key) : referenceIn(reference);
   if (!beside) return $("viewer-picture").replaceChildren(own);
   const references = data.references[versionOf[where.version].references];
   let other;
-  if (beside === "reference") other = picture(null, references[where.reference].picture);
+  if (beside === "reference") other = referenceIn(references[where.reference]);
   else {
     const [version, step] = [beside.slice(0, beside.lastIndexOf("/")), Number(beside.slice(beside.lastIndexOf("/") + 1))];
     const place = { ...where, version, step };
@@ -338,9 +344,10 @@ function drawBallot() {
   const figures = order.map((place, side) => {
     const button = element("button", { type: "button" }, side ? "This one (2)" : "This one (1)");
     button.addEventListener("click", () => vote(side));
-    return element("figure", {}, element("img", { src: data.thumbnails[sampleFor([one, other][place], pair)[0]], alt: side ? "second" : "first" }), button);
+    const [key, file] = sampleFor([one, other][place], pair);
+    return element("figure", {}, large(`${data.root}/${[one, other][place][0].name}/${file}`, key, side ? "second" : "first"), button);
   });
-  $("ballot").replaceChildren(figures[0], element("figure", {}, element("img", { src: data.thumbnails[references[reference].picture], alt: "reference" }), "reference"), figures[1]);
+  $("ballot").replaceChildren(figures[0], element("figure", {}, referenceIn(references[reference]), "reference"), figures[1]);
 }
 function vote(side) {
   const sides = [pair.names[side], pair.names[1 - side]];
