@@ -8,15 +8,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from small_set import edited
 
 from sdlora import cli, gpu
 from sdlora.config.params import Encode
-from sdlora.errors import DataError
+from sdlora.errors import DataError, ResourceError
 from sdlora.flow import cards, command, freshness, plan
 from sdlora.flow.command import check_options
 from sdlora.flow.recipe import Recipe
 from sdlora.gpu import Gpu
+from sdlora.progress import Progress
+from sdlora.stages.animate import animate
+from sdlora.stages.sample import sample
 
 
 @pytest.mark.parametrize("word", ["--touch", "--tou", "--to", "-t", "-nt", "-tF"])
@@ -111,3 +115,20 @@ def test_a_job_says_itself_what_its_machine_cannot_do(
     assert ended_with(recipe, lambda _: [], tmp_path, monkeypatch).startswith(
         "error: V100 (capability 7.0) has no bf16"
     )
+
+
+def test_who_draws_or_films_says_what_takes_less(
+    jobs: dict[str, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(animate, "picture_of", lambda *_: tmp_path / "a.png")
+    monkeypatch.setattr(animate, "load", full)
+    with pytest.raises(ResourceError, match=r"memory is full .*; a smaller animate\.decode_chunk_size, or fewer"):
+        animate.animate_version(jobs["animate"])
+    monkeypatch.setattr(sample, "_draw_missing", full)
+    with pytest.raises(ResourceError, match=r"; less is taken by .*sample\.decode: tiled or no sample\.hires or a"):
+        sample._publish(None, jobs["sample"], 0, None, [], tmp_path, Path(), Progress("sample", 1))
