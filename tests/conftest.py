@@ -150,9 +150,17 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_sessionfinish() -> None:
     """Hypothesis' plugin, which then starts, asks the collector who refers to its objects."""
+    gc.collect()  # of what tests left, whose errors are told
     gc.unfreeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_unconfigure() -> None:
+    """pytest collects twice more."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

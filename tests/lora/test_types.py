@@ -327,6 +327,7 @@ def test_a_trigger_inside_another_word_is_none() -> None:
 
 def test_prior_preservation_adds_the_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # the store lies in the project
+    monkeypatch.setattr("sdlora.stages.train.prior.INFERENCE_STEPS", 4)  # nobody looks at them
     run = run_of(prior=Prior(prompt="toon head", pictures=2, weight=0.5))
     assert run.prior is not None and len(run.prior.examples) == 2
     waiting = run.accelerator.init_handler

@@ -1,5 +1,6 @@
 """Every family, precision and option on a card that is not there (`benchmarks/fake_card.py`)."""
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import combinations, product
@@ -83,12 +84,16 @@ class Case:
 def pairwise() -> list[Case]:
     """As few cases as a greedy walk finds in which every two values of two factors meet."""
     every = [case for values in product(*FACTORS.values()) if (case := Case(*values)).is_possible]
-    pairs_of = {case: {*combinations([(name, getattr(case, name)) for name in FACTORS], 2)} for case in every}
-    left = set().union(*pairs_of.values())
+    bits: dict[object, int] = defaultdict(lambda: 1 << len(bits))  # sets of pairs are numbers: every worker walks
+    pairs_of = {
+        case: sum(bits[pair] for pair in combinations([(name, getattr(case, name)) for name in FACTORS], 2))
+        for case in every
+    }
+    left = (1 << len(bits)) - 1
     found = []
     while left:
-        best = max(every, key=lambda case: len(pairs_of[case] & left))
-        left -= pairs_of[best]
+        best = max(every, key=lambda case: (pairs_of[case] & left).bit_count())
+        left &= ~pairs_of[best]
         found.append(best)
     return found
 

@@ -312,6 +312,7 @@ def test_prior_pictures_take_no_second_set_of_activations(
 ) -> None:
     """Each term has its own backward pass; the gradients are those of one over both."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sdlora.stages.train.prior.INFERENCE_STEPS", 4)  # nobody looks at them
     peaks = []
     for prior in (None, {"prompt": "a head", "pictures": 1}):
         run = prepare(settings(prior=prior, optimizer="adafactor"), Flip(), small_sd, examples())

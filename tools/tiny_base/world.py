@@ -5,9 +5,11 @@
 
 import hashlib
 import io
+import json
 import random
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Any
 
 import resvg_py
@@ -101,8 +103,7 @@ def draw(picture: Picture, height_px: int = 64, aspect: float = 1.0) -> Image.Im
     width_px = round(height_px * aspect)
     size_px = round(height_px * picture.size)
     over = "".join(accessories.svg(thing, picture.style) for thing in picture.worn) + picture.over
-    rendered = resvg_py.svg_to_bytes(svg_string=styles.svg(picture.style, picture.options, size_px, over))
-    avatar = Image.open(io.BytesIO(bytes(rendered))).convert("RGBA")
+    avatar = _avatar(picture.style, json.dumps(picture.options), size_px, over)
     canvas = Image.new("RGBA", (width_px, height_px), palette.COLOURS[picture.background])
     x, y = round(picture.left * height_px), round(picture.top * height_px)
     below = height_px - (y + size_px)
@@ -111,6 +112,20 @@ def draw(picture: Picture, height_px: int = 64, aspect: float = 1.0) -> Image.Im
         _put(canvas, last, x, y + size_px)
     _put(canvas, avatar, x, y)
     return canvas.convert("RGB")
+
+
+@lru_cache(maxsize=256)
+def _avatar(style: str, options: str, size_px: int, over: str) -> Image.Image:
+    """An avatar without a background, RGBA, kept: whoever asks about samples draws the same truths for each.
+
+    Args:
+        style: As `styles.svg` takes it.
+        options: Likewise, as JSON.
+        size_px: Likewise.
+        over: Likewise.
+    """
+    rendered = resvg_py.svg_to_bytes(svg_string=styles.svg(style, json.loads(options), size_px, over))
+    return Image.open(io.BytesIO(bytes(rendered))).convert("RGBA")
 
 
 def _put(canvas: Image.Image, part: Image.Image, x: int, y: int) -> None:

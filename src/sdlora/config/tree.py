@@ -1,6 +1,7 @@
 """A YAML file as a tree that knows its lines, and as plain values."""
 
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def read(path: Path) -> Mapping[str, Any]:
         ParamsError: With file and line, if it cannot be read or is no mapping.
     """
     try:
-        tree = YAML(typ="rt").load(path.read_text("utf-8"))
+        tree = _parsed(path.read_text("utf-8"))
         if not isinstance(tree, Mapping):
             raise ParamsError(f"{path}: expected a mapping of settings")
         if _count(path, tree, {}, ()) > _MOST_VALUES:
@@ -41,6 +42,12 @@ def read(path: Path) -> Mapping[str, Any]:
     except OSError as error:
         raise ParamsError(f"{path}: {error.strerror}") from None
     return tree
+
+
+@lru_cache(maxsize=8)
+def _parsed(text: str) -> Any:
+    """The tree of a text, which nobody changes: many a process reads the same file twice."""
+    return YAML(typ="rt").load(text)
 
 
 def _told(path: Path, error: MarkedYAMLError) -> str:

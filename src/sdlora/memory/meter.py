@@ -23,6 +23,7 @@ CGROUP = Path("/sys/fs/cgroup")
 # A tensor's value asked for. Fake tensors have none, so a draw such as peft's `torch.rand(1) > module_dropout` (LoHa,
 # LoKr) is taken as won: the layer takes part, which is the pass that needs the most memory.
 _DECISIONS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
+_DEVICE = torch.ops.prim.device.default  # asked of fake tensors for every second operation
 
 
 class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -44,6 +45,8 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if operation is _DEVICE and isinstance(args[0], FakeTensor) and not args[0].fake_mode.in_kernel_invocation:
+            return args[0].fake_device
         if operation in _DECISIONS and isinstance(args[0], FakeTensor) and args[0].dtype == torch.bool:
             return True
         made = operation(*args, **(kwargs or {}))

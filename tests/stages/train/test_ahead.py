@@ -86,6 +86,7 @@ def test_drawing_ahead_trains_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, object]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sdlora.stages.train.prior.INFERENCE_STEPS", 4)  # nobody looks at the class's picture
     logs = []
     for name in ("plain", "ahead"):
         run = run_of(**changes)
