@@ -8,16 +8,25 @@
 # make servers  Debian's Slurm and sshd: for make test
 # make bench  time training: benchmarks/results/train.csv and docs/benchmarks.md (options: BENCH="--steps 3")
 # make base   train the embedded base anew (hours on a CPU; WORK=folder: where states are kept, to go on from)
-# make PYTHON=python3.12   with another Python: 3.11 to 3.13
+# make PYTHON=python3.12   with another Python: 3.11 to 3.13. If .venv has another one, or another torch than the next two
+#             ask for, it is made anew. It keeps what was asked for until something else is (TORCH_INDEX= asks for no index)
 # make TORCH_LOCK=requirements-cuda.lock   the package index's torch, with CUDA on Linux, by hash
 # make TORCH_INDEX=https://download.pytorch.org/whl/cu126   torch from another index: for an older driver or card
-# make sbom   what is installed, as CycloneDX: sbom.cdx.json
-# make audit  the locked packages against the advisory databases: needs the network
+# make sbom   what is locked, as CycloneDX: sbom.cdx.json
+# make audit  what is locked against the advisory databases; without a network a sentence says what was left out
 # make lock   both lock files anew (with the uv of .venv)
-PYTHON ?= python3
-TORCH ?= torch==2.13.0
-TORCH_INDEX ?=
-TORCH_LOCK ?=
+-include .venv/asked
+# What is not asked for now is what .venv was made with.
+ASKED_PYTHON := $(filter-out undefined,$(origin PYTHON))
+ASKED_TORCH := $(filter-out undefined,$(origin TORCH) $(origin TORCH_INDEX) $(origin TORCH_LOCK))
+ifndef ASKED_TORCH
+TORCH := $(KEPT_TORCH)
+TORCH_INDEX := $(KEPT_TORCH_INDEX)
+TORCH_LOCK := $(KEPT_TORCH_LOCK)
+endif
+TO_KEEP := $(TORCH)
+TORCH := $(or $(TORCH),torch==2.13.0)
+PYTHON ?= $(or $(KEPT_PYTHON),python3)
 WORK ?= models/.work
 BIN := .venv/bin
 INSTALLED := .venv/installed
@@ -35,15 +44,33 @@ UV := $(BIN)/uv
 BY_HASH := --require-hashes --no-deps --only-binary :all:
 COMPILE := pip compile --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command "make lock"
 
+# Words for pip, of TORCH, TORCH_INDEX and TORCH_LOCK. It takes 2.13.0+cpu for 2.13.0, hence --clear for another torch.
+from = $(strip $(if $3,$(BY_HASH) -r $3,$(if $2,--index-url $2) $(or $1,torch==2.13.0)))
+FROM := $(call from,$(TORCH),$(TORCH_INDEX),$(TORCH_LOCK))
+ifneq ($(FROM),$(call from,$(KEPT_TORCH),$(KEPT_TORCH_INDEX),$(KEPT_TORCH_LOCK)))
+ANEW := --clear
+endif
+HAS := $(if $(ASKED_PYTHON),$(shell sed -n 's/^version = \([0-9]*\.[0-9]*\).*/\1/p' .venv/pyvenv.cfg 2>/dev/null))
+ifdef HAS
+ifneq ($(HAS),$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null))
+ANEW := --clear
+endif
+endif
+ifdef ANEW
+.PHONY: $(INSTALLED)
+endif
+
 $(INSTALLED): requirements.lock requirements-build.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "Python 3.11, 3.12 or 3.13 is needed, this is %s; say make PYTHON=python3.12" % sys.version.split()[0])'
-	$(PYTHON) -m venv .venv
-	$(PIP) $(if $(TORCH_LOCK),$(BY_HASH) -r $(TORCH_LOCK),$(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH))
+	$(PYTHON) -m venv $(ANEW) .venv
+	@printf 'KEPT_%s\n' 'PYTHON := $(PYTHON)' 'TORCH := $(TO_KEEP)' 'TORCH_INDEX := $(TORCH_INDEX)' 'TORCH_LOCK := $(TORCH_LOCK)' > .venv/asked
+	$(PIP) $(FROM)
 	$(PIP) $(BY_HASH) -r requirements-build.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-build-isolation $(BY_HASH) $(FROM_SOURCE:%=--no-binary %) -r requirements.lock
 	$(PIP) --no-deps -e .
 	$(BIN)/pip check
 	@touch $@
+$(INSTALLED): $(TORCH_LOCK)
 
 run: $(INSTALLED)
 	@began=$$SECONDS; \
@@ -120,18 +147,23 @@ base: $(INSTALLED)
 clean:
 	rm -rf .venv .snakemake logs
 
-# From the lock alone; the tools are no part of what they list.
-AUDIT := .venv/audit/bin
-$(AUDIT):
-	$(PYTHON) -m venv .venv/audit
-	$(AUDIT)/pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0 pip-audit==2.10.1
+# From the locks alone; the tools are no part of what they list. `installed` is written last, so an installation that
+# failed is begun anew. A pin that two locks have is listed once.
+AUDIT := .venv/audit
+LOCKS := requirements.lock requirements-build.lock requirements-cuda.lock
+INSTALL_AUDIT = [ -e $(AUDIT)/installed ] || { $(PYTHON) -m venv $(AUDIT) && \
+	said=$$($(AUDIT)/bin/pip install --quiet --disable-pip-version-check --retries 1 cyclonedx-bom==7.5.0 pip-audit==2.10.1 2>&1) && \
+	touch $(AUDIT)/installed; }
 
-sbom: $(AUDIT)
-	{ cat requirements.lock; echo $(TORCH); } | $(AUDIT)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.cdx.json -
+sbom:
+	@$(INSTALL_AUDIT) || { echo "sbom.cdx.json is not written: its tool cannot be installed here ($${said##*ERROR: })"; exit 1; }
+	awk '/^[^ ]/ {keep = !seen[$$1]++} keep' $(LOCKS) | $(AUDIT)/bin/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --of JSON -o sbom.cdx.json -
 
-audit: $(AUDIT)
-	@said=$$($(AUDIT)/pip-audit --no-deps --disable-pip -r requirements.lock 2>&1); code=$$?; \
-	case "$$said" in *ConnectionError*) said="the advisory databases cannot be reached from here: nothing was audited";; esac; \
+audit:
+	@skip() { echo "not audited: $(LOCKS); $$1"; exit 0; }; \
+	$(INSTALL_AUDIT) || skip "the tool cannot be installed here ($${said##*ERROR: })"; \
+	said=$$($(AUDIT)/bin/pip-audit --no-deps --disable-pip $(LOCKS:%=-r %) 2>&1); code=$$?; \
+	case "$$said" in *ConnectionError*|*"Could not connect"*) skip "the advisory databases cannot be reached from here";; esac; \
 	echo "$$said"; exit $$code
 
 lock:

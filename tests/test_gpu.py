@@ -57,6 +57,13 @@ def test_what_it_can_do_is_not(card: Gpu | None, dtype: str, precision: str | No
     gpu.check(train(precision), base(dtype), card)
 
 
+def test_a_film_in_bf16_is_made_where_the_card_has_it() -> None:
+    gpu.check_film("bf16", RTX)
+    gpu.check_film("bf16", None)
+    with pytest.raises(MissingError, match=r"Tesla T4 .* has no bf16: .* set animate.dtype: fp16"):
+        gpu.check_film("bf16", T4)
+
+
 def test_bf16_that_torch_would_emulate_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """By default torch counts emulation, and a T4 then has bf16."""
     about = SimpleNamespace(name="Tesla T4", total_memory=15 * GIB, major=7, minor=5)

@@ -95,11 +95,8 @@ def check(train: Train, base: Base, gpu: Gpu | None) -> None:
         return
     check_kernels(gpu)
     check_scaler(train, base)
-    if "bf16" in (train.precision(base.dtype), _weights(train, base)) and not gpu.bf16:
-        raise MissingError(
-            f"{gpu.name} (capability {_dotted(gpu)}) has no bf16: it would be emulated, many times slower; set "
-            f"train.mixed_precision: fp16, or a base with dtype: fp16"
-        )
+    for dtype in (train.precision(base.dtype), _weights(train, base)):
+        check_dtype(dtype, "train.mixed_precision: fp16, or a base with dtype: fp16", gpu)
 
 
 def check_kernels(gpu: Gpu | None) -> None:
@@ -115,6 +112,25 @@ def check_kernels(gpu: Gpu | None) -> None:
         )
 
 
+def check_dtype(dtype: str, instead: str, gpu: Gpu | None) -> None:
+    """Refuse a card that has no kernels, or none of a type.
+
+    Args:
+        dtype: In which a job would compute.
+        instead: The settings for one that the card has.
+        gpu: The card, if there is one; a CPU has bf16.
+
+    Raises:
+        MissingError: Names the card.
+    """
+    check_kernels(gpu)
+    if dtype == "bf16" and gpu is not None and not gpu.bf16:
+        raise MissingError(
+            f"{gpu.name} (capability {_dotted(gpu)}) has no bf16: it would be emulated, many times slower; "
+            f"set {instead}"
+        )
+
+
 def check_film(dtype: str, gpu: Gpu | None) -> None:
     """Refuse a film that this machine cannot make.
 
@@ -127,7 +143,7 @@ def check_film(dtype: str, gpu: Gpu | None) -> None:
     """
     if gpu is None and dtype == "fp16":
         raise MissingError("animate.dtype is fp16, which needs a GPU; on a CPU use fp32 or bf16")
-    check_kernels(gpu)
+    check_dtype(dtype, "animate.dtype: fp16", gpu)
 
 
 def _weights(train: Train, base: Base) -> str:

@@ -204,3 +204,21 @@ def test_measuring_takes_a_card_where_it_asks_a_network(asked: str | None) -> No
     """The same number is the rule's resource: else it would compute beside whoever has leased the first card."""
     networks = {"learning": None, "describing": None, "networks": {}, **({asked: {"x": object()}} if asked else {})}
     assert EvaluateRecipe.model_construct(**networks).cards == (asked is not None)
+
+
+def test_amds_cards_are_leased_if_somebody_says_which_there_are(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Nothing tells of them here as NVIDIA's driver does of its own: two jobs would compute on the first in silence."""
+    monkeypatch.setattr(cards, "_OF_AMD", tmp_path)
+    monkeypatch.setattr(cards, "folder", lambda: tmp_path / "locks")
+    monkeypatch.setattr(cards, "_held", [])
+    for name in ("WORLD_SIZE", "PATH", cards.VISIBLE):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cards, "_DRIVERS_CARDS", tmp_path)
+    cards.take(1)
+    assert "AMD's GPUs are not counted" in capsys.readouterr().out and not cards._held
+    monkeypatch.setenv(cards.VISIBLE, "0,1")
+    cards.take(1)
+    assert "not counted" not in capsys.readouterr().out and os.environ[cards.VISIBLE] in ("0", "1")
+    cards._held[0].give_back()

@@ -229,19 +229,34 @@ def test_a_machine_is_looked_at_only_where_the_job_runs_there(
         Foresight(found.values(), here=False).check(found[stage, "a"])
 
 
-def test_a_card_without_kernels_is_told_for_each_job_that_computes_on_it(
-    tmp_path: Path, asked: list[list[Question]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize(
+    ("change", "card", "said", "stages"),
+    [
+        (("", ""), {"kernels": False}, "no kernels for V100", {"caption", "encode", "train", "sample", "choose"}),
+        (("size_px: 64,", "size_px: 64, dtype: bf16,"), {}, "has no bf16", {"train", "sample", "choose"}),
+        (
+            ("size_px: 64,", "size_px: 64, dtype: bf16, defaults: {train: {mixed_precision: fp16}},"),
+            {}, "set bases.<name>.dtype: fp16, in which is drawn, too", {"sample", "choose"},
+        ),
+        (("defaults:\n", "defaults:\n  encode: {dtype: bf16}\n"), {}, "set encode.dtype: fp16 or fp32", {"encode"}),
+        (("size_px: 64,", "size_px: 64, dtype: bf16,"), {"bf16": True}, "", set()),
+    ],
+    ids=["kernels", "bf16", "drawn in bf16", "encoded in bf16", "has bf16"],
+)  # fmt: skip
+def test_what_a_card_cannot_do_is_told_for_each_job_that_computes_on_it(
+    tmp_path: Path, asked: list[list[Question]], monkeypatch: pytest.MonkeyPatch, change: tuple[str, str],
+    card: dict[str, bool], said: str, stages: set[str],
+) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    old = gpu.Gpu("V100", 2**34, (7, 0), bf16=False, kernels=False)
+    old = gpu.Gpu("V100", 2**34, (7, 0), **{"bf16": False, **card})
     monkeypatch.setattr(gpu, "found", lambda: old)
     monkeypatch.setattr(gpu, "is_likely", lambda: True)
-    found = jobs(tmp_path)
+    found = jobs(tmp_path, change)
     refused = set()
     for job in found.values():
         try:
             Foresight(found.values(), here=True).check(job)
         except MissingError as error:
-            assert "no kernels for V100" in str(error)
+            assert said in str(error)
             refused.add(job.stage)
-    assert refused == {"caption", "encode", "train", "sample", "choose"}
+    assert refused == stages

@@ -135,6 +135,26 @@ def test_max_norm_bounds_every_update(tmp_path: Path) -> None:
     assert max(bound) <= limit * 1.0001 < max(free)
 
 
+def test_max_norm_is_layer_by_layers_to_the_last_bit_with_fewer_operations() -> None:
+    """What one layer takes beside its products is taken of all at once."""
+    layers = [m for m in run_of(targets="all", alpha_pattern={"to_k": 9.0}).model.denoiser.modules()
+              if isinstance(m, LoraLayer)]  # fmt: skip
+    network, generator = torch.nn.ModuleList(layers), torch.Generator().manual_seed(1)
+    expected = []
+    for layer in layers:
+        down, up = layer.lora_A["default"].weight.detach(), layer.lora_B["default"].weight.detach()
+        up.copy_(torch.randn(up.shape, generator=generator))
+        gram = (up.flatten(1).T @ up.flatten(1)) * (down.flatten(1) @ down.flatten(1).T)
+        norm = gram.sum().clamp(min=0).sqrt() * layer.scaling["default"]
+        ratio = (3.0 / norm.clamp(min=1e-12)).clamp(max=1.0).sqrt()
+        expected += [down * ratio, up * ratio]
+    with Operations() as counted:
+        types.limit_norms(network, 3.0)
+    found = [part["default"].weight for layer in layers for part in (layer.lora_A, layer.lora_B)]
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert counted.seen.total() < 8 * len(layers)
+
+
 def test_loraplus_moves_b_faster() -> None:
     groups = types.parameter_groups(run_of(loraplus_ratio=16.0).model, Train(loraplus_ratio=16.0), 1.0)
     assert [group["lr"] for group in groups] == [1e-4, 16e-4]

@@ -113,6 +113,7 @@ def test_weights_are_counted_by_type(small_sd: Base) -> None:
     real = {name: sum(p.numel() * 4 for p in getattr(model.pipeline, name).parameters())
             for name in ("unet", "vae", "text_encoder")}  # fmt: skip
     unet = real.pop("unet")  # comes when the others are gone
+    vae = {"vae": real.pop("vae")}  # reads no latents that are on the disk
     demand = demand_of(examples(), settings(), small_sd)
     plain, drawing, half = (
         {one.name: one.parts for one in preflight.predict(settings(**changes), base, demand, CPU)}
@@ -123,8 +124,8 @@ def test_weights_are_counted_by_type(small_sd: Base) -> None:
         )
     )
     assert plain["load"] == real and plain["train"]["unet"] == unet
-    assert drawing["load"] == {**real, "unet": unet}
-    assert drawing["prior"].items() >= {**real, "unet": unet}.items()
+    assert drawing["load"] == {**real, **vae, "unet": unet}
+    assert drawing["prior"].items() >= {**real, **vae, "unet": unet}.items()
     assert half["load"] == {name: size // 2 for name, size in real.items()}
 
 
@@ -340,17 +341,28 @@ def test_prior_pictures_take_no_second_set_of_activations(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
-def test_a_gpu_that_is_not_here_is_said_to_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No build of torch takes a backward pass on fake CUDA tensors where it finds no card."""
+def test_what_a_gpu_that_is_not_here_would_take_is_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In its types, with its headroom, and the RAM beside it."""
     monkeypatch.chdir(ROOT)
-    with pytest.raises(ResourceError, match=r"v8: its memory cannot be predicted .*; there is no GPU here"):
-        preflight.show(load(ROOT / "params.yaml"), "v8", "cuda")
+    params = load(ROOT / "params.yaml")
+    half = TINY.model_copy(update={"dtype": "fp16"})
+    params = params.model_copy(update={"bases": {**params.bases, params.versions["v8"].base: half}})
+    preflight.show(params, "v8", "cuda")
+    said = capsys.readouterr().out
+    numbers = sum(p.numel() for p in choices.pick(choices.FAMILIES, "sd").outline(TINY, CPU).denoiser.parameters())
+    assert "| MiB | encode | load | captions | train | draw |" in said and "free now" not in said
+    assert f"| unet | 0.0 | 0.0 | 0.0 | {2 * numbers / 2**20:.1f} |" in said and "| packed | 0.0 " in said
+    assert "RAM beside the card, libraries included, MiB: encode 4" in said
+    assert said.strip().endswith("no GPU is here, so this is counted in a GPU's types on the CPU")
 
 
 def test_to_encode_takes_the_vae_alone(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     params = load(ROOT / "params.yaml")
     found = encode_phase(params.versions["v8"], TINY, CPU)
-    assert found.parts["vae"] == phase("load").parts["vae"]
+    vae = choices.pick(choices.FAMILIES, "sd").outline(TINY, CPU).pipeline.vae
+    assert found.parts["vae"] == 4 * sum(p.numel() for p in vae.parameters())
     assert found.parts.keys() == {"vae", "activations"}
     monkeypatch.chdir(ROOT)
     main(["preflight", "v8", "--encoding-ram"])

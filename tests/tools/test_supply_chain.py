@@ -1,6 +1,8 @@
-"""Nothing here loads a file that can run code: no pickle, no code from a model's repository."""
+"""Nothing here loads a file that can run code: no pickle, no code from a model's repository. All locks are audited."""
 
 import ast
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,3 +90,84 @@ def test_every_locked_package_has_its_hash() -> None:
         lines = [line for line in lock.read_text("utf-8").splitlines() if line and not line.startswith("#")]
         blocks = "\n".join(lines).replace("\\\n", " ").splitlines()
         assert blocks and all("--hash=sha256:" in block for block in blocks), lock
+
+
+LOCKS = sorted(path.name for path in ROOT.glob("requirements*.lock"))
+OFFLINE = "echo 'ERROR: No matching distribution found for cyclonedx-bom==7.5.0' >&2; exit 1"
+# what `python -m venv FOLDER` makes: a pip that does what the file `pip` beside this Python says
+PYTHON = """#!/bin/sh
+mkdir -p "$3/bin" && cp "$(dirname "$0")/pip" "$3/bin/pip"
+"""
+TOOLS = """cd "$(dirname "$0")"
+printf '#!/bin/sh\\necho "asked: $*"; {says}\\n' > pip-audit
+printf '#!/bin/sh\\ncat > {pins}\\n' > cyclonedx-py
+chmod +x pip-audit cyclonedx-py
+"""
+
+
+class Bench:
+    """The Makefile and the locks in a folder of their own, with a Python and a pip that fetch nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.pins = folder, folder / "pins"
+        for name in ("Makefile", "pyproject.toml", *LOCKS):
+            shutil.copy(ROOT / name, folder / name)
+        self.script("python", PYTHON)
+
+    def script(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text if text.startswith("#!") else f"#!/bin/sh\n{text}", "utf-8")
+        (self.folder / name).chmod(0o755)
+
+    def tools(self, says: str = "true") -> None:
+        """From now on pip installs tools: `pip-audit` runs `says`."""
+        self.script("pip", TOOLS.format(says=says, pins=self.pins))
+
+    def make(self, target: str) -> tuple[int, str]:
+        words = ["make", "--silent", target, f"PYTHON={self.folder / 'python'}"]
+        done = subprocess.run(words, cwd=self.folder, text=True, capture_output=True, check=False)
+        return done.returncode, done.stdout
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+@pytest.mark.workflow
+def test_an_installation_that_failed_is_one_sentence_and_is_begun_anew(bench: Bench) -> None:
+    bench.script("pip", OFFLINE)
+    for _ in range(2):
+        code, said = bench.make("audit")
+        assert code == 0 and said.count("\n") == 1, said
+        assert said.startswith("not audited: ") and {*LOCKS} <= {*said.replace(";", "").split()}
+        assert "No matching distribution found for cyclonedx-bom" in said
+        code, said = bench.make("sbom")
+        assert code and said.startswith("sbom.cdx.json is not written: ") and said.count("\n") == 1
+    bench.tools()
+    assert bench.make("audit")[1].count("asked: ") == 1 and bench.make("sbom")[0] == 0
+
+
+@pytest.mark.workflow
+def test_every_lock_is_audited_and_listed(bench: Bench) -> None:
+    bench.tools(says="exit 3")
+    code, said = bench.make("audit")
+    assert code and [said.count(f"-r {lock}") for lock in LOCKS] == [1] * len(LOCKS)
+    assert bench.make("sbom")[0] == 0
+    listed = [line.split()[0] for line in bench.pins.read_text("utf-8").splitlines() if line[:1] not in ("#", " ")]
+    locked = {
+        line.split()[0]
+        for lock in LOCKS
+        for line in (ROOT / lock).read_text("utf-8").splitlines()
+        if line[:1] not in ("", "#", " ")
+    }
+    assert {*listed} == locked and len(listed) == len(locked)
+    assert any(pin.startswith("torch==") for pin in listed) and any(pin.startswith("nvidia-") for pin in listed)
+
+
+@pytest.mark.workflow
+@pytest.mark.parametrize("error", ["requests.exceptions.ConnectionError: no", "ERROR: Could not connect to PyPI"])
+def test_advisory_databases_out_of_reach_are_one_sentence(bench: Bench, error: str) -> None:
+    bench.tools(says=f"echo {error} >&2; exit 1")
+    code, said = bench.make("audit")
+    assert code == 0 and said.count("\n") == 1 and {*LOCKS} <= {*said.replace(";", "").split()}
+    assert said.endswith("; the advisory databases cannot be reached from here\n")

@@ -1,7 +1,10 @@
 """The notebook for Colab, run as it is on the embedded base; its settings and where it installs are the test's."""
 
 import json
+import os
 import re
+import shutil
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -24,6 +27,8 @@ def executed(folder: Path, kept: Path, served: Path, monkeypatch: pytest.MonkeyP
     params = SMALL.replace("threads: 1", "scraping: false  # or true\nthreads: 1")
     project = make_project(folder, params, served, embedded_base=True)
     (folder / "workflow/scripts/scrape.py").write_text(SCRIPT, "utf-8")
+    for path in (ROOT / "Makefile", *ROOT.glob("requirements*.lock")):
+        shutil.copy(path, folder)
     (folder / ".venv").mkdir()
     (folder / ".venv/installed").touch()
     for name, value in project.environment().items():
@@ -82,3 +87,24 @@ def test_it_is_kept_without_outputs_and_holds_for_other_versions() -> None:
     book = nbformat.read(NOTEBOOK, as_version=4)
     nbformat.validate(book)
     assert not any(cell.get("outputs") or cell.get("execution_count") for cell in book.cells)
+
+
+def test_another_torch_in_the_first_cell_is_installed_on_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`make` knows what the environment has."""
+    (cell,) = (cell.source for cell in nbformat.read(NOTEBOOK, as_version=4).cells if cell.id == "install")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", os.environ["PATH"])  # the cell sets it, too
+    project, index = tmp_path / "sdlora", "https://download.pytorch.org/whl/cu126"
+    for folder in (".venv", "data"):
+        (project / folder).mkdir(parents=True)
+    for file in (project / "Snakefile", project / ".venv/installed"):
+        file.touch()
+    said: list[tuple[str, ...]] = []
+    given = {
+        "PROJECT": str(project), "KEPT": str(tmp_path / "kept"), "TORCH_INDEX": index, "colab": None,
+        "run": lambda *words: said.append(words),
+    }  # fmt: skip
+    exec(cell, {"os": os, "shutil": shutil, "sys": sys, "Path": Path, **given})
+    assert said[0] == ("make", ".venv/installed", f"PYTHON={sys.executable}", f"TORCH_INDEX={index}")

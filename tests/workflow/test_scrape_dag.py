@@ -3,18 +3,21 @@
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 
 import pytest
 from helpers import SMALL, Project, kill_all_at_work, make_project, wait_for
-from rig import SCRIPT, Rig, Search, results
+from rig import SCRIPT, Rig, Search, picture, results
+from rocrate.rocrate import ROCrate
 from stage_server import Job
 
 from sdlora import records
 
 MANIFEST = "data/sets/pixels/manifest.jsonl"
+LICENSED = "{kind: selenium, query: pixel illustration, licence: share, limit: 50}"
 PARAMS = (
     SMALL.replace("threads: 1", "scraping: true\nthreads: 1")
     .replace("run: [a, b]", "run: [a]")
@@ -22,20 +25,28 @@ PARAMS = (
     .replace("max_references: 2, hires: {factor: 1.5, denoising_strength: 0.35}", "max_references: 1")
     .replace(
         "  small:\n",
-        """  pixels:
+        f"""  pixels:
     sources:
-      - {kind: bing, query: pixel illustration, limit: 50}
-      - {kind: selenium, query: pixel illustration, limit: 50}
+      - {{kind: bing, query: pixel illustration, limit: 50}}
+      - {LICENSED}
     trigger: pixel illustration
     minimum: 50
     held_out: 5
-    scrape: {host_rate_per_s: 100}
+    scrape: {{host_rate_per_s: 100}}
   small:
 """,
     )
     .replace("    train: {rank: 2}", "    dataset: pixels\n    train: {rank: 2}")
 )
-SEARCH = Search(endpoint=results(range(70)), page=results(range(45, 125)))
+
+
+def searched(endpoint: Iterable[int], page: Iterable[int]) -> Search:
+    """What both faces of the search find; the page has a licence filter, which its pictures pass."""
+    passed = frozenset({"license-L2_L3_L4_L5_L6_L7"})
+    return Search(endpoint=results(endpoint), page=tuple(replace(one, filters=passed) for one in results(page)))
+
+
+SEARCH = searched(range(70), range(45, 125))
 
 
 @dataclass
@@ -77,7 +88,7 @@ def scraped_once(served: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 def scraped(scraped_once: Scraped, tmp_path: Path) -> Iterator[Scraped]:
     """A copy of it, with a web of its own that has changed in the meantime: other pictures in another order."""
     shutil.copytree(scraped_once.project.folder, tmp_path / "project")
-    changed = Search(endpoint=results(range(260, 190, -1)), page=results(range(400, 300, -1)))
+    changed = searched(range(260, 190, -1), range(400, 300, -1))
     with Rig(tmp_path / "project/rig", {"pixel illustration": changed}) as rig:
         yield Scraped(Project(tmp_path / "project", scraped_once.project.python), rig)
 
@@ -94,6 +105,21 @@ def test_fifty_by_bing_and_fifty_by_selenium_become_one_dataset_and_a_table(scra
     assert [row["step"] for row in table if row["metric"] == "psnr_db"] == ["0", "2", "4"]
     captions = records.read_jsonl(next((scraped_once.project.folder / "data/sets/pixels").glob("*/captions.jsonl")))
     assert len(captions) == 100 and all(row["caption"].startswith("pixel illustration") for row in captions)
+
+
+def test_the_lora_leads_back_to_each_pictures_url_and_licence(scraped: Scraped) -> None:
+    said = scraped.project.command("sdlora", "provenance", "a").stdout
+    assert "to 100 pictures" in said and "url not recorded" not in said
+    assert "licence not recorded: 50 of 100 pictures" in said
+    crate = ROCrate(scraped.project.folder / "results/a")
+    pictures = {one["sha256"]: one.properties() for one in crate.get_by_type("ImageObject")}
+    assert pictures.keys() == scraped.pictures()
+    for row in scraped.rows():
+        found = pictures[row["sha256"]]
+        number = int(found["contentUrl"].rpartition("/")[2].removesuffix(".jpg"))
+        assert sha256(picture(number)).hexdigest() == row["sha256"], "the URL is this picture's"
+        licence = {"selenium": "share, says the search", "bing": {"@id": "#no-licence"}}
+        assert found["license"] == licence[row["engine"]]
 
 
 def test_a_changed_web_and_changed_code_change_nothing(scraped: Scraped) -> None:
@@ -150,7 +176,7 @@ def test_forcerun_scrapes_again(scraped: Scraped) -> None:
     scraped.project.edit("params.yaml", "scraping: false", "scraping: true")
     scraped.project.edit(
         "params.yaml",
-        "{kind: selenium, query: pixel illustration, limit: 50}",
+        LICENSED,
         "{kind: folder, path: data/embedded/small}",
     )
     text = scraped.project.snakemake(MANIFEST, "--forcerun", "scrape")
@@ -206,7 +232,7 @@ def test_scraping_is_off_unless_it_is_turned_on(served: Path, tmp_path: Path) ->
 
 
 def test_kill_9_and_again_gives_the_same_set_and_repeats_no_request(served: Path, tmp_path: Path) -> None:
-    params = PARAMS.replace("      - {kind: selenium, query: pixel illustration, limit: 50}\n", "")
+    params = PARAMS.replace(f"      - {LICENSED}\n", "")
     params = params.replace("minimum: 50", "minimum: 45")
     found, straight = (
         project_with_rig(tmp_path / "killed", params, 0.15, served),

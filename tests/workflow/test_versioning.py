@@ -1,6 +1,7 @@
 """Versions under git and DVC: what is pushed is pulled, experiments come and go, nothing is trained twice."""
 
 import csv
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -189,8 +190,26 @@ def test_a_version_is_renamed_added_and_removed(copied: Project) -> None:
         assert copied.read(f"results/{renamed}/{last}") == copied.read(f"results/{name}/{last}")
     assert "results/b/" not in copied.command("dvc", "status").stdout
     commit(copied, "rank-4")
-    # what only b had is collected; what is in use stays
+    # a version that is only removed: nothing is made anew, and what nobody else has is collected
+    gone, kept = (cached(copied, f"results/{name}/{last}") for name in ("a", "rank-4"))
+    copied.edit("params.yaml", "run: [a, rank-4, c]", "run: [rank-4]")
+    copied.edit("params.yaml", "  a:\n    train: {rank: 2}\n  c:\n    train: {rank: 2}\n", "")
+    assert not copied.plan("results/rank-4/metrics.csv")
+    done = copied.command("dvc", "repro")
+    assert "Execute" not in done.stdout + done.stderr
+    assert "up to date" in copied.command("dvc", "status").stdout
+    cache = copied.folder / ".dvc/cache/files"
+    before = {path for path in cache.rglob("*") if path.is_file()}
+    assert {gone, kept} <= before
     copied.command("dvc", "gc", "--workspace", "--force")
+    after = {path for path in cache.rglob("*") if path.is_file()}
+    assert after < before and gone not in after and kept in after
     shutil.rmtree(copied.folder / "results/rank-4/export")
     copied.command("dvc", "checkout", "-q")
-    assert not copied.plan("results/rank-4/metrics.csv", "results/c/metrics.csv")
+    assert not copied.plan("results/rank-4/metrics.csv")
+
+
+def cached(project: Project, name: str) -> Path:
+    """Where DVC's cache has the content of a file."""
+    md5 = hashlib.md5(project.read(name), usedforsecurity=False).hexdigest()
+    return project.folder / ".dvc/cache/files/md5" / md5[:2] / md5[2:]

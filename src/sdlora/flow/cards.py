@@ -22,6 +22,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 LOOKED_S = 0.2  # between two looks for a card that became free
 _DRIVERS_CARDS = Path("/proc/driver/nvidia/gpus")
+_OF_AMD = Path("/dev/kfd")
 _held: "list[Lease]" = []
 
 
@@ -40,7 +41,7 @@ class Lease:
 def of_this_machine() -> list[str]:
     """The cards that jobs may use, as `CUDA_VISIBLE_DEVICES` names them; none where NVIDIA's driver tells of none.
 
-    Where the variable is set (by a user, by Slurm), it says which.
+    Where the variable is set (by a user, by Slurm), it says which; of AMD's it alone does.
     """
     said = os.environ.get(VISIBLE)
     if said is not None:
@@ -103,6 +104,12 @@ def take(count: int) -> None:
     check_processes(os.environ.get("WORLD_SIZE", "1"))
     cards = of_this_machine()
     if not cards:
+        if _OF_AMD.exists() and VISIBLE not in os.environ:
+            print(
+                f"AMD's GPUs are not counted, so jobs that run at once share the first: say which there are, "
+                f"{VISIBLE}=0,1, and each job has its own",
+                flush=True,
+            )
         return
     if len(cards) < count:
         raise ParamsError(

@@ -5,18 +5,24 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import redirect_stderr, redirect_stdout
+from contextlib import nullcontext, redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 from typing import TypeVar
 
+from sdlora import gpu
 from sdlora.errors import DataError, ParamsError, SdloraError, suggest
-from sdlora.flow import cards, freshness
+from sdlora.flow import cards, foreseen, freshness
 from sdlora.flow.code import CODE_MEMORY, PACKAGE, Code
 from sdlora.flow.recipe import Recipe
 
 # What is wrong with the machine, not with the program.
 _OF_THE_MACHINE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO}
+#: Where a stage does not know better what takes less memory.
+LESS_MEMORY = (
+    "other programs and jobs may take some of it: close them, or run fewer at once; where a GPU is full, "
+    "CUDA_VISIBLE_DEVICES= hides it, and the job computes in RAM"
+)
 #: Of what Snakemake says: that it has no records of its own. Ours tell what is fresh.
 NO_NEWS = ("provenance/metadata", "Missing metadata for file")
 PROFILES = Path("profiles")  # where Snakemake looks for a workflow's own
@@ -42,8 +48,10 @@ def run(kind: type[Asked], work: Callable[..., Iterable[Path]], **arguments: typ
         check_code(recipe, Path(sys.argv[0]))
         if recipe.cards:
             cards.take(recipe.cards)
+            foreseen.check_machine(recipe)  # on a cluster nobody has
         inputs = freshness.inputs_of(recipe)
-        outputs = list(work(recipe, **options))
+        with gpu.told_when_it_fails(lambda: LESS_MEMORY) if recipe.cards else nullcontext():
+            outputs = list(work(recipe, **options))
         check_inputs(recipe, inputs)
         freshness.write_made(recipe, outputs)
     except SdloraError as error:

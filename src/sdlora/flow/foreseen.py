@@ -123,7 +123,7 @@ class Foresight:
             weights.refuse_incomplete(option, model)
             weights.refuse_others(model)
         if self._here:
-            _check_machine(job)
+            check_machine(job)
             for setting, network in job.networks.items() if isinstance(job, MeasuringRecipe) else ():
                 networks.check(setting, network)
         question = _question_of(job)
@@ -186,12 +186,26 @@ def _models_of(job: Recipe) -> Iterator[tuple[str, str]]:
         yield weights.FILM, job.animate.model
 
 
-def _check_machine(job: Recipe) -> None:
-    """Refuse what this machine's card, or that it has none, does not allow."""
+def check_machine(job: Recipe) -> None:
+    """Refuse what this machine's card, or that it has none, does not allow.
+
+    Raises:
+        MissingError: If the job needs a GPU, or another one.
+        ParamsError: If no GPU can do it.
+    """
     train = job.training if isinstance(job, ProbeRecipe) else job
     if isinstance(train, TrainRecipe) and gpu.concerns(train.train, train.base):
         gpu.check(train.train, train.base, gpu.found())
-    elif isinstance(job, AnimateRecipe) and (job.animate.dtype == "fp16" or gpu.is_likely()):
+    if isinstance(job, AnimateRecipe) and (job.animate.dtype == "fp16" or gpu.is_likely()):
         gpu.check_film(job.animate.dtype, gpu.found())
-    elif job.cards and gpu.is_likely():
-        gpu.check_kernels(gpu.found())
+    if job.cards and gpu.is_likely():
+        gpu.check_dtype(*_type_of(job), gpu.found())
+
+
+def _type_of(job: Recipe) -> tuple[str, str]:
+    """The type in which a job computes, and what else could be set."""
+    if isinstance(job, EncodeRecipe):
+        return job.encode.dtype, "encode.dtype: fp16 or fp32"
+    if isinstance(job, DrawingRecipe):
+        return job.base.dtype, "bases.<name>.dtype: fp16, in which is drawn, too"
+    return "fp32", ""

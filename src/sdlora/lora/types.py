@@ -170,15 +170,18 @@ def parameter_groups(model: ModelFamily, settings: Train, scale: float) -> list[
 @torch.no_grad()
 def limit_norms(denoiser: nn.Module, largest: float) -> None:
     """Shrink each update B A alpha / r to at most a Frobenius norm of `largest` (kohya's max-norm)."""
-    for module in denoiser.modules():
-        if isinstance(module, LoraLayer) and "default" in module.lora_A:
-            down, up = module.lora_A["default"].weight, module.lora_B["default"].weight
-            # |B A|^2 = trace(B^T B A A^T), without forming the product
-            gram = (up.flatten(1).T @ up.flatten(1)) * (down.flatten(1) @ down.flatten(1).T)
-            norm = gram.sum().clamp(min=0).sqrt() * module.scaling["default"]
-            ratio = (largest / norm.clamp(min=1e-12)).clamp(max=1.0).sqrt()
-            down.mul_(ratio)
-            up.mul_(ratio)
+    layers = [m for m in denoiser.modules() if isinstance(m, LoraLayer) and "default" in m.lora_A]
+    downs = [layer.lora_A["default"].weight for layer in layers]
+    ups = [layer.lora_B["default"].weight for layer in layers]
+    # |B A|^2 = trace(B^T B A A^T), without forming the product
+    grams = [
+        (up.flatten(1).T @ up.flatten(1)) * (down.flatten(1) @ down.flatten(1).T)
+        for down, up in zip(downs, ups, strict=True)
+    ]
+    norms = torch.stack([gram.sum() for gram in grams]).clamp(min=0).sqrt()
+    torch._foreach_mul_([*norms.unbind()], [layer.scaling["default"] for layer in layers])
+    ratios = (largest / norms.clamp(min=1e-12)).clamp(max=1.0).sqrt().unbind()
+    torch._foreach_mul_([*downs, *ups], [*ratios, *ratios])
 
 
 def initial_tensors(denoiser: nn.Module, settings: Train) -> dict[str, Tensor] | None:

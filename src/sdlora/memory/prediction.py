@@ -93,12 +93,20 @@ def _kept(captions: int, settings: Train) -> int:
 class _Shapes:
     """A base whose networks are fake tensors: everything runs on it, nothing is computed."""
 
-    def __init__(self, base: Base, device: torch.device) -> None:
+    def __init__(self, base: Base, device: torch.device, on: torch.device | None = None) -> None:
+        """Networks without weights.
+
+        Args:
+            base: Only its configs are read.
+            device: Whose types the networks have.
+            on: Where they pretend to be, if not there.
+        """
         if device.type == "cuda":  # without a number, a build of torch without CUDA would ask for the current card
             device = torch.device("cuda", device.index or 0)
-        self.device, self.mode = device, FakeTensorMode()
+        self.device, self.mode = on or device, FakeTensorMode()
         family: type[ModelFamily] = choices.pick(choices.FAMILIES, base.family)
         self.model = family.outline(base, device)
+        self.model.device = self.device
         for part in self.model.parts():
             put_into(part, self.model.dtype)
 
@@ -139,7 +147,9 @@ def put_into(network: nn.Module, dtype: torch.dtype) -> None:
         tensor.data = tensor.data.to(dtype)
 
 
-def predict(settings: Train, base: Base, demand: Demand, device: torch.device) -> list[Phase]:
+def predict(
+    settings: Train, base: Base, demand: Demand, device: torch.device, on: torch.device | None = None
+) -> list[Phase]:
     """Memory of each phase of the stage `train`, on the device that trains.
 
     Args:
@@ -147,6 +157,8 @@ def predict(settings: Train, base: Base, demand: Demand, device: torch.device) -
         base: Only its configs are read.
         demand: Pictures and captions.
         device: Where the networks are.
+        on: Where their tensors pretend to be, if not there: without a card no build of torch takes a backward pass on
+            fake CUDA tensors, and a CPU build takes attention apart, which would be many times the memory.
 
     Returns:
         Phases in the order they happen: prior (if any), load, latents (if the run encodes them), captions, train.
@@ -159,11 +171,11 @@ def predict(settings: Train, base: Base, demand: Demand, device: torch.device) -
     if device.type == "cuda":
         gpu.check_scaler(settings, base)
     base = trained_base(base, settings, device)
-    shapes = _Shapes(base, device)
+    shapes = _Shapes(base, device, on)
     model = shapes.model
     model.check(settings)
     model.check_size(*demand.latent[1:])
-    before = _before(base, settings, demand, device)
+    before = _before(base, settings, device, on)
     if (demand.images or demand.encodes) and device.type == "cuda":  # another VAE than the base's
         put_into(model.pipeline.vae, DTYPES[demand.vae])
     weights = shapes.weights()
@@ -191,11 +203,11 @@ def predict(settings: Train, base: Base, demand: Demand, device: torch.device) -
     return [*before, texts, Phase("train", train)]
 
 
-def _before(base: Base, settings: Train, demand: Demand, device: torch.device) -> list[Phase]:
+def _before(base: Base, settings: Train, device: torch.device, on: torch.device | None) -> list[Phase]:
     """The drawing of prior pictures, where there are any: by the whole base, one at a time."""
     if settings.prior is None:
         return []
-    shapes = _Shapes(base, device)
+    shapes = _Shapes(base, device, on)
     weights = shapes.weights()
     shapes.materialize()
     peak = _draw_peak(shapes, 1, base.size_px)
@@ -310,17 +322,17 @@ def _autocast(device: torch.device, kind: str) -> AbstractContextManager[Any]:
     return nullcontext() if kind == "no" else torch.autocast(device.type, DTYPES[kind])
 
 
-def encode_phase(version: Version, base: Base, device: torch.device) -> Phase:
-    """Memory of the stage `encode`: the VAE and one picture in it."""
+def encode_phase(version: Version, base: Base, device: torch.device, on: torch.device | None = None) -> Phase:
+    """Memory of the stage `encode`: the VAE and one picture in it; arguments as of `predict`."""
     side = version.fit.size_px or base.size_px
-    shapes = _Shapes(base.model_copy(update={"dtype": version.encode.dtype}), device)
+    shapes = _Shapes(base.model_copy(update={"dtype": version.encode.dtype}), device, on)
     vae = shapes.weights()["vae"]
     shapes.materialize()
     peak, _ = shapes.peak(lambda: shapes.model.encode_images(torch.zeros(1, 3, side, side)))
     return Phase("encode", {"vae": vae, "activations": peak})
 
 
-def draw_phase(sample: Sample, side: int, base: Base, device: torch.device) -> Phase:
+def draw_phase(sample: Sample, side: int, base: Base, device: torch.device, on: torch.device | None = None) -> Phase:
     """Memory of the stage `sample`: denoising twice a picture (guidance), then decoding, hires fix and tiles included.
 
     Args:
@@ -328,8 +340,9 @@ def draw_phase(sample: Sample, side: int, base: Base, device: torch.device) -> P
         side: Of a picture, px.
         base: Only its configs are read.
         device: Where it is drawn.
+        on: As of `predict`.
     """
-    shapes = _Shapes(base, device)
+    shapes = _Shapes(base, device, on)
     model, weights = shapes.model, shapes.weights()
     check_drawing(sample, type(model))
     side = last_side(sample, side, model.resolution_multiple)

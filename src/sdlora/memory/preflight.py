@@ -226,15 +226,15 @@ def _yaml(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def table(phases: Sequence[Phase], free: int) -> str:
-    """The phases and the memory that is free, in Markdown, MiB."""
+def table(phases: Sequence[Phase], free: int | None) -> str:
+    """The phases and the memory that is free, if that can be known, in Markdown, MiB."""
     names = list(dict.fromkeys(name for phase in phases for name in phase.parts))
     head = ["MiB", *(phase.name for phase in phases)]
     rows = [[name, *(f"{phase.parts.get(name, 0) / MIB:.1f}" for phase in phases)] for name in names]
     rows.append(["total", *(f"{phase.total / MIB:.1f}" for phase in phases)])
     lines = [head, ["---", *("---:" for _ in phases)], *rows]
     text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"{text}\n\nfree now: {free / MIB:.1f} MiB"
+    return text if free is None else f"{text}\n\nfree now: {free / MIB:.1f} MiB"
 
 
 def beside_a_card(version: Version, base: Base) -> str:
@@ -245,24 +245,31 @@ def beside_a_card(version: Version, base: Base) -> str:
 
 
 def show(params: Params, name: str, device: str | None) -> None:
-    """Print the table of one version, and whether it fits.
+    """Print the table of one version, and whether it fits; of a GPU that is not here, what it would take.
 
     Raises:
-        ResourceError: If it does not fit, or if the device is a GPU that is not here: torch takes no step for one.
+        ResourceError: If it does not fit, or if torch takes no step of it on tensors without numbers.
     """
     quieten()
     version = params.versions[name]
     base, where = params.bases[version.base], torch.device(device or default_device())
+    missing = where.type == "cuda" and gpu.found() is None
+    on = torch.device("cpu") if missing else None
     train, demand = version.train.of_one_process, ram.demand(params, name)
     try:
-        phases = predict(train, base, demand, where)
+        phases = predict(train, base, demand, where, on)
     except Unpredictable as reason:
-        here = where.type == "cpu" or gpu.found() is not None
-        raise ResourceError(f"{name}: {reason}" + ("" if here else "; there is no GPU here")) from None
+        raise ResourceError(f"{name}: {reason}") from None
     drawing = version.sample, version.fit.size_px or base.size_px
-    drawn = draw_phase(*drawing, base, where)
-    print(table([encode_phase(version, base, where), *phases, drawn], free_bytes(where)))
+    phases.append(draw_phase(*drawing, base, where, on))
+    print(table([encode_phase(version, base, where, on), *phases], None if missing else free_bytes(where)))
     if where.type == "cuda":
         print(beside_a_card(version, base))
-    all_phases, beside = [*phases, drawn], train.processes
-    check(train, base, demand, device=where.type, phases=all_phases, drawing=drawing, beside=beside)
+    if missing:
+        worst = max(phases, key=lambda phase: phase.total)
+        print(
+            f"preflight: {_gib(_needed(worst.total, where))} of GPU memory at the worst moment ({worst.name}); no GPU "
+            f"is here, so this is counted in a GPU's types on the CPU"
+        )
+    else:
+        check(train, base, demand, device=where.type, phases=phases, drawing=drawing, beside=train.processes)

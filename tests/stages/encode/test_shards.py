@@ -10,7 +10,8 @@ import torch
 from small_set import ENCODE, noise
 
 from sdlora import records, tensors
-from sdlora.errors import DataError
+from sdlora.config.params import Encode
+from sdlora.errors import DataError, ResourceError
 from sdlora.flow import hashing, store
 from sdlora.stages.encode import encode, shards
 from sdlora.stages.encode.encode import encode_dataset
@@ -214,3 +215,28 @@ def test_an_index_without_shards_is_refused(tmp_path: Path) -> None:
     records.write_jsonl(index, [{"id": row["id"], "mirrored": False, "file": row["file"]} for row in rows])
     with pytest.raises(DataError, match="before latents were in shards; delete"):
         values_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("family", "dtype", "less"),
+    [
+        ("sd", "fp32", " or encode.dtype: fp16"),
+        ("sd", "fp16", ""),
+        ("sdxl", "fp32", " or encode.dtype: bf16, where the card has it"),
+        ("sdxl", "fp16", " or encode.dtype: bf16, where the card has it"),
+        ("sdxl", "bf16", ""),
+    ],
+)
+def test_a_full_card_is_told_with_what_takes_less(
+    family: str, dtype: str, less: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SDXL's VAE computes in fp32 when it is told to be in fp16: nothing would be saved."""
+
+    def full(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(encode, "load_model", full)
+    base = ENCODE.base.model_copy(update={"family": family})
+    recipe = ENCODE.model_copy(update={"base": base, "encode": Encode.model_validate({"dtype": dtype})})
+    with pytest.raises(ResourceError, match=rf"memory is full .*; less is taken by a smaller fit.size_px{less}$"):
+        encode._encoder(recipe, 1)(Path("a.png"))

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from benchmarks.fake_card import CUDA, Traffic, on_a_card
 from diffusers import DDPMScheduler
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sdlora.config.train import Ema, Train
 from sdlora.stages.train import ema, losses, noise
@@ -63,6 +65,16 @@ def _huber(difference: float, timestep: int, **options: object) -> float:
     settings = Train(loss="huber", **options)
     one, zero = torch.full((1, 1, 1, 1), difference), torch.zeros(1, 1, 1, 1)
     return float(losses.huber(one, zero, SNR[timestep].float().view(1), torch.tensor([timestep]), settings))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "exponential", "snr"])
+def test_huber_sends_no_number_to_a_card(schedule: str) -> None:
+    """The CPU would wait for it in every step."""
+    settings = Train(loss="huber", huber_schedule=schedule)
+    with on_a_card(), FakeTensorMode(), Traffic() as traffic:
+        one, steps = torch.ones(2, 4, 8, 8, device=CUDA), torch.ones(2, dtype=torch.long, device=CUDA)
+        losses.huber(one, one, one[:, 0, 0, 0], steps, settings)
+    assert (traffic.copies, traffic.waits) == (0, 0) and traffic.operations
 
 
 def test_huber_is_a_square_for_small_and_a_line_for_large_differences() -> None:

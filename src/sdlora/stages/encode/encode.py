@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from sdlora import determinism, gpu, records, tensors
+from sdlora import choices, determinism, gpu, records, tensors
 from sdlora.flow import hashing, store
 from sdlora.flow.recipe import Values
 from sdlora.models import load_model
@@ -101,9 +101,19 @@ def _encoder(recipe: EncodeRecipe, count: int) -> Callable[[Path], shards.Latent
     progress = Progress("encode", count)
 
     def encode(picture: Path) -> shards.Latents:
-        with gpu.told_when_it_fails(lambda: "less is taken by a smaller fit.size_px or encode.dtype: fp16"):
+        with gpu.told_when_it_fails(lambda: _smaller(recipe)):
             latents = posterior_of(model(), picture)
         progress.advance()
         return latents
 
     return encode
+
+
+def _smaller(recipe: EncodeRecipe) -> str:
+    """What takes less memory while encoding; a VAE that overflows in fp16 computes in fp32 then, too."""
+    dtype, ways = recipe.encode.dtype, ["a smaller fit.size_px"]
+    if choices.pick(choices.FAMILIES, recipe.base.family).fp16_vae_overflows:
+        ways += ["encode.dtype: bf16, where the card has it"] if dtype != "bf16" else []
+    elif dtype == "fp32":
+        ways += ["encode.dtype: fp16"]
+    return f"less is taken by {' or '.join(ways)}"

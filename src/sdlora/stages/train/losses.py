@@ -37,7 +37,7 @@ def huber(prediction: Tensor, target: Tensor, snr: Tensor, timesteps: Tensor, se
     c = settings.value("huber_c")
     schedule = settings.value("huber_schedule")
     if schedule == "exponential":
-        threshold = torch.tensor(c, device=snr.device).pow(timesteps.float() / 1000)
+        threshold = torch.full_like(snr, c).pow(timesteps.float() / 1000)
     elif schedule == "snr":
         threshold = (1 - c) / (1 + snr.rsqrt()).square() + c
     else:
