@@ -357,11 +357,10 @@ def denoiser_name_of(pipeline: Any) -> str:
 def first_loaded(base: Base, settings: Train) -> tuple[str, ...]:
     """Networks that are there while latents and captions are encoded: all, where the base draws or is a single file.
 
-    The denoiser, by far the largest, comes when the others are gone. Latents from the disk need no VAE.
+    The denoiser, by far the largest, comes when the others are gone.
     """
-    if settings.prior is not None or base.model.endswith(".safetensors"):
-        return KINDS
-    return ("text_encoders",) if settings.cache_latents == "disk" else ("vae", "text_encoders")
+    whole = settings.prior is not None or base.model.endswith(".safetensors")
+    return KINDS if whole else ("vae", "text_encoders")
 
 
 def load_model(base: Base, device: str | None = None, kinds: Sequence[str] = KINDS) -> ModelFamily:

@@ -106,25 +106,6 @@ def from_file(kind: Any, model: str, options: Mapping[str, Any]) -> Any:
         ) from None
 
 
-def latent_cell_px(base: Base) -> int:
-    """Side of a latent cell, px, by the config of a folder's VAE: without the VAE, diffusers takes it for 8.
-
-    Raises:
-        MissingError: If the config is neither local nor reachable.
-    """
-    from diffusers import AutoencoderKL
-
-    if base.vae is None:
-        option, model, revision, folder = weights.BASE, base.model, base.revision, {"subfolder": "vae"}
-    else:
-        option, model, revision, folder = weights.VAE, base.vae, base.vae_revision, {}
-    try:
-        config = AutoencoderKL.load_config(model, **folder, **revision_option(model, revision))
-    except weights.UNREADABLE as error:
-        raise weights.unreadable(option, model, revision, error) from None
-    return int(2 ** (len(config["block_out_channels"]) - 1))
-
-
 def revision_option(model: str, revision: str | None) -> dict[str, str]:
     """The revision as an option for the hub; local files have none."""
     return {} if revision is None or Path(model).exists() else {"revision": revision}

@@ -24,7 +24,7 @@ from sdlora.lora.names import AVERAGE
 from sdlora.memory import preflight
 from sdlora.models import ModelFamily, load_model
 from sdlora.models.family import first_loaded
-from sdlora.models.loading import latent_cell_px, trained_base
+from sdlora.models.loading import trained_base
 from sdlora.stages.train import latents, prior, processes, texts
 from sdlora.stages.train.about import write_about
 from sdlora.stages.train.checkpoint import (
@@ -288,8 +288,6 @@ def prepare(
     base = trained_base(base, settings, accelerator.device)
     first = first_loaded(base, settings)
     model = load_model(base, accelerator.device.type, first)
-    if "vae" not in first:
-        model.pipeline.vae_scale_factor = latent_cell_px(base)
     model.check(settings)
     with accelerator.main_process_first():  # one process fills the caches on disk
         kept = _prior_examples(model, settings, base, identity)
