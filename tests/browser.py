@@ -38,6 +38,7 @@ class Page:
         self._session = browser.call("Target.attachToTarget", SECONDS, targetId=target, flatten=True)["sessionId"]
         self._call("Page.enable")
         self._call("Performance.enable", timeDomain="threadTicks")
+        self.scheme("light")
 
     def _call(self, method: str, **params: Any) -> dict[str, Any]:
         return self._browser.call(method, SECONDS, self._session, **params)
@@ -125,8 +126,10 @@ class Page:
         self._call("Input.insertText", text=text)
 
     def scheme(self, name: str) -> None:
-        """What the reader's system is set to: `light` or `dark`."""
-        self._call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": name}])
+        """What the reader's system is set to: `light` or `dark`, and no smooth scrolling, under which clicks miss."""
+        chosen = {"prefers-color-scheme": name, "prefers-reduced-motion": "reduce"}
+        features = [{"name": key, "value": value} for key, value in chosen.items()]
+        self._call("Emulation.setEmulatedMedia", features=features)
 
     def screenshot(self, path: Path) -> None:
         """The whole page, from top to bottom."""

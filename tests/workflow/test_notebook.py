@@ -27,7 +27,7 @@ def executed(folder: Path, kept: Path, served: Path, monkeypatch: pytest.MonkeyP
     params = SMALL.replace("threads: 1", "scraping: false  # or true\nthreads: 1")
     project = make_project(folder, params, served, embedded_base=True)
     (folder / "workflow/scripts/scrape.py").write_text(SCRIPT, "utf-8")
-    for path in (ROOT / "Makefile", *ROOT.glob("requirements*.lock")):
+    for path in (ROOT / "Makefile", ROOT / "pyproject.toml", *ROOT.glob("requirements*.lock")):
         shutil.copy(path, folder)
     (folder / ".venv").mkdir()
     (folder / ".venv/installed").touch()
