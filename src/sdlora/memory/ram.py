@@ -1,6 +1,6 @@
 """What jobs take of a machine's RAM: for a cluster that must know before it chooses a node, and beside a card."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -8,7 +8,7 @@ from torch import nn
 from sdlora import choices
 from sdlora.config.params import Base, Params, Version
 from sdlora.flow import asking, plan
-from sdlora.memory.prediction import Demand, demand_of_version, draw_phase, encode_phase, predict, state_bytes
+from sdlora.memory.prediction import Demand, Phase, demand_of_version, draw_phase, encode_phase, predict, state_bytes
 from sdlora.models.family import KINDS, first_loaded, quieten
 from sdlora.models.loading import trained_base
 from sdlora.tensors import DTYPES
@@ -43,12 +43,7 @@ def encoding_mib(params: Params, name: str) -> int:
     Raises:
         Unpredictable: If it encodes in RAM, and that needs numbers that tensors without them do not have.
     """
-    quieten()
-    version = params.versions[name]
-    base = params.bases[version.base]
-    if torch.version.cuda is None:
-        return _asked("cpu", encode_phase(version, base, torch.device("cpu")).total)
-    return beside_a_card(version, base)["encode"]
+    return _mib(params, name, "encode", lambda version, base: encode_phase(version, base, torch.device("cpu")))
 
 
 def demand(params: Params, name: str) -> Demand:
@@ -64,13 +59,21 @@ def drawing_mib(params: Params, name: str) -> int:
     Raises:
         Unpredictable: If it draws in RAM, and that needs numbers that tensors without them do not have.
     """
+
+    def in_ram(version: Version, base: Base) -> Phase:
+        return draw_phase(version.sample, version.fit.size_px or base.size_px, base, torch.device("cpu"))
+
+    return _mib(params, name, "draw", in_ram)
+
+
+def _mib(params: Params, name: str, stage: str, in_ram: Callable[[Version, Base], Phase]) -> int:
+    """RAM of a stage of a version: the phase that computes in it, or what is there beside a card."""
     quieten()
     version = params.versions[name]
     base = params.bases[version.base]
     if torch.version.cuda is None:
-        side = version.fit.size_px or base.size_px
-        return _asked("cpu", draw_phase(version.sample, side, base, torch.device("cpu")).total)
-    return beside_a_card(version, base)["draw"]
+        return _asked("cpu", in_ram(version, base).total)
+    return beside_a_card(version, base)[stage]
 
 
 def beside_a_card(version: Version, base: Base) -> dict[str, int]:
