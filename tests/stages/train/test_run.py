@@ -1,6 +1,5 @@
 """One version's training as its job calls it: two places, more steps, damage, a full disk, another run's state."""
 
-import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -185,7 +184,6 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     if done.returncode:
         pytest.skip(f"only root may mount a small disk: {done.stderr}")
     yield folder
-    os.chdir(tmp_path)
     subprocess.run(["umount", str(folder)], check=True)
 
 
