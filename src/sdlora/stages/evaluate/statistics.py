@@ -6,11 +6,13 @@ from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.optimize import brentq
 from scipy.special import stdtr, stdtrit
 
 LEAST_RESAMPLED = 20
 LEVEL, POWER = 0.05, 0.80
 Floats = NDArray[np.float64]
+Part = tuple[float, float]  # of a variance, and its degrees of freedom
 
 
 @dataclass(frozen=True)
@@ -93,42 +95,63 @@ def crossed_interval(tables: Sequence[Floats], signs: Sequence[int]) -> Interval
 
     Of each table (trainings x references) the share of a training's luck in the variance is estimated, as in a two-way
     random-effects model (Searle, Casella and McCulloch 1992, section 4.3), and added to that of the references, on
-    which the tables are paired; Student's t with Satterthwaite's (1946) degrees of freedom. With three trainings
-    this covers 92 to 97 % in simulation, with two no less than 85 %; resampling trainings, then references, as little
-    as 75 % and 57 %, where 95 % is promised.
+    which the tables are paired. Student's t is the mean of both parts' own, weighted by their variances (Cochran and
+    Cox 1957, section 4.14). In 20,000 simulated runs of three trainings the interval of two equal versions leaves out
+    0 in 2.1 to 4.1 %, and that of one against the base in 2.8 to 5.4 %; with Satterthwaite's degrees of freedom in up
+    to 5.3 and 8.6 %. Resampling trainings, then references, does so in up to 25 %.
 
     Args:
         tables: (S, R) each, over the same R references, at least two; a table of one training has no luck to estimate.
         signs: With which each table's mean counts: (-1, 1) for the second less the first.
     """
-    mean, error, freedom = _crossed(tables, signs)
+    mean, parts = _crossed(tables, signs)
+    error = _error(parts)
     if error <= 1e-12 * max(1.0, abs(mean)):
         return _of_equal(mean, tables[0].shape[1])
-    half = float(stdtrit(freedom, 1 - LEVEL / 2)) * error
-    return Interval(mean, mean - half, mean + half, float(2 * stdtr(freedom, -abs(mean) / error)))
+    half = _quantile(parts, 1 - LEVEL / 2) * error
+    return Interval(mean, mean - half, mean + half, _two_sided(parts, abs(mean) / error))
 
 
 def crossed_detectable(tables: Sequence[Floats], signs: Sequence[int]) -> float | None:
     """The smallest true sum that `crossed_interval` finds in 80 % of cases, as `smallest_detectable` has it."""
-    _, error, freedom = _crossed(tables, signs)
-    return float(stdtrit(freedom, 1 - LEVEL / 2) + stdtrit(freedom, POWER)) * error if error else None
+    _, parts = _crossed(tables, signs)
+    error = _error(parts)
+    return (_quantile(parts, 1 - LEVEL / 2) + _quantile(parts, POWER)) * error if error else None
 
 
-def _crossed(tables: Sequence[Floats], signs: Sequence[int]) -> tuple[float, float, float]:
-    """A sum of means, its standard error and its degrees of freedom."""
+def _crossed(tables: Sequence[Floats], signs: Sequence[int]) -> tuple[float, list[Part]]:
+    """A sum of means, and of its variance the references' part and the trainings' luck."""
     count = tables[0].shape[1]
     paired: Floats = np.sum([sign * table.mean(axis=0) for sign, table in zip(signs, tables, strict=True)], axis=0)
-    parts = [(float(paired.var(ddof=1)) / count, count - 1)]
+    lucks = []
     for table in tables:
         trainings = len(table)
         if trainings > 1:
             rest = table - table.mean(axis=0) - table.mean(axis=1, keepdims=True) + table.mean()
             error = float(np.square(rest).sum()) / ((trainings - 1) * (count - 1))
             luck = max(0.0, float(table.mean(axis=1).var(ddof=1)) - error / count)
-            parts.append((luck / trainings, trainings - 1))
-    variance = sum(part for part, _ in parts)
-    freedom = variance**2 / sum(part**2 / free for part, free in parts) if variance else 1.0
-    return float(paired.mean()), float(np.sqrt(variance)), freedom
+            lucks.append((luck / trainings, trainings - 1))
+    luck = sum(part for part, _ in lucks)  # several versions' luck as one part: Satterthwaite (1946)
+    freedom = luck**2 / sum(part**2 / free for part, free in lucks) if luck else 1.0
+    return float(paired.mean()), [(float(paired.var(ddof=1)) / count, count - 1), (luck, freedom)]
+
+
+def _error(parts: Sequence[Part]) -> float:
+    return float(np.sqrt(sum(part for part, _ in parts)))
+
+
+def _quantile(parts: Sequence[Part], probability: float) -> float:
+    """Student's t of a variance of several parts, by Cochran and Cox."""
+    return float(sum(part * stdtrit(freedom, probability) for part, freedom in parts) / sum(part for part, _ in parts))
+
+
+def _two_sided(parts: Sequence[Part], t: float) -> float:
+    """The p of which `_quantile` is the inverse: it lies between those of each part's degrees of freedom."""
+    found = [float(2 * stdtr(freedom, -t)) for part, freedom in parts if part]
+    low, high = min(found), max(found)
+    if high - low <= 1e-12 * high:
+        return high
+    return float(brentq(lambda p: _quantile(parts, p / 2) + t, low, high, xtol=1e-9 * high))
 
 
 def _standard_error(data: Floats) -> float:
