@@ -100,14 +100,17 @@ browser: $(INSTALLED)
 	  echo "Chromium is needed; say: sudo apt-get install chromium"; exit 1; \
 	fi
 
-# A cluster of one node and a remote over SSH, which tests start and stop; where they cannot be had those tests say so.
+# A cluster of one node, a remote over SSH and Chromium's driver, which tests start and stop; where they cannot be had
+# those tests say so.
 servers:
-	@PATH="$$PATH:/usr/sbin"; command -v sbatch >/dev/null && command -v munged >/dev/null && command -v sshd >/dev/null && exit 0; \
+	@PATH="$$PATH:/usr/sbin"; command -v sbatch >/dev/null && command -v munged >/dev/null && command -v sshd >/dev/null && \
+	command -v chromedriver >/dev/null && exit 0; \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 	  apt-get update -qq && \
-	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge openssh-server; \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge openssh-server \
+	    chromium-driver; \
 	else \
-	  echo "no Slurm or no sshd here, and installing them needs root: their tests are left out"; \
+	  echo "no Slurm, no sshd or no chromedriver here, and installing them needs root: their tests are left out"; \
 	fi
 
 check: $(INSTALLED)

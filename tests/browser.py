@@ -1,4 +1,4 @@
-"""A page in the real Chromium, used as people do: by mouse and by keyboard, at a width of choice."""
+"""A page in the real Chromium, used through Selenium as people do: by mouse and by keyboard, at a width of choice."""
 
 import base64
 import http.server
@@ -12,42 +12,42 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from helpers import wait_for
+from selenium.webdriver import ActionChains, Chrome, ChromeOptions, ChromeService
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
 
-from sdlora.stages.scrape.devtools import Chromium, is_root
+from sdlora.stages.scrape.devtools import is_root
 from sdlora.stages.scrape.selenium import installed
 
 SECONDS = 60.0
 KEYS = {
-    "Enter": (13, "\r"), "Escape": (27, ""), "ArrowLeft": (37, ""), "ArrowUp": (38, ""), "ArrowRight": (39, ""),
-    "ArrowDown": (40, ""), "1": (49, "1"), "2": (50, "2"), "Tab": (9, ""), " ": (32, " "),
+    "Enter": Keys.ENTER, "Escape": Keys.ESCAPE, "Tab": Keys.TAB, "ArrowLeft": Keys.ARROW_LEFT,
+    "ArrowUp": Keys.ARROW_UP, "ArrowRight": Keys.ARROW_RIGHT, "ArrowDown": Keys.ARROW_DOWN,
 }  # fmt: skip
+DRIVER = shutil.which("chromedriver")
+needs_driver = pytest.mark.skipif(DRIVER is None, reason="there is no chromedriver: `make servers` as root")
 
 
 class Page:
     """One tab. Scripts run as the page's own do."""
 
-    def __init__(self, browser: Chromium) -> None:
-        self._browser = browser
-        self._downloads = browser.profile / "downloads"
+    def __init__(self, driver: Chrome, downloads: Path) -> None:
+        self._driver, self._downloads = driver, downloads
         self._kept = tempfile.TemporaryDirectory(prefix="downloads-")  # goes with the page
-        self._downloads.mkdir()
-        self._downloads.chmod(0o777)  # the browser may be another user
-        browser.call("Browser.setDownloadBehavior", SECONDS, behavior="allow", downloadPath=str(self._downloads))
-        target = browser.call("Target.createTarget", SECONDS, url="about:blank")["targetId"]
-        self._session = browser.call("Target.attachToTarget", SECONDS, targetId=target, flatten=True)["sessionId"]
-        self._call("Page.enable")
+        self._call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(downloads))
         self._call("Performance.enable", timeDomain="threadTicks")
         self.scheme("light")
 
     def _call(self, method: str, **params: Any) -> dict[str, Any]:
-        return self._browser.call(method, SECONDS, self._session, **params)
+        found: dict[str, Any] = self._driver.execute_cdp_cmd(method, params)
+        return found
 
     def open(self, url: str, width: int, height: int = 900) -> None:
         self._call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-        self._browser.forget_events()
-        self._call("Page.navigate", url=url)
-        self._browser.wait_for("Page.loadEventFired", SECONDS)
+        self._driver.get(url)
 
     def run(self, expression: str) -> Any:
         """The value of an expression; an exception in the page is one here."""
@@ -61,69 +61,54 @@ class Page:
             assert time.monotonic() < limit, f"waited in vain for {expression}"
             time.sleep(0.05)
 
-    def place(self, selector: str, across: float = 0.5, down: float = 0.5) -> tuple[float, float]:
-        """A point of an element, which is scrolled to; the shares are of its width and height."""
+    def show(self, selector: str) -> WebElement:
+        """The first element of a selector, scrolled to the window's middle."""
         self.run(f"document.querySelector({selector!r}).scrollIntoView({{block: 'center', behavior: 'instant'}})")
-        box = self.run(f"(() => {{ const box = document.querySelector({selector!r}).getBoundingClientRect();"
-                       " return [box.x, box.y, box.width, box.height]; })()")  # fmt: skip
-        return box[0] + across * box[2], box[1] + down * box[3]
+        return self._driver.find_element(By.CSS_SELECTOR, selector)
 
-    def mouse(self, kind: str, place: tuple[float, float], **more: Any) -> None:
-        """Move, press or release."""
-        self._call("Input.dispatchMouseEvent", type=f"mouse{kind}", x=place[0], y=place[1], **more)
+    def _hands(self) -> ActionChains:
+        return ActionChains(self._driver, duration=0)
 
     def click(self, selector: str) -> None:
         """Press the mouse in the middle of an element."""
-        place = self.place(selector)
-        for kind in ("Pressed", "Released"):
-            self.mouse(kind, place, button="left", clickCount=1)
+        self._hands().click(self.show(selector)).perform()
 
     def hover(self, selector: str, across: float = 0.5, down: float = 0.5) -> None:
-        """Move the mouse over a point of an element."""
-        self.mouse("Moved", self.place(selector, across, down))
+        """Move the mouse over a point of an element; the shares are of its width and height."""
+        self._hands().move_to_element_with_offset(*self._at(selector, across, down)).perform()
 
     def drag(self, selector: str, start: float, end: float) -> None:
         """Hold the mouse down over an element and move it across; the shares are of its width."""
-        places = [self.place(selector, start), self.place(selector, end)]
-        self.mouse("Pressed", places[0], button="left", buttons=1, clickCount=1)
-        self.mouse("Moved", places[1], button="left", buttons=1)
-        self.mouse("Released", places[1], button="left", clickCount=1)
+        hands = self._hands().move_to_element_with_offset(*self._at(selector, start, 0.5)).click_and_hold()
+        hands.move_to_element_with_offset(*self._at(selector, end, 0.5)).release().perform()
+
+    def _at(self, selector: str, across: float, down: float) -> tuple[WebElement, int, int]:
+        """An element and a point in it, from its middle."""
+        element = self.show(selector)
+        width, height = self.run(f"(({{ width, height }}) => [width, height])"
+                                 f"(document.querySelector({selector!r}).getBoundingClientRect())")  # fmt: skip
+        return element, round((across - 0.5) * width), round((down - 0.5) * height)
 
     def choose(self, selector: str, text: str) -> None:
         """Open a list with the mouse and choose an entry by its first letters, as people do."""
         self.click(selector)
-        self.type_keys(text)
-        self.press("Enter")
+        self._hands().send_keys(text, Keys.ENTER).perform()
 
-    def type_keys(self, text: str) -> None:
-        """Press a key a letter: what no field takes in."""
-        for letter in text:
-            about = {"key": letter, "windowsVirtualKeyCode": ord(letter.upper()), "text": letter}
-            self._call("Input.dispatchKeyEvent", type="keyDown", **about)
-            self._call("Input.dispatchKeyEvent", type="keyUp", key=letter)
+    def press(self, *keys: str) -> None:
+        self._hands().send_keys(*[KEYS.get(key, key) for key in keys]).perform()
+
+    def hold(self, key: str, seconds: float) -> None:
+        """Press a key, and let go after a while."""
+        self._hands().key_down(KEYS[key]).pause(seconds).key_up(KEYS[key]).perform()
+
+    def type(self, text: str) -> None:
+        self._hands().send_keys(text).perform()
 
     def downloaded(self) -> Path:
         """The one file that the page has given, once it is whole; it is taken away."""
         wait_for(lambda: [path.suffix for path in self._downloads.iterdir()] not in ([], [".crdownload"]), SECONDS)
         (path,) = self._downloads.iterdir()
         return path.replace(Path(tempfile.mkdtemp(dir=self._kept.name)) / path.name)
-
-    def press(self, *keys: str) -> None:
-        for key in keys:
-            code, text = KEYS[key]
-            about = {"key": key, "code": key, "windowsVirtualKeyCode": code, "text": text}
-            self._call("Input.dispatchKeyEvent", type="keyDown" if text else "rawKeyDown", **about)
-            self._call("Input.dispatchKeyEvent", type="keyUp", **about)
-
-    def hold(self, key: str, seconds: float) -> None:
-        """Press a key, and let go after a while."""
-        about = {"key": key, "code": key, "windowsVirtualKeyCode": KEYS[key][0]}
-        self._call("Input.dispatchKeyEvent", type="rawKeyDown", **about)
-        time.sleep(seconds)
-        self._call("Input.dispatchKeyEvent", type="keyUp", **about)
-
-    def type(self, text: str) -> None:
-        self._call("Input.insertText", text=text)
 
     def scheme(self, name: str) -> None:
         """What the reader's system is set to: `light` or `dark`, and no smooth scrolling, under which clicks miss."""
@@ -133,8 +118,7 @@ class Page:
 
     def screenshot(self, path: Path) -> None:
         """The whole page, from top to bottom."""
-        found = self._call("Page.captureScreenshot", captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(found["data"]))
+        path.write_bytes(base64.b64decode(self._call("Page.captureScreenshot", captureBeyondViewport=True)["data"]))
 
     def cpu_seconds(self) -> float:
         """What the page's main thread has computed: its scripts, styles, layout and paint, whatever else runs here."""
@@ -153,17 +137,20 @@ def page_of(folder: Path) -> Iterator[tuple[Page, str]]:
     handler = partial(_Silent, directory=str(folder))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    profile = Path(tempfile.mkdtemp(prefix="page-"))
-    options = ["--headless", "--disable-gpu", "--remote-debugging-pipe", "--no-first-run", "--hide-scrollbars",
-               "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1", f"--user-data-dir={profile}"]  # fmt: skip
-    browser = Chromium([installed(), *options, *(["--no-sandbox"] if is_root() else [])], profile)
+    options = ChromeOptions()
+    options.binary_location = installed()
+    for argument in ("--headless=new", "--disable-gpu", "--no-first-run", "--hide-scrollbars",
+                     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+                     *(["--no-sandbox"] if is_root() else [])):  # fmt: skip
+        options.add_argument(argument)
+    driver = Chrome(options, ChromeService(DRIVER))
     try:
-        yield Page(browser), f"http://127.0.0.1:{server.server_address[1]}"
+        with tempfile.TemporaryDirectory(prefix="page-") as downloads:
+            yield Page(driver, Path(downloads)), f"http://127.0.0.1:{server.server_address[1]}"
     finally:
-        browser.close()
+        driver.quit()
         server.shutdown()
         server.server_close()
-        shutil.rmtree(profile, ignore_errors=True)
 
 
 class _Silent(http.server.SimpleHTTPRequestHandler):

@@ -6,11 +6,13 @@ from contextlib import chdir
 from pathlib import Path
 
 import pytest
-from browser import Page, count, page_of, text
+from browser import Page, count, needs_driver, page_of, text
 from helpers import Project
 
 from sdlora import records
 from sdlora.cli import main
+
+pytestmark = needs_driver
 
 
 @pytest.fixture(scope="module")

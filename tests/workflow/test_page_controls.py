@@ -11,13 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import Page, count, page_of, text
+from browser import Page, count, needs_driver, page_of, text
 from PIL import Image
 from scipy.stats import binomtest
 from small_results import TRAINED, make_page, make_set, refuse
 
 from sdlora.stages.report.dataset import LEFT_OUT, OPACITY
 
+pytestmark = needs_driver
 STEPS = (0, 2, 4)
 FIRST = "#grid tbody tr:first-child td:nth-child({}) "
 ACTIVE = "document.activeElement.id"
@@ -214,7 +215,7 @@ def test_padding_and_masks_are_shown_by_mouse_and_by_key(page: Page, tmp_path: P
 
 def seen(page: Page, selector: str, folder: Path) -> np.ndarray:
     """An element as it looks, (h, w, 3)."""
-    page.place(selector)
+    page.show(selector)
     page.until(f"[...document.querySelectorAll('{selector} img')].every((one) => one.complete)")
     page.screenshot(folder / "page.png")
     left, top, width, height = page.run(
@@ -457,6 +458,9 @@ def test_votes_by_mouse_and_by_key_are_saved(page: Page) -> None:
     page.until("document.querySelector('#tally').innerText.includes('4 new')")
     page.click("#tally a")
     saved = page.downloaded()
+    focus(page, "#tally a")
+    page.press("Enter")
+    assert page.downloaded().read_bytes() == saved.read_bytes()
     rows = [json.loads(line) for line in saved.read_text("utf-8").splitlines()]
     assert saved.name == "new-votes.jsonl" and len(rows) == 4
     assert all({row["winner"], row["loser"]} == {*sides} for row in rows)
@@ -489,7 +493,8 @@ def test_votes_outlive_the_page_until_they_are_recorded_or_discarded(served_page
     page.click("#ballot figure:nth-child(1) button")
     page.until(f"{said}.includes('keeps nothing')")
     assert not page.run(leave)
-    page.click("#tally button")
+    focus(page, "#tally button")
+    page.press("Enter")
     page.until(f"{said} === ''")
     assert page.run(leave), "or the browser would ask before the next page"
 
