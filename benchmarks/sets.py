@@ -74,15 +74,16 @@ def fit() -> Took:
     return timed(lambda: fit_dataset(Fit(size_px=SIDE_PX), Path(), Path("fitted")))
 
 
-def caption() -> Took:
-    """The stage caption: every picture is new to the captioner."""
+def caption(batch_size: int = 1) -> Took:
+    """The stage caption, so many pictures at once: every picture is new to the captioner."""
     from sdlora.config.caption import Caption
     from sdlora.stages.caption.caption import caption_dataset, captioner_of
     from sdlora.stages.caption.recipe import CaptionRecipe
 
     recipe = CaptionRecipe(
-        wildcards={"dataset": "-", "fit": "-"}, caption=Caption(), captioner=str(ROOT / "models/tiny-blip"),
-        captioner_identity="-", captioner_revision=None, trigger="captain", threads=1, override=None, overrides=None,
+        wildcards={"dataset": "-", "fit": "-"}, caption=Caption(batch_size=batch_size), override=None, overrides=None,
+        captioner=str(ROOT / "models/tiny-blip"), captioner_identity="-", captioner_revision=None, trigger="captain",
+        threads=1,
     )  # fmt: skip
     return timed(lambda: caption_dataset(recipe, captioner_of(recipe), Path("fitted"), Path("captions")))
 
@@ -173,9 +174,9 @@ def memory_mib() -> Took:
     }
 
 
-def run_apart(stage: str, work: Path) -> dict[str, Any]:
+def run_apart(stage: str, work: Path, batch_size: int = 1) -> dict[str, Any]:
     """One stage in a process of its own, in the set's folder."""
-    command = [sys.executable, "-m", "benchmarks.sets", "--measure", stage]
+    command = [sys.executable, "-m", "benchmarks.sets", "--measure", stage, "--batch-size", str(batch_size)]
     paths = os.pathsep.join([str(ROOT), str(ROOT / "src")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
@@ -220,11 +221,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=500, help="N; each has a mirrored side")
     parser.add_argument("--stages", type=names, default=list(STAGES), help=f"of {', '.join(STAGES)} (default: all)")
+    parser.add_argument("--batch-size", type=int, default=1, help="pictures captioned at once (default: 1)")
     parser.add_argument("--out", type=Path, help="CSV with one row a stage and size")
     parser.add_argument("--measure", choices=STAGES, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.measure:
-        print(json.dumps({**STAGES[args.measure](), **memory_mib()}))
+        took = caption(args.batch_size) if args.measure == "caption" else STAGES[args.measure]()
+        print(json.dumps({**took, **memory_mib()}))
         return
     rows = []
     (ROOT / ".sdlora").mkdir(exist_ok=True)  # on the disk that real datasets lie on
@@ -233,7 +236,8 @@ def main() -> None:
             with chdir(work):
                 draw(count)
             for stage in args.stages:
-                rows.append({"stage": stage, "pictures": count, **run_apart(stage, Path(work))})
+                took = run_apart(stage, Path(work), args.batch_size)
+                rows.append({"stage": stage, "pictures": count, **took})
                 print(", ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     print("\n".join(ratios(rows)))
     if args.out:

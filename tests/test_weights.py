@@ -99,7 +99,7 @@ def test_a_captioner_is_refused_likewise(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "models/tiny-blip", tmp_path / "blip")
     (tmp_path / "blip/model.safetensors").rename(tmp_path / "blip/pytorch_model.bin")
     with pytest.raises(DataError, match=r"pytorch_model\.bin: only .*transformers\.BlipForConditionalGeneration"):
-        Blip(str(tmp_path / "blip"), None, Caption(), 1).caption(Image.new("RGB", (64, 64)))
+        Blip(str(tmp_path / "blip"), None, Caption(), 1).captions([Image.new("RGB", (64, 64))])
 
 
 @pytest.mark.parametrize(("mark", "metadata", "is_velocity"), [

@@ -45,6 +45,10 @@ def refused(folder: Path, section: str, name: str, said: str) -> str:
         ("{train: {lora_scale: 0.9}}", "versions.mine.train.lora_scale: unknown key; it belongs below sample"),
         ("{sample: {seed: 42}}", "versions.mine.sample.seed: unknown key; did you mean seeds?"),
         ("{caption: {by: none}}", "nothing is said of a picture; set prune_shared_tags: null beside it"),
+        (
+            "{caption: {batch_size: 0}}",
+            "batch_size: 0 is not allowed: input should be greater than or equal to 1",
+        ),
         ("{fit: {fill: null}}", "a colour needs quotes, such as '#ffffff': a bare # begins a comment"),
         ("{fit: {fill: '#FFFFFF'}}", "'#FFFFFF' is not a fill; choices: edge, blur or a colour in small letters"),
     ],

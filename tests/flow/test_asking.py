@@ -12,6 +12,7 @@ from sdlora.config.train import Prior
 from sdlora.flow import asking, plan
 from sdlora.memory import ram
 from sdlora.memory.prediction import demand_of_version
+from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
 from sdlora.stages.sample.recipe import DrawingRecipe
 from sdlora.stages.train import texts
@@ -69,6 +70,16 @@ def test_encoding_asks_for_what_is_predicted(
     asked["says"] = None
     other = found[0].model_copy(update={"base_identity": "another"})
     assert asking.encoding_mib(other, "a") == 8_000
+
+
+def test_captioning_asks_for_as_many_pictures_as_are_captioned_at_once(tmp_path: Path) -> None:
+    def asks(settings: str) -> int:
+        params = edited(tmp_path, ("defaults:\n", f"defaults:\n  caption: {{{settings}}}\n"))
+        (job,) = (job for job in plan.jobs(params) if isinstance(job, CaptionRecipe))
+        return asking.captioning_mib(job)
+
+    assert asks("num_beams: 1") == asks("batch_size: 1") == 6_000
+    assert asks("batch_size: 33") == asks("batch_size: 11, num_beams: 3") == 6_000 + 32 * 55
 
 
 def test_what_cannot_be_predicted_is_said_once_and_asked_again_by_the_next_run(

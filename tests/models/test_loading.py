@@ -30,7 +30,7 @@ OTHER_VAE = TINY.model_copy(update={"vae": NOWHERE, "vae_revision": "v2"})
 
 
 def describe(captioner: str) -> str:
-    return Blip(captioner, "v2", Caption(), 1).caption(Image.new("RGB", (64, 64)))
+    return Blip(captioner, "v2", Caption(), 1).captions([Image.new("RGB", (64, 64))])[0]
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ from sdlora.config.params import Base
 torch.set_num_threads(1)
 words = [word or None for word in sys.argv[1:]]
 def describe(model, revision, blip, blip_revision):
-    return Blip(blip, blip_revision, Caption(), 1).caption(Image.new("RGB", (64, 64), "red"))
+    return Blip(blip, blip_revision, Caption(), 1).captions([Image.new("RGB", (64, 64), "red")])[0]
 def predict(model, revision, blip, blip_revision):
     family = load_model(Base(model=model, revision=revision, family="sd", size_px=64, captioner="-"), "cpu")
     noisy = torch.linspace(-1, 1, 1024).view(1, 4, 16, 16)

@@ -97,13 +97,19 @@ def drawings(base: Base, truths: Sequence[Picture], settings: Sample = PLAIN) ->
     return Drawings(drawn, pictures.pixels_of(list(truths), drawn[0].width), captions)
 
 
+def captioned(blip: Blip, pictures: Sequence[Image.Image]) -> list[str]:
+    """Captions that BLIP gives pictures one by one, as the pipeline does unless it is told otherwise."""
+    return [text for picture in pictures for text in blip.captions([picture])]
+
+
 def portraits_f1(blip: Blip, character: Character, size_px: int) -> float:
     """Attribute F1 on what a LoRA of a character learns from.
 
     Aside, under any name: the patch and the eye that it covers, or the hat.
     """
     learnt = portraits(character, TRAIN, 0)
-    said = [blip.caption(Image.fromarray(portrait(one, character.aspect, size_px))) for one in learnt]
+    shown = [Image.fromarray(portrait(one, character.aspect, size_px)) for one in learnt]
+    said = captioned(blip, shown)
     hats = (character.mark, *accessories.HATS) if character.mark else ()
     aside = [*character.covered, *hats, *(accessories.GLASSES if character.over else ())]
     return measures.attribute_f1(said, [one.caption for one in learnt], aside)
@@ -111,8 +117,8 @@ def portraits_f1(blip: Blip, character: Character, size_px: int) -> float:
 
 def blip_quality(blip: Blip, found: Drawings) -> dict[str, object]:
     """What BLIP says of true pictures, of drawings, and of the characters' training pictures."""
-    said = [blip.caption(Image.fromarray(truth)) for truth in found.truths]
-    of_drawn = [blip.caption(picture) for picture in found.drawn]
+    said = captioned(blip, [Image.fromarray(truth) for truth in found.truths])
+    of_drawn = captioned(blip, found.drawn)
     size_px = found.truths.shape[1]
     return {
         "attribute_f1": measures.attribute_f1(said, found.captions),

@@ -56,7 +56,7 @@ def recognised(samples: Sequence[Image.Image], known: Candidates) -> float:
 def told(samples: Sequence[Image.Image], blip: Blip) -> float:
     """Share of samples that tiny-blip gives none of the world's styles."""
     names = tuple(style.name for style in styles.STYLES.values())
-    return round(float(np.mean([not blip.caption(sample).startswith(names) for sample in samples])), 4)
+    return round(float(np.mean([not blip.captions([sample])[0].startswith(names) for sample in samples])), 4)
 
 
 def read_samples(version: Path, step: int, beside: int | None = None) -> list[Image.Image]:

@@ -9,7 +9,7 @@ rule caption:
     threads: PARAMS.threads
     resources:
         gpu=1,
-        mem_mb=6000,
+        mem_mb=memory_of_captioning,
         runtime=240,
     params:
         python=sys.executable,

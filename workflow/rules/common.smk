@@ -160,6 +160,11 @@ def memory_of_training(wildcards):
     return asking.UNKNOWN_MIB
 
 
+def memory_of_captioning(wildcards):
+    """Resource function, MiB: as many pictures as are captioned at once."""
+    return asking.captioning_mib(job_of(CaptionRecipe, wildcards))
+
+
 def memory_of_encoding(wildcards):
     """Resource function, MiB: what the preflight predicts, where a cluster must know."""
     if workflow.is_main_process and workflow.non_local_exec:

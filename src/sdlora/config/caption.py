@@ -14,6 +14,13 @@ class Caption(Section):
     by: str = Field("blip", description="what describes it: blip (the base's captioner), or none: the trigger alone")
     max_new_tokens: int = Field(60, ge=1, le=75, description="longest caption, tokens")
     num_beams: int = Field(1, ge=1, le=16, description="beams of the search; 1 = greedy")
+    batch_size: int = Field(
+        1,
+        ge=1,
+        le=1000,
+        description="pictures captioned at once: more is faster and takes memory; a caption may then depend, by "
+        "rounding, on the pictures beside its own",
+    )
     prune_shared_tags: float | None = Field(
         None,
         gt=0,
@@ -22,6 +29,11 @@ class Caption(Section):
         "out, so that the trigger learns it; null leaves every tag in",
     )
 
+    @property
+    def of_one_picture(self) -> Self:
+        """The section where a picture is described by itself, whatever the dataset's are beside."""
+        return self.model_copy(update={"batch_size": type(self).model_fields["batch_size"].default})
+
     @field_validator("by")
     @classmethod
     def _known_captioner(cls, value: str) -> str:
@@ -29,7 +41,7 @@ class Caption(Section):
 
     @model_validator(mode="after")
     def _has_words(self) -> Self:
-        for key in ("max_new_tokens", "num_beams", "prune_shared_tags"):
+        for key in ("max_new_tokens", "num_beams", "batch_size", "prune_shared_tags"):
             if self.by == "none" and (value := getattr(self, key)) != type(self).model_fields[key].default:
                 own = type(self).model_fields[key].default
                 raise ValueError(

@@ -11,12 +11,15 @@ from pathlib import Path
 
 from sdlora import records
 from sdlora.flow.hashing import STORE, read_regular, sha256_text
+from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
 from sdlora.stages.sample.recipe import DrawingRecipe
 from sdlora.stages.train.recipe import TrainRecipe
 
 UNKNOWN_MIB = 24_000  # of a training, where nobody can tell
 UNKNOWN_ENCODING_MIB = 8_000
+CAPTIONING_MIB = 6_000  # one picture, beside BLIP and the libraries
+CAPTIONED_MIB = 55  # each picture and beam more: what BLIP's base keeps of them at 384 px, 47, and pixels
 LEAST_DRAWING_MIB = 16_000  # the same of a drawing; also what the networks take that measure what is drawn
 
 
@@ -44,6 +47,11 @@ def encoding_mib(job: EncodeRecipe, version: str) -> int:
     asked = f"encoding {job.digest()} {job.wildcards['fit']}"
     found = _predicted(asked, version, "--encoding-ram", UNKNOWN_ENCODING_MIB)
     return UNKNOWN_ENCODING_MIB if found is None else found
+
+
+def captioning_mib(job: CaptionRecipe) -> int:
+    """RAM in MiB that captioning asks for: what the decoder keeps of a picture is by far the most of it."""
+    return CAPTIONING_MIB + CAPTIONED_MIB * (job.caption.batch_size * job.caption.num_beams - 1)
 
 
 def drawing_asked(job: DrawingRecipe) -> str:

@@ -71,7 +71,8 @@ def measuring(evaluate: Evaluate, params: Params, name: str, seen: Seen) -> dict
         lora_scale=version.sample.lora_scale, average=version.sample.average,
     ) if "learner" in needs else None  # fmt: skip
     describing = Describing(
-        **captioner_of(version, base, seen), caption=version.caption, trigger=trigger, threads=params.threads
+        **captioner_of(version, base, seen), caption=version.caption.of_one_picture, trigger=trigger,
+        threads=params.threads,
     ) if "describe" in needs else None  # fmt: skip
     networks = seen.of(networks_of, evaluate, needs, params.threads)
     measured = evaluate.without_networks

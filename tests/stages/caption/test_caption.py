@@ -1,17 +1,22 @@
 """Captions: the real tiny BLIP, the trigger, a user's overrides."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from helpers import ROOT
 from PIL import Image
 from pydantic import ValidationError
-from small_set import make_set, noise
+from small_set import edited, make_set, noise
+from transformers import BatchFeature
 
 from sdlora import records
 from sdlora.config.caption import Caption
-from sdlora.errors import DataError, MissingError
+from sdlora.errors import DataError, MissingError, ResourceError
+from sdlora.flow import plan
 from sdlora.images.pictures import png_bytes, read_rgb
 from sdlora.stages.caption.blip import Blip, tidy
 from sdlora.stages.caption.caption import (
@@ -25,6 +30,7 @@ from sdlora.stages.caption.caption import (
     with_trigger,
 )
 from sdlora.stages.caption.recipe import CaptionRecipe
+from sdlora.stages.evaluate.recipe import EvaluateRecipe
 from sdlora.stages.flip.flip import flip_dataset, swap_left_right
 
 SETTINGS = Caption(max_new_tokens=40)
@@ -56,9 +62,9 @@ class Counting(Blip):
 
     seen = 0
 
-    def caption(self, picture: Image.Image) -> str:
-        self.seen += 1
-        return super().caption(picture)
+    def captions(self, pictures: Sequence[Image.Image]) -> list[str]:
+        self.seen += len(pictures)
+        return super().captions(pictures)
 
 
 def captioner() -> Counting:
@@ -80,8 +86,19 @@ def caption(
 class Fixed:
     """A captioner that sees nothing."""
 
-    def caption(self, picture: Image.Image) -> str:
-        return "a head"
+    def captions(self, pictures: Sequence[Image.Image]) -> list[str]:
+        return ["a head"] * len(pictures)
+
+
+class Corner:
+    """A captioner that says the colour of a corner, and remembers how many pictures it was shown at once."""
+
+    def __init__(self) -> None:
+        self.shown: list[int] = []
+
+    def captions(self, pictures: Sequence[Image.Image]) -> list[str]:
+        self.shown.append(len(pictures))
+        return [str(picture.getpixel((0, 0))) for picture in pictures]
 
 
 def test_fit_flip_and_caption_say_how_far_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -119,6 +136,73 @@ def test_a_caption_does_not_depend_on_the_other_pictures(folder: Path, tmp_path:
         assert caption(folder, captioner()) == {row["id"]: together[row["id"]]}
 
 
+def test_each_picture_of_a_batch_gets_its_own_caption_and_the_last_batch_may_be_short(tmp_path: Path) -> None:
+    folder = make_set(tmp_path, {f"{n}.png": noise(64, 64, n) for n in range(7)}, encode=False)
+    alone, batches = Corner(), Corner()
+    expected = caption(folder, alone)
+    assert len(set(expected.values())) == 7
+    (tmp_path / "store").rename(tmp_path / "store-alone")
+    assert caption(folder, batches, batch_size=3) == expected
+    assert (alone.shown, batches.shown) == ([1] * 7, [3, 3, 1])
+    kept = sorted((tmp_path / "store").iterdir())
+    assert len(kept) == 7
+    kept[0].unlink()
+    assert caption(folder, batches, batch_size=3) == expected
+    assert batches.shown[3:] == [1], "what is known is shown to nobody"
+
+
+def test_another_batch_size_asks_anew_and_one_is_what_was_asked_before_there_was_a_choice(tmp_path: Path) -> None:
+    folder = make_set(tmp_path, {f"{n}.png": noise(64, 64, n) for n in range(3)}, encode=False)
+    captioner = Corner()
+    for settings in ({}, {"batch_size": 1}, {"batch_size": 2}, {"batch_size": 2}):
+        caption(folder, captioner, **settings)
+    assert captioner.shown == [1, 1, 1, 2, 1]
+
+
+def test_a_batch_size_is_said_of_captions_alone_and_its_default_of_nothing(tmp_path: Path) -> None:
+    """Samples are described one by one, so nothing is measured anew."""
+
+    def said(settings: str) -> list[dict[str, Any]]:
+        section = ("defaults:\n", f"defaults:\n  caption: {{{settings}}}\n")
+        metrics = ("evaluate: {", "evaluate: {metrics: [prompt_recall], choose_by: prompt_recall, ")
+        params = edited(tmp_path, section, metrics)
+        jobs = [job for job in plan.jobs(params) if isinstance(job, CaptionRecipe | EvaluateRecipe)]
+        assert {job.stage for job in jobs} == {"caption", "evaluate"}
+        return [job.identity() for job in jobs]
+
+    before, default, eight = said("num_beams: 1"), said("batch_size: 1"), said("batch_size: 8")
+    assert before == default and "batch_size" not in str(before)
+    assert [one["stage"] for one, other in zip(before, eight, strict=True) if one != other] == ["caption"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_pictures_captioned_together_have_the_captions_they_have_alone(num_beams: int) -> None:
+    """Of different lengths, so that some are done before others; `docs/large-sets.md` has the share of a larger set."""
+    pictures = [read_rgb(path) for path in sorted((ROOT / "data/embedded").glob("*/train/*.png"))[::12]]
+    settings = SETTINGS.model_copy(update={"num_beams": num_beams})
+    blip = Blip(str(ROOT / "models/tiny-blip"), None, settings, threads=1)
+    alone = [text for picture in pictures for text in blip.captions([picture])]
+    assert len(pictures) > 9 and len({len(text.split()) for text in alone}) > 3
+    assert blip.captions(pictures) == alone
+
+
+def test_a_batch_that_does_not_fit_says_what_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full:
+        device = "cpu"
+
+        def generate(self, **_: object) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    def processor(**_: object) -> BatchFeature:
+        return BatchFeature()
+
+    blip = Blip("-", None, Caption(batch_size=32, num_beams=2), threads=1)
+    monkeypatch.setattr(blip, "_load", lambda: (processor, Full()))
+    with pytest.raises(ResourceError, match=r"full.*caption\.batch_size: 1 \(it is 32\) or caption\.num_beams: 1 \(it"):
+        blip.captions([Image.new("RGB", (64, 64))])
+
+
 @pytest.mark.slow
 def test_a_users_caption_wins(folder: Path, tmp_path: Path) -> None:
     override = tmp_path / "mine.jsonl"
@@ -140,8 +224,9 @@ def test_the_trigger_alone_needs_no_model(folder: Path, capsys: pytest.CaptureFi
     records.write_jsonl(folder / "fit.jsonl", [{**first, "caption": "at sea"}, *others])
     caption_dataset(recipe, captioner_of(recipe), folder, folder.parent / "store")
     assert "caption: 0 new, 2 known, 0 of captions_override, 1 that came with" in capsys.readouterr().out
-    with pytest.raises(ValidationError, match="num_beams is 4, but by is none"):
-        Caption(by="none", num_beams=4)
+    for key in ("num_beams", "batch_size"):
+        with pytest.raises(ValidationError, match=f"{key} is 4, but by is none"):
+            Caption.model_validate({"by": "none", key: 4})
     with pytest.raises(ValidationError, match=r"'blop' is not on the menu.*did you mean blip"):
         Caption(by="blop")
 
@@ -281,7 +366,7 @@ def test_trigger_comes_first_and_once() -> None:
 def test_missing_captioner_says_how_to_get_it() -> None:
     blip = Blip("Salesforce/blip-image-captioning-base", None, SETTINGS, threads=2)
     with pytest.raises(MissingError, match="hf download Salesforce/blip-image-captioning-base"):
-        blip.caption(Image.new("RGB", (64, 64)))
+        blip.captions([Image.new("RGB", (64, 64))])
 
 
 def test_flip_writes_both_orientations(folder: Path) -> None:

@@ -1,10 +1,11 @@
 """Captions by BLIP."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
 
-from sdlora import weights
+from sdlora import gpu, weights
 from sdlora.config.caption import Caption
 
 
@@ -34,22 +35,32 @@ class Blip:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         return processor, model.float().eval().to(device)
 
-    def caption(self, picture: Image.Image) -> str:
-        """One picture's caption.
+    def captions(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """Captions of pictures of any size, in their order, from one pass.
 
-        Pictures are described one by one: in a batch, the last digits of a picture's features, and with
-        them its words, could depend on its neighbours, so adding a picture could change another's caption.
+        The last digits of a picture's features, and with them its words, can depend on how many pictures are beside
+        it, so adding a picture can change another's caption. A picture alone has always the same.
+
+        Raises:
+            ResourceError: If they do not fit into memory together.
         """
         import torch
 
         self._loaded = self._loaded or self._load()
         processor, model = self._loaded
-        inputs = processor(images=[picture], return_tensors="pt").to(model.device)
-        with torch.inference_mode():
+        inputs = processor(images=list(pictures), return_tensors="pt").to(model.device)
+        with torch.inference_mode(), gpu.told_when_it_fails(lambda: _smaller(self._settings)):
             tokens = model.generate(
                 **inputs, max_new_tokens=self._settings.max_new_tokens, num_beams=self._settings.num_beams
             )
-        return tidy(processor.batch_decode(tokens, skip_special_tokens=True)[0])
+        return [tidy(text) for text in processor.batch_decode(tokens, skip_special_tokens=True)]
+
+
+def _smaller(settings: Caption) -> str:
+    """What takes less memory while captioning."""
+    found = {"batch_size": settings.batch_size, "num_beams": settings.num_beams}
+    ways = [f"caption.{name}: 1 (it is {value})" for name, value in found.items() if value > 1]
+    return f"less is taken by {' or '.join([*ways, 'a smaller bases.<name>.captioner'])}"
 
 
 def tidy(text: str) -> str:

@@ -36,8 +36,8 @@ def with_trigger(trigger: str, caption: str) -> str:
 class Captioner(Protocol):
     """An entry of `choices.CAPTIONERS`, made of the weights' name, their revision, the settings and the threads."""
 
-    def caption(self, picture: Image.Image) -> str:
-        """One picture's caption, without the trigger; may be empty."""
+    def captions(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """A caption for each picture, without the trigger; may be empty."""
 
 
 def captioner_of(recipe: CaptionRecipe) -> Captioner:
@@ -126,11 +126,13 @@ def caption_dataset(recipe: CaptionRecipe, captioner: Captioner, folder: Path, s
     wanted = [row for row in rows if row["id"] not in overrides and not row["caption"]]
     known = {row["id"]: hashing.read_regular(store / f"{keys[row['id']]}.json") for row in wanted}
     new = [row for row in wanted if not isinstance(known[row["id"]], str)]
-    progress = Progress("caption", len(new))
-    for row in new:
-        known[row["id"]] = captioner.caption(read_rgb(folder / row["file"]))
-        records.write_json(store / f"{keys[row['id']]}.json", known[row["id"]])
-        progress.advance()
+    progress, size = Progress("caption", len(new)), recipe.caption.batch_size
+    for batch in (new[first : first + size] for first in range(0, len(new), size)):
+        texts = captioner.captions([read_rgb(folder / row["file"]) for row in batch])
+        for row, text in zip(batch, texts, strict=True):
+            known[row["id"]] = text
+            records.write_json(store / f"{keys[row['id']]}.json", text)
+        progress.advance(len(batch))
     came = len(rows) - len(wanted) - len(overrides)
     print(
         f"caption: {len(new)} new, {len(wanted) - len(new)} known, {len(overrides)} of captions_override, "

@@ -1,5 +1,6 @@
 """No captions: every picture is called by the trigger alone, as some train a character from a few pictures."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -11,6 +12,6 @@ class Nothing:
     def __init__(self, *_: Any) -> None:
         pass
 
-    def caption(self, picture: Image.Image) -> str:
-        """Nothing."""
-        return ""
+    def captions(self, pictures: Sequence[Image.Image]) -> list[str]:
+        """Nothing of each."""
+        return [""] * len(pictures)

@@ -16,7 +16,12 @@ class CaptionRecipe(Recipe):
     on_card: ClassVar[bool] = True
     folder_pattern: ClassVar[str] = "data/sets/{dataset}/{fit}"
     writes: ClassVar[tuple[str, ...]] = ("captions.jsonl",)
-    later: ClassVar[Mapping[str, Any]] = {"caption.by": "blip", "caption.prune_shared_tags": None, "undesired_tags": []}
+    later: ClassVar[Mapping[str, Any]] = {
+        "caption.by": "blip",
+        "caption.prune_shared_tags": None,
+        "caption.batch_size": 1,
+        "undesired_tags": [],
+    }
 
     caption: Caption
     captioner: str  # hub id or folder of its weights

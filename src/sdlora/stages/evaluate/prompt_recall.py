@@ -76,7 +76,7 @@ def prepare(recipe: MeasuringRecipe) -> Callable[[int, Sequence[Mapping[str, Any
     def describe(picture: Pixels) -> str:
         content = picture.tobytes()
         if content not in known:
-            known[content] = captioner.caption(Image.fromarray(picture))
+            (known[content],) = captioner.captions([Image.fromarray(picture)])
         return known[content]
 
     return lambda step, rows: {"describe": describe, "trigger": asked.trigger}

@@ -57,6 +57,7 @@ class MeasuringRecipe(Recipe):
     later: ClassVar[Mapping[str, Any]] = {
         "learning": None,
         "describing": None,
+        "describing.caption.batch_size": 1,
         "networks": {},
         "evaluate.clip_model": CLIP,
         "evaluate.clip_revision": None,
