@@ -8,6 +8,7 @@ layers to rounding.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -67,7 +68,13 @@ def _kind(layer: nn.Linear | nn.Conv2d, x: Tensor) -> torch.dtype | None:
         return torch.float32 if x.dtype == torch.float32 else None
     if torch.get_autocast_dtype("cpu") != torch.bfloat16 or x.dtype not in (torch.float32, torch.bfloat16):
         return None
-    return torch.bfloat16
+    return torch.bfloat16 if packs_bf16() else None
+
+
+@cache
+def packs_bf16() -> bool:
+    """Whether this CPU has what oneDNN needs to order bf16 weights, AVX-512 for example; PyTorch's layers need nothing."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 class _LinearFunction(torch.autograd.Function):
@@ -231,9 +238,9 @@ def pack(network: nn.Module) -> None:
     """Have a small frozen network's linear layers and convolutions keep packed weights.
 
     The layers stay `nn.Linear` and `nn.Conv2d` with the same parameters. A layer whose weights are trained, or
-    that is given anything but fp32 on a CPU (or bf16 by autocast), works as before. Weights that are replaced or
-    changed in place are packed again; changes through `.data`, which PyTorch does not count, are seen only if
-    they replace the tensor.
+    that is given anything but fp32 on a CPU (or bf16 by autocast, where the CPU has it), works as before. Weights
+    that are replaced or changed in place are packed again; changes through `.data`, which PyTorch does not count,
+    are seen only if they replace the tensor.
     """
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         return
@@ -260,5 +267,7 @@ def pack_lora(network: nn.Module) -> None:
 
 def packed_bytes(network: nn.Module, kind: torch.dtype = torch.float32) -> int:
     """What the packed copies of a network's weights take, once every layer was used in a type."""
+    if kind == torch.bfloat16 and not packs_bf16():
+        return 0
     layers = [layer for layer in network.modules() if isinstance(layer, PackedLinear | PackedConv2d)]
     return sum(2 * layer.weight.numel() * kind.itemsize for layer in layers)
