@@ -63,8 +63,8 @@ def test_the_meter_counts_what_lives_at_once() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {}, {"batch_size": 4}, {"gradient_checkpointing": True, "batch_size": 4}, {"rank": 64}, {"accumulation": 3},
-        {"mixed_precision": "bf16", "batch_size": 2},
+        {}, {"batch_size": 4}, {"gradient_checkpointing": True, "batch_size": 4}, {"rank": 64},
+        {"accumulation": 3, "rank": 160}, {"mixed_precision": "bf16", "batch_size": 2},
         *({"lora_type": name} for name in choices.LORA_TYPES if name != "lora"), {"lora_type": "lokr", "dropout": 0.2},
     ],
     ids=str,

@@ -99,7 +99,9 @@ def become_fake(network: nn.Module, mode: FakeTensorMode, device: torch.device) 
     for module in network.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = nn.Parameter(fake(parameter), requires_grad=parameter.requires_grad)
+                made = fake(parameter).requires_grad_(parameter.requires_grad)
+                made._is_param = True  # what nn.Parameter makes of a tensor's subclass, without its copy
+                module._parameters[name] = made  # type: ignore[assignment]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = fake(buffer)

@@ -198,7 +198,7 @@ def predict(
     size = size_of(parameters.values())
     train |= {"lora": size, "optimizer": state, "ema": 0 if settings.ema is None else size, "captions": captions}
     train |= _in_ram(demand, device)
-    activations, gradients = _step_peak(shapes, settings, demand, bool(trained))
+    activations, gradients = _step_peak(shapes, settings, demand, row, bool(trained))
     train["activations and gradients"] = max(activations, gradients + passing)
     return [*before, texts, Phase("train", train)]
 
@@ -286,15 +286,19 @@ def _blank_tokens(model: ModelFamily, count: int) -> dict[str, Tensor]:
     }
 
 
-def _step_peak(shapes: _Shapes, settings: Train, demand: Demand, encode_texts: bool) -> tuple[int, int]:
-    """Peak of forward and backward passes, and the gradients left when the optimizer steps, bytes."""
+def _step_peak(
+    shapes: _Shapes, settings: Train, demand: Demand, row: Conditioning, encode_texts: bool
+) -> tuple[int, int]:
+    """Peak of forward and backward passes, and the gradients left when the optimizer steps, bytes.
+
+    `row` is one text's conditioning. Of many passes the worst finds the gradients of those before.
+    """
     model, size = shapes.model, settings.batch_size
     kind = settings.precision(model.base.dtype)
-    _, cached = shapes.peak(lambda: model.encode_tokens(_blank_tokens(model, size)))
 
     def conditioning_of() -> Conditioning:
         if not (encode_texts or demand.texts):
-            return {name: value.clone() for name, value in cached.items()}
+            return {name: value.new_zeros((size, *value.shape[1:])) for name, value in row.items()}
         with torch.set_grad_enabled(encode_texts), _autocast(shapes.device, kind):
             return model.encode_tokens(_blank_tokens(model, size))
 
@@ -309,10 +313,12 @@ def _step_peak(shapes: _Shapes, settings: Train, demand: Demand, encode_texts: b
         torch.autograd.backward(nn.functional.mse_loss(predicted.float(), noise))
 
     def step() -> int:
-        passes = settings.accumulation * (1 if settings.prior is None else 2)
-        for _ in range(min(passes, 2)):  # the second finds the first one's gradients
-            micro_step()
-        return size_of(p.grad for part in model.parts() for p in part.parameters() if p.grad is not None)
+        parameters = [p for part in model.parts() for p in part.parameters()]
+        if settings.accumulation > 1 or settings.prior is not None:
+            for parameter in (p for p in parameters if p.requires_grad):
+                parameter.grad = torch.zeros_like(parameter)
+        micro_step()
+        return size_of(p.grad for p in parameters if p.grad is not None)
 
     peak, gradients = shapes.peak(step, gradients=True)
     return peak, gradients
