@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sdlora import choices, gpu
 from sdlora.config.params import Base, Encode, Version
@@ -21,7 +20,7 @@ from sdlora.config.sample import Sample
 from sdlora.config.train import Train
 from sdlora.errors import SdloraError
 from sdlora.lora import pivotal, types
-from sdlora.memory.meter import Meter, as_if_there_were_a_card, become_fake, optimizer_cost, size_of
+from sdlora.memory.meter import Meter, Shapes, as_if_there_were_a_card, become_fake, optimizer_cost, size_of
 from sdlora.models import Conditioning, ModelFamily
 from sdlora.models.family import first_loaded, quieten
 from sdlora.models.loading import trained_base
@@ -103,7 +102,7 @@ class _Shapes:
         """
         if device.type == "cuda":  # without a number, a build of torch without CUDA would ask for the current card
             device = torch.device("cuda", device.index or 0)
-        self.device, self.mode = on or device, FakeTensorMode()
+        self.device, self.mode = on or device, Shapes()
         family: type[ModelFamily] = choices.pick(choices.FAMILIES, base.family)
         self.model = family.outline(base, device)
         self.model.device = self.device
