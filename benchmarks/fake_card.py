@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -22,7 +21,7 @@ from torch.utils._pytree import tree_iter
 from sdlora import choices
 from sdlora.config.params import Base, Flip
 from sdlora.config.train import Train
-from sdlora.memory.meter import as_if_there_were_a_card
+from sdlora.memory.meter import Shapes, as_if_there_were_a_card
 from sdlora.memory.prediction import _add_lora, _blank_tokens, _Shapes, put_into
 from sdlora.models.loading import trained_base
 from sdlora.stages.train import latents, texts
@@ -119,7 +118,7 @@ def weights_of(base: Base, train: Train) -> torch.dtype:
 def shapes_of(train: Train, base: Base, device: torch.device) -> _Shapes:
     """A base on fake tensors of the types that a GPU would have."""
     shapes = _Shapes(trained_base(base, train, CUDA), device)
-    shapes.mode = FakeTensorMode(allow_non_fake_inputs=True)  # pictures, and the scheduler's tables
+    shapes.mode = Shapes(allow_non_fake_inputs=True)  # pictures, and the scheduler's tables
     shapes.model.dtype = weights_of(base, train)
     for part in shapes.model.parts():
         put_into(part, shapes.model.dtype)

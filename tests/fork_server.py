@@ -23,8 +23,9 @@ from training import examples
 
 from sdlora.config.params import Flip
 from sdlora.config.train import Ema, Train
+from sdlora.stages.train.batch import draw_batch
 from sdlora.stages.train.checkpoint import State, clear_leftovers, newest_manifest, newest_state, save_state
-from sdlora.stages.train.loop import Run, train_loop
+from sdlora.stages.train.loop import Run, backward, train_loop
 from sdlora.stages.train.run import prepare, write_checkpoint
 
 STEPS, KILLS = 24, 20
@@ -94,6 +95,8 @@ def main(folder: Path, cases: dict[str, dict[str, Any]]) -> None:
         AcceleratorState._reset_state(reset_partial_state=True)
         settings = Train.model_validate({**SHARED, **changes})
         run = prepare(settings, Flip(), base, [replace(e, text=CAPTIONS) for e in examples(side=4)])
+        backward(run, draw_batch(run, 1, 0))  # layers lay out their weights and find their kernels once for all forks
+        run.optimizer.zero_grad()
         identity = {"train.seed": settings.seed, "train.optimizer": settings.optimizer}
         step_s = finish(run, folder / name / "straight", identity)
         draws = random.Random(name)

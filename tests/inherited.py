@@ -1,14 +1,19 @@
 """What the commands that the tests' server runs inherit from it: sdlora's modules, and memory that is cheap to fork."""
 
 import ctypes
+import hashlib
 import importlib
 import os
+import pickle
 import pkgutil
 import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib.machinery import FileFinder
 from pathlib import Path
+
+#: What only says when, how often and how fast a training steps: no prediction of its memory reads it.
+NOT_OF_MEMORY = {"seed", "steps", "checkpoint_every", "lr_schedule", "lr_stages", "lr_warmup_steps"}
 
 
 def forget(*packages: str) -> None:
@@ -77,6 +82,36 @@ def _names(source: Path) -> set[str]:
         folders[:] = [name for name in folders if name != "__pycache__"]
         found |= {f"{folder[len(str(source)) + 1 :]}/{name}" for name in names}
     return found
+
+
+def predict_once(folder: Path) -> None:
+    """Have trainings' memory predicted once a run, whichever job asks: it takes more than their four steps.
+
+    Args:
+        folder: Of the predictions, for all jobs whose sdlora is this repository's. A prediction reads a training's
+            settings and its base's configs; of a base with another's VAE, or that is no folder, none is kept.
+    """
+    if (preflight := sys.modules.get("sdlora.memory.preflight")) is None:
+        return
+    plain = preflight.predict
+
+    def predict(settings, base, demand, device, on=None):  # type: ignore[no-untyped-def]
+        configs = sorted(Path(base.model).glob("**/*.json"))
+        if base.vae or not configs:
+            return plain(settings, base, demand, device, on)
+        names = [str(path.relative_to(base.model)) for path in configs]
+        words = settings.model_dump_json(exclude=NOT_OF_MEMORY), base.model_dump_json(exclude={"model"})
+        asked = hashlib.sha256(repr((words, names, demand, device, on)).encode())
+        for path in configs:
+            asked.update(path.read_bytes())
+        kept = folder / asked.hexdigest()
+        if not kept.exists():
+            found = plain(settings, base, demand, device, on)
+            kept.with_suffix(f".{os.getpid()}").write_bytes(pickle.dumps(found))
+            kept.with_suffix(f".{os.getpid()}").rename(kept)
+        return pickle.loads(kept.read_bytes())
+
+    preflight.predict = predict  # type: ignore[attr-defined]
 
 
 def list_libraries() -> None:

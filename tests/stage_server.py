@@ -28,7 +28,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import IO, TYPE_CHECKING
 
-from inherited import Sdlora, forget, in_large_pages, list_libraries
+from inherited import Sdlora, forget, in_large_pages, list_libraries, predict_once
 
 if TYPE_CHECKING:
     from sdlora.config.params import Base
@@ -165,6 +165,7 @@ def _serve(address: str, user: int) -> None:
     _rehearse(save_small_sd(Path(address).with_name("small-sd")))
     forget(*OWN)
     sdlora = Sdlora(ROOT / "src")
+    Path(address).with_name("predicted").mkdir()
     sys.dont_write_bytecode = False  # a project's commands compile its sources once
     inherited = {*os.environ["PYTHONPATH"].split(os.pathsep), str(Path(__file__).parent)}
     sys.path[:] = [path for path in sys.path if path not in inherited]
@@ -328,6 +329,7 @@ def _interpret(argv: list[str], python: Path, sdlora: Sdlora) -> None:
         sys.path[:0] = [str(Path(argv[0]).absolute().parent), *paths]
         sys.argv = argv
         sdlora.choose()
+        predict_once(python.with_name("predicted"))
         runpy.run_path(argv[0], run_name="__main__")
 
 

@@ -14,6 +14,7 @@ import torch
 from accelerate.state import AcceleratorState
 from diffusers import StableDiffusionPipeline
 from helpers import ROOT, TINY, environment
+from inherited import NOT_OF_MEMORY
 from safetensors import safe_open
 from shapes import save_small_sd
 from torch import nn
@@ -35,8 +36,6 @@ from sdlora.stages.train.loop import Run, train_loop
 from sdlora.stages.train.recipe import TrainRecipe
 from sdlora.stages.train.run import prepare, train_version, write_checkpoint
 
-#: What only says when, how often and how fast a training steps: no prediction of its memory reads it.
-NOT_OF_MEMORY = {"seed", "steps", "checkpoint_every", "lr_schedule", "lr_stages", "lr_warmup_steps"}
 ABOUT = About("captain", 25, ("captain, left", "captain: a hat"), (64, 64), "epsilon", 192, 1)
 
 _predict = preflight.predict

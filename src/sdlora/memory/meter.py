@@ -70,6 +70,26 @@ class Meter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.peak = max(self.peak, self.live)
 
 
+class Shapes(FakeTensorMode):  # type: ignore[no-untyped-call]
+    """Fake tensors that look their operations up sooner: none is sparse, quantized or symbolic.
+
+    Half of a prediction's time is the key by which torch's cache knows an operation; this one asks a tensor less.
+    """
+
+    def _prep_args_for_hash(self, result: list[object], args: Any, *others: Any) -> None:
+        if isinstance(args, dict):
+            super()._prep_args_for_hash(result, args, *others)
+            return
+        result.append(len(args))
+        for arg in args:
+            if type(arg) is FakeTensor and arg.fake_mode is self and arg.constant is None:
+                result += (arg.dtype, arg.shape, arg.stride(), arg.storage_offset(), arg.requires_grad, arg.fake_device)
+            elif arg is None or type(arg) in (int, float, bool, torch.dtype):
+                result += (type(arg), arg)
+            else:
+                super()._prep_args_for_hash(result, (arg,), *others)
+
+
 @contextmanager
 def as_if_there_were_a_card(device: torch.device) -> Iterator[None]:
     """Let autocast work on fake CUDA tensors: it asks for a card that shapes do not need."""
@@ -99,7 +119,9 @@ def become_fake(network: nn.Module, mode: FakeTensorMode, device: torch.device) 
     for module in network.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
-                module._parameters[name] = nn.Parameter(fake(parameter), requires_grad=parameter.requires_grad)
+                made = fake(parameter).requires_grad_(parameter.requires_grad)
+                made._is_param = True  # what nn.Parameter makes of a tensor's subclass, without its copy
+                module._parameters[name] = made  # type: ignore[assignment]
         for name, buffer in module._buffers.items():
             if buffer is not None:
                 module._buffers[name] = fake(buffer)

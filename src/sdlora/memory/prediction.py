@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sdlora import choices, gpu
 from sdlora.config.params import Base, Encode, Version
@@ -21,7 +20,7 @@ from sdlora.config.sample import Sample
 from sdlora.config.train import Train
 from sdlora.errors import SdloraError
 from sdlora.lora import pivotal, types
-from sdlora.memory.meter import Meter, as_if_there_were_a_card, become_fake, optimizer_cost, size_of
+from sdlora.memory.meter import Meter, Shapes, as_if_there_were_a_card, become_fake, optimizer_cost, size_of
 from sdlora.models import Conditioning, ModelFamily
 from sdlora.models.family import first_loaded, quieten
 from sdlora.models.loading import trained_base
@@ -103,7 +102,7 @@ class _Shapes:
         """
         if device.type == "cuda":  # without a number, a build of torch without CUDA would ask for the current card
             device = torch.device("cuda", device.index or 0)
-        self.device, self.mode = on or device, FakeTensorMode()
+        self.device, self.mode = on or device, Shapes()
         family: type[ModelFamily] = choices.pick(choices.FAMILIES, base.family)
         self.model = family.outline(base, device)
         self.model.device = self.device
@@ -198,7 +197,7 @@ def predict(
     size = size_of(parameters.values())
     train |= {"lora": size, "optimizer": state, "ema": 0 if settings.ema is None else size, "captions": captions}
     train |= _in_ram(demand, device)
-    activations, gradients = _step_peak(shapes, settings, demand, bool(trained))
+    activations, gradients = _step_peak(shapes, settings, demand, row, bool(trained))
     train["activations and gradients"] = max(activations, gradients + passing)
     return [*before, texts, Phase("train", train)]
 
@@ -286,15 +285,19 @@ def _blank_tokens(model: ModelFamily, count: int) -> dict[str, Tensor]:
     }
 
 
-def _step_peak(shapes: _Shapes, settings: Train, demand: Demand, encode_texts: bool) -> tuple[int, int]:
-    """Peak of forward and backward passes, and the gradients left when the optimizer steps, bytes."""
+def _step_peak(
+    shapes: _Shapes, settings: Train, demand: Demand, row: Conditioning, encode_texts: bool
+) -> tuple[int, int]:
+    """Peak of forward and backward passes, and the gradients left when the optimizer steps, bytes.
+
+    `row` is one text's conditioning. Of many passes the worst finds the gradients of those before.
+    """
     model, size = shapes.model, settings.batch_size
     kind = settings.precision(model.base.dtype)
-    _, cached = shapes.peak(lambda: model.encode_tokens(_blank_tokens(model, size)))
 
     def conditioning_of() -> Conditioning:
         if not (encode_texts or demand.texts):
-            return {name: value.clone() for name, value in cached.items()}
+            return {name: value.new_zeros((size, *value.shape[1:])) for name, value in row.items()}
         with torch.set_grad_enabled(encode_texts), _autocast(shapes.device, kind):
             return model.encode_tokens(_blank_tokens(model, size))
 
@@ -309,10 +312,12 @@ def _step_peak(shapes: _Shapes, settings: Train, demand: Demand, encode_texts: b
         torch.autograd.backward(nn.functional.mse_loss(predicted.float(), noise))
 
     def step() -> int:
-        passes = settings.accumulation * (1 if settings.prior is None else 2)
-        for _ in range(min(passes, 2)):  # the second finds the first one's gradients
-            micro_step()
-        return size_of(p.grad for part in model.parts() for p in part.parameters() if p.grad is not None)
+        parameters = [p for part in model.parts() for p in part.parameters()]
+        if settings.accumulation > 1 or settings.prior is not None:
+            for parameter in (p for p in parameters if p.requires_grad):
+                parameter.grad = torch.zeros_like(parameter)
+        micro_step()
+        return size_of(p.grad for p in parameters if p.grad is not None)
 
     peak, gradients = shapes.peak(step, gradients=True)
     return peak, gradients

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import ROOT, environment, wait_for
+from helpers import ROOT, environment, kill_all_at_work, wait_for
 from safetensors.torch import load_file
 from training import Place, examples, hashes, settings
 
@@ -26,6 +26,7 @@ from pathlib import Path
 import pytest
 from training import Place
 from sdlora.config.params import Base
+sys.executable = sys.argv[3]
 place = Place(Path(sys.argv[1]), pytest.MonkeyPatch(), Base.model_validate_json(sys.argv[2]))
 place.train(steps=16, accumulation=2, processes=2)
 """
@@ -88,17 +89,16 @@ def test_two_processes_train_what_one_trains(tmp_path: Path, monkeypatch: pytest
 
 @pytest.mark.workflow
 def test_who_is_killed_goes_on_with_another_number(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], small_sd: Base
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], small_sd: Base, served: Path
 ) -> None:
     folder = tmp_path / "killed"
-    path = os.pathsep.join([str(ROOT / "tests"), *sys.path])
-    words = [sys.executable, "-c", STARTED, str(folder), small_sd.model_dump_json()]
-    with subprocess.Popen(words, env={**environment(), "PYTHONPATH": path}, start_new_session=True) as started:
+    path = os.pathsep.join([str(ROOT / "src"), str(ROOT / "tests"), str(ROOT)])
+    words = [str(served), "-c", STARTED, str(folder), small_sd.model_dump_json(), str(served)]
+    with subprocess.Popen(words, env={**environment(), "PYTHONPATH": path}) as started:
         wait_for(lambda: [*folder.glob(".sdlora/store/train/*/state/step-000004/manifest.json")])
-        os.killpg(started.pid, signal.SIGKILL)
+        kill_all_at_work(folder)
+    assert started.returncode == 128 + signal.SIGKILL
     place = Place(folder, monkeypatch, small_sd)
-    (run,) = place.runs()
-    wait_for(lambda: subprocess.run(["pgrep", "-f", run.name], check=False, stdout=subprocess.DEVNULL).returncode)
     resumed = place.train(steps=16, accumulation=2)
     said = capfd.readouterr().out
     assert "the same but for its processes: going on from step" in said and "the last digits will differ" in said
@@ -108,8 +108,8 @@ def test_who_is_killed_goes_on_with_another_number(
 
 @pytest.mark.workflow
 @pytest.mark.usefixtures("in_forks")
-def test_the_first_error_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = Place(tmp_path / "here", monkeypatch)
+def test_the_first_error_ends_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small_sd: Base) -> None:
+    place = Place(tmp_path / "here", monkeypatch, small_sd)
     with pytest.raises(DataError, match="one of the 2 processes of this training failed"):
         place.train(accumulation=2, processes=2, deterministic=False)  # which needs a GPU
     with pytest.raises(
