@@ -73,7 +73,7 @@ def _kind(layer: nn.Linear | nn.Conv2d, x: Tensor) -> torch.dtype | None:
 
 @cache
 def packs_bf16() -> bool:
-    """Whether this CPU has what oneDNN needs to order bf16 weights, AVX-512 for example; PyTorch's layers need nothing."""
+    """Whether this CPU has what oneDNN needs to order bf16 weights, AVX-512 for example; PyTorch's own need none."""
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
