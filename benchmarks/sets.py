@@ -5,8 +5,9 @@
 
 Synthetic pictures, gathered from a folder, fitted to 64 px, captioned by tiny BLIP, mirrored, and encoded by the
 embedded base's VAE. Each stage runs in a process of its own, which says what it took after its imports. `load` maps the
-latents and takes each once, in an order of training; `load, a file each` does so with one file a picture. Cold: the
-system was told to forget the files (Linux). Without `caption` among the stages, all pictures have the same caption.
+latents and takes each once, in an order of training; `load, a file each` does so with one file a picture, and `flip a
+file each` has each of its files on the disk before the next. Cold: the system was told to forget the files (Linux).
+Without `caption` among the stages, all pictures have the same caption.
 """
 
 import argparse
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import chdir
+from contextlib import chdir, nullcontext
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -95,6 +96,16 @@ def flip() -> Took:
     return timed(lambda: flip_dataset(Path("fitted"), mirror=True, swap_words=True))
 
 
+def flip_a_file_each() -> Took:
+    """`flip`, which has each file on the disk before it writes the next one."""
+    from sdlora import records
+
+    before, records.many_files = records.many_files, lambda: nullcontext(records.write_bytes)
+    took = flip()
+    records.many_files = before
+    return took
+
+
 def encode() -> Took:
     """The stage encode."""
     from sdlora.config.params import Base, Encode
@@ -160,8 +171,8 @@ def timed(work: Callable[[], object]) -> Took:
 
 
 STAGES: dict[str, Callable[[], Took]] = {
-    "scrape": scrape, "fit": fit, "caption": caption, "flip": flip, "encode": encode, "encode one more": one_more,
-    "load": load, "load, a file each": load_a_file_each,
+    "scrape": scrape, "fit": fit, "caption": caption, "flip": flip, "flip a file each": flip_a_file_each,
+    "encode": encode, "encode one more": one_more, "load": load, "load, a file each": load_a_file_each,
 }  # fmt: skip
 
 

@@ -72,6 +72,28 @@ def test_encoding_asks_for_what_is_predicted(
     assert asking.encoding_mib(other, "a") == 8_000
 
 
+@pytest.mark.parametrize(("option", "value", "mib"), [("mask", "user", 1), ("cache_latents", "ram", 8)])
+def test_a_training_asks_for_what_it_keeps_of_each_picture_as_soon_as_they_are_known(
+    tmp_path: Path, asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch, option: str, value: str, mib: int
+) -> None:
+    """1 KiB of a mask and 8 of latents at 64 px, for each picture and side."""
+    monkeypatch.chdir(tmp_path)
+    setting = ("defaults:\n  train: {", f"defaults:\n  train: {{cache_text: none, {option}: {value}, ")
+    params = edited(tmp_path, setting, ("trigger: captain\n", "trigger: captain\n    masks: alpha\n"))
+    (job,) = (one for one in plan.jobs(params) if isinstance(one, TrainRecipe) and one.wildcards["version"] == "a")
+    rows = [{"id": str(n // 2), "split": "train", "mirrored": bool(n % 2), "text": "captain"} for n in range(2048)]
+    kept = []
+    for number, (name, found) in enumerate((("made", []), ("../manifest.jsonl", rows), ("train/metadata.jsonl", rows))):
+        records.write_jsonl(tmp_path / job.dataset / name, found)
+        kept.append(ram.demand(params, "a").in_ram // 2**20)
+        asked["says"] = 2_000 + number
+        assert asking.training_mib(job) == asked["says"], "asked anew"
+    assert kept == [0, mib, 2 * mib]
+    if mib == 1:
+        card = [ram.beside_a_card(params.versions["a"], params.bases["tiny"], kept)["train"] for kept in (0, 2**30)]
+        assert card[1] - card[0] == pytest.approx(1.1 * 1024, abs=100)
+
+
 def test_captioning_asks_for_as_many_pictures_as_are_captioned_at_once(tmp_path: Path) -> None:
     def asks(settings: str) -> int:
         params = edited(tmp_path, ("defaults:\n", f"defaults:\n  caption: {{{settings}}}\n"))

@@ -10,6 +10,7 @@ import pytest
 import torch
 from helpers import ROOT, TINY, environment
 from operations import Operations
+from PIL import Image
 from pydantic import ValidationError
 from training import examples, measured, predict_once, settings
 
@@ -26,6 +27,7 @@ from sdlora.memory.prediction import demand_of, encode_phase
 from sdlora.models import load_model
 from sdlora.stages.train.batch import draw_batch
 from sdlora.stages.train.dataset import Geometry
+from sdlora.stages.train.latents import with_masks
 from sdlora.stages.train.loop import backward, loss_of, optimizer_step, train_loop
 from sdlora.stages.train.run import prepare
 
@@ -137,12 +139,26 @@ def test_caches_are_counted() -> None:
     demand = demand_of(shown, train, TINY)
     assert demand == replace(mapped, cached=3 * 2 * 2 * 4 * 16 * 16 * 4, encodes=True)  # pictures, sides, mean and std
     parts = preflight.predict(train, TINY, demand, CPU)[-1].parts
-    assert parts["latents"] == demand.cached
+    assert (parts["latents"], parts["masks"]) == (demand.cached, 0)
     assert parts["captions"] == 2 * 77 * 192 * 4
     loads, *_, trains = preflight.predict(
         settings(cache_latents="none"), TINY, preflight.Demand(LATENT, images=True), CPU
     )
     assert trains.parts["vae"] == loads.parts["vae"] > 0
+
+
+def test_a_users_masks_are_counted_as_a_training_keeps_them(tmp_path: Path) -> None:
+    place = Geometry((64, 64), (0, 0, 64, 64), (64, 64), (0, 0))
+    Image.new("L", (64, 64), 128).save(tmp_path / "mask.png")
+    masked = [
+        replace(example, geometry=(place, place), mask_files=(tmp_path / "mask.png",) * 2) for example in examples(3)
+    ]
+    train = settings(mask="user")
+    demand = demand_of(masked, train, TINY)
+    kept = [mask for example in with_masks(masked, "user", 64 // LATENT[-1]) for mask in example.mask]
+    assert demand.masks == demand.in_ram == sum(mask.nbytes for mask in kept if mask is not None) > 0
+    assert preflight.predict(train, TINY, demand, CPU)[-1].parts["masks"] == demand.masks
+    assert demand_of(masked, settings(mask="padding"), TINY).masks == 0, "those that lie alike share one"
 
 
 @pytest.mark.workflow

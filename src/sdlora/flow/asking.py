@@ -26,7 +26,8 @@ LEAST_DRAWING_MIB = 16_000  # the same of a drawing; also what the networks take
 def training_mib(job: TrainRecipe) -> int:
     """RAM in MiB that a training asks for; `UNKNOWN_MIB`, and a line on stderr, where the preflight cannot tell."""
     captions = 0 if job.train.text_cache == "none" else captions_in(job.dataset)
-    asked = f"{job.digest()} {job.size_px} {captions}"
+    sides = sides_in(job.dataset) if job.train.mask == "user" or job.train.cache_latents == "ram" else 0
+    asked = f"{job.digest()} {job.size_px} {captions} {sides}"
     found = _predicted(asked, job.wildcards["version"], "--ram", UNKNOWN_MIB)
     return UNKNOWN_MIB if found is None else found
 
@@ -65,16 +66,31 @@ def captions_in(folder: Path) -> int:
     Args:
         folder: `data/sets/<dataset>/<fit>`.
     """
-    for path, counted in ((folder / "train/metadata.jsonl", "text"), (folder.parent / "manifest.jsonl", "id")):
+    return _counted(folder, "text")
+
+
+def sides_in(folder: Path) -> int:
+    """Pictures of a fitted set, mirrored ones too; before there are any, the set's pictures, and before those, none.
+
+    Args:
+        folder: `data/sets/<dataset>/<fit>`.
+    """
+    return _counted(folder, "id", "mirrored")
+
+
+def _counted(folder: Path, *names: str) -> int:
+    """What rows of the set that is trained on have, or else its pictures."""
+    for path, counted in ((folder / "train/metadata.jsonl", names), (folder.parent / "manifest.jsonl", ("id",))):
         with suppress(FileNotFoundError):
             return _distinct(path, counted, path.stat().st_mtime_ns)
     return 0
 
 
 @cache
-def _distinct(path: Path, name: str, _: int) -> int:
-    """How many values rows have, but for those of references."""
-    return len({row[name] for row in records.read_jsonl(path) if row.get("split") != "reference"})
+def _distinct(path: Path, names: tuple[str, ...], _: int) -> int:
+    """How many values rows have of these, but for those of references."""
+    rows = records.read_jsonl(path)
+    return len({tuple(row[name] for name in names) for row in rows if row.get("split") != "reference"})
 
 
 def kept(asked: str) -> Path:

@@ -45,6 +45,12 @@ class Demand:
     texts: bool = False  # whether the text encoders stay and encode in every step
     encodes: bool = False  # whether the VAE encodes every picture before the first step
     vae: str = "fp32"  # the type in which it encodes, on a GPU
+    masks: int = 0  # bytes of a user's masks, one a picture and side; those of padding are few
+
+    @property
+    def in_ram(self) -> int:
+        """Bytes that stay in RAM for the whole run, also where a GPU trains."""
+        return self.cached + self.masks
 
 
 @dataclass(frozen=True)
@@ -67,21 +73,33 @@ def demand_of(examples: Sequence[Example], settings: Train, base: Base, encode: 
     outline = cache(lambda: choices.pick(choices.FAMILIES, base.family).outline(base, torch.device("cpu")))
     captions = len({text for example in examples for text in example.text})
     live = settings.text_cache == "none"
-    tensors = [tensor for example in examples for tensor in (*example.mean, *example.std)]
+    tensors = [tensor for example in examples for tensor in example.mean]
     if tensors:
         shapes: list[tuple[int, ...]] = [tuple(tensor.shape) for tensor in tensors]
     else:  # made later, by the run itself
         shapes = [latent_shape(outline(), *place.size) for example in examples for place in example.geometry]
     images = not tensors and settings.cache_latents == "none"
     encodes = not tensors and not images
-    cached = sum(2 * 4 * math.prod(shape) for shape in shapes) if encodes else 0
+    cached = sum(map(_latents_bytes, shapes)) if encodes else 0
+    masks = sum(map(_mask_bytes, shapes)) if settings.mask == "user" else 0
     if settings.prior is not None:
         shapes.append(latent_shape(outline(), base.size_px, base.size_px))
         captions += 1
     channels, height, width = max(shapes, key=lambda shape: shape[-1] * shape[-2])
     return Demand(
-        (channels, height, width), cached, _kept(captions, settings), images, live, encodes, (encode or Encode()).dtype
-    )
+        (channels, height, width), cached, _kept(captions, settings), images, live, encodes, (encode or Encode()).dtype,
+        masks,
+    )  # fmt: skip
+
+
+def _latents_bytes(shape: tuple[int, ...]) -> int:
+    """Of a picture's latents (C, h, w): mean and deviation, fp32."""
+    return 2 * 4 * math.prod(shape)
+
+
+def _mask_bytes(shape: tuple[int, ...]) -> int:
+    """Of a picture's mask over its latents (C, h, w), fp32."""
+    return 4 * math.prod(shape[1:])
 
 
 def _kept(captions: int, settings: Train) -> int:
@@ -214,8 +232,8 @@ def _before(base: Base, settings: Train, device: torch.device, on: torch.device 
 
 
 def _in_ram(demand: Demand, device: torch.device) -> dict[str, int]:
-    """Cached latents, which stay in RAM where a GPU trains."""
-    return {"latents": demand.cached} if device.type == "cpu" else {}
+    """Cached latents and masks, which stay in RAM where a GPU trains."""
+    return {"latents": demand.cached, "masks": demand.masks} if device.type == "cpu" else {}
 
 
 def _encode(model: ModelFamily, count: int, latent: tuple[int, int, int]) -> None:
@@ -391,22 +409,25 @@ def latent_shape(model: ModelFamily, width_px: int, height_px: int) -> tuple[int
     return int(model.pipeline.vae.config.latent_channels), height_px // cell, width_px // cell
 
 
-def demand_of_version(version: Version, base: Base, captions: int = 0) -> Demand:
+def demand_of_version(version: Version, base: Base, captions: int = 0, sides: int = 0) -> Demand:
     """A version's demand as far as its settings tell it, before there are latents.
 
     Args:
         version: Its settings.
         base: Only its configs are read.
         captions: Distinct ones of its set, as far as they are known.
+        sides: Its pictures, mirrored ones too, likewise.
     """
     model = choices.pick(choices.FAMILIES, base.family).outline(base, torch.device("cpu"))
     side = version.fit.size_px or base.size_px
     live = version.train.text_cache == "none"
-    caches = version.train.cache_latents
+    caches, shape = version.train.cache_latents, latent_shape(model, side, side)
+    cached = sides * _latents_bytes(shape) if caches == "ram" else 0
+    masks = sides * _mask_bytes(shape) if version.train.mask == "user" else 0
     if version.train.prior is not None:
         side = max(side, base.size_px)
         captions += 1
     return Demand(
-        latent_shape(model, side, side), captions=_kept(captions, version.train), images=caches == "none", texts=live,
-        encodes=caches == "ram", vae=version.encode.dtype,
+        latent_shape(model, side, side), cached, _kept(captions, version.train), images=caches == "none", texts=live,
+        encodes=caches == "ram", vae=version.encode.dtype, masks=masks,
     )  # fmt: skip

@@ -237,9 +237,9 @@ def table(phases: Sequence[Phase], free: int | None) -> str:
     return text if free is None else f"{text}\n\nfree now: {free / MIB:.1f} MiB"
 
 
-def beside_a_card(version: Version, base: Base) -> str:
-    """The RAM that is needed beside the card's memory, in a line."""
-    found = ram.beside_a_card(version, base)
+def beside_a_card(version: Version, base: Base, kept: int = 0) -> str:
+    """The RAM that is needed beside the card's memory, in a line; a training keeps so many bytes in it."""
+    found = ram.beside_a_card(version, base, kept)
     said = ", ".join(f"{stage} {mib}" for stage, mib in found.items())
     return f"RAM beside the card, libraries included, MiB: {said}"
 
@@ -264,7 +264,7 @@ def show(params: Params, name: str, device: str | None) -> None:
     phases.append(draw_phase(*drawing, base, where, on))
     print(table([encode_phase(version, base, where, on), *phases], None if missing else free_bytes(where)))
     if where.type == "cuda":
-        print(beside_a_card(version, base))
+        print(beside_a_card(version, base, demand.in_ram))
     if missing:
         worst = max(phases, key=lambda phase: phase.total)
         print(

@@ -30,11 +30,11 @@ def training_mib(params: Params, name: str) -> int:
     """
     quieten()
     version = params.versions[name]
-    train, base = version.train.of_one_process, params.bases[version.base]
+    train, base, needed = version.train.of_one_process, params.bases[version.base], demand(params, name)
     if torch.version.cuda is None:
-        phases = predict(train, base, demand(params, name), torch.device("cpu"))
+        phases = predict(train, base, needed, torch.device("cpu"))
         return _asked("cpu", max(phase.total for phase in phases), train.processes)
-    return beside_a_card(version, base)["train"]
+    return beside_a_card(version, base, needed.in_ram)["train"]
 
 
 def encoding_mib(params: Params, name: str) -> int:
@@ -47,10 +47,11 @@ def encoding_mib(params: Params, name: str) -> int:
 
 
 def demand(params: Params, name: str) -> Demand:
-    """A version's demand, with the captions of its set as far as that is there."""
+    """A version's demand, with the captions and pictures of its set as far as that is there."""
     version = params.versions[name]
     folder = plan.set_folder(version.dataset, plan.fit_name(params, name))
-    return demand_of_version(version, params.bases[version.base], asking.captions_in(folder))
+    base, captions, sides = params.bases[version.base], asking.captions_in(folder), asking.sides_in(folder)
+    return demand_of_version(version, base, captions, sides)
 
 
 def drawing_mib(params: Params, name: str) -> int:
@@ -76,8 +77,8 @@ def _mib(params: Params, name: str, stage: str, in_ram: Callable[[Version, Base]
     return beside_a_card(version, base)[stage]
 
 
-def beside_a_card(version: Version, base: Base) -> dict[str, int]:
-    """RAM of the stages that load a base, in MiB, where a card computes.
+def beside_a_card(version: Version, base: Base, kept: int = 0) -> dict[str, int]:
+    """RAM of the stages that load a base, in MiB, where a card computes and a training keeps so many bytes in RAM.
 
     A network goes to the card one tensor after the other (`loading.from_pretrained`), so that the pages of its file
     are what it takes, and are gone when the next one is read. Files of another type have other pages than are counted
@@ -98,7 +99,7 @@ def beside_a_card(version: Version, base: Base) -> dict[str, int]:
     loading = [passing(kinds, trained) for kinds in (first_loaded(base, train), ("denoiser",))]
     return {
         "encode": _asked("cuda", passing(("vae",), version.encode.dtype)),
-        "train": _asked("cuda", max(*loading, state_bytes(model, train)), version.train.processes),
+        "train": _asked("cuda", max(*loading, state_bytes(model, train)) + kept, version.train.processes),
         "draw": _asked("cuda", passing(KINDS, base.dtype)),
     }
 
