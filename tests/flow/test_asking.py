@@ -11,7 +11,7 @@ from sdlora import records
 from sdlora.config.train import Prior
 from sdlora.flow import asking, plan
 from sdlora.memory import ram
-from sdlora.memory.prediction import demand_of_version
+from sdlora.memory.demand import demand_of_version
 from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
 from sdlora.stages.sample.recipe import DrawingRecipe

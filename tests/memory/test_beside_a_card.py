@@ -13,7 +13,8 @@ from shapes import MIDDLE_SDXL
 from sdlora.config.load import load
 from sdlora.config.params import Base, Version
 from sdlora.memory import preflight, ram
-from sdlora.memory.prediction import demand_of_version, draw_phase, encode_phase, predict
+from sdlora.memory.demand import demand_of_version
+from sdlora.memory.prediction import draw_phase, encode_phase, predict
 from sdlora.models import architectures
 from sdlora.models.sd import StableDiffusion
 from sdlora.models.sdxl import StableDiffusionXL

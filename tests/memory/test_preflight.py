@@ -23,7 +23,8 @@ from sdlora.errors import MissingError, ParamsError, ResourceError
 from sdlora.lora import types
 from sdlora.memory import meter as memory
 from sdlora.memory import preflight
-from sdlora.memory.prediction import demand_of, encode_phase
+from sdlora.memory.demand import demand_of
+from sdlora.memory.prediction import encode_phase
 from sdlora.models import load_model
 from sdlora.stages.train.batch import draw_batch
 from sdlora.stages.train.dataset import Geometry

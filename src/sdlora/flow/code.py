@@ -30,7 +30,7 @@ _NOT_CODE = {
     "choices", "errors", "flow.plan", "flow.networks", "flow.makers", "flow.inputs", "flow.hashing", "flow.freshness",
     "flow.command", "flow.code", "flow.mtimes", "flow.cards", "cli",
     # these refuse a training but never change what it writes
-    "gpu", "memory.preflight", "memory.prediction", "memory.meter",
+    "gpu", "memory.preflight", "memory.prediction", "memory.demand", "memory.meter",
 }  # fmt: skip
 
 

@@ -15,12 +15,11 @@ from sdlora.config.sample import Sample
 from sdlora.config.train import Train
 from sdlora.errors import ParamsError, ResourceError
 from sdlora.memory import ram
+from sdlora.memory.demand import Demand, demand_of
 from sdlora.memory.meter import free_bytes
 from sdlora.memory.prediction import (
-    Demand,
     Phase,
     Unpredictable,
-    demand_of,
     draw_phase,
     encode_phase,
     predict,

@@ -8,7 +8,8 @@ from torch import nn
 from sdlora import choices
 from sdlora.config.params import Base, Params, Version
 from sdlora.flow import asking, plan
-from sdlora.memory.prediction import Demand, Phase, demand_of_version, draw_phase, encode_phase, predict, state_bytes
+from sdlora.memory.demand import Demand, demand_of_version
+from sdlora.memory.prediction import Phase, draw_phase, encode_phase, predict, state_bytes
 from sdlora.models.family import KINDS, first_loaded, quieten
 from sdlora.models.loading import trained_base
 from sdlora.tensors import DTYPES
