@@ -164,14 +164,13 @@ def test_a_users_masks_are_counted_as_a_training_keeps_them(tmp_path: Path) -> N
 
 @pytest.mark.workflow
 @pytest.mark.skipif(sys.platform != "linux", reason="the high-water mark of memory is read from /proc")
-def test_gradient_checkpointing_lowers_prediction_and_reality(served: Path, small_sd: Base) -> None:
+def test_gradient_checkpointing_lowers_prediction_and_reality(served: Path) -> None:
     train = {"rank": 2, "steps": 1, "checkpoint_every": 1, "optimizer": "adamw", "batch_size": 32}
     found = {}
     for on in (False, True):
-        process = measured(served, small_sd, (4, 16, 16), **train, mixed_precision="no", gradient_checkpointing=on)
+        process = measured(served, TINY, (4, 16, 16), **train, mixed_precision="no", gradient_checkpointing=on)
         peak = int(str(process["peak"])) - int(str(process["resting"]))
-        parts = phase("train", small_sd, **{**train, "gradient_checkpointing": on}).parts
-        found[on] = peak, parts["activations and gradients"]
+        found[on] = peak, phase("train", **{**train, "gradient_checkpointing": on}).parts["activations and gradients"]
     assert found[True][0] < 0.6 * found[False][0]
     assert found[True][1] < 0.6 * found[False][1]
 
