@@ -104,8 +104,8 @@ class Recipe(BaseModel):
         values = {"stage": self.stage, **self.model_dump(mode="json", exclude=unseen)}
         for name, as_before in self.later.items():
             *sections, key = name.split(".")
-            place = reduce(lambda above, section: above.get(section) or {}, sections, values)
-            if key in place and place[key] == as_before:
+            place = reduce(lambda above, section: above and above[section], sections, values)
+            if place and key in place and place[key] == as_before:
                 del place[key]
         return values
 

@@ -56,8 +56,8 @@ class MeasuringRecipe(Recipe):
     asides: ClassVar[frozenset[str]] = frozenset({"references"})
     later: ClassVar[Mapping[str, Any]] = {
         "learning": None,
+        "describing.caption.batch_size": 1,  # before the section that holds it
         "describing": None,
-        "describing.caption.batch_size": 1,
         "networks": {},
         "evaluate.clip_model": CLIP,
         "evaluate.clip_revision": None,
