@@ -24,6 +24,7 @@ from sdlora.stages.caption.blip import Blip
 from sdlora.stages.sample.parts import reporting
 from tools.tiny_base import datasets, measures, pictures, styles, world
 from tools.tiny_base.pictures import Pixels
+from tools.tiny_base.quality import captioned
 
 EACH = 20  # true pictures of a style
 UNSEEN = 1_000  # seed of pictures that are in no dataset
@@ -56,7 +57,7 @@ def recognised(samples: Sequence[Image.Image], known: Candidates) -> float:
 def told(samples: Sequence[Image.Image], blip: Blip) -> float:
     """Share of samples that tiny-blip gives none of the world's styles."""
     names = tuple(style.name for style in styles.STYLES.values())
-    return round(float(np.mean([not blip.captions([sample])[0].startswith(names) for sample in samples])), 4)
+    return round(float(np.mean([not said.startswith(names) for said in captioned(blip, samples)])), 4)
 
 
 def read_samples(version: Path, step: int, beside: int | None = None) -> list[Image.Image]:

@@ -32,7 +32,7 @@ class Caption(Section):
     @property
     def of_one_picture(self) -> Self:
         """The section where a picture is described by itself, whatever the dataset's are beside."""
-        return self.model_copy(update={"batch_size": type(self).model_fields["batch_size"].default})
+        return self.model_copy(update={"batch_size": 1})
 
     @field_validator("by")
     @classmethod
