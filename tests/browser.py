@@ -7,7 +7,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,9 +104,16 @@ class Page:
     def type(self, text: str) -> None:
         self._hands().send_keys(text).perform()
 
+    def _whole(self) -> bool:
+        """While Chromium writes there is a file of its own, and an empty one may lie under the name to come."""
+        with suppress(FileNotFoundError, ValueError):  # renamed in between; none or two
+            (path,) = self._downloads.iterdir()
+            return not path.name.startswith(".") and path.suffix != ".crdownload" and path.stat().st_size > 0
+        return False
+
     def downloaded(self) -> Path:
         """The one file that the page has given, once it is whole; it is taken away."""
-        wait_for(lambda: [path.suffix for path in self._downloads.iterdir()] not in ([], [".crdownload"]), SECONDS)
+        wait_for(self._whole, SECONDS)
         (path,) = self._downloads.iterdir()
         return path.replace(Path(tempfile.mkdtemp(dir=self._kept.name)) / path.name)
 
