@@ -15,7 +15,6 @@ from helpers import SMALL, Project, kill_all_at_work, make_project, wait_for
 
 from sdlora import records
 from sdlora.config.load import load
-from sdlora.cpu.packed import packs_bf16
 
 # Nothing is captioned by a network, and each picture is drawn in one step: what is tested is who asks for what.
 PARAMS = (
@@ -26,11 +25,11 @@ PARAMS = (
     .replace("{bootstrap_samples: 100}", "{bootstrap_samples: 100, metrics: [psnr_db], choose_by: psnr_db}")
     .replace("defaults:", "defaults:\n  caption: {by: none}")
 )
-# Numbers differ between kinds of CPU, and with them the trials: AVX-512's have this seed, others the other one.
-# Of these trials the third learns faster than the others and is worse at step 2 than their median
+# The trials are drawn in 1, 2 and 3 steps, which come to 8.2, 9.4 and 8.4 dB, whatever is learnt: the same order on
+# every kind of CPU, with the second the best, and the third worse at step 2 than the median of the others.
 SEARCH = (
     "sdlora", "search", "s", "--like", "a", "--set", "train.rank=2,4", "--set", "train.learning_rate=1e-6..3:log",
-    "--trials", "3", "--at-once", "2", "--startup", "1", "--seed", "1013" if packs_bf16() else "11",
+    "--set", "sample.inference_steps=1..3", "--trials", "3", "--at-once", "2", "--startup", "1", "--seed", "74",
 )  # fmt: skip
 
 
@@ -75,6 +74,7 @@ def test_trials_are_measured_given_up_and_written_down(searched: tuple[Project, 
     assert rows[2]["psnr_db"] == "" and float(rows[2]["at_2"]) == pytest.approx(measured["values"]["2"], abs=1e-3)
 
     best = max(rows[:2], key=lambda row: float(row["psnr_db"]))
+    assert [row["sample.inference_steps"] for row in rows] == ["1", "2", "3"] and best is rows[1]
     assert f"Best of 3 trials (2 came to their end): trial {best['trial']}, " in said
     made = {path.parent.name for path in project.folder.glob("results/*/metrics.csv")}
     assert made == {best["version"]}, "the best trial alone is made whole"
@@ -85,7 +85,6 @@ def test_trials_are_measured_given_up_and_written_down(searched: tuple[Project, 
     assert "probe" not in plan and "train" in plan, "`all` makes a and b, and no trial"
 
 
-@pytest.mark.skipif(not packs_bf16(), reason="without AVX-512 the best of these trials is the version itself")
 def test_the_lines_for_params_yaml_are_the_best_trial(searched: tuple[Project, str], tmp_path: Path) -> None:
     project, said = searched
     lines = re.findall(r"(?:^  .*\n)+", said, re.MULTILINE)[-1]
@@ -98,7 +97,6 @@ def test_the_lines_for_params_yaml_are_the_best_trial(searched: tuple[Project, s
     assert ours == theirs and "s-best-seed43" in versions
 
 
-@pytest.mark.skipif(not packs_bf16(), reason="without AVX-512 the best of these trials is the version itself")
 def test_the_page_has_every_trial_and_asks_no_network(searched: tuple[Project, str]) -> None:
     project, _ = searched
     page = project.read("results/searches/s/index.html").decode()
