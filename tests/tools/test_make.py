@@ -145,6 +145,13 @@ def test_a_gradient_that_lies_otherwise_moves_its_own_weights(tmp_path: Path, pa
     assert torch.equal((network.weight - before).sign(), -gradient.sign()), "AdamW's first step is the gradient's sign"
 
 
+@pytest.mark.parametrize(("has_bf16", "kind"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_cpu_without_bf16_learns_in_fp32(monkeypatch: pytest.MonkeyPatch, has_bf16: bool, kind: torch.dtype) -> None:
+    monkeypatch.setattr(loop, "packs_bf16", lambda: has_bf16)
+    with loop.autocast("cpu"):
+        assert torch.nn.Linear(2, 2)(torch.ones(1, 2)).dtype == kind
+
+
 def test_a_training_goes_on_elsewhere_from_its_averaged_weights(tmp_path: Path) -> None:
     here, begun, there = tmp_path / "here", tmp_path / "begun", tmp_path / "there"
     first, ended = train_line(here, 20)

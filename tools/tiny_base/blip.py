@@ -159,7 +159,7 @@ def train(drawn: Drawn, captioned: Drawn, recipe: BaseRecipe, work: Path, out: P
         known = tokens != tokenizer.pad_token_id
         tokens = tokens[:, : int(known.sum(1).max())]
         known = known[:, : tokens.shape[1]]
-        with torch.autocast(device, torch.bfloat16):
+        with loop.autocast(device):
             seen = model.vision_model(pixel_values=images.to(device)).last_hidden_state
             loss: Tensor = model.text_decoder(
                 input_ids=tokens.to(device),

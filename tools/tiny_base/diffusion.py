@@ -173,7 +173,7 @@ def weighted_error(
     """
     device = tokens.device
     noisy, noise, timesteps = (one.to(device) for one in drawn)
-    with torch.autocast(device.type, torch.bfloat16):
+    with loop.autocast(device.type):
         context = networks["text_encoder"](tokens).last_hidden_state
         predicted = networks["unet"](noisy, timesteps, context).sample.float()
     per_picture = (predicted - noise).square().mean(dim=(1, 2, 3))

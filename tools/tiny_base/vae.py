@@ -74,7 +74,7 @@ def encode(vae: AutoencoderKL, pictures: Pixels, device: str, parts: int) -> Ten
 
     def one_batch(first: int) -> Tensor:
         images = to_tensor(pictures[first : first + 64]).to(device)
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+        with torch.no_grad(), loop.autocast(device):
             mean: Tensor = vae.encode(images).latent_dist.mean.half().cpu()
         return mean
 
@@ -94,7 +94,7 @@ def encoded(vae: AutoencoderKL, pictures: Pixels, kept: Path, device: str, parts
 
 def _loss(vae: AutoencoderKL, images: Tensor, generator: torch.Generator) -> Tensor:
     """With a weak pull on the means' size, which keeps the latents near unit variance."""
-    with torch.autocast(images.device.type, torch.bfloat16):
+    with loop.autocast(images.device.type):
         mean = vae.encode(images).latent_dist.mean
         decoded = _decode(vae, mean, generator)
     loss: Tensor = _difference(decoded, images) + 1e-4 * mean.float().square().mean()
@@ -163,9 +163,9 @@ def train_decoder(
 
     def loss_of(step: int, part: Part) -> Tensor:
         images = to_tensor(_batch((plain, larger), batches, seed, step, part)).to(device)
-        with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+        with torch.no_grad(), loop.autocast(device):
             mean = vae.encode(images).latent_dist.mean
-        with torch.autocast(device, torch.bfloat16):
+        with loop.autocast(device):
             decoded = _decode(vae, mean, loop.part_generator(seed, step, part))
         return _difference(decoded, images)
 
