@@ -119,14 +119,17 @@ def test_one_run_is_enough_where_files_and_measures_change_together(built: Proje
 
 
 LOSS = ("src/sdlora/stages/train/losses.py", "error.mean(dim=(1, 2, 3))", "error.mean(dim=(3, 2, 1))")
+DRAWING = ("src/sdlora/stages/sample/drawing.py", "{layers} layers", "{layers} layers in all")
 
 
 def test_an_update_is_accepted_and_changed_settings_are_not(built: Project) -> None:
     before = {name: built.read(f"results/a/{name}") for name in ("metrics.csv", "train_log.csv")}
     built.edit(*LOSS)
+    built.edit(*DRAWING)  # which choose does, too
     assert built.plan("results/a/metrics.csv") == {"train", "export", "sample", "choose", "evaluate"}
     asked = built.command("sdlora", "accept", "a", check=False)
     assert asked.returncode and "train a (" in asked.stdout and "code was" in asked.stdout, "no answer is no"
+    assert re.search(r"choose a \(.*drawing_code was", asked.stdout)
     assert "error: nothing was changed" in asked.stderr
     assert built.plan("results/a/metrics.csv") == {"train", "export", "sample", "choose", "evaluate"}
     assert "the records and the pages of a say so" in built.command("sdlora", "accept", "a", "--yes").stdout

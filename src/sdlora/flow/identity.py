@@ -25,6 +25,11 @@ def is_update(names: Iterable[str]) -> bool:
     return all(name.startswith(UPDATED) for name in names)
 
 
+def is_of_update(name: str) -> bool:
+    """The same of one name, also where it stands for another stage, whose work is done with a stage's own."""
+    return name.removeprefix("training.").removeprefix("drawing_").startswith(UPDATED)
+
+
 def run_key(values: Values, inputs: Sequence[Path]) -> str:
     """Where the store keeps a training: what trains it and what its inputs are."""
     parts = [values, *map(freshness.outputs_identity, inputs)]
