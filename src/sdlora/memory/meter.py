@@ -8,7 +8,6 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -19,7 +18,8 @@ from torch.optim import Optimizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-CGROUP = Path("/sys/fs/cgroup")
+from sdlora.memory import limits
+
 # A tensor's value asked for. Fake tensors have none, so a draw such as peft's `torch.rand(1) > module_dropout` (LoHa,
 # LoKr) is taken as won: the layer takes part, which is the pass that needs the most memory.
 _DECISIONS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.item.default)
@@ -178,13 +178,9 @@ def _storages(state: Mapping[str, Any]) -> dict[int, int]:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory a process could take now: the GPU's, or RAM within the limits of its control group."""
+    """Memory a process could take now: the GPU's, or RAM within the limits of its control groups."""
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + cached
-    free = int(psutil.virtual_memory().available)
-    limit, used = CGROUP / "memory.max", CGROUP / "memory.current"
-    if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
-        statistics = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        free = min(free, int(text) - int(used.read_text()) + int(statistics.get("inactive_file", 0)))
-    return free
+    free, left = int(psutil.virtual_memory().available), limits.left_bytes()
+    return free if left is None else min(free, left)
