@@ -114,6 +114,19 @@ def test_what_a_job_starts_from_is_missed_whether_run_has_it_or_not(monkeypatch:
         inputs.check_of(params, {"version": "lost"})
 
 
+@pytest.mark.parametrize("file", ["results/own/own.safetensors", "results/own/checkpoints", "data/../results/own"])
+def test_a_lora_from_elsewhere_does_not_lie_where_its_version_is_written(
+    monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """The version's own files would take its place."""
+    monkeypatch.chdir(ROOT)
+    shipped = load(ROOT / "params.yaml")
+    own = shipped.versions["v8"].model_copy(update={"lora": (Lora(file=file),)})
+    params = shipped.model_copy(update={"versions": {**shipped.versions, "own": own}})
+    with pytest.raises(DataError, match=rf"^versions\.own\.lora: '{file}' lies in results/own, .* copy it elsewhere"):
+        inputs.check_of(params, {"version": "own"})
+
+
 def test_a_folder_of_hidden_files_holds_no_picture(tmp_path: Path) -> None:
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden/1.png").touch()

@@ -211,6 +211,14 @@ def _check_revisions(name: str, version: Version) -> None:
 
 
 def _check_loras(name: str, version: Version) -> None:
+    own = (Path("results") / name).resolve()
     for one in version.lora or ():
-        if one.file is not None and not Path(one.file).exists():
+        if one.file is None:
+            continue
+        if Path(one.file).resolve().is_relative_to(own):
+            raise DataError(
+                f"versions.{name}.lora: {one.file!r} lies in results/{name}, which {name}'s own files take the place "
+                f"of: copy it elsewhere, or give the version another name"
+            )
+        if not Path(one.file).exists():
             raise DataError(f"versions.{name}.lora: there is no file or folder {one.file!r}{_pull(one.file)}")
