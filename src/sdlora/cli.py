@@ -143,7 +143,9 @@ def _accept(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    load(Path("params.yaml"), studies=True)
+    from sdlora.flow import plan
+
+    plan.jobs(load(Path("params.yaml"), studies=True))  # versions that do not fit beside each other show there
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -83,6 +83,9 @@ def test_a_persons_choice_draws_its_own_test_pictures_and_nothing_else(tested: P
     assert not said.returncode
     project.edit("params.yaml", f"chosen: {other}", "chosen: 3")
     assert "chosen is 3, but the checkpoints are 2, 4" in project.command("sdlora", "check", check=False).stderr
+    project.edit("params.yaml", "chosen: 3", "flip: {swap_words: false}")
+    said = project.command("sdlora", "check", check=False)
+    assert said.returncode and "with different flip settings; give one of them its own dataset entry" in said.stderr
 
 
 def test_a_metric_that_does_not_choose_draws_nothing(tested: Project, tmp_path: Path) -> None:
