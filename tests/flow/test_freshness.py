@@ -380,3 +380,11 @@ def test_the_plan_of_100_versions_with_30_checkpoints_takes_less_than_6_seconds(
         took = time.process_time() - began
         print(f"{len(jobs)} jobs, {state}: {took:.1f} s of CPU time")
         assert len(jobs) > 600 and len(fresh) == len(jobs) and took < 6
+
+
+def test_padding_that_is_not_drawn_tells_no_two_crops_apart(tmp_path: Path) -> None:
+    """They lie in one folder, and would have been refused as two sets of one name."""
+    crops = "  a:\n    fit: {method: center_crop}\n  b:\n    fit: {method: center_crop, fill: blur}\n"
+    text = SMALL.partition("versions:\n")[0] + f"versions:\n{crops}"
+    fitted = [job for job in plan.jobs(edited(tmp_path, text=text)) if job.stage == "fit"]
+    assert sorted(job.folder.name for job in fitted) == ["center_crop-64", "pad-blur-64", "pad-edge-64"]

@@ -40,7 +40,7 @@ def fit_name(params: Params, name: str, method: str | None = None) -> str:
     method = method or version.fit.method
     fill = f"-{version.fit.fill.removeprefix('#')}" if method in ("pad", "bucket") else ""
     step, aspect = version.fit.bucket_step_px, version.fit.bucket_max_aspect
-    shapes = (f"-step{step}" if step else "") + (f"-aspect{aspect:g}".replace(".", "p") if aspect else "")
+    shapes = (f"-step{step}" if step else "") + (f"-aspect{aspect:.12g}".replace(".", "p") if aspect else "")
     return f"{method}{fill}{shapes if method == 'bucket' else ''}-{side}"
 
 
@@ -332,6 +332,8 @@ def resolved_train(train: Train, base: Base) -> Train:
 def _fitting(fit: Fit, method: str, side: int) -> Fit:
     """A fitting section with its size, and without what the method does not use."""
     unused = {} if method == "bucket" else {"bucket_step_px": None, "bucket_max_aspect": None}
+    if method == "center_crop":  # nothing is padded
+        unused["fill"] = Fit().fill
     return fit.model_copy(update={"method": method, "size_px": side, **unused})
 
 
