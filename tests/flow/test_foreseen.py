@@ -260,3 +260,12 @@ def test_what_a_card_cannot_do_is_told_for_each_job_that_computes_on_it(
             assert said in str(error)
             refused.add(job.stage)
     assert refused == stages
+
+
+def test_a_token_needs_a_letter_of_the_trigger(tmp_path: Path) -> None:
+    miku = ("trigger: captain", "trigger: 初音ミク")
+    edited(tmp_path, miku)
+    with pytest.raises(
+        ParamsError, match=r"a\.train\.pivotal: its token .* and '初音ミク' of datasets\.small has none"
+    ):
+        edited(tmp_path, miku, ("rank: 2", "rank: 2, pivotal: {}"))

@@ -328,6 +328,12 @@ class Params(Section):
                     f"'user' is not allowed: datasets.{version.dataset}.masks is not set; set it to alpha or to a "
                     f"folder of masks",
                 )
+            if version.train.pivotal is not None and not re.search("[a-z0-9]", dataset.trigger.lower()):
+                raise ProblemAt(
+                    ("versions", name, "train", "pivotal"),
+                    f"its token is named by the letters a to z and digits of the trigger, and {dataset.trigger!r} of "
+                    f"datasets.{version.dataset} has none; add a word",
+                )
             tags = dataset.trigger.count(",") + 1
             if version.train.changes_tags and version.train.keep_tokens < tags:
                 raise ProblemAt(
