@@ -35,6 +35,9 @@ def edited(project: Project, before: str, after: str) -> None:
         ("", "", "results/aa/metrics.csv", "error: params.yaml has no version 'aa'; did you mean a?"),
         ("", "", "results/v8/report/index.html", "error: params.yaml has no version 'v8'; choices: a, b"),
         ("", "", "results/compare/a-vs-bb.html", "error: params.yaml has no version 'bb'; did you mean b?"),
+        ("", "", "data/sets/small/pad-edge-32/fit.jsonl",
+         "error: no version of params.yaml makes data/sets/small/pad-edge-32/made/fit.json; did you mean "
+         "data/sets/small/pad-edge-64/made/fit.json?"),
         ("  b:\n", "  compare:\n", "all", "a version cannot be called compare: results/compare is where comparisons"),
         ("  b:\n", "  base:\n", "all", "a version cannot be called base: results/base is where the embedded base"),
         ("    held_out: references\n", "", "results/a/metrics.csv",

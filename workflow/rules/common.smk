@@ -17,7 +17,11 @@ SIDE = "|".join(map(re.escape, [*PARAMS.versions, "base"]))
 
 def job_of(kind, wildcards):
     """The job of a stage that some wildcards mean."""
-    return JOB_OF[Path(kind.made_pattern().format(**wildcards))]
+    made = Path(kind.made_pattern().format(**wildcards))
+    if made not in JOB_OF:
+        known = [str(job.made) for job in JOBS if isinstance(job, kind)]
+        sys.exit(f"error: no version of params.yaml makes {made}{errors.suggest(str(made), known)}")
+    return JOB_OF[made]
 
 
 def possible(job):
