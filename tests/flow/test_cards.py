@@ -94,6 +94,14 @@ def test_a_job_sees_its_card_alone(machine: Path) -> None:
 
 
 @pytest.mark.workflow
+def test_a_driver_that_does_not_answer_is_told(machine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (machine / "nvidia-smi").write_text("#!/bin/sh\nexec sleep 60\n")
+    monkeypatch.setattr(cards, "PATIENCE_S", 0.1)
+    with pytest.raises(DataError, match=r"nvidia-smi -L does not answer in 0\.1 s: mend the driver, or say which"):
+        cards.of_this_machine()
+
+
+@pytest.mark.workflow
 @pytest.mark.parametrize("users_own", [None, *cards.ALLOCATOR])
 def test_memory_is_not_torn_by_pictures_of_many_sizes(
     machine: Path, monkeypatch: pytest.MonkeyPatch, users_own: str | None

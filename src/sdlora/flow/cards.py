@@ -21,6 +21,7 @@ VISIBLE = "CUDA_VISIBLE_DEVICES"
 #: How torch's allocator is told what to do, and the older name of it.
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 LOOKED_S = 0.2  # between two looks for a card that became free
+PATIENCE_S = 60  # with NVIDIA's tool, which waits for ever on some broken drivers
 _DRIVERS_CARDS = Path("/proc/driver/nvidia/gpus")
 _OF_AMD = Path("/dev/kfd")
 _held: "list[Lease]" = []
@@ -42,12 +43,21 @@ def of_this_machine() -> list[str]:
     """The cards that jobs may use, as `CUDA_VISIBLE_DEVICES` names them; none where NVIDIA's driver tells of none.
 
     Where the variable is set (by a user, by Slurm), it says which; of AMD's it alone does.
+
+    Raises:
+        DataError: If NVIDIA's tool does not answer.
     """
     said = os.environ.get(VISIBLE)
     if said is not None:
         return [card.strip() for card in said.split(",") if card.strip() not in ("", "-1")]
     if tool := shutil.which("nvidia-smi"):
-        told = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False, timeout=60).stdout
+        try:
+            told = subprocess.run([tool, "-L"], capture_output=True, text=True, check=False, timeout=PATIENCE_S).stdout
+        except subprocess.TimeoutExpired:
+            raise DataError(
+                f"{tool} -L does not answer in {PATIENCE_S} s: mend the driver, or say which cards there are, such as "
+                f"{VISIBLE}=0 (nothing after the = for none)"
+            ) from None
         return [str(number) for number in range(sum(line.startswith("GPU ") for line in told.splitlines()))]
     return [str(number) for number in range(len([*_DRIVERS_CARDS.glob("*")]))]
 
