@@ -54,7 +54,8 @@ def held_loss(run: Run) -> float:
             noisy = run.objective.add_noise(batch.latents, batch.noise, batch.timesteps).to(run.model.dtype)
             with run.accelerator.autocast():
                 predicted = run.model.predict(noisy, batch.timesteps, batch.conditioning)
-            errors.append(nn.functional.mse_loss(predicted.float(), batch.noise).item())
+            target = run.objective.target(batch.latents, batch.noise, batch.timesteps)
+            errors.append(nn.functional.mse_loss(predicted.float(), target).item())
     return statistics.fmean(errors)
 
 
@@ -63,7 +64,8 @@ def curve(settings: Train, base: Base, folder: Path, steps: int) -> tuple[list[f
     run, _ = start(settings, base, folder)
     losses, times, every = [held_loss(run)], [], max(1, steps // 10)
     for first in range(1, steps + 1, every):
-        times.append(seconds_a_step(lambda step, first=first: optimizer_step(run, first + step - 1), every))
+        count = min(every, steps + 1 - first)
+        times.append(seconds_a_step(lambda step, first=first: optimizer_step(run, first + step - 1), count))
         losses.append(held_loss(run))
     return losses, statistics.median(times)
 

@@ -73,7 +73,8 @@ def write_dataset(folder: Path, base: Base, side_px: int, count: int, threads: i
     for number, source in enumerate(sorted(CAPTAIN.glob("*.png"))[:count]):
         path = folder / "train" / f"{number:03d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        ImageOps.pad(Image.open(source).convert("RGB"), (side_px, side_px)).save(path)
+        with Image.open(source) as picture:
+            ImageOps.pad(picture.convert("RGB"), (side_px, side_px)).save(path)
         text = f"captain, picture number {number}"
         side = [side_px, side_px]
         place = {"bucket": side, "box": [0, 0, *side], "original": side, "corner": [0, 0], "repeats": 1}
@@ -160,7 +161,8 @@ def bare_step(run: Run) -> Callable[[int], Any]:
 def uncached_extra(base: Base, folder: Path, batch_size: int) -> Callable[[int], Any]:
     """What a step costs more without caches: the VAE and the text encoders, as diffusers' scripts run them."""
     model = load_model(base)
-    side = Image.open(next((folder / "train").glob("*.png"))).width
+    with Image.open(next((folder / "train").glob("*.png"))) as picture:
+        side = picture.width
     images = torch.rand(batch_size, 3, side, side, generator=generator("pixels")) * 2 - 1
     texts = ["captain, picture number 0"] * batch_size
 

@@ -5,7 +5,6 @@ machine whose speed drifts. Writes a CSV file and the tables of docs/benchmarks.
 """
 
 import argparse
-import csv
 import platform
 import statistics
 import sys
@@ -221,12 +220,6 @@ def main() -> None:
     how = f"{device}; torch {torch.__version__}; median of {args.repeats} runs of {args.steps} steps, in turns."
     page.write(args.page, page.section(how, results, facts, told))
     print(f"written: {args.csv}, {args.page}")
-
-
-def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a results file."""
-    with path.open(newline="", encoding="utf-8") as handle:
-        return list(csv.DictReader(handle))
 
 
 if __name__ == "__main__":

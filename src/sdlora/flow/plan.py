@@ -331,7 +331,7 @@ def resolved_train(train: Train, base: Base) -> Train:
 
 def _fitting(fit: Fit, method: str, side: int) -> Fit:
     """A fitting section with its size, and without what the method does not use."""
-    unused = {} if method == "bucket" else {"bucket_step_px": None, "bucket_max_aspect": None}
+    unused: dict[str, Any] = {} if method == "bucket" else {"bucket_step_px": None, "bucket_max_aspect": None}
     if method == "center_crop":  # nothing is padded
         unused["fill"] = Fit().fill
     return fit.model_copy(update={"method": method, "size_px": side, **unused})
