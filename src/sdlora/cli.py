@@ -44,7 +44,7 @@ def main(words: list[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sdlora", description="What a user does beside `snakemake` and `dvc`.")
+    parser = argparse.ArgumentParser(prog="sdlora", description="Commands beside `snakemake` and `dvc`.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
@@ -55,25 +55,27 @@ def _parser() -> argparse.ArgumentParser:
     accept = command("accept", _accept, "keep a version's results after an update of sdlora or of a package")
     accept.add_argument("versions", nargs="+", metavar="VERSION")
     accept.add_argument("--yes", action="store_true", help="do not ask")
-    command("check", _check, "say what is wrong in params.yaml or studies.yaml, if anything is")
-    compare = command("compare", _compare, "two versions at their chosen steps, or one and `base`, picture by picture")
+    command("check", _check, "report the mistakes in params.yaml and studies.yaml")
+    compare = command("compare", _compare, "compare two versions, or one and `base`, at their chosen steps")
     compare.add_argument("one", metavar="VERSION")
     compare.add_argument("other", metavar="VERSION")
-    command("docs", _docs, "print docs/params.md, every setting, as it is made from the schema")
-    command("doctor", _doctor, "say what is installed, and what the GPU can do: Python, torch, the browser, DVC, disk")
+    command("docs", _docs, "print docs/params.md: every setting, from the schema")
+    command("doctor", _doctor, "say what is installed and what the GPU can do: Python, torch, the browser, DVC, disk")
     preflight = command("preflight", _preflight, "predict the memory of a version's training, phase by phase")
     preflight.add_argument("version", metavar="VERSION")
-    preflight.add_argument("--device", choices=("cpu", "cuda"), help="where it would train (default: as it will)")
+    preflight.add_argument("--device", choices=("cpu", "cuda"), help="where it would train (default: this machine's)")
     alone = preflight.add_mutually_exclusive_group()
-    alone.add_argument("--ram", action="store_true", help="only the RAM that its job needs, in MiB: for a cluster")
-    alone.add_argument("--drawing-ram", action="store_true", help="the same of the jobs that draw its pictures")
-    alone.add_argument("--encoding-ram", action="store_true", help="the same of the job that encodes its pictures")
+    alone.add_argument("--ram", action="store_true", help="print only the MiB of RAM that its job asks a cluster for")
+    alone.add_argument("--drawing-ram", action="store_true", help="the same for the jobs that draw its pictures")
+    alone.add_argument("--encoding-ram", action="store_true", help="the same for the job that encodes its pictures")
     provenance = command("provenance", _provenance, "write what a version was made from: an RO-Crate in its folder")
     provenance.add_argument("version", metavar="VERSION")
-    provenance.add_argument("--croissant", action="store_true", help="its pictures and captions as Croissant, too")
-    command("runs", _runs, "write results/report/runs.html: what ran when, how long, and on what")
-    _add_search(command("search", _search, "try settings of a version, and learn from each what to try next"))
-    versions = command("versions", _versions, "the table of all versions as Markdown")
+    provenance.add_argument(
+        "--croissant", action="store_true", help="write its pictures and captions as Croissant, too"
+    )
+    command("runs", _runs, "write results/report/runs.html: what ran when, for how long, and on what")
+    _add_search(command("search", _search, "search for better settings of a version"))
+    versions = command("versions", _versions, "print the table of all versions as Markdown")
     versions.add_argument("table", type=Path, nargs="?", default=Path("results/report/versions.csv"))
     return parser
 
@@ -81,29 +83,35 @@ def _parser() -> argparse.ArgumentParser:
 def _add_search(search: argparse.ArgumentParser) -> None:
     search.usage = "sdlora search NAME [--like VERSION --set KEY=VALUES ...] [options] [-- SNAKEMAKE'S OPTIONS]"
     search.epilog = (
-        "Values: 8,16,32 or 1e-5..1e-3:log or 100..900:step=100; one value is the same for all. The study is kept in "
-        "searches/NAME, the page is results/searches/NAME/index.html. Stopped or killed, `sdlora search NAME` goes on; "
-        "it takes --trials, --at-once and what is behind -- anew. "
-        "Behind --: `--cores 4`, or `--workflow-profile profiles/slurm`. More: docs/scale.md."
+        "Values: 8,16,32 or 1e-5..1e-3:log or 100..900:step=100; a single value holds for all trials. The study is in "
+        "searches/NAME, the page is results/searches/NAME/index.html. After a stop or kill, `sdlora search NAME` "
+        "resumes; repeat --trials, --at-once and what follows --. "
+        "After --: `--cores 4`, or `--workflow-profile profiles/slurm`. More: docs/scale.md."
     )
     search.add_argument("name", metavar="NAME")
-    search.add_argument("--like", metavar="VERSION", help="the version that every trial is but for what is searched")
+    search.add_argument("--like", metavar="VERSION", help="the version whose settings are searched")
     search.add_argument(
-        "--set", action="append", metavar="KEY=VALUES", help="what a key may be, such as train.rank=8,16"
+        "--set", action="append", metavar="KEY=VALUES", help="the values of a key, such as train.rank=8,16"
     )
-    search.add_argument("--by", metavar="METRIC", help="what is measured (default: the version's evaluate.choose_by)")
-    search.add_argument("--grid", action="store_true", default=None, help="every combination of lists, and no TPE")
-    search.add_argument("--trials", type=_positive, metavar="N", help="in all (default: 20, or the whole grid)")
     search.add_argument(
-        "--at-once", type=_positive, default=1, metavar="N", help="trials made together, as on a cluster"
+        "--by", metavar="METRIC", help="metric that ranks trials (default: the version's evaluate.choose_by)"
+    )
+    search.add_argument("--grid", action="store_true", default=None, help="every combination of lists, instead of TPE")
+    search.add_argument(
+        "--trials", type=_positive, metavar="N", help="trials in total (default: 20, or the whole grid)"
+    )
+    search.add_argument(
+        "--at-once", type=_positive, default=1, metavar="N", help="trials made at the same time, as on a cluster"
     )
     search.add_argument(
         "--prune-at", type=_steps, metavar="STEPS",
-        help="checkpoints at which a hopeless trial is given up, such as 300,600, or none (default: two on the way)",
+        help="checkpoints at which a hopeless trial is given up, such as 300,600, or none (default: two)",
     )  # fmt: skip
-    search.add_argument("--startup", type=_positive, metavar="N", help="trials before TPE learns (default: 5)")
-    search.add_argument("--seed", type=_whole, metavar="N", help="of what is proposed (default: 42)")
-    search.add_argument("--leave-out", type=int, action="append", default=[], metavar="N", help="a trial that fails")
+    search.add_argument("--startup", type=_positive, metavar="N", help="trials before TPE proposes (default: 5)")
+    search.add_argument("--seed", type=_whole, metavar="N", help="seed of the proposals (default: 42)")
+    search.add_argument(
+        "--leave-out", type=int, action="append", default=[], metavar="N", help="leave out trial N, which failed"
+    )
 
 
 def _whole(text: str) -> int:

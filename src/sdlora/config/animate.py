@@ -20,11 +20,11 @@ class Animate(Section):
     )
     dtype: Literal["fp32", "fp16", "bf16"] = Field("fp16", description="type of the weights; fp16 needs a GPU")
     reference: int = Field(1, ge=1, description="number of the reference whose picture at the chosen step is used")
-    width_px: Side = Field(1024, description="of the frames while they are made, a multiple of 64")
-    height_px: Side = Field(576, description="likewise; the picture is padded to it, and the padding is cut off again")
-    frames: int = Field(25, ge=2, le=200, description="frames made; the xt model learnt 25, the first one 14")
+    width_px: Side = Field(1024, description="width of the frames while they are made, a multiple of 64")
+    height_px: Side = Field(576, description="their height; the picture is padded to this size and cut back")
+    frames: int = Field(25, ge=2, le=200, description="frames made; the xt model is trained on 25, the first one on 14")
     fps: int = Field(7, ge=1, le=30, description="frames a second, also given to the model")
-    motion_bucket_id: int = Field(127, ge=0, le=255, description="how much moves")
+    motion_bucket_id: int = Field(127, ge=0, le=255, description="amount of motion")
     noise_aug_strength: float = Field(
         0.02, ge=0, le=1, description="noise on the picture; more makes frames differ from it"
     )

@@ -25,7 +25,7 @@ class Evaluate(Section):
     choose_by: tuple[str, ...] = Field(
         ("effnet_lite0_distance",),
         min_length=1,
-        description="the one of metrics whose mean chooses the best step, or several, whose mean rank does",
+        description="the entry of metrics whose mean chooses the best step, or several, whose mean rank does",
     )
     validation: float = Field(
         0.5,

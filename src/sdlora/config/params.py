@@ -59,7 +59,7 @@ class Base(Section):
         1.0,
         gt=0,
         le=10,
-        description="multiplier on every version's sample.guidance_scale; what comes of it is at least 1",
+        description="multiplier on every version's sample.guidance_scale; the product is at least 1",
     )
 
     @field_validator("family")
@@ -77,14 +77,18 @@ class Dataset(Section):
     """Pictures to learn from and pictures held out to measure against."""
 
     sources: tuple[Source, ...] = Field(min_length=1, description="where pictures come from, in order")
-    trigger: str = Field(min_length=1, max_length=200, description="query or trigger word, first in each caption")
+    trigger: str = Field(
+        min_length=1, max_length=200, description="word or words that stand for what is learnt, first in each caption"
+    )
     minimum: int = Field(1, ge=1, description="fewer accepted training pictures than this is an error")
     scrape: Scrape = Field(Scrape(), description="limits on what a search may bring")
     held_out: int | str = Field(
         0,
         description="references kept from training: how many (chosen by content hash), or a subfolder's name",
     )
-    captions_override: str | None = Field(None, description="JSONL of {id or file, caption} that wins over BLIP")
+    captions_override: str | None = Field(
+        None, description="JSONL of {id or file, caption} that wins over text files and BLIP"
+    )
     undesired_tags: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
         (),
         description="tags left out of captions, so that the trigger learns them; `hat` leaves out `red hat`, too",
@@ -202,7 +206,7 @@ class Lora(Section):
     """A LoRA that is not trained for the version: a file, or a checkpoint of another version."""
 
     file: str | None = Field(None, min_length=1, description="a .safetensors file, or the folder of one")
-    version: str | None = Field(None, description="a version that is trained here, in the place of a file")
+    version: str | None = Field(None, description="a version that is trained here, instead of a file")
     step: int | None = Field(None, ge=1, description="its checkpoint; null = the chosen one")
     weight: float = Field(1.0, ge=-4, le=4, description="its weight among the others; sample.lora_scale scales all")
 
@@ -223,12 +227,12 @@ class Version(Section):
     preset: str | None = Field(None, description="entry of presets to start from; null = none")
     remark: str = Field("", max_length=500, description="what you found, shown in the table of versions")
     chosen: int | None = Field(
-        None, ge=1, description="the checkpoint that you choose over the rule's: everything follows it; null = the rule"
+        None, ge=1, description="a checkpoint of your choice, which overrules the rule everywhere; null = the rule"
     )
     lora: tuple[Lora, ...] | None = Field(
         None,
         min_length=1,
-        description="a file or folder from elsewhere, or several LoRAs: measured like any version, and nothing is "
+        description="a LoRA from elsewhere (file or folder), or several: measured like any version, but nothing is "
         "trained; null = train",
     )
     fit: Fit = Fit()
@@ -239,7 +243,7 @@ class Version(Section):
     sample: Sample = Sample()
     evaluate: Evaluate = Evaluate()
     export: Export = Export()
-    animate: Animate | None = Field(None, description="a picture that moves; null = none, {} = the model's own numbers")
+    animate: Animate | None = Field(None, description="animate a picture; null = no, {} = with the model's own numbers")
 
     @model_validator(mode="after")
     def _metrics_have_what_they_need(self) -> Self:

@@ -20,7 +20,8 @@ class Hires(Section):
         "same share of the noise (A1111)",
     )
     upscale: Literal["lanczos", "latent"] = Field(
-        "lanczos", description="what is enlarged: the picture (Lanczos), or its latents (bilinear; wants 0.5 and more)"
+        "lanczos",
+        description="what is enlarged: the picture (Lanczos), or its latents (bilinear; for a strength of 0.5 or more)",
     )
 
 
@@ -58,7 +59,7 @@ class Sample(Section):
         min_length=1,
         description="one picture each, of every test reference at the chosen checkpoint and at step 0",
     )
-    hires: Hires | None = Field(None, description="null = off")
+    hires: Hires | None = Field(None, description="hires fix, see hires; null = off")
     max_references: int = Field(10, ge=1, le=1000, description="references sampled and measured, first by id")
     batch_size: int = Field(1, ge=1, le=1000, description="pictures sampled at once: more is faster and takes memory")
     decode: Literal["whole", "sliced", "tiled"] = Field(

@@ -75,7 +75,7 @@ class HubSource(Section):
     split: str = Field("train", min_length=1, description="which split")
     image_column: str | None = Field(None, description="null = the only column with pictures")
     caption_column: str | None = Field(
-        None, description="null = the first of text, caption, captions, prompt, description that there is"
+        None, description="null = the first of text, caption, captions, prompt, description that exists"
     )
     limit: int | None = Field(None, ge=1, description="accepted pictures to stop at; null = all rows")
 
@@ -98,7 +98,7 @@ class Scrape(Section):
     host_concurrency: int = Field(4, ge=1, le=128, description="pictures fetched at once from one host")
     host_rate_per_s: float = Field(10.0, gt=0, le=10_000, description="requests a second to one host, at most")
     honour_opt_out: bool = Field(
-        True, description="leave pictures whose X-Robots-Tag says noai, noimageai, noindex, noimageindex or none"
+        True, description="skip pictures whose X-Robots-Tag says noai, noimageai, noindex, noimageindex or none"
     )
     duplicate_bits: int = Field(
         10, ge=-1, le=64, description="duplicates differ in at most this many bits of their 128-bit dHash; -1 = off"

@@ -36,9 +36,9 @@ def pattern_of_layers(pattern: str) -> re.Pattern[str]:
 
 
 class LrStage(Section):
-    """One stretch of a staged learning-rate schedule."""
+    """One stage of a staged learning-rate schedule."""
 
-    until_step: int = Field(ge=1, description="first step after this stretch")
+    until_step: int = Field(ge=1, description="first step after this stage")
     learning_rate: float = Field(gt=0, le=10, description="rate at its start")
     schedule: Literal["constant", "cosine"] = Field("constant", description="constant, or cosine to zero")
 
@@ -100,7 +100,9 @@ class Train(Section):
         "LoKr's update",
     )
     max_norm: float | None = Field(None, gt=0, description="largest norm of B A alpha / r after a step; null = none")
-    loraplus_ratio: float = Field(1.0, ge=1, le=1000, description="rate of B over rate of A (LoRA+, 2402.12354)")
+    loraplus_ratio: float = Field(
+        1.0, ge=1, le=1000, description="learning rate of B over that of A (LoRA+, 2402.12354)"
+    )
     text_encoder: TextEncoder | None = Field(None, description="a LoRA on the text encoders; null = none")
     pivotal: Pivotal | None = Field(None, description="learn the trigger's embedding; null = no")
     prior: Prior | None = Field(None, description="prior preservation; null = none")
@@ -112,20 +114,20 @@ class Train(Section):
     epsilon: float = Field(1e-8, gt=0, le=1, description="added to the root of the second moment (Adam family)")
     d_coef: float | None = Field(None, gt=0, le=100, description="Prodigy: factor on its estimate; null = 1")
     d0: float | None = Field(None, gt=0, le=1, description="Prodigy: first estimate; null = 1e-6")
-    lr_schedule: str = Field("constant", description="how the learning rate goes on from its peak")
+    lr_schedule: str = Field("constant", description="how the learning rate changes from its peak")
     lr_warmup_steps: int = Field(0, ge=0, description="linear warm-up, optimizer steps")
     lr_cycles: int = Field(1, ge=1, le=100, description="restarts of cosine_with_restarts (1 = plain cosine)")
-    lr_stages: tuple[LrStage, ...] = Field((), description="stretches of the schedule 'staged'")
+    lr_stages: tuple[LrStage, ...] = Field((), description="stages of the schedule 'staged'")
     ema: Ema | None = Field(None, description="average of the LoRA; null = none")
 
     loss: str = Field("mse", description="squared error, or Huber's loss")
     huber_c: float | None = Field(
-        None, gt=0, le=10, description="Huber: where it turns from square to line; null = 0.1"
+        None, gt=0, le=10, description="Huber: error at which it turns from quadratic to linear; null = 0.1"
     )
     huber_schedule: Literal["constant", "exponential", "snr"] | None = Field(
         None, description="Huber: how that point falls with the noise (2403.16728); null = snr"
     )
-    weighting: str = Field("none", description="weight of a timestep's loss")
+    weighting: str = Field("none", description="how the loss is weighted by timestep")
     snr_gamma: float | None = Field(None, gt=0, le=1000, description="gamma of min-SNR weights; null = 5")
     timestep_sampling: Literal["logit_normal", "uniform"] | None = Field(
         None, description="flow matching only: how noise levels are drawn (2403.03206); null = logit_normal"
@@ -134,16 +136,18 @@ class Train(Section):
         None, gt=0, le=100, description="flow matching only: s of s t / (1 + (s - 1) t); null = the base's own"
     )
     noise: tuple[str, ...] = Field((), description="what is added to the noise, in this order")
-    noise_offset: float | None = Field(None, gt=0, le=1, description="deviation of the offset per channel; null = 0.1")
+    noise_offset: float | None = Field(
+        None, gt=0, le=1, description="standard deviation of a channel's offset; null = 0.1"
+    )
     pyramid_discount: float | None = Field(None, gt=0, lt=1, description="weight of each coarser noise; null = 0.3")
     pyramid_iterations: int | None = Field(None, ge=1, le=16, description="coarser noises at most; null = 6")
     input_perturbation: float = Field(
-        0.0, ge=0, le=1, description="extra noise on the input only (2301.11706), deviation"
+        0.0, ge=0, le=1, description="extra noise on the input only (2301.11706), standard deviation"
     )
 
-    steps: int = Field(1000, ge=1, le=1_000_000, description="optimizer steps in all")
-    batch_size: int = Field(1, ge=1, le=512, description="pictures a forward pass")
-    accumulation: int = Field(1, ge=1, le=512, description="forward passes an optimizer step")
+    steps: int = Field(1000, ge=1, le=1_000_000, description="optimizer steps in total")
+    batch_size: int = Field(1, ge=1, le=512, description="pictures per forward pass")
+    accumulation: int = Field(1, ge=1, le=512, description="forward passes per optimizer step")
     processes: int = Field(
         1,
         ge=1,
@@ -175,7 +179,7 @@ class Train(Section):
     gradient_checkpointing: bool = Field(False, description="less memory, more time")
     compile: Literal["none", "blocks"] = Field(
         "none",
-        description="GPU only: compile the blocks that the denoiser repeats; the log says when that pays",
+        description="GPU only: compile the blocks that the denoiser repeats; the log says when that pays off",
     )
     mixed_precision: Literal["no", "bf16", "fp16"] | None = Field(
         None, description="autocast type of the forward pass; null = the base's dtype (fp32: no)"
