@@ -14,7 +14,7 @@
 # make TORCH_INDEX=https://download.pytorch.org/whl/cu126   torch from another index: for an older driver or card
 # make sbom   what is locked, as CycloneDX: sbom.cdx.json
 # make audit  what is locked against the advisory databases; without a network a sentence says what was left out
-# make lock   both lock files anew (with the uv of .venv)
+# make lock   requirements.lock and requirements-cuda.lock anew (with the uv of .venv)
 -include .venv/asked
 # What is not asked for now is what .venv was made with.
 ASKED_PYTHON := $(filter-out undefined,$(origin PYTHON))

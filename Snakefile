@@ -14,7 +14,7 @@ from sdlora import errors
 from sdlora.config.load import load
 from sdlora.config.params import RESULTS_OF_ALL
 from sdlora.errors import SdloraError
-from sdlora.flow import asking, command, comparing, foreseen, freshness, inputs, lock, plan, runs
+from sdlora.flow import asking, command, comparing, foreseen, freshness, inputs, lock, looking, plan, runs
 from sdlora.stages.adopt.recipe import AdoptRecipe
 from sdlora.stages.animate.recipe import AnimateRecipe
 from sdlora.stages.caption.recipe import CaptionRecipe
@@ -32,6 +32,7 @@ from sdlora.stages.studies.recipe import StudiesRecipe
 from sdlora.stages.train.recipe import TrainRecipe
 
 command.run_code_of(SOURCE)
+looking.less()
 
 if config:
     raise WorkflowError(

@@ -182,7 +182,7 @@ def test_what_was_changed_by_hand_is_named_and_kept(chain: list[Recipe], capsys:
         for _ in range(2):  # a dry run, then the run
             freshness.settle(chain)
             (said,) = capsys.readouterr().err.splitlines()
-            assert said.startswith("note: b/many/1 (and 1 more) was changed since flip made it: it is made again,")
+            assert said.startswith("note: b/many/1 (and 1 more) has changed since flip made it: it will be made again,")
             assert Path(said.split("kept as ")[1]).read_text() == text
         records.write_text(b.outputs[1] / "1", "made again")  # as every stage writes
     assert kept_aside("b/many/1") == ["mine", "mine, better"] and kept_aside("b/out") == ["mine, too"]

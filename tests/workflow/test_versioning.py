@@ -173,7 +173,7 @@ def test_a_tampered_output_is_told_by_name_and_lost_to_nobody(copied: Project) -
     edited = made.replace(b"captain", b"skipper")
     (copied.folder / name).write_bytes(edited)
     said = copied.snakemake("results/b/metrics.csv")
-    note = f"note: {name} was changed since caption made it: it is made again, and the changed file is kept as "
+    note = f"note: {name} has changed since caption made it: it will be made again, and the changed file is kept as "
     (kept,) = [line.removeprefix(note) for line in said.splitlines() if line.startswith(note)]
     assert copied.read(kept) == edited and copied.read(name) == made
     assert has_nothing_to_do(copied) and "note" not in copied.snakemake("-n", "all")

@@ -36,10 +36,10 @@ INTRO = """# What the metrics are worth
 
 Kendall's tau-b between a metric's mean over the references and the share of a checkpoint's samples that show what the
 drawn world knows of the {character}: the mark on the head, hair of its hue, one head, and the mean of the three. Over
-{units} checkpoints of {versions} trainings; pictures that several share, as the base's, count once. At 1 the metric
-puts checkpoints into the truth's order, at 0 it says nothing of it, below it prefers what is wrong. In brackets: the
-95 % interval over {references} references, by the jackknife's error and Student's t, which cover 91 to 97 % in
-simulation where resampled references cover 40 to 81 %.
+{units} checkpoints of {versions} trainings; pictures that several share, such as the base's, count once. A metric at 1
+orders checkpoints as the truth does, one at 0 says nothing about that order, and one below 0 prefers what is wrong. In
+brackets: the 95 % interval over {references} references, by the jackknife's error and Student's t, which cover 91 to
+97 % in simulation, where resampled references cover 40 to 81 %.
 """
 BY_VOTE = """
 ## And the votes

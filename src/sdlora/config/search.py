@@ -23,14 +23,14 @@ STUDY, TRIALS, JOURNAL = "study.yaml", "trials.yaml", "journal.log"
 class Study(Section):
     """What is searched: `searches/<name>/study.yaml`."""
 
-    like: str = Field(description="the version of params.yaml that every trial is but for what is searched")
+    like: str = Field(description="the version of params.yaml whose settings trials have, except for what is searched")
     settings: dict[str, str | tuple[Any, ...]] = Field(
         min_length=1,
         description="key -> what it may be: [8, 16, 32], 1e-5..1e-3:log, 4..64, 100..900:step=100; one value is fixed",
     )
     by: str | None = Field(None, description="which metric; null = the version's own evaluate.choose_by")
     grid: bool = Field(False, description="every combination of lists, in an order that the seed shuffles; else TPE")
-    seed: int = Field(42, ge=0, description="seed of what is proposed")
+    seed: int = Field(42, ge=0, description="seed of the proposals")
     startup: int = Field(
         5,
         ge=1,

@@ -196,8 +196,8 @@ def _set_aside(job: Recipe, made: Made, hashes: FileHashes) -> None:
         first, *others = changed
         more = f" (and {len(others)} more)" if others else ""
         print(
-            f"note: {printable(Path(first))}{more} was changed since {job.stage} made it: it is made again, and the "
-            f"changed file is kept as {printable(changed[first])}",
+            f"note: {printable(Path(first))}{more} has changed since {job.stage} made it: it will be made again, and "
+            f"the changed file is kept as {printable(changed[first])}",
             file=sys.stderr,
         )
 
