@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 
 from sdlora import records
-from sdlora.flow.hashing import STORE, read_regular, sha256_text
+from sdlora.flow.hashing import PRIVATE, read_regular, sha256_text
 from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
 from sdlora.stages.sample.recipe import DrawingRecipe
@@ -95,7 +95,7 @@ def _distinct(path: Path, names: tuple[str, ...], _: int) -> int:
 
 def kept(asked: str) -> Path:
     """The file that remembers a prediction."""
-    return STORE / "asking" / f"{sha256_text(asked)}.json"
+    return PRIVATE / "asking" / f"{sha256_text(asked)}.json"
 
 
 @cache

@@ -20,7 +20,7 @@ from sdlora.config.sample import Sample
 from sdlora.config.train import Train
 from sdlora.errors import ParamsError
 from sdlora.flow.code import CODE_MEMORY, PACKAGE, Code
-from sdlora.flow.hashing import STORE, read_regular, sha256_text
+from sdlora.flow.hashing import PRIVATE, read_regular, sha256_text
 from sdlora.flow.makers import package_version
 from sdlora.flow.recipe import Recipe
 from sdlora.stages.animate.recipe import AnimateRecipe
@@ -32,7 +32,7 @@ from sdlora.stages.probe.recipe import ProbeRecipe
 from sdlora.stages.sample.recipe import DrawingRecipe
 from sdlora.stages.train.recipe import TrainRecipe
 
-MEMORY = STORE / "foreseen.json"
+MEMORY = PRIVATE / "foreseen.json"
 KEPT = 1000  # answers, the newest
 #: Settings of which a family or its objective may have none; a question has these alone.
 OF_TRAINING = ("weighting", "loss", "huber_schedule", "timestep_sampling", "timestep_shift", "compile")

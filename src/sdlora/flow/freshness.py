@@ -16,14 +16,14 @@ from typing import Any
 from sdlora import records
 from sdlora.errors import DataError
 from sdlora.flow import mtimes, store
-from sdlora.flow.hashing import STORE, FileHashes, is_regular, printable, read_regular, sha256_of, sha256_text
+from sdlora.flow.hashing import PRIVATE, FileHashes, is_regular, printable, read_regular, sha256_of, sha256_text
 from sdlora.flow.recipe import Recipe
 from sdlora.stages.flip import kohya_set
 
 #: The file whose mtime Snakemake takes for that of a folder.
 FOLDER_MARK = ".snakemake_timestamp"
 #: Where lies what was changed in a job's files before the job makes them again, by content; nothing deletes it.
-CHANGED = STORE / "changed"
+CHANGED = PRIVATE / "changed"
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,9 @@ def settle(jobs: Sequence[Recipe]) -> list[Recipe]:
     try:
         return _settle(jobs)
     except OSError as error:
-        raise DataError(f"{error.filename or STORE}: {error.strerror}; the pipeline must be able to write it") from None
+        raise DataError(
+            f"{error.filename or PRIVATE}: {error.strerror}; the pipeline must be able to write it"
+        ) from None
 
 
 def stale(goals: Sequence[Path], jobs: Sequence[Recipe]) -> list[Path]:
@@ -152,7 +154,7 @@ def _settle(jobs: Sequence[Recipe]) -> list[Recipe]:
         if not job.path.exists() or job.path.read_bytes() != text.encode():
             records.write_text(job.path, text)
     files = [path for job in jobs for path in (job.path, *_timed(job)) if path.exists()]
-    mtimes.leave_room(dict.fromkeys(files), STORE / "clock.probe", hashes.touch)
+    mtimes.leave_room(dict.fromkeys(files), PRIVATE / "clock.probe", hashes.touch)
     fresh: dict[Path, Recipe] = {}
     for job in jobs:
         made = read_made(job.made)

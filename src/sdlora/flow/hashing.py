@@ -11,13 +11,13 @@ from typing import Any
 
 from sdlora import records
 
-STORE = Path(".sdlora")
+PRIVATE = Path(".sdlora")  # what sdlora keeps and remembers of a project
 
 
 class FileHashes:
     """sha256 of files, remembered by (mtime, size) in `.sdlora/hashes.json`."""
 
-    def __init__(self, path: Path = STORE / "hashes.json") -> None:
+    def __init__(self, path: Path = PRIVATE / "hashes.json") -> None:
         self._path = path
         self._known: dict[str, tuple[int, int, str]] = _remembered(path)
         self._changed = False

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 from pydantic import BaseModel, ConfigDict
 
 from sdlora import records
-from sdlora.flow.hashing import STORE, sha256_text
+from sdlora.flow.hashing import PRIVATE, sha256_text
 
 Values = dict[str, Any]  # a recipe's identity, as JSON has it
 
@@ -86,7 +86,7 @@ class Recipe(BaseModel):
     @cached_property
     def path(self) -> Path:
         """The file a script reads the recipe from."""
-        return STORE / "recipes" / (self.script or self.stage) / f"{self.name}.json"
+        return PRIVATE / "recipes" / (self.script or self.stage) / f"{self.name}.json"
 
     @property
     def cards(self) -> int:

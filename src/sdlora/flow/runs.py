@@ -17,9 +17,9 @@ from typing import Any
 
 from sdlora import records
 from sdlora.errors import DataError
-from sdlora.flow.hashing import STORE
+from sdlora.flow.hashing import PRIVATE
 
-FOLDER = STORE / "runs"
+FOLDER = PRIVATE / "runs"
 KEPT = 200  # runs
 COLUMNS = ("run", "rule", "job", "began", "seconds", "outcome", "threads", "gpus", "mem_mb", "machine")
 DONE, FAILED, OPEN = "done", "failed", "not ended"
