@@ -14,7 +14,7 @@ _AGAIN = "_schedule_reevalutation"  # as it is spelt there
 
 
 def less() -> None:
-    """Have at most one look of each delay pending, which holds nobody up at the end; other Snakemakes are left alone."""
+    """Have at most one look of each delay pending, which holds nobody up at the end; leave other Snakemakes alone."""
     if hasattr(JobScheduler, _AGAIN):
         setattr(JobScheduler, _AGAIN, _look_again)
 
