@@ -72,7 +72,7 @@ NEW_FUNCTION = "\n\ndef unheard_of(x: int) -> int:\n    return x + 1\n"
             {"evaluate", "report", "compare"},
         ),
         ("stages/evaluate/compare.py", '"neither for sure"', '"neither"', {"compare"}),
-        ("cli.py", '"the table of all versions', '"a table of all versions', set()),
+        ("cli.py", '"print the table of', '"print a table of', set()),
         ("stages/train/losses.py", "error.mean(dim=(1, 2, 3))", "error.mean(dim=(3, 2, 1))", {"train"}),
         ("stages/encode/posterior.py", "127.5", "127", {"encode", "train"}),
         ("stages/encode/encode.py", "encode: {count}", "{count}", {"encode"}),

@@ -86,11 +86,26 @@ def test_what_failed_or_has_no_end_is_shown(tmp_path: Path) -> None:
     ]  # fmt: skip
     runs.write(tmp_path, folder)
     page = (tmp_path / "runs.html").read_text("utf-8")
-    assert "3 jobs in 10.0 s, 1 failed, 1 not ended" in page and "&lt;export&gt; v8" in page
+    assert "3 jobs in 10.0 s as far as is known, 1 failed, 1 not ended" in page and "&lt;export&gt; v8" in page
     assert 'class="done" style="left: 0.0%; width: 80.0%"' in page
     assert 'class="failed" style="left: 80.0%; width: 20.0%"' in page
     assert 'class="open" style="left: 90.0%; width: 10.0%"' in page
     assert page.index("<td>train</td>") < page.index("<td>sample</td>")
+
+
+def test_a_job_that_runs_is_seen_behind_those_that_ended(tmp_path: Path) -> None:
+    """One after the other, as on one core: the last event is its own beginning."""
+    folder = tmp_path / "runs"
+    written(
+        folder,
+        "2026-01-01T000000-1.jsonl",
+        began(0, 1, "fit"),
+        {"at": 5, "event": "done", "id": 1},
+        began(5, 2, "train"),
+    )
+    runs.write(tmp_path, folder)
+    page = (tmp_path / "runs.html").read_text("utf-8")
+    assert 'class="open" style="left: 97.0%; width: 3.0%"' in page and "2 jobs in 5.0 s as far as is known" in page
 
 
 def test_a_full_disk_stops_no_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,7 +130,8 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(0.04, "0.0 s"), (59.94, "59.9 s"), (60, "1 min 0 s"), (7260, "2 h 1 min")]
+    ("seconds", "said"),
+    [(0.04, "0.0 s"), (59.94, "59.9 s"), (59.96, "1 min 0 s"), (60, "1 min 0 s"), (7260, "2 h 1 min")],
 )
 def test_times_are_said_as_people_say_them(seconds: float, said: str) -> None:
     assert runs.duration(seconds) == said

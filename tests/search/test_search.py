@@ -102,6 +102,7 @@ def test_the_page_has_every_trial_and_asks_no_network(searched: tuple[Project, s
     page = project.read("results/searches/s/index.html").decode()
     body = page[page.index("<tbody>", page.index('id="table"')) :]
     assert re.findall(r"<tr[^>]*><td[^>]*>(\d[^<]*)</td>", body) == ["0 (a itself)", "1", "2"]
+    assert (places := re.findall(r'<td data-sort="([^"]+)">', body)) and not any("e" in place for place in places)
     assert "s-trial0/report/index.html" in page and "Ringed: a itself." in page
     assert page.count(' itself"><title>') == 1
     assert len(re.findall(r">no LoRA(?:: [\d.]+, (?:above|below))?</text>", page)) == 1

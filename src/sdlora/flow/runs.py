@@ -23,6 +23,7 @@ FOLDER = PRIVATE / "runs"
 KEPT = 200  # runs
 COLUMNS = ("run", "rule", "job", "began", "seconds", "outcome", "threads", "gpus", "mem_mb", "machine")
 DONE, FAILED, OPEN = "done", "failed", "not ended"
+LEAST_OPEN = 3.0  # percent of a run's line that a bar without an end takes: the run is known to its last event alone
 
 
 class Events(logging.Handler):
@@ -158,6 +159,7 @@ def _shown(run: Run) -> dict[str, Any]:
     jobs = []
     for job in run.jobs:
         left = 100 * (job.began - run.began).total_seconds() / whole
+        left = min(left, 100 - LEAST_OPEN) if job.seconds is None else left
         width = 100 - left if job.seconds is None else 100 * job.seconds / whole
         jobs.append(
             {"rule": job.rule, "name": job.name, "left": round(left, 2), "width": round(max(width, 0.2), 2),
@@ -195,7 +197,7 @@ def duration(seconds: float | None) -> str:
     """A time as people say it."""
     if seconds is None:
         return ""
-    if seconds < 60:
+    if round(seconds, 1) < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -1,7 +1,9 @@
 """A study's table and page: what every trial came to, what mattered, and how far the best of them may be believed."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from statistics import quantiles
 from typing import TYPE_CHECKING, Any
@@ -79,9 +81,17 @@ def write(search: "Search") -> None:
         base=_base(told, low, high), outside=_outside(told, low, high),
         ends=[(_height(end, low, high), f"{end:.4g}") for end in (low, high)],
         scales=_scales(search, low, high), coordinates=_coordinates(search, told, low, high),
-        name_of=search.trial_name, names=names,
+        name_of=search.trial_name, names=names, sortable=_sortable,
     )  # fmt: skip
     records.write_text(out / "index.html", text)
+
+
+def _sortable(value: object) -> str:
+    """A number without an exponent, which Tablesort does not read; empty for what is none."""
+    with suppress(ValueError):
+        if isfinite(found := float(str(value))):
+            return f"{found:.20f}"
+    return ""
 
 
 def columns(search: "Search") -> list[str]:

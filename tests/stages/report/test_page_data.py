@@ -65,6 +65,16 @@ def test_a_picture_s_interval_is_over_its_seeds(shown: tuple[Path, dict[str, Any
     assert all(one["ci_low"] < one["delta"] < one["ci_high"] for one in found.values())
 
 
+def test_each_picture_has_its_own_value(shown: tuple[Path, dict[str, Any]]) -> None:
+    folder, data = shown
+    references = records.read_json(folder / "results/a/best.json")["references"]
+    for steps in data["versions"][0]["metrics"].values():
+        assert {len(seeds) for seeds in steps["4"]["by_picture"].values()} == {1, 4}
+        for reference, seeds in steps["4"]["by_picture"].items():
+            value = steps["4"]["values"][references.index(reference)]
+            assert sum(seeds.values()) / len(seeds) == pytest.approx(value, abs=2e-4)
+
+
 @pytest.mark.parametrize("samples", [100, 300])
 def test_intervals_have_the_resamples_that_the_version_asks_for(tmp_path: Path, samples: int) -> None:
     """Of twenty references, and of one reference of twenty seeds, from which on an interval is a bootstrap's."""

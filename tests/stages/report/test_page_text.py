@@ -1,6 +1,7 @@
 """What strangers write cannot become a part of the page; and what it links to."""
 
 import json
+import re
 import shutil
 from html.parser import HTMLParser
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sdlora import records
-from sdlora.stages.report.page import _page, write_comparison, write_index
+from sdlora.stages.report.page import _page, read_part, write_comparison, write_index
 from sdlora.stages.sample.parts import FOLDERS, INDEX
 
 HOSTILE = "</script><img src=x onerror=alert(1)><!--<script>\u2028"
@@ -34,6 +35,32 @@ def tags(title: str, value: str) -> Tags:
     parser = Tags()
     parser.feed(_page(title, {"caption": value}))
     return parser
+
+
+def test_curves_stand_out_from_what_lies_behind_them() -> None:
+    """At 3:1 in either scheme, as WCAG 2.2 asks of graphics (1.4.11)."""
+    light, dark = (
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{3,6});", scheme))
+        for scheme in re.findall(r":root \{(.*?)\}", read_part("templates/page.css"), re.DOTALL)
+    )
+    for scheme in (light, dark):
+        curves = [colour for name, colour in scheme.items() if name.startswith("curve-")]
+        assert len({*curves}) == 12
+        for colour in (*curves, scheme["bad"]):
+            assert contrast(colour, scheme["panel"]) >= 3, colour
+
+
+def contrast(one: str, other: str) -> float:
+    """The ratio of two colours' relative luminances, the lighter one's first."""
+    dark, light = sorted(map(luminance, (one, other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    """Of sRGB, 0 to 1."""
+    parts = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    red, green, blue = (part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
 
 
 def test_a_hostile_caption_stays_text() -> None:

@@ -176,21 +176,30 @@ def metrics_of(result: Path, best: Mapping[str, Any]) -> dict[str, dict[str, Any
     """What each metric says of each step: of its references, of their mean, and of the difference to step 0.
 
     Returns:
-        Metric -> step -> `values` by reference (None where it was not drawn); means and their intervals; `against`: the
-        paired difference to step 0 and its 95 % interval, by part of the references; `by_reference`: the same of one
-        reference, over its seeds, where there are enough. None of these intervals is corrected for looking at many.
+        Metric -> step -> `values` by reference, over its seeds (None where it was not drawn); `by_picture`: each
+        picture's own, by reference and seed; means and their intervals; `against`: the paired difference to step 0 and
+        its 95 % interval, by part of the references; `by_reference`: the same of one reference, over its seeds, where
+        there are enough. None of these intervals is corrected for looking at many.
     """
     samples = int(best.get("bootstrap_samples", RESAMPLES))
     found: dict[str, dict[str, Any]] = {}
     for row in records.read_csv(result / "metrics.csv"):
         values = [float(value) if value else None for key, value in row.items() if key.startswith("image")]
         numbers = {key: float(row[key]) for key in MEANS if row.get(key)}
-        found.setdefault(row["metric"], {})[row["step"]] = {"values": values, **numbers, "by_reference": {}}
+        found.setdefault(row["metric"], {})[row["step"]] = {
+            "values": values,
+            **numbers,
+            "by_picture": {},
+            "by_reference": {},
+        }
     chose = len(best["validation"]["references"])
     for steps in found.values():
         for step, one in steps.items():
             one["against"] = _against(one["values"], steps["0"]["values"], chose, samples) if step != "0" else {}
-    for (metric, step, reference), figures in _by_reference(result / "pictures.csv", samples).items():
+    drawn = _by_picture(result / "pictures.csv")
+    for (metric, step, reference), own in drawn.items():
+        found[metric][step]["by_picture"][reference] = own
+    for (metric, step, reference), figures in _by_reference(drawn, samples).items():
         found[metric][step]["by_reference"][reference] = figures
     return found
 
@@ -213,13 +222,20 @@ def _figures(sides: Sequence[Sequence[Any]], samples: int) -> dict[str, float]:
     return {key: found[key] for key in ("delta", "ci_low", "ci_high")}
 
 
-def _by_reference(table: Path, samples: int) -> dict[tuple[str, str, str], dict[str, float]]:
-    """(metric, step, reference) -> its difference to step 0, seed by seed."""
-    rows = records.read_csv(table) if table.is_file() else []
-    drawn: dict[tuple[str, str, str], dict[str, float]] = {}
-    for row in rows:
+Drawn = dict[tuple[str, str, str], dict[str, float]]  # (metric, step, reference) -> values by name
+
+
+def _by_picture(table: Path) -> Drawn:
+    """Each picture's own value, by its seed."""
+    drawn: Drawn = {}
+    for row in records.read_csv(table) if table.is_file() else []:
         for metric in [key for key in row if key not in ABOUT]:
             drawn.setdefault((metric, row["step"], row["reference"]), {})[row["seed"]] = float(row[metric])
+    return drawn
+
+
+def _by_reference(drawn: Drawn, samples: int) -> Drawn:
+    """Each reference's difference to step 0, seed by seed."""
     found = {}
     for (metric, step, reference), after in drawn.items():
         before = drawn.get((metric, "0", reference), {})

@@ -18,7 +18,7 @@ function leadTo(id, ...children) {
   const link = element("a", { href: `#${id}` }, ...children);
   link.addEventListener("click", (event) => {
     event.preventDefault();
-    if (!$(id)) { $("find").value = ""; drawDataset(); } // the search hides it
+    if (!$(id) || $(id).hidden) { $("find").value = ""; drawDataset(); } // the search hides it
     $(id).closest("details")?.setAttribute("open", "");
     $(id).scrollIntoView({ block: "center" });
     $(id).focus({ preventScroll: true });
@@ -29,22 +29,34 @@ const small = (key, alt) => (key ? element("img", { src: data.thumbnails[key], a
 /** Where a picture stands: in the gallery, or among what was refused. */
 const placeOf = (row) => `picture-${row.id}`;
 const refusedPlace = (row, set) => `refused-${set.refused.indexOf(row)}`;
+/** Rows by what they have in common. */
+function grouped(rows, key) {
+  const found = new Map();
+  for (const row of rows) found.has(key(row)) ? found.get(key(row)).push(row) : found.set(key(row), [row]);
+  return found;
+}
+const firstOf = (row) => row.copy_of ?? row.id;
 /** All that looks like a picture: what was refused for it, and what was kept beside it. */
-function alike(row, set) {
-  const kept = set.pictures.filter((other) => other !== row && (other.copy_of ?? other.id) === (row.copy_of ?? row.id));
-  const refused = set.refused.filter((other) => other.copy_of?.id === row.id);
+function alike(row, set, families, refusals) {
+  const kept = families.get(firstOf(row)).filter((other) => other !== row), refused = refusals.get(row.id) ?? [];
   const group = (rows, text, place) => (rows.length ? element("small", { class: "alike" }, text, ...rows.map((other) => leadTo(place(other), small(other.picture, other.name) ?? other.name))) : null);
   return [group(kept, "looks like ", placeOf), group(refused, `${said(refused.length, "copy", "copies")} refused: `, (other) => refusedPlace(other, set))];
 }
-function drawDataset() {
-  const set = data.datasets[$("set").value], word = $("find").value.trim().toLowerCase();
-  const found = set.pictures.filter((row) => !word || `${row.caption} ${row.name}`.toLowerCase().includes(word));
-  $("gallery").replaceChildren(...found.map((row) => element("figure", { id: placeOf(row), tabindex: "-1" }, framed(row),
+const GALLERIES = {}; // each set's figures, made once: a search hides some
+function galleryOf(name) {
+  const set = data.datasets[name], families = grouped(set.pictures, firstOf), refusals = grouped(set.refused, (row) => row.copy_of?.id);
+  return set.pictures.map((row) => element("figure", { id: placeOf(row), tabindex: "-1" }, framed(row),
     element("figcaption", {}, row.caption, element("small", {}, `caption ${row.by}`),
       element("small", {}, `${row.name}, ${row.original.join(" x ")} px, ${row.share < 1 ? `${Math.round(100 * (1 - row.share))}\u00a0% padding` : "no padding"}${row.mask ? ", a mask" : ""}`),
       element("small", {}, [row.engine, row.licence && `licence: ${row.licence}`].filter(Boolean).join(", ")),
       row.page && /^https?:/.test(row.page) ? element("small", {}, element("a", { href: row.page, rel: "noreferrer noopener", target: "_blank" }, "source")) : null,
-      ...alike(row, set)))));
+      ...alike(row, set, families, refusals))));
+}
+function drawDataset() {
+  const name = $("set").value, set = data.datasets[name], word = $("find").value.trim().toLowerCase();
+  const figures = (GALLERIES[name] ??= galleryOf(name));
+  set.pictures.forEach((row, place) => { figures[place].hidden = word !== "" && !`${row.caption} ${row.name}`.toLowerCase().includes(word); });
+  if ($("gallery").firstChild !== (figures[0] ?? null)) $("gallery").replaceChildren(...figures);
   const masked = set.pictures.filter((row) => row.mask).length, padded = set.pictures.filter((row) => row.share < 1).length;
   $("mask-note").textContent = `Striped: padding (${said(padded, "picture", "pictures")}). Red: what a mask of the dataset leaves out (${said(masked, "picture", "pictures")}). train.mask says whether a training leaves them out.`;
   drawRefused(set);

@@ -3,15 +3,17 @@ const GAP_PX = 8, LINE_PX = 17, TEXT_PX = 150, SMALL_PX = 256;
 const MOST_PX = 16000, MOST_AREA_PX = 16e6; // the longest and the largest canvas of any browser of today
 const FONT = '13px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-/** A text in lines that are no wider than some pixels; a word that is longer is cut. */
+/** A text in lines that are no wider than some pixels; a word that is longer goes on in the next line. */
 function wrapped(pen, text, width) {
   const lines = [""];
   for (const word of text.split(/[ \n]+/).filter(Boolean)) {
     const longer = lines[lines.length - 1] ? `${lines[lines.length - 1]} ${word}` : word;
     if (pen.measureText(longer).width <= width) { lines[lines.length - 1] = longer; continue; }
-    let cut = word;
-    while (cut.length > 1 && pen.measureText(cut).width > width) cut = cut.slice(0, -1);
-    lines[lines.length - 1] ? lines.push(cut) : (lines[lines.length - 1] = cut);
+    if (lines[lines.length - 1]) lines.push("");
+    for (const letter of word) {
+      const last = lines[lines.length - 1];
+      last && pen.measureText(last + letter).width > width ? lines.push(letter) : (lines[lines.length - 1] = last + letter);
+    }
   }
   return text ? lines : [];
 }

@@ -1,9 +1,10 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
-const versionOf = Object.fromEntries(data.versions.map((version) => [version.name, version]));
-const COLOURS = ["#0a6e5c", "#c2571a", "#5546b0", "#b01e63", "#3b7d1f", "#9a7b00", "#1a6fb5", "#7a4a2b", "#62707c", "#d1433a", "#0f8fa3", "#8a3fa0"];
-const colourOf = Object.fromEntries(data.versions.map((version, number) => [version.name, COLOURS[number % COLOURS.length]]));
+const versionOf = Object.assign(Object.create(null), Object.fromEntries(data.versions.map((version) => [version.name, version]))); // votes name versions, also `constructor`
+const COLOURS = 12, DASHES = [["solid", []], ["dashed", [8, 4]], ["dotted", [2, 3]]]; // of curves: colours are in page.css; beyond them versions are told apart by dashes
+const styleFor = (number) => ({ colour: `--curve-${number % COLOURS}`, dash: DASHES[Math.floor(number / COLOURS) % DASHES.length] });
+const styleOf = Object.fromEntries(data.versions.map((version, number) => [version.name, styleFor(number)]));
 
 /** An element with attributes and children; text is never read as markup. */
 function element(tag, attributes = {}, ...children) {
@@ -93,12 +94,12 @@ const seedOf = (version, step, reference) => {
 const whereOf = (version, step, reference) => ({ version: version.name, step, reference, seed: seedOf(version, step, reference) });
 const sampleAt = ({ version, step, reference, seed }) => versionOf[version].samples[step]?.[reference]?.[seed];
 const sampleOf = (version, step, reference) => sampleAt(whereOf(version, step, reference));
-/** A picture's value; and what it gained over the base with its interval, where its reference has enough seeds. */
+/** A picture's value, or its reference's where a metric has but that; and what the reference gained over the base, where it has enough seeds. */
 function figureOf(version, step, reference) {
   const row = version.metrics[$("figure").value]?.[step], place = version.best.references.indexOf(reference);
   if (!row || place < 0) return ["", ""]; // of a test reference, only where it was drawn
-  const gained = row.by_reference[reference];
-  return [brief(row.values[place]), gained ? `${interval(gained)} over ${gained.seeds} seeds` : ""];
+  const gained = row.by_reference[reference], own = row.by_picture[reference]?.[seedOf(version, step, reference)];
+  return [brief(own ?? row.values[place]), gained ? `${interval(gained)} over ${gained.seeds} seeds` : ""];
 }
 const interval = (figures) => `${signed(figures.delta)} [${number(figures.ci_low)},\u00a0${number(figures.ci_high)}]`;
 /** A checkpoint's mean, and its difference to the base with its interval: of the references that report where every column has them. */
@@ -156,6 +157,7 @@ function large(path, key, alt) {
 const picture = (where, key) => large(pathOf(where), key, `${where.version}, ${stepOf(versionOf[where.version], where.step)}`);
 const referenceIn = (reference) => large(pathOfReference(reference), reference.picture, "reference");
 function view(where, key, label, reference = null) {
+  const before = shown?.where && where && $("viewer").open ? $("beside").value : ""; // the arrow keys change one side alone
   shown = { where, key, reference };
   const options = [["", "nothing"]];
   if (where) {
@@ -164,6 +166,7 @@ function view(where, key, label, reference = null) {
     for (const version of data.versions) for (const step of version.steps) if (version.references === versionOf[where.version].references && sampleAt({ ...where, version: version.name, step }) && (several || step !== where.step)) options.push([`${version.name}/${step}`, several ? `${version.name}, ${stepOf(version, step)}` : stepOf(version, step)]);
   }
   fill($("beside"), options);
+  if (options.some(([value]) => value === before)) $("beside").value = before;
   $("viewer-title").textContent = where ? `${where.version}, ${stepOf(versionOf[where.version], where.step)}` : label;
   $("viewer-prompt").textContent = where ? data.references[versionOf[where.version].references][where.reference].prompt : "";
   $("viewer-file").href = where ? pathOf(where) : pathOfReference(reference);
@@ -192,7 +195,10 @@ $("viewer").addEventListener("keydown", (event) => {
   const where = { ...shown.where, step: next };
   view(where, sampleAt(where)[0], "");
 });
-$("viewer").addEventListener("click", (event) => { if (event.target === $("viewer")) $("viewer").close(); });
+$("viewer").addEventListener("click", (event) => { // beside it, not on its own margin
+  const { left, right, top, bottom } = $("viewer").getBoundingClientRect();
+  if (event.target === $("viewer") && event.detail && (event.clientX < left || event.clientX > right || event.clientY < top || event.clientY > bottom)) $("viewer").close();
+});
 
 /* Curves */
 const hidden = new Set();
@@ -205,14 +211,14 @@ function smoothed(values) {
 }
 function drawCurves() {
   const versions = data.versions.filter((version) => !hidden.has(version.name));
-  const ink = getComputedStyle(document.body).getPropertyValue("--ink"), line = getComputedStyle(document.body).getPropertyValue("--line");
+  const colour = (name) => getComputedStyle(document.body).getPropertyValue(name).trim(), ink = colour("--ink"), line = colour("--line");
   const axis = { stroke: ink, grid: { stroke: line, width: 1 }, ticks: { stroke: line } };
   const plots = [...allMetrics.map((metric) => [metric, (version) => version.steps.map((step) => [step, version.metrics[metric]?.[step]?.mean])]),
     ["loss, moving mean", (version) => { const means = smoothed(version.log.loss); return version.log.step.map((step, place) => [step, means[place]]); }],
     ["learning_rate", (version) => version.log.step.map((step, place) => [step, version.log.learning_rate[place]])]];
   $("plots").replaceChildren();
   for (const [title, points] of plots) {
-    if (!versions.some((version) => points(version).length)) continue; // a LoRA from elsewhere has no log
+    if (!versions.some((version) => points(version).some(([, value]) => value !== undefined && value !== null))) continue; // a LoRA from elsewhere has no log
     const box = element("div", { class: "plot", tabindex: "0", role: "group", "aria-label": `${title}: values by the arrow keys` }, element("h3", {}, title + (data.lower_is_better.includes(title) ? " (lower is better)" : "")));
     $("plots").append(box);
     const lines = versions.map((version) => new Map(points(version)));
@@ -220,29 +226,33 @@ function drawCurves() {
     const plot = new uPlot({
       width: Math.max(260, box.clientWidth - 20), height: 220, cursor: { focus: { prox: 20 } }, axes: [axis, { ...axis, size: 62, values: (_, marks) => marks.map((mark) => (mark && Math.abs(mark) < 0.01 ? mark.toExponential(1) : String(mark))) }],
       scales: { x: { time: false } },
-      series: [{ label: "step" }, ...versions.map((version) => ({ label: version.name, stroke: colourOf[version.name], width: 1.6, spanGaps: true, points: { show: steps.length < 40, size: 5 }, value: (_, value) => (value === null || value === undefined ? "" : Number(value).toPrecision(4)) }))],
+      series: [{ label: "step" }, ...versions.map((version) => ({ label: version.name, stroke: colour(styleOf[version.name].colour), dash: styleOf[version.name].dash[1], width: 1.6, spanGaps: true, points: { show: steps.length < 40, size: 5 }, value: (_, value) => (value === null || value === undefined ? "" : Number(value).toPrecision(4)) }))],
     }, [steps, ...lines.map((map) => steps.map((step) => map.get(step) ?? null))], box);
-    box.addEventListener("keydown", (event) => readCurve(event, plot));
+    const aloud = element("p", { class: "aloud", "aria-live": "polite" });
+    box.append(aloud);
+    box.addEventListener("keydown", (event) => readCurve(event, plot, aloud));
   }
 }
 /** Arrow keys move what hovering moves: the line under which the values are read. */
-function readCurve(event, plot) {
+function readCurve(event, plot, aloud) {
   const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key], last = plot.data[0].length - 1;
   if (!move) return;
   event.preventDefault();
   const place = Math.min(last, Math.max(0, (plot.cursor.idx ?? (move > 0 ? -1 : last + 1)) + move));
   plot.setCursor({ left: plot.valToPos(plot.data[0][place], "x"), top: 0 });
+  aloud.textContent = [`step ${plot.data[0][place]}`, ...plot.series.slice(1).map(({ label }, line) => [label, plot.data[line + 1][place]]).filter(([, value]) => value !== null).map(([label, value]) => `${label} ${Number(value).toPrecision(4)}`)].join(", ");
 }
 function curveControls() {
   if (!several) return;
   $("curve-controls").append(...data.versions.map((version) => {
     const box = element("input", { type: "checkbox", checked: "" });
     box.addEventListener("change", () => { box.checked ? hidden.delete(version.name) : hidden.add(version.name); drawCurves(); });
-    return element("label", { class: "chip" }, box, element("i", { style: `background:${colourOf[version.name]}` }), version.name);
+    return element("label", { class: "chip" }, box, element("i", { style: `border-top: 3px ${styleOf[version.name].dash[0]} var(${styleOf[version.name].colour})` }), version.name);
   }));
 }
 
 /* Numbers */
+const NONE = -99999999; // sorts below every figure; Tablesort reads no exponents
 function tables() {
   const settings = Object.keys(data.versions[0].settings).filter((key) => data.versions.some((version) => (version.settings[key] ?? "") !== ""));
   const voted = data.versions.some((version) => Object.keys(version.votes).length);
@@ -254,7 +264,7 @@ function tables() {
     element("td", {}, version.best.overruled ? "chosen by a person" : version.best.test ? `${version.best.test.references.length} references` : "no test"), element("td", {}, HEADLINES[version.verdict][1]), ...(voted ? [votesOf(version, version.best.best_step)] : []),
     ...allMetrics.flatMap((metric) => {
       const figure = version.figures[metric];
-      return figure ? [element("td", {}, number(figure.best)), element("td", { "data-sort": figure.delta, class: figure.p !== null && figure.p <= data.level && "sure" }, `${signed(figure.delta)} [${number(figure.ci_low)}, ${number(figure.ci_high)}]`)] : [element("td"), element("td")];
+      return figure ? [element("td", { "data-sort": figure.best.toFixed(12) }, number(figure.best)), element("td", { "data-sort": figure.delta.toFixed(12), class: figure.p !== null && figure.p <= data.level && "sure" }, `${signed(figure.delta)} [${number(figure.ci_low)}, ${number(figure.ci_high)}]`)] : [element("td", { "data-sort": NONE }), element("td", { "data-sort": NONE })];
     }), ...settings.map((key) => element("td", {}, String(version.settings[key] ?? "")))));
   $("versions").replaceChildren(element("thead", {}, element("tr", {}, ...heads.map((head) => element("th", {}, head)))), element("tbody", {}, ...rows));
   new Tablesort($("versions"));
@@ -320,6 +330,7 @@ function discardVotes() {
   const gone = new Set(votes.splice(data.votes.length).map((vote) => vote.id));
   keepVotes(keptVotes().filter((vote) => !gone.has(vote.id)));
   drawTally();
+  $("ballot").querySelector("button")?.focus({ preventScroll: true }); // what was pressed is gone
 }
 const split = (name) => [versionOf[name.slice(0, name.lastIndexOf("/"))], Number(name.slice(name.lastIndexOf("/") + 1))];
 /** Lower end of Wilson's 95 % interval of a share (Wilson 1927). */
@@ -375,4 +386,4 @@ function drawTally() {
   ...(!cast.length ? [] : [element("p", {}, save, ` (${cast.length} new, ${data.votes.length} from votes.jsonl). Add its lines to votes.jsonl beside params.yaml: the table of versions counts them when the page is made again. ${keeps ? "Until then this browser keeps them." : "This browser keeps nothing: save them before you leave."} `, discard)]));
 }
 addEventListener("beforeunload", (event) => { if (!keeps && votes.length > data.votes.length) event.preventDefault(); });
-$("vote").addEventListener("keydown", (event) => { if (pair && ["1", "2"].includes(event.key) && event.target.tagName !== "SELECT") vote(Number(event.key) - 1); });
+$("vote").addEventListener("keydown", (event) => { if (pair && ["1", "2"].includes(event.key) && event.target.tagName !== "SELECT" && !event.repeat && !event.altKey && !event.ctrlKey && !event.metaKey) vote(Number(event.key) - 1); });
