@@ -54,14 +54,21 @@ def test_no_picture_of_the_world_shows_a_held_out_character() -> None:
     assert styles.HELD_OUT_STYLE not in {picture.style for picture in some()}
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """300 drawn pictures."""
+    folder = tmp_path_factory.mktemp("whole")
+    pictures.make(folder, "p", 300, 0, 8, workers=1)
+    return folder
+
+
 @pytest.mark.workflow  # drawn in processes of their own
-def test_pictures_leave_out_what_is_held_out(tmp_path: Path) -> None:
-    pictures.make(tmp_path, "small", 400, 0, 8, workers=1)
-    made = pictures.load(tmp_path, "small")
+def test_pictures_leave_out_what_is_held_out(whole: Path) -> None:
+    made = pictures.load(whole, "p")
     held_out = {picture.caption for picture in pictures.kept_back(0, 15)}
     assert len(held_out) == 15 and not held_out & set(made.captions)
     teal = [text for text in made.captions if text.startswith("toon head") and "teal undercut hair" in text]
-    assert made.pixels.shape == (400, 8, 8, 3) and not teal
+    assert made.pixels.shape == (300, 8, 8, 3) and not teal
 
 
 def test_blip_sees_what_the_base_does_not_and_no_picture_of_a_dataset() -> None:
@@ -127,19 +134,18 @@ def test_a_figure_stands_on_the_lower_edge() -> None:
 
 
 @pytest.mark.workflow
-def test_a_killed_drawing_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
-    pictures.make(tmp_path / "whole", "p", 300, 0, 8, workers=1)
-    whole = (tmp_path / "whole/p.rgb").read_bytes()
-    index = records.read_json(tmp_path / "whole/p.json")
+def test_a_killed_drawing_goes_on_to_the_same_bytes(whole: Path, tmp_path: Path) -> None:
+    pixels = (whole / "p.rgb").read_bytes()
+    index = records.read_json(whole / "p.json")
     torn = tmp_path / "torn"
     torn.mkdir()
     # killed in the second batch: captions of 100 pictures and half a line, pixels of 120 and a half
     numbers = [n for n in range(400) if not (world.is_held_out(some()[n]) or world.is_identity(some()[n]))]
     lines = [json.dumps([number, some()[number].caption]) + "\n" for number in numbers[:100]]
     (torn / "p.captions.part").write_text("".join(lines) + '[107, "toon he')
-    (torn / "p.rgb").write_bytes(whole[: 8 * 8 * 3 * 120 + 77])
+    (torn / "p.rgb").write_bytes(pixels[: 8 * 8 * 3 * 120 + 77])
     pictures.make(torn, "p", 300, 0, 8, workers=1)
-    assert (torn / "p.rgb").read_bytes() == whole
+    assert (torn / "p.rgb").read_bytes() == pixels
     assert records.read_json(torn / "p.json") == index
 
 

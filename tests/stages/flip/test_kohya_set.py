@@ -66,13 +66,13 @@ def test_metadata_names_each_picture_and_nothing_is_left_over(folder: Path) -> N
     ("trigger", "name"),
     [
         ("captain", "3_captain"), ("pixel art avatar", "3_pixel art avatar"), ("../../etc/x", "3__.._etc_x"),
-        ("a\\b:c*?<>|\"\n", "3_a_b_c"), ("...", "3__"), ("日本", "3_日本"), ("x" * 300, "3_" + "x" * 80),
+        ("a\\b:c*?<>|\"\n", "3_a_b_c_______"), ("...", "3__"), ("日本", "3_日本"), ("x" * 300, "3_" + "x" * 80),
     ],
 )  # fmt: skip
 def test_a_trigger_becomes_one_folder(trigger: str, name: str) -> None:
     found = kohya_set.folder_name(3, trigger)
     assert "/" not in found and "\\" not in found and found.startswith("3_")
-    assert found == name or found.rstrip("_") == name
+    assert found == name
 
 
 def test_the_option_makes_no_training_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

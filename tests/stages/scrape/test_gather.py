@@ -236,7 +236,7 @@ def test_gathering_again_is_a_new_fetch(server: Zoo, tmp_path: Path) -> None:
     assert len(list((tmp_path / "raw").iterdir())) == 3
 
 
-def test_a_source_that_fails_leaves_no_thread_behind(server: Zoo, tmp_path: Path) -> None:
+def test_a_source_that_fails_cuts_the_connections_that_are_open(server: Zoo, tmp_path: Path) -> None:
     zoo.RESULTS["cat"] = [server.add(f"/{n}", zoo.drip) for n in range(4)] + [None]  # type: ignore[list-item]
     began = time.monotonic()
     with pytest.raises(ValueError, match="either a url or content"):
