@@ -75,7 +75,8 @@ def test_p_values_are_corrected_over_all_claims(tmp_path: Path) -> None:
     (alone,) = found([one], tmp_path)
     among = found([one, *(claim(f"n{n}", start, start, better=("psnr_db",)) for n in range(40))], tmp_path)
     assert alone["verdict"] == "holds" and among[0]["p"] == pytest.approx(41 * alone["p"])
-    assert among[0]["verdict"].startswith("not shown")
+    assert among[0]["p_alone"] == alone["p"] == alone["p_alone"]
+    assert among[0]["verdict"] == f"as claimed by itself, not sure among 41 rows (p {among[0]['p']:.2g})"
 
 
 def test_luck_is_in_the_interval(tmp_path: Path) -> None:
@@ -90,9 +91,23 @@ def test_without_an_independent_test_nothing_is_shown(tmp_path: Path) -> None:
     (row,) = found([claim("up", start, up, better=("psnr_db",))], tmp_path)
     assert row["verdict"].startswith("not shown: there is no independent test")
     assert row["p"] is None, "what nobody may say has no p-value"
-    assert verdict({**row, "doubt": "", "p": 0.001}) == "holds"
-    flat = {**row, "doubt": "", "p": 0.06, "smallest_detectable": None}
-    assert verdict(flat) == "not shown" and verdict({**flat, "claimed": "same"}) == "no difference seen"
+    assert row["p_alone"] is None
+    assert verdict({**row, "doubt": "", "p": 0.001}, 1) == "holds"
+    flat = {**row, "doubt": "", "p_alone": 0.06, "p": 0.06, "smallest_detectable": None}
+    assert verdict(flat, 1) == "not shown" and verdict({**flat, "claimed": "same"}, 1) == "no difference seen"
+
+
+@pytest.mark.parametrize(
+    ("claimed", "improves", "said"),
+    [
+        ("better", True, "as claimed"), ("better", False, "the reverse"), ("same", True, "better"),
+        ("same", False, "worse"),
+    ],
+)  # fmt: skip
+def test_what_its_own_interval_shows_is_not_called_unseen(claimed: str, improves: bool, said: str) -> None:
+    row = {"claimed": claimed, "improves": improves, "doubt": "", "p_alone": 0.003, "p": 0.06}
+    row["smallest_detectable"] = 0.1
+    assert verdict(row, 20) == f"{said} by itself, not sure among 20 rows (p 0.06)"
 
 
 def test_a_table_and_a_page_are_written(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ from sdlora.stages.evaluate.statistics import LEVEL, crossed_detectable, holm
 from sdlora.stages.studies.recipe import Compared, StudiesRecipe
 
 COLUMNS = (
-    "study", "source", "says", "changed", "metric", "claimed", "without", "with", "delta", "ci_low", "ci_high", "p",
-    "spread_without", "spread_with", "smallest_detectable", "verdict",
+    "study", "source", "says", "changed", "metric", "claimed", "without", "with", "delta", "ci_low", "ci_high",
+    "p_alone", "p", "spread_without", "spread_with", "smallest_detectable", "verdict",
 )  # fmt: skip
 RESAMPLES = 2000  # where a single reference is measured, and there is nothing to cross
 INTRO = """# What the write-ups claim, put to the test
@@ -22,6 +22,7 @@ Made by `snakemake studies` from `studies.yaml`. Each claim is two versions that
 The difference is between the means without the change and with it, with a 95 % interval over trainings and references.
 The spread, without the change / with it, is the standard deviation between the means of trainings that differ in their
 seed alone. A verdict is *holds* or *the reverse* if the p-value, corrected over all rows (Holm), is at most {level}.
+*As claimed by itself*, *the reverse by itself*: the interval excludes 0, but among so many rows one may do so by luck.
 *Not shown* is no proof of the opposite: beside it stands how large a difference would have been found in 80 % of cases.
 What holds on this base and these pictures need not hold on others.
 """
@@ -60,20 +61,24 @@ def found(compared: Sequence[Compared], results: Path) -> list[records.Row]:
     """A row for each claim and metric; p-values are corrected over those that were tested, the others have none."""
     rows = [row for one in compared for row in _measured(one, results)]
     tested = [row for row in rows if not row["doubt"]]
-    for row, p in zip(tested, holm([row["p"] for row in tested]), strict=True):
+    for row in rows:
+        row["p_alone"] = None if row["doubt"] else row["p"]
+        row["p"] = None
+    for row, p in zip(tested, holm([row["p_alone"] for row in tested]), strict=True):
         row["p"] = p
     for row in rows:
-        row["p"] = None if row["doubt"] else row["p"]
-        row["verdict"] = verdict(row)
+        row["verdict"] = verdict(row, len(tested))
     return rows
 
 
-def verdict(row: Mapping[str, Any]) -> str:
+def verdict(row: Mapping[str, Any], count: int) -> str:
     """Whether a claim holds, in words.
 
     Args:
-        row: `claimed`: 'better' or 'same'; `p`, corrected; `improves`: whether the difference is on the good side;
-            `doubt`: why nothing may be said, or nothing; `smallest_detectable`, None where it is not known.
+        row: `claimed`: 'better' or 'same'; `p_alone` and `p`, which is corrected; `improves`: whether the difference
+            is on the good side; `doubt`: why nothing may be said, or nothing; `smallest_detectable`, None where it is
+            not known.
+        count: Rows that p is corrected over.
     """
     if row["doubt"]:
         return f"not shown: {row['doubt']}"
@@ -81,6 +86,12 @@ def verdict(row: Mapping[str, Any]) -> str:
         if row["claimed"] == "same":
             return f"does not hold: {'better' if row['improves'] else 'worse'}"
         return "holds" if row["improves"] else "the reverse"
+    if row["p_alone"] <= LEVEL:
+        if row["claimed"] == "same":
+            said = "better" if row["improves"] else "worse"
+        else:
+            said = "as claimed" if row["improves"] else "the reverse"
+        return f"{said} by itself, not sure among {count} rows (p {row['p']:.2g})"
     said, what = ("no difference seen", "one") if row["claimed"] == "same" else ("not shown", "a difference")
     smallest = row["smallest_detectable"]
     return said if smallest is None else f"{said} ({what} below {_spelt(smallest)} would mostly have been missed)"
