@@ -76,7 +76,7 @@ def test_p_values_are_corrected_over_all_claims(tmp_path: Path) -> None:
     among = found([one, *(claim(f"n{n}", start, start, better=("psnr_db",)) for n in range(40))], tmp_path)
     assert alone["verdict"] == "holds" and among[0]["p"] == pytest.approx(41 * alone["p"])
     assert among[0]["p_alone"] == alone["p"] == alone["p_alone"]
-    assert among[0]["verdict"] == f"as claimed by itself, not sure among 41 rows (p {among[0]['p']:.2g})"
+    assert among[0]["verdict"] == f"as claimed by itself, not sure among 41 rows (p {among[0]['p']:.3g})"
 
 
 def test_luck_is_in_the_interval(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def verdict(row: Mapping[str, Any], count: int) -> str:
             said = "better" if row["improves"] else "worse"
         else:
             said = "as claimed" if row["improves"] else "the reverse"
-        return f"{said} by itself, not sure among {count} rows (p {row['p']:.2g})"
+        return f"{said} by itself, not sure among {count} rows (p {row['p']:.3g})"
     said, what = ("no difference seen", "one") if row["claimed"] == "same" else ("not shown", "a difference")
     smallest = row["smallest_detectable"]
     return said if smallest is None else f"{said} ({what} below {_spelt(smallest)} would mostly have been missed)"
