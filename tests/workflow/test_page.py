@@ -13,6 +13,7 @@ from sdlora import records
 from sdlora.cli import main
 
 pytestmark = needs_driver
+SHOWN = "[...document.querySelectorAll('#gallery figure')].filter((one) => one.checkVisibility()).length"
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +109,10 @@ def test_the_dataset_is_searched_and_pictures_say_where_they_come_from(index: Pa
     word = str(index.run("document.querySelector('#gallery figcaption').innerText.split(',')[1].trim()"))
     index.click("#find")
     index.type("no such word")
-    index.until("!document.querySelector('#gallery figure')")
+    index.until(f"{SHOWN} === 0")
     index.run("document.querySelector('#find').select()")
     index.type(word)
-    index.until("document.querySelectorAll('#gallery figure').length > 0")
+    index.until(f"{SHOWN} > 0")
 
 
 def test_a_vote_is_counted_and_can_be_saved(index: Page) -> None:
