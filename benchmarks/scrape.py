@@ -82,7 +82,7 @@ def find(source: Any, context: Any) -> Iterator[Any]:
 def ours(port: int, count: int, out: Path) -> int:
     """Our `scrape` with its default limits; returns how many pictures lie there."""
     from sdlora import choices
-    from sdlora.config.params import Dataset
+    from sdlora.config.dataset import Dataset
     from sdlora.config.sources import BingSource
     from sdlora.stages.scrape import gather
     from sdlora.stages.scrape.source import ScrapeContext

@@ -56,7 +56,7 @@ def draw(count: int) -> None:
 
 def scrape() -> Took:
     """The stage scrape: the pictures lie in a folder."""
-    from sdlora.config.params import Dataset
+    from sdlora.config.dataset import Dataset
     from sdlora.config.sources import FolderSource
     from sdlora.stages.scrape.gather import gather
 

@@ -7,9 +7,10 @@ import pytest
 from helpers import ROOT
 
 from sdlora.config.animate import XT_COMMIT, Animate
+from sdlora.config.dataset import Dataset
 from sdlora.config.evaluate import Evaluate
 from sdlora.config.load import load
-from sdlora.config.params import Base, Dataset, Lora, Params
+from sdlora.config.params import Base, Lora, Params
 from sdlora.config.sources import FolderSource
 from sdlora.errors import DataError
 from sdlora.flow import inputs

@@ -15,7 +15,8 @@ from rig import zoo
 from hostile import attack
 from hostile.hub import picture
 from sdlora import records
-from sdlora.config.params import Dataset, Fit
+from sdlora.config.dataset import Dataset
+from sdlora.config.params import Fit
 from sdlora.config.sources import FolderSource, Scrape
 from sdlora.errors import DataError
 from sdlora.images import decoder

@@ -15,7 +15,7 @@ from rig.zoo import Zoo
 from hostile import attack
 from hostile.hub import picture
 from sdlora import choices, records
-from sdlora.config.params import Dataset
+from sdlora.config.dataset import Dataset
 from sdlora.config.sources import BingSource, Scrape
 from sdlora.stages.scrape import bing
 from sdlora.stages.scrape.engines.bing import Bing

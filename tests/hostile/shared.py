@@ -10,7 +10,8 @@ from typing import Any, ClassVar
 from hostile import attack
 from hostile.hub import CANARY, DECODED, picture
 from sdlora import records
-from sdlora.config.params import Dataset, Fit
+from sdlora.config.dataset import Dataset
+from sdlora.config.params import Fit
 from sdlora.errors import SdloraError
 from sdlora.images.masks import read_fitted
 from sdlora.images.pictures import read_rgb

@@ -8,8 +8,9 @@ from pathlib import Path
 from sdlora import choices
 from sdlora.config import alike
 from sdlora.config.animate import XT_COMMIT
+from sdlora.config.dataset import ALPHA, Dataset
 from sdlora.config.evaluate import NETWORKS
-from sdlora.config.params import ALPHA, Base, Dataset, Params, Version
+from sdlora.config.params import Base, Params, Version
 from sdlora.config.search import Trial
 from sdlora.config.sources import FolderSource, HubSource, Source
 from sdlora.errors import DataError

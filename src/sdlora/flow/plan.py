@@ -6,7 +6,8 @@ from typing import Any
 
 from sdlora import choices
 from sdlora.config.animate import Animate
-from sdlora.config.params import Base, Dataset, Fit, Params, StudiedParams, Version
+from sdlora.config.dataset import Dataset
+from sdlora.config.params import Base, Fit, Params, StudiedParams, Version
 from sdlora.config.search import Trial
 from sdlora.config.sources import FolderSource
 from sdlora.config.train import MENUS, Train

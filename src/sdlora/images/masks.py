@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from sdlora.config.params import ALPHA
+from sdlora.config.dataset import ALPHA
 from sdlora.errors import DataError
 from sdlora.images.pictures import open_picture, open_png, to_rgb
 

@@ -13,7 +13,7 @@ import pytest
 from rig import Answer, Result, Rig, Search, results
 
 from sdlora import records
-from sdlora.config.params import Dataset
+from sdlora.config.dataset import Dataset
 from sdlora.config.sources import BingSource, SeleniumSource
 from sdlora.errors import DataError
 from sdlora.stages.scrape import bing

@@ -11,7 +11,8 @@ from PIL import Image
 
 from sdlora import records
 from sdlora.config.caption import Caption
-from sdlora.config.params import Dataset, Fit
+from sdlora.config.dataset import Dataset
+from sdlora.config.params import Fit
 from sdlora.config.sources import FolderSource, HubSource
 from sdlora.errors import DataError
 from sdlora.flow import folders, inputs

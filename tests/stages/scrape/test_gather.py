@@ -19,7 +19,7 @@ from rig.pictures import encoded, picture, rgb
 from rig.zoo import LIMITS, Zoo
 
 from sdlora import choices, records
-from sdlora.config.params import Dataset
+from sdlora.config.dataset import Dataset
 from sdlora.config.sources import BingSource, FolderSource, Scrape, SeleniumSource
 from sdlora.errors import DataError
 from sdlora.stages.scrape.gather import gather
@@ -251,7 +251,7 @@ import sys
 from pathlib import Path
 from rig import zoo
 from sdlora import choices
-from sdlora.config.params import Dataset
+from sdlora.config.dataset import Dataset
 from sdlora.config.sources import BingSource, Scrape
 from sdlora.stages.scrape.gather import gather
 choices.SOURCES["bing"] = "rig.zoo:find"

@@ -16,7 +16,7 @@ from PIL import Image
 from rig.hub import Hub, serving
 
 from sdlora import records
-from sdlora.config.params import Dataset
+from sdlora.config.dataset import Dataset
 from sdlora.config.sources import HubSource
 from sdlora.errors import DataError
 from sdlora.stages.scrape import hub

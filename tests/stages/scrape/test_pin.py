@@ -10,7 +10,7 @@ from helpers import ROOT
 from rig.pictures import picture
 
 from sdlora import records
-from sdlora.config.params import Dataset
+from sdlora.config.dataset import Dataset
 from sdlora.errors import DataError, ParamsError
 from sdlora.flow import hashing, makers, plan
 from sdlora.flow.code import Code

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from sdlora import records
-from sdlora.config.params import Dataset
+from sdlora.config.dataset import Dataset
 from sdlora.config.sources import FolderSource
 from sdlora.errors import DataError
 from sdlora.stages.scrape.gather import gather

@@ -8,7 +8,7 @@ from helpers import ROOT
 from PIL import Image
 
 from sdlora import records
-from sdlora.config.params import Dataset
+from sdlora.config.dataset import Dataset
 from sdlora.errors import DataError
 from sdlora.stages.scrape.gather import gather
 from sdlora.stages.scrape.split import CHOSEN, mark_copies, split

@@ -20,7 +20,7 @@ from rig.pictures import encoded, picture, rgb
 from rig.zoo import LIMITS, Zoo
 
 from sdlora import choices, records
-from sdlora.config.params import Dataset
+from sdlora.config.dataset import Dataset
 from sdlora.config.sources import BingSource, Scrape
 from sdlora.images.pictures import open_picture, to_rgb
 from sdlora.stages.scrape.gather import gather
@@ -331,7 +331,7 @@ import json, resource, sys
 from pathlib import Path
 from rig import zoo
 from sdlora import choices
-from sdlora.config.params import Dataset
+from sdlora.config.dataset import Dataset
 from sdlora.config.sources import BingSource, Scrape
 from sdlora.stages.scrape.gather import gather
 import sdlora.stages.scrape.gather, PIL.JpegImagePlugin, PIL.PngImagePlugin

@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from sdlora.config.params import Repeats
+from sdlora.config.dataset import Repeats
 from sdlora.flow.recipe import Recipe
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from uuid import uuid4
 
 from sdlora import choices, records
-from sdlora.config.params import Dataset
+from sdlora.config.dataset import Dataset
 from sdlora.errors import DataError, SdloraError, printable
 from sdlora.progress import Progress
 from sdlora.stages.scrape.connect import MAX_REASON, FetchError

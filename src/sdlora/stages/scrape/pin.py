@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora import records
-from sdlora.config.params import Dataset
+from sdlora.config.dataset import Dataset
 from sdlora.config.sources import BingSource, FolderSource, HubSource, SeleniumSource, Source
 from sdlora.errors import DataError, ParamsError
 from sdlora.flow.hashing import sha256_of

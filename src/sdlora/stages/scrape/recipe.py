@@ -2,7 +2,7 @@
 
 from typing import Any, ClassVar
 
-from sdlora.config.params import Dataset
+from sdlora.config.dataset import Dataset
 from sdlora.flow.recipe import Recipe, Values
 
 #: What of a dataset decides which pictures it has; all else belongs to later stages.
