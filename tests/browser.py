@@ -173,3 +173,8 @@ def text(page: Page, selector: str) -> str:
 def count(page: Page, selector: str) -> int:
     """How many elements a selector has."""
     return int(page.run(f"document.querySelectorAll({selector!r}).length"))
+
+
+def visible(selector: str) -> str:
+    """The expression for how many elements of a selector can be seen."""
+    return f"[...document.querySelectorAll('{selector}')].filter((one) => one.checkVisibility()).length"

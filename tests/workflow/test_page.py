@@ -6,14 +6,14 @@ from contextlib import chdir
 from pathlib import Path
 
 import pytest
-from browser import Page, count, needs_driver, page_of, text
+from browser import Page, count, needs_driver, page_of, text, visible
 from helpers import Project
 
 from sdlora import records
 from sdlora.cli import main
 
 pytestmark = needs_driver
-SHOWN = "[...document.querySelectorAll('#gallery figure')].filter((one) => one.checkVisibility()).length"
+SHOWN = visible("#gallery figure")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import Page, count, needs_driver, page_of, text
+from browser import Page, count, needs_driver, page_of, text, visible
 from PIL import Image
 from scipy.stats import binomtest
 from small_results import TRAINED, make_page, make_set, refuse
@@ -22,7 +22,7 @@ pytestmark = needs_driver
 STEPS = (0, 2, 4)
 FIRST = "#grid tbody tr:first-child td:nth-child({}) "
 ACTIVE = "document.activeElement.id"
-SHOWN = "[...document.querySelectorAll('#gallery figure')].filter((one) => one.checkVisibility()).length"
+SHOWN = visible("#gallery figure")
 
 
 @pytest.fixture(scope="module")

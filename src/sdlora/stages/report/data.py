@@ -37,6 +37,7 @@ ABOUT = ("part", "step", "reference", "seed", "file")  # columns of `pictures.cs
 POINTS = 240  # of a curve: steps are averaged in so many stretches
 
 Figures = dict[str, dict[str, float | None]]  # metric -> figure -> value
+ByReference = dict[tuple[str, str, str], dict[str, float]]  # (metric, step, reference) -> values by name
 
 
 def page_data(
@@ -222,19 +223,16 @@ def _figures(sides: Sequence[Sequence[Any]], samples: int) -> dict[str, float]:
     return {key: found[key] for key in ("delta", "ci_low", "ci_high")}
 
 
-Drawn = dict[tuple[str, str, str], dict[str, float]]  # (metric, step, reference) -> values by name
-
-
-def _by_picture(table: Path) -> Drawn:
+def _by_picture(table: Path) -> ByReference:
     """Each picture's own value, by its seed."""
-    drawn: Drawn = {}
+    drawn: ByReference = {}
     for row in records.read_csv(table) if table.is_file() else []:
         for metric in [key for key in row if key not in ABOUT]:
             drawn.setdefault((metric, row["step"], row["reference"]), {})[row["seed"]] = float(row[metric])
     return drawn
 
 
-def _by_reference(drawn: Drawn, samples: int) -> Drawn:
+def _by_reference(drawn: ByReference, samples: int) -> ByReference:
     """Each reference's difference to step 0, seed by seed."""
     found = {}
     for (metric, step, reference), after in drawn.items():

@@ -82,17 +82,14 @@ def verdict(row: Mapping[str, Any], count: int) -> str:
     """
     if row["doubt"]:
         return f"not shown: {row['doubt']}"
+    is_same = row["claimed"] == "same"
     if row["p"] <= LEVEL:
-        if row["claimed"] == "same":
-            return f"does not hold: {'better' if row['improves'] else 'worse'}"
-        return "holds" if row["improves"] else "the reverse"
+        good, bad = ("does not hold: better", "does not hold: worse") if is_same else ("holds", "the reverse")
+        return good if row["improves"] else bad
     if row["p_alone"] <= LEVEL:
-        if row["claimed"] == "same":
-            said = "better" if row["improves"] else "worse"
-        else:
-            said = "as claimed" if row["improves"] else "the reverse"
-        return f"{said} by itself, not sure among {count} rows (p {row['p']:.3g})"
-    said, what = ("no difference seen", "one") if row["claimed"] == "same" else ("not shown", "a difference")
+        good, bad = ("better", "worse") if is_same else ("as claimed", "the reverse")
+        return f"{good if row['improves'] else bad} by itself, not sure among {count} rows (p {row['p']:.3g})"
+    said, what = ("no difference seen", "one") if is_same else ("not shown", "a difference")
     smallest = row["smallest_detectable"]
     return said if smallest is None else f"{said} ({what} below {_spelt(smallest)} would mostly have been missed)"
 

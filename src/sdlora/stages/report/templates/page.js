@@ -209,6 +209,8 @@ function smoothed(values) {
   for (const value of values) sums.push(sums.at(-1) + value);
   return values.map((_, place) => { const from = Math.max(0, place - half), to = Math.min(values.length, place + half + 1); return (sums[to] - sums[from]) / (to - from); });
 }
+const isThere = (value) => value !== null && value !== undefined;
+const precise = (value) => (isThere(value) ? Number(value).toPrecision(4) : "");
 function drawCurves() {
   const versions = data.versions.filter((version) => !hidden.has(version.name));
   const colour = (name) => getComputedStyle(document.body).getPropertyValue(name).trim(), ink = colour("--ink"), line = colour("--line");
@@ -218,7 +220,7 @@ function drawCurves() {
     ["learning_rate", (version) => version.log.step.map((step, place) => [step, version.log.learning_rate[place]])]];
   $("plots").replaceChildren();
   for (const [title, points] of plots) {
-    if (!versions.some((version) => points(version).some(([, value]) => value !== undefined && value !== null))) continue; // a LoRA from elsewhere has no log
+    if (!versions.some((version) => points(version).some(([, value]) => isThere(value)))) continue; // a LoRA from elsewhere has no log
     const box = element("div", { class: "plot", tabindex: "0", role: "group", "aria-label": `${title}: values by the arrow keys` }, element("h3", {}, title + (data.lower_is_better.includes(title) ? " (lower is better)" : "")));
     $("plots").append(box);
     const lines = versions.map((version) => new Map(points(version)));
@@ -226,7 +228,7 @@ function drawCurves() {
     const plot = new uPlot({
       width: Math.max(260, box.clientWidth - 20), height: 220, cursor: { focus: { prox: 20 } }, axes: [axis, { ...axis, size: 62, values: (_, marks) => marks.map((mark) => (mark && Math.abs(mark) < 0.01 ? mark.toExponential(1) : String(mark))) }],
       scales: { x: { time: false } },
-      series: [{ label: "step" }, ...versions.map((version) => ({ label: version.name, stroke: colour(styleOf[version.name].colour), dash: styleOf[version.name].dash[1], width: 1.6, spanGaps: true, points: { show: steps.length < 40, size: 5 }, value: (_, value) => (value === null || value === undefined ? "" : Number(value).toPrecision(4)) }))],
+      series: [{ label: "step" }, ...versions.map((version) => ({ label: version.name, stroke: colour(styleOf[version.name].colour), dash: styleOf[version.name].dash[1], width: 1.6, spanGaps: true, points: { show: steps.length < 40, size: 5 }, value: (_, value) => precise(value) }))],
     }, [steps, ...lines.map((map) => steps.map((step) => map.get(step) ?? null))], box);
     const aloud = element("p", { class: "aloud", "aria-live": "polite" });
     box.append(aloud);
@@ -240,7 +242,7 @@ function readCurve(event, plot, aloud) {
   event.preventDefault();
   const place = Math.min(last, Math.max(0, (plot.cursor.idx ?? (move > 0 ? -1 : last + 1)) + move));
   plot.setCursor({ left: plot.valToPos(plot.data[0][place], "x"), top: 0 });
-  aloud.textContent = [`step ${plot.data[0][place]}`, ...plot.series.slice(1).map(({ label }, line) => [label, plot.data[line + 1][place]]).filter(([, value]) => value !== null).map(([label, value]) => `${label} ${Number(value).toPrecision(4)}`)].join(", ");
+  aloud.textContent = [`step ${plot.data[0][place]}`, ...plot.series.slice(1).map(({ label }, line) => [label, plot.data[line + 1][place]]).filter(([, value]) => isThere(value)).map(([label, value]) => `${label} ${precise(value)}`)].join(", ");
 }
 function curveControls() {
   if (!several) return;
