@@ -85,6 +85,11 @@ NEW_FUNCTION = "\n\ndef unheard_of(x: int) -> int:\n    return x + 1\n"
         ("models/sd3.py", "hidden_states[-2]", "hidden_states[-1]", set()),  # another family
         ("models/objective.py", "return noise - latents", "return latents - noise", set()),  # another objective
         ("config/train.py", "le=1024", "le=2048", set()),
+        # of schemas, what stages ask of them
+        ("config/train.py", "self.shuffle_tags or self.tag_dropout > 0", "self.shuffle_tags", {"train"}),
+        ("config/train.py", '{pattern})$"', '{pattern})"', {"train"}),
+        ("config/params.py", "max(1.0, sample", "max(2.0, sample", {"train"}),
+        ("config/train.py", "return bool(set(values)", "return not (set(values)", set()),
         ("memory/prediction.py", "count, 3, *(side", "count, 4, *(side", set()),
         ("lora/attach.py", "set_scale(NAME, scale)", "set_scale(NAME, 1.0)", {"sample"}),
         ("choices.py", "sdlora.stages.evaluate.ssim:SSIM", "sdlora.stages.evaluate.psnr:PSNR_DB", set()),

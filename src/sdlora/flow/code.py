@@ -4,7 +4,8 @@ Not files are followed but definitions: from a function to the functions, classe
 through imports, also those inside functions. So a job is not stale because a neighbour of what it uses was changed or
 added. Comments, docstrings and layout do not count. What a file says is remembered by the file's hash.
 
-Nothing dynamic is followed: what a recipe chooses by name (`choices.py`) must be given as an entry.
+Nothing dynamic is followed: what a recipe chooses by name (`choices.py`) must be given as an entry. The classes of
+config/ are schemas, whose values are in the recipe; of them count the methods whose names are read by what was reached.
 """
 
 import ast
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +25,10 @@ CODE_MEMORY = Path(".sdlora/code.json")
 NAME = PACKAGE.name
 WHOLE = ""  # the name under which a module's other statements stand: they run whenever it is imported
 TEMPLATES = ("templates", "vendor")  # folders whose files a page is made of
-FORMAT = 1  # of what is remembered
+FORMAT = 2  # of what is remembered
+SCHEMA = "config"  # the package of them
 # Modules whose behaviour reaches a stage only through its recipe (plan.py resolves what they decide), or never; the
-# recipes' own and all of config/ as well.
+# recipes' own as well.
 _NOT_CODE = {
     "choices", "errors", "flow.plan", "flow.networks", "flow.makers", "flow.inputs", "flow.hashing", "flow.freshness",
     "flow.command", "flow.code", "flow.mtimes", "flow.cards", "cli",
@@ -41,6 +44,8 @@ class Module:
     digests: dict[str, str]
     uses: dict[str, list[str]]  # "name" or "name.attribute", of this module's globals
     imports: dict[str, str]  # local name -> dotted name
+    runs: list[str]  # functions, and methods as "class.name", which are definitions, too
+    reads: dict[str, list[str]]  # attributes that a definition reads, of whatever
 
 
 @dataclass
@@ -49,6 +54,7 @@ class Reached:
 
     digests: dict[str, str] = field(default_factory=dict)  # "module:name" -> digest
     packages: set[str] = field(default_factory=set)  # top-level names of what is neither ours nor Python's
+    reads: set[str] = field(default_factory=set)  # names of attributes that it reads
 
     @property
     def identity(self) -> str:
@@ -87,6 +93,7 @@ class Code:
         waiting += [entry.replace(":", ".") for entry in entries]
         while waiting:
             waiting += self._follow(waiting.pop(), found)
+            waiting = waiting or self._methods(found)
         for template in self._templates(found):
             found.digests[template.name] = hashlib.sha256(template.read_bytes()).hexdigest()
         return found
@@ -102,6 +109,7 @@ class Code:
         if label in found.digests:
             return []
         found.digests[label] = module.digests[name]
+        found.reads.update(module.reads[name])
         own = label.split(":")[0]
         return [self._dotted(own, module, use) for use in module.uses[name]]
 
@@ -122,7 +130,7 @@ class Code:
             return []
         for count in range(len(parts), 0, -1):
             own = ".".join(parts[1:count])
-            if own in _NOT_CODE or own.startswith("config.") or own.endswith(".recipe"):
+            if own in _NOT_CODE or own.endswith(".recipe"):
                 return []
             if self._module(own) is not None:
                 return self._member(own, parts[count] if count < len(parts) else None, found)
@@ -131,12 +139,12 @@ class Code:
     def _member(self, own: str, attribute: str | None, found: Reached) -> list[str]:
         """A definition of a module of ours; None is the module itself, with all that is in it."""
         module = self._module(own)
-        if module is None:
+        if module is None or (_is_schema(own) and attribute not in module.runs):
             return []
         if attribute is None:
-            names = [*module.digests]
+            names = [name for name in module.digests if "." not in name]
         elif attribute in module.digests:
-            names = [WHOLE, attribute]
+            names = [attribute] if _is_schema(own) else [WHOLE, attribute]
         else:  # something it imports, or that is no definition of it
             return [module.imports[attribute]] if attribute in module.imports else []
         waiting = []
@@ -144,6 +152,24 @@ class Code:
             if name in module.digests:
                 waiting += self._found(found, f"{own}:{name}", module, name)
         return waiting
+
+    def _methods(self, found: Reached) -> list[str]:
+        """What is used by the methods of schemas that what was reached asks for, and that it was not told of before."""
+        asked = found.reads & self._of_schemas.keys()
+        return [use for name in sorted(asked) for place in self._of_schemas[name] for use in self._found(found, *place)]
+
+    @cached_property
+    def _of_schemas(self) -> dict[str, list[tuple[str, Module, str]]]:
+        """By the name of a method: its label, and where it is."""
+        places: dict[str, list[tuple[str, Module, str]]] = {}
+        for path in sorted((self._package / SCHEMA).glob("*.py")):
+            own = f"{SCHEMA}.{path.stem}"
+            module = self._read(path)
+            for name in module.runs:
+                method = name.partition(".")[2]
+                if method and not method.startswith("__"):
+                    places.setdefault(method, []).append((f"{own}:{name}", module, name))
+        return places
 
     def _module(self, own: str) -> Module | None:
         if own not in self._modules:
@@ -167,6 +193,10 @@ class Code:
             yield from sorted(path for folder in TEMPLATES for path in (place / folder).glob("*.*"))
 
 
+def _is_schema(own: str) -> bool:
+    return own.startswith(f"{SCHEMA}.")
+
+
 def _parse(content: bytes) -> Module:
     tree = ast.parse(content)
     imports = dict(_imports(tree))
@@ -177,14 +207,24 @@ def _parse(content: bytes) -> Module:
         for name in _names(statement) or [WHOLE]:
             named.setdefault(name, []).append(statement)
     known = {*named, *imports} - {WHOLE}
-    digests, uses = {}, {}
+    named.update(_methods(tree))
+    digests, uses, reads = {}, {}, {}
     for name, statements in named.items():
         if not statements:
             continue
         uses[name] = sorted({use for statement in statements for use in _uses(statement) if use.split(".")[0] in known})
+        reads[name] = sorted({node.attr for s in statements for node in ast.walk(s) if isinstance(node, ast.Attribute)})
         text = "\n".join(ast.dump(_without_docstrings(statement)) for statement in statements)
         digests[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
-    return Module(digests, uses, imports)
+    runs = [name for name, parts in named.items() if parts and isinstance(parts[0], ast.FunctionDef)]
+    return Module(digests, uses, imports, runs, reads)
+
+
+def _methods(tree: ast.Module) -> Iterator[tuple[str, list[ast.stmt]]]:
+    for above in (statement for statement in tree.body if isinstance(statement, ast.ClassDef)):
+        for inner in above.body:
+            if isinstance(inner, ast.FunctionDef):
+                yield f"{above.name}.{inner.name}", [inner]
 
 
 def _imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
@@ -284,8 +324,8 @@ def _own_names(node: ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda, body: 
 
 def _without_docstrings(statement: ast.stmt) -> ast.stmt:
     for node in ast.walk(statement):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and _is_text(node.body[0]):
-            node.body = node.body[1:]
+        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [part for part in node.body if part is not node.body[0] or not _is_text(part)]
     return statement
 
 
