@@ -1,6 +1,7 @@
 """Opening and fitting pictures of every kind."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from PIL import Image, ImageOps
 from sdlora import records
 from sdlora.config.params import Fit
 from sdlora.errors import DataError
-from sdlora.images.pictures import open_picture, to_rgb
+from sdlora.images import masks
+from sdlora.images.pictures import open_picture, read_rgb, to_rgb
 from sdlora.stages.fit import fit
 
 
@@ -72,6 +74,14 @@ def test_cmyk_and_animation() -> None:
 def test_damaged_pictures_are_errors(content: bytes) -> None:
     with pytest.raises(DataError, match=r"picture\.png"):
         open_picture(content, "picture.png")
+
+
+@pytest.mark.parametrize("read", [read_rgb, masks.read_fitted])
+def test_half_a_png_of_a_stage_is_an_error(read: Callable[[Path], Image.Image], tmp_path: Path) -> None:
+    whole = encoded(noise(64, 64))
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"a\.png: not what a stage wrote"):
+        read(tmp_path / "a.png")
 
 
 def test_too_many_pixels() -> None:

@@ -78,13 +78,15 @@ def read_rgb(path: Path) -> Image.Image:
 
 
 def open_png(path: Path) -> Image.Image:
-    """A PNG of the pipeline's own.
+    """A PNG of the pipeline's own, decoded.
 
     Raises:
-        DataError: If it is none.
+        DataError: If it is none, or a part of one.
     """
     try:
-        return Image.open(path, formats=["PNG"])
+        picture = Image.open(path, formats=["PNG"])
+        picture.load()
+        return picture
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = "no PNG" if isinstance(error, UnidentifiedImageError) else error
         raise DataError(f"{path}: not what a stage wrote: {reason}; delete it, and it is made again") from None
