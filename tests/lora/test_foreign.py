@@ -169,6 +169,9 @@ def test_a_file_or_the_folder_of_one(tmp_path: Path) -> None:
     assert lora_file(tmp_path / "two").name == "pytorch_lora_weights.safetensors"
     with pytest.raises(DataError, match=r"no \.safetensors file that can be read"):
         own_form(tmp_path / "two/a.safetensors")
+    listed = written(tmp_path / "listed.safetensors", {"x": torch.zeros(1)}, {"lora_adapter_metadata": "[]"})
+    with pytest.raises(DataError, match="lora_adapter_metadata is no object"):
+        own_form(listed)
 
 
 @pytest.mark.parametrize(

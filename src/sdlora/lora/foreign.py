@@ -181,6 +181,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, "pt") as file:
             said = records.parse_json((file.metadata() or {}).get(METADATA, "{}"))
+            if not isinstance(said, dict):
+                raise ValueError(f"its header's {METADATA} is no object")
             return {name: file.get_tensor(name) for name in file.keys()}, said  # noqa: SIM118
     except (SafetensorError, ValueError, OSError) as error:
         raise DataError(f"{path}: it is no .safetensors file that can be read: {error}") from None
