@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 Row = dict[str, Any]
 Write = Callable[[Path, bytes], None]
@@ -44,11 +45,16 @@ def many_files() -> Iterator[Write]:
             pass
 
 
+def part_of(path: Path) -> Path:
+    """A name beside a file or folder for what is to take its place; no other process has it, on no other machine."""
+    return path.with_name(f"{path.name}.{uuid4().hex[:12]}.part")
+
+
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """A file to write that then takes another's place; an error names the latter."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = part_of(path)
     try:
         with _named(path):
             yield part
@@ -98,8 +104,8 @@ def new_folder(target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     for left in target.parent.glob(".*.part"):  # of a process that was killed
         shutil.rmtree(left)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    old = target.with_name(f".{target.name}.{os.getpid()}.old.part")
+    hidden = target.with_name(f".{target.name}")
+    part, old = part_of(hidden), part_of(hidden)
     part.mkdir()
     try:
         yield part
@@ -224,8 +230,7 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str
 def publish_folder(source: Path, target: Path) -> None:
     """Make `target` a copy of `source`, whole or not at all."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    old = target.with_name(f"{target.name}.{os.getpid()}.old.part")
+    part, old = part_of(target), part_of(target)
     for left in target.parent.glob(f"{target.name}.*.part"):  # of a process that was killed
         shutil.rmtree(left, ignore_errors=True)
     shutil.copytree(source, part)

@@ -167,8 +167,7 @@ def link(source: Path, target: Path) -> None:
     if target.exists() and target.samefile(source):
         return
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    part.unlink(missing_ok=True)
+    part = records.part_of(target)
     try:
         os.link(source, part)
     except OSError:  # another disk, or one without hard links
