@@ -146,7 +146,7 @@ def test_an_update_is_accepted_and_changed_settings_are_not(built: Project) -> N
     built.edit("params.yaml", "rank: 8", "rank: 2")
     assert not built.plan("results/a/metrics.csv")
     built.edit("params.yaml", "    train: {rank: 2}", "    train: {rank: 2, steps: 6}")
-    assert "going on from step 4" in built.snakemake("results/a/train_log.csv"), "what the store kept is accepted, too"
+    assert "resuming from step 4" in built.snakemake("results/a/train_log.csv"), "what the store kept is accepted, too"
 
 
 def test_what_does_not_fit_is_not_accepted(built: Project) -> None:

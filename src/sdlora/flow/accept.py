@@ -19,7 +19,7 @@ from sdlora.errors import DataError, ParamsError, suggest
 from sdlora.flow import freshness, inputs, lock, plan, store
 from sdlora.flow.freshness import Made
 from sdlora.flow.hashing import FileHashes
-from sdlora.flow.identity import Identity, differing, identity_of, is_of_update, is_update, run_key, told
+from sdlora.flow.identity import Identity, differing, identity_of, is_update, run_key, told
 from sdlora.flow.recipe import Recipe, Values
 from sdlora.stages.adopt.recipe import AdoptRecipe
 from sdlora.stages.animate.recipe import AnimateRecipe
@@ -113,7 +113,7 @@ def _change(job: Recipe, hashes: FileHashes) -> Iterator[Change]:
         raise DataError(f"{where}: {job.made} was written by an older sdlora and does not say what it was made from")
     before = _named(made.asked)
     names = differing(before, after)
-    others = [name for name in names if not is_of_update(name)]
+    others = [name for name in names if not is_update([name])]
     if others:
         raise DataError(
             f"{where}: {told(others, before, after)}; an update can be accepted, "  # noqa: S608 - no SQL

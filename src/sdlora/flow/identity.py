@@ -21,13 +21,8 @@ def identity_of(values: Values, inputs: Sequence[Path]) -> Identity:
 
 
 def is_update(names: Iterable[str]) -> bool:
-    """Whether all that differs is what an update of sdlora or of a package changes."""
-    return all(name.startswith(UPDATED) for name in names)
-
-
-def is_of_update(name: str) -> bool:
-    """The same of one name, also where it stands for another stage, whose work is done with a stage's own."""
-    return name.removeprefix("training.").removeprefix("drawing_").startswith(UPDATED)
+    """Whether all that differs is what an update of sdlora or of a package changes, also of the stages before."""
+    return all(name.removeprefix("training.").removeprefix("drawing_").startswith(UPDATED) for name in names)
 
 
 def run_key(values: Values, inputs: Sequence[Path]) -> str:

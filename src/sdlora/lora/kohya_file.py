@@ -151,8 +151,8 @@ def _config_rank(config: dict[str, Any], module: str) -> int:
 def _column(magnitude: Tensor, dimensions: int) -> Tensor:
     """DoRA's magnitude, one a row of the weight, as LyCORIS shapes it: (out, 1) or (out, 1, 1, 1).
 
-    LyCORIS reads it; ComfyUI divides by another norm, A1111 takes the norms along the other axis (`train/full.py` is
-    for those two), and diffusers leaves it out (and says so).
+    LyCORIS reads it; ComfyUI divides by another norm, A1111 takes the norms along the other axis (`whole.py` is for
+    those two), and diffusers leaves it out (and says so).
     """
     return magnitude.reshape(-1, *[1] * (dimensions - 1))
 

@@ -15,7 +15,7 @@ from sdlora.config.params import Params, Version
 from sdlora.config.search import FOLDER, STUDY, TRIALS, Study, Trial, Trials
 from sdlora.errors import DataError, ParamsError, suggest
 from sdlora.flow import freshness, plan, store
-from sdlora.flow.identity import differing, identity_of, is_of_update, nested, told
+from sdlora.flow.identity import differing, identity_of, is_update, nested, told
 from sdlora.flow.recipe import Recipe
 from sdlora.search import page
 from sdlora.search.batch import PARAMS, Batch, check_further, snakemake, write_yaml
@@ -262,7 +262,7 @@ class Search:
             ))  # fmt: skip
             names = differing(was, is_now)
             said = f"since trial {outcome.number} of {self.name} was measured, {told(names, was, is_now)}"
-            if not all(map(is_of_update, names)):
+            if not is_update(names):
                 raise DataError(f"{said}; trials from here on could not be compared with it: begin another search")
             if names:
                 print(f"note: {said}", file=sys.stderr)

@@ -101,7 +101,7 @@ def test_who_is_killed_goes_on_with_another_number(
     place = Place(folder, monkeypatch, small_sd)
     resumed = place.train(steps=16, accumulation=2)
     said = capfd.readouterr().out
-    assert "the same but for its processes: going on from step" in said and "the last digits will differ" in said
+    assert "only the number of processes differs: resuming from step" in said and "the last digits will differ" in said
     whole = Place(tmp_path / "whole", monkeypatch, small_sd).train(steps=16, accumulation=2)
     torch.testing.assert_close(losses(resumed), losses(whole), rtol=1e-3, atol=1e-5)
 

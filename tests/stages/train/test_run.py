@@ -75,7 +75,7 @@ def test_a_finished_version_goes_on_with_more_steps(
     place.train(**before)
     capsys.readouterr()
     longer = place.train(**after)
-    assert "going on from step 4" in capsys.readouterr().out
+    assert "resuming from step 4" in capsys.readouterr().out
     assert hashes(longer) == hashes(other.train(**after))
 
 
@@ -101,7 +101,7 @@ def test_where_it_cannot_go_on_it_says_so_and_trains_anew(
     capsys.readouterr()
     longer = place.train(**after)
     said = capsys.readouterr().out
-    assert "is the same but for its length (4 steps)" in said and reason in said and "from the start" in said
+    assert "differs only in its length (4 steps)" in said and reason in said and "from the start" in said
     assert hashes(longer) == hashes(other.train(**after))
 
 
@@ -111,7 +111,7 @@ def test_the_longest_run_that_fits_is_taken(place: Place, capsys: pytest.Capture
     capsys.readouterr()
     place.train(steps=6, **staged((2, 5e-4, "constant"), (6, 1e-4, "constant")))
     said = capsys.readouterr().out
-    assert "going on from step 2" in said and "from the start" not in said
+    assert "resuming from step 2" in said and "from the start" not in said
 
 
 def test_another_run_is_no_beginning(place: Place, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +163,7 @@ def test_a_run_stopped_under_other_code_is_named_and_left(place: Place, capsys: 
     capsys.readouterr()
     place.train(code="c2")
     said = capsys.readouterr().out
-    assert 'stopped at step 4, but going on would mix two trainings: code was "c1" and is "c2"' in said
+    assert 'stopped at step 4, but to resume it would mix two trainings: code was "c1" and is "c2"' in said
     assert "from the start" in said
 
 

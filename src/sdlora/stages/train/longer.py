@@ -48,11 +48,13 @@ def go_on(kept: Path, identity: Identity, settings: Train) -> State | None:
                 with store.sole_use(folder):
                     return _taken_over(folder, manifest, kept, identity, settings)
             except DataError as reason:  # in use, damaged, or with other rates
-                said.append(f"{run} is the same but for its length ({manifest.step} steps), but {reason}")
+                said.append(f"{run} differs only in its length ({manifest.step} steps), but {reason}")
         elif not done and all(name.startswith(SURROUNDINGS) for name in names):
             changes = told(names, manifest.identity, identity)
-            way = "; to go on with it all the same, say `sdlora accept VERSION`" if is_update(names) else ""
-            said.append(f"{run} stopped at step {manifest.step}, but going on would mix two trainings: {changes}{way}")
+            way = "; to resume it all the same, say `sdlora accept VERSION`" if is_update(names) else ""
+            said.append(
+                f"{run} stopped at step {manifest.step}, but to resume it would mix two trainings: {changes}{way}"
+            )
     for line in said:
         print(f"train: {line}; training from the start", flush=True)
     return None
@@ -83,10 +85,10 @@ def _taken_over(folder: Path, manifest: Manifest, kept: Path, identity: Identity
             records.publish_folder(folder / name, kept / name)
     save_state(kept, state, identity)
     shared_out_anew = differing(manifest.identity, identity) == [PROCESSES]
-    what = "its processes" if shared_out_anew else "its length"
-    print(f"train: the same but for {what}: going on from step {state.step} of run {folder.name[:12]}", flush=True)
+    what = "number of processes" if shared_out_anew else "length"
+    print(f"train: only the {what} differs: resuming from step {state.step} of run {folder.name[:12]}", flush=True)
     if shared_out_anew:
-        print("train: the last digits will differ from those of a run on as many processes from the start", flush=True)
+        print("train: the last digits will differ from those of a training with as many from the start", flush=True)
     return state
 
 
