@@ -385,6 +385,7 @@ def test_votes_are_ranked_as_votes_jsonl_s_are(page: Page) -> None:
         votes.push({ ...vote(a, b), winner: "constructor/1", loser: "constructor/2" }); // of a version that is gone
         votes.push(vote(a, b), ...Array(9).fill(vote(c, b)), vote(b, c));
         drawTally();
+        $("standings").open = true;
         votes.length = 0;
     })()""")
     rows = (

@@ -30,7 +30,7 @@ def test_everything_is_made(built: Project) -> None:
     best = records.read_json(built.folder / "results/a/best.json")
     assert int(table[0]["best_step"]) == best["best_step"]
     assert float(table[0]["ssim_delta"]) == pytest.approx(best["validation"]["figures"]["ssim"]["delta"], rel=1e-4)
-    assert (table[0]["tested_on"], table[0]["resolved"]) == ("0", "False") and "no independent test" in best["why"]
+    assert (table[0]["tested_on"], table[0]["verdict"]) == ("0", "untested") and "no independent test" in best["why"]
 
 
 def test_the_page_over_all_makes_what_it_links_to(fresh: Project) -> None:

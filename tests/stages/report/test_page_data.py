@@ -153,9 +153,11 @@ def test_a_headline_is_corrected_over_the_versions_of_its_page(tmp_path: Path, n
             shutil.copytree(tmp_path / "results/a", tmp_path / "results" / name)
         records.write_json(tmp_path / f"results/{name}/best.json", {**best, "verdict": "better", "why": "it says"})
     sets = dict.fromkeys(names, fitted)
-    page, _ = write_index({name: {} for name in names}, tmp_path / "results", tmp_path / "results/report", sets, sets)
+    page, table = write_index(
+        {name: {} for name in names}, tmp_path / "results", tmp_path / "results/report", sets, sets
+    )
     found = data_of(page)["versions"]
-    assert [version["verdict"] for version in found] == verdicts
+    assert [version["verdict"] for version in found] == verdicts == [row["verdict"] for row in records.read_csv(table)]
     unsure = "it says; among the 3 versions of this page it is not sure (Holm's p 0.12)"
     assert {version["why"] for version in found} == {"it says" if names == "a" else unsure}
 

@@ -10,7 +10,7 @@ from sdlora.stages.report.versions import gain, markdown
 ROW = {
     "version": "v8", "base": "tiny", "dataset": "captain", "fit": "pad", "rank": "64", "alpha": "64",
     "learning_rate": "0.00015", "steps": "1200", "optimizer": "adamw8bit", "hires": "True", "best_step": "800",
-    "references": "10", "tested_on": "5", "resolved": "True",
+    "references": "10", "tested_on": "5", "verdict": "better",
     "psnr_db_best": "15.6", "psnr_db_delta": "1.7642", "psnr_db_ci_low": "0.8462", "psnr_db_ci_high": "2.7327",
     "psnr_db_p": "0.012",
     "ssim_best": "0.67", "ssim_delta": "0.1249", "ssim_ci_low": "-0.0719", "ssim_ci_high": "0.1908", "ssim_p": "0.21",

@@ -205,16 +205,16 @@ FIGURES = ("best", "delta", "ci_low", "ci_high", "p")
 
 
 def _write_table(versions: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """One row a version; a metric that a version does not measure is empty, and so is a p-value without a test."""
+    """One row a version, its verdict as on the page; empty: what was not measured, and a p-value without a test."""
     metrics = list(dict.fromkeys(metric for version in versions for metric in version["metrics"]))
-    named = ("version", *versions[0]["settings"], "best_step", "rule_step", "references", "tested_on", "resolved",
+    named = ("version", *versions[0]["settings"], "best_step", "rule_step", "references", "tested_on", "verdict",
              "votes_won", "votes", "votes_at_least")  # fmt: skip
     rows = []
     for version in versions:
         best, figures = version["best"], version["figures"]
         tested_on = len(best["test"]["references"]) if is_tested(best) else 0
         ballot = version["votes"].get(str(best["best_step"]), {})
-        steps = (best["best_step"], rule_step(best), len(best["references"]), tested_on, best["resolved"],
+        steps = (best["best_step"], rule_step(best), len(best["references"]), tested_on, version["verdict"],
                  ballot.get("won"), ballot.get("of"), ballot.get("at_least"))  # fmt: skip
         measured = [figures.get(metric, {}).get(figure) for metric in metrics for figure in FIGURES]
         cells = [None if value is None else written(value) for value in measured]

@@ -46,7 +46,7 @@ const GALLERIES = {}; // each set's figures, made once: a search hides some
 function galleryOf(name) {
   const set = data.datasets[name], families = grouped(set.pictures, firstOf), refusals = grouped(set.refused, (row) => row.copy_of?.id);
   return set.pictures.map((row) => element("figure", { id: placeOf(row), tabindex: "-1" }, framed(row),
-    element("figcaption", {}, row.caption, element("small", {}, `caption ${row.by}`),
+    element("figcaption", { dir: "auto" }, row.caption, element("small", {}, `caption ${row.by}`),
       element("small", {}, `${row.name}, ${row.original.join(" x ")} px, ${row.share < 1 ? `${Math.round(100 * (1 - row.share))}\u00a0% padding` : "no padding"}${row.mask ? ", a mask" : ""}`),
       element("small", {}, [row.engine, row.licence && `licence: ${row.licence}`].filter(Boolean).join(", ")),
       row.page && /^https?:/.test(row.page) ? element("small", {}, element("a", { href: row.page, rel: "noreferrer noopener", target: "_blank" }, "source")) : null,

@@ -115,7 +115,7 @@ function drawGrid() {
   const columns = columnsShown(), references = data.references[columns[0].version.references];
   const ids = [...new Set(columns.flatMap(({ version, step }) => Object.keys(version.samples[step] ?? {})))].filter((id) => references[id]).sort();
   const head = element("tr", {}, element("th", {}, ""), element("th", {}, "reference"), ...columns.map(({ head: text, chosen }) => element("th", { class: chosen && "chosen" }, text)));
-  const rows = ids.map((id) => element("tr", {}, element("th", { scope: "row" }, element("div", { title: references[id].prompt }, references[id].prompt)),
+  const rows = ids.map((id) => element("tr", {}, element("th", { scope: "row" }, element("div", { title: references[id].prompt, dir: "auto" }, references[id].prompt)),
     element("td", {}, referenceCell(references[id])),
     ...columns.map(({ version, step, chosen, head: text }) => {
       const sample = sampleOf(version, step, id);
@@ -374,18 +374,21 @@ function vote(side) {
 /** A vote counts for a side whose picture is still the one that was seen. */
 const counted = (vote, name, side) => { const [version, step] = split(name); return name === [vote.winner, vote.loser][side] && version?.samples[step]?.[vote.reference]?.[vote.seed]?.[2] === vote.pictures[side]; };
 const nameOf = (name) => { const [version, step] = split(name); return `${several ? `${version.name}, ` : ""}${stepOf(version, step)}`; };
+/** Who leads stands folded: it would tell a voter whose picture the last one was. */
 function drawTally() {
-  if (!votes.length) { $("tally").replaceChildren(); return; }
+  const standings = $("standings");
+  standings.hidden = !votes.length;
+  if (!votes.length) { $("cast").replaceChildren(); return; }
   const names = [...new Set(votes.flatMap((vote) => [vote.winner, vote.loser]))];
   const rows = names.map((name) => { const wins = votes.filter((vote) => counted(vote, name, 0)).length, count = wins + votes.filter((vote) => counted(vote, name, 1)).length; return { name, wins, count, bound: wilson(wins, count) }; }).filter((row) => row.count).sort((a, b) => b.bound - a.bound);
   const cast = votes.slice(data.votes.length), name = "new-votes.jsonl"; // those alone: other pages have votes of their own
   const save = element("a", { download: name, href: URL.createObjectURL(new Blob(cast.map((row) => JSON.stringify(row) + "\n"), { type: "application/jsonl" })) }, `Save ${name}`);
   const discard = element("button", { type: "button" }, "Discard them");
   discard.addEventListener("click", discardVotes);
-  $("tally").replaceChildren(element("table", {}, element("thead", {}, element("tr", {}, ...["checkpoint", "won", "of", "at least"].map((head) => element("th", {}, head)))),
-    element("tbody", {}, ...rows.map((row) => element("tr", {}, ...[nameOf(row.name), row.wins, row.count, number(row.bound, 2)].map((text) => element("td", {}, String(text))))))),
-  element("p", { class: "hint" }, "At least: the lower end of Wilson's 95 % interval of the share won, so that two of two rank below eighteen of twenty."),
-  ...(!cast.length ? [] : [element("p", {}, save, ` (${cast.length} new, ${data.votes.length} from votes.jsonl). Add its lines to votes.jsonl beside params.yaml: the table of versions counts them when the page is made again. ${keeps ? "Until then this browser keeps them." : "This browser keeps nothing: save them before you leave."} `, discard)]));
+  standings.querySelector("summary").textContent = `Who leads, by ${votes.length} vote${votes.length > 1 ? "s" : ""}`;
+  standings.querySelector("table").replaceChildren(element("thead", {}, element("tr", {}, ...["checkpoint", "won", "of", "at least"].map((head) => element("th", {}, head)))),
+    element("tbody", {}, ...rows.map((row) => element("tr", {}, ...[nameOf(row.name), row.wins, row.count, number(row.bound, 2)].map((text) => element("td", {}, String(text)))))));
+  $("cast").replaceChildren(...(!cast.length ? [] : [element("p", {}, save, ` (${cast.length} new, ${data.votes.length} from votes.jsonl). Add its lines to votes.jsonl beside params.yaml: the table of versions counts them when the page is made again. ${keeps ? "Until then this browser keeps them." : "This browser keeps nothing: save them before you leave."} `, discard)]));
 }
 addEventListener("beforeunload", (event) => { if (!keeps && votes.length > data.votes.length) event.preventDefault(); });
 $("vote").addEventListener("keydown", (event) => { if (pair && ["1", "2"].includes(event.key) && event.target.tagName !== "SELECT" && !event.repeat && !event.altKey && !event.ctrlKey && !event.metaKey) vote(Number(event.key) - 1); });
