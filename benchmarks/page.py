@@ -21,8 +21,9 @@ def section(
     """Tables of all bases, the facts beside them, and the claims."""
     lines = ["Written by `make bench`. " + how, ""]
     lines += [
-        "Speed 1 is the baseline of the same base; 0.5 takes twice its time. Peak memory is that of the training",
-        "after loading: RAM of a process of its own, or the GPU's.",
+        "Speed 1 is the baseline of the same base; 0.5 takes twice its time. The baseline's own row is one more",
+        "measurement of it, so how far it is from 1 is noise. Peak memory is that of the training after loading:",
+        "RAM of a process of its own, or the GPU's.",
         "",
     ]
     for base, said in facts.items():
