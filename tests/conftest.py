@@ -45,6 +45,12 @@ def _each_file_of_code_once() -> None:
     code._parse = cache(code._parse)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _nobody_waits_for_the_disk() -> None:
+    """No test cuts the power: what was written is there for every process, on the disk or not."""
+    os.fsync = lambda _: None
+
+
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     base = tmp_path_factory.getbasetemp()
