@@ -60,6 +60,8 @@ from snakemake_interface_executor_plugins.executors.remote import RemoteExecutor
 RemoteExecutor.next_seconds_between_status_checks = property(lambda self: 1, lambda self, seconds: None)
 main()
 """
+#: The same, whose jobs run with another Python than its own.
+JOBS = HEAD.replace("main()\n", "RemoteExecutor.get_python_executable = lambda self: {!r}\nmain()\n")
 ON_SLURM = (
     "--workflow-profile", "profiles/slurm", "--latency-wait", "10", "--slurm-init-seconds-before-status-checks", "2",
 )  # fmt: skip

@@ -21,7 +21,7 @@ LICENSED = "{kind: selenium, query: pixel illustration, licence: share, limit: 5
 PARAMS = (
     SMALL.replace("threads: 1", "scraping: true\nthreads: 1")
     .replace("run: [a, b]", "run: [a]")
-    .replace("defaults:", "defaults:\n  caption: {max_new_tokens: 4}")  # of a hundred pictures
+    .replace("defaults:", "defaults:\n  caption: {max_new_tokens: 4, batch_size: 32}")  # of a hundred pictures
     .replace("max_references: 2, hires: {factor: 1.5, denoising_strength: 0.35}", "max_references: 1")
     .replace(
         "  small:\n",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import slurm
-from helpers import ROOT, Project, counting, environment, timing, wait_for
+from helpers import Project, counting, slow_steps, timing, wait_for
 
 from sdlora import records
 
@@ -36,9 +36,10 @@ def on_slurm(cluster: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> dict[s
     return cluster
 
 
-def head(python: Path | str, *targets: str) -> tuple[str, ...]:
-    """The command that submits jobs, which run with the same Python."""
-    return (str(python), "-c", slurm.HEAD, *slurm.ON_SLURM, *targets)
+def head(python: Path | str, *targets: str, jobs: str | None = None) -> tuple[str, ...]:
+    """The command that submits jobs, which run with the same Python, or with one of their own."""
+    code = slurm.HEAD if jobs is None else slurm.JOBS.format(jobs)
+    return (str(python), "-c", code, *slurm.ON_SLURM, *targets)
 
 
 def test_three_jobs_make_the_same_bytes(fresh: Project, built_once: Project, on_slurm: dict[str, str]) -> None:
@@ -96,22 +97,24 @@ def test_a_search_is_the_same_study_as_here(built: Project, on_slurm: dict[str, 
     assert [path.read_bytes() for path in ours] == [path.read_bytes() for path in theirs] and len(ours) == 1
 
 
-def test_a_training_that_is_preempted_and_then_loses_its_node_goes_on(built: Project, on_slurm: dict[str, str]) -> None:
+def test_a_training_that_is_preempted_and_then_loses_its_node_goes_on(
+    built: Project, served: Path, on_slurm: dict[str, str]
+) -> None:
     """Its jobs run in Slurm's own steps, not in the tests' server: they are what Slurm stops.
 
     Preempted, it gets SIGTERM, ends as failed, and the head submits it again. Then its node is drained and it is put
     back into the queue: SIGTERM, SIGKILL two seconds later, and Slurm starts it again where there is a node.
     """
     built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 80, checkpoint_every: 10}")
-    shutil.rmtree(built.folder / "models/tiny-sd")
-    shutil.copytree(ROOT / "models/tiny-sd", built.folder / "models/tiny-sd")  # its steps are long enough to be stopped
-    built.snakemake("datasets")
+    slowly = slow_steps(built)  # long enough to be stopped
     straight = Project(built.folder.parent / "straight", built.python)
     shutil.copytree(built.folder, straight.folder)
     straight.snakemake("results/b/train_log.csv")
+    slowly.touch()
     store = built.folder / ".sdlora/store/train"
     training = Training(built, store, frozenset(store.iterdir()), on_slurm)
-    run = subprocess.Popen(head(sys.executable, "results/b/train_log.csv"), cwd=built.folder, env=environment())
+    words = head(served, "results/b/train_log.csv", jobs=sys.executable)
+    run = subprocess.Popen(words, cwd=built.folder, env=built.environment())
     try:
         wait_for(lambda: training.saved >= 20)
         first = training.jobs("RUNNING")

@@ -5,7 +5,7 @@ import shutil
 import signal
 
 import pytest
-from helpers import ROOT, Project, at_work, kill, kill_all_at_work, kill_trainings, wait_for
+from helpers import ROOT, Project, at_work, kill, kill_all_at_work, kill_trainings, slow_steps, wait_for
 from power_cut import CUTS
 from stage_server import Job
 
@@ -242,6 +242,7 @@ def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project)
 
 def test_a_second_run_is_refused_and_an_orphan_is_waited_for(built: Project) -> None:
     built.edit("params.yaml", "    train: {rank: 4}", "    train: {rank: 4, steps: 4000, checkpoint_every: 500}")
+    slow_steps(built).touch()  # it only has to be alive
     store = built.folder / ".sdlora/store/train"
     before = set(store.iterdir())
     run = start(built, "results/b/train_log.csv")
