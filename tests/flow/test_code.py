@@ -38,10 +38,8 @@ def entries(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 
 def identities(package: Path, entries: dict[str, list[str]]) -> dict[str, str]:
-    code = Code(package.parents[1] / "code.json", package)  # remembered for all these tests: only an edit is parsed
-    found = {s: code.reach(ROOT / f"workflow/scripts/{s}.py", entries[s]).identity for s in STAGES}
-    code.save()
-    return found
+    code = Code(package=package)
+    return {s: code.reach(ROOT / f"workflow/scripts/{s}.py", entries[s]).identity for s in STAGES}
 
 
 @pytest.fixture(scope="module")

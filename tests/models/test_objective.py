@@ -10,7 +10,7 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from helpers import TINY
 from torch import Tensor
-from training import examples, settings
+from training import examples, settings, small_base
 
 from sdlora import choices
 from sdlora.config.params import Base, Flip
@@ -104,11 +104,11 @@ def test_timesteps_are_uniform_or_logit_normal() -> None:
 
 def altered(folder: Path, **changes: Any) -> Base:
     """The embedded base with another scheduler file; None takes a setting out."""
-    shutil.copytree(TINY.model, folder)
+    shutil.copytree(small_base().model, folder)
     file = folder / "scheduler/scheduler_config.json"
     config = {**json.loads(file.read_text()), **changes}
     file.write_text(json.dumps({name: value for name, value in config.items() if value is not None}))
-    return TINY.model_copy(update={"model": str(folder)})
+    return small_base().model_copy(update={"model": str(folder)})
 
 
 @pytest.mark.parametrize(
