@@ -315,7 +315,7 @@ def test_damaged_latents_are_encoded_again(built: Project) -> None:
 
 
 def test_same_inputs_same_bytes(built: Project, fresh: Project) -> None:
-    """In forks of the tests' server, and as a user types it; `test_slurm.py` has own processes of all stages."""
+    """In forks of the tests' server, and up to export as a user types it: in processes of their own."""
     typed = Project(fresh.folder).snakemake("results/a/made/export.json")
     said = typed + fresh.snakemake("results/a/metrics.csv")
     assert "rule train" in typed and "loss" in typed, "what jobs say is there, too"
