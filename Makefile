@@ -3,7 +3,7 @@
 # make test-unit  what starts no process: a minute or two
 # make check  formatting, types, lint, dry run
 # make docs   write docs/params.md from the schema
-# make findings  what the write-ups claim, put to the test on the embedded base: docs/findings.md (an hour or two on a CPU)
+# make findings  what the write-ups claim, put to the test on the embedded base: docs/findings.md (two hours on two cores)
 # make browser  Debian's Chromium: for the selenium source, and for make test
 # make servers  Debian's Slurm and sshd: for make test
 # make bench  time training: benchmarks/results/train.csv and docs/benchmarks.md (options: BENCH="--steps 3")
