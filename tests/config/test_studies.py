@@ -74,7 +74,7 @@ def test_the_shipped_claims_are_sound(monkeypatch: pytest.MonkeyPatch) -> None:
         version = found.versions[one.changed_to[0]]
         assert version.base == "tiny" and version.train.steps <= 400, "the embedded base, on a laptop"
     trainings = {str(job.identity()) + str(job.inputs) for job in plan.jobs(found) if job.stage == "train"}
-    assert len(trainings) < 70
+    assert len(trainings) <= 20 * found.studies.seeds, "claims share what they start from, and `run` is among them"
     last = plan.jobs(found)[-1]
     assert isinstance(last, StudiesRecipe) and set(last.starts) == {one.starts_from for one in last.compared}
 
