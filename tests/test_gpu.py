@@ -132,6 +132,14 @@ def test_a_full_gpu_is_a_sentence() -> None:
         raise RuntimeError("other")
 
 
+def test_a_card_that_another_program_fills_is_full_and_not_lost() -> None:
+    """The first call on it then fails with an error of the card, which has no class of memory."""
+    error = torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+    said = r"the GPU's memory is full \(CUDA error: out of memory\); take less$"
+    with pytest.raises(ResourceError, match=said), gpu.told_when_it_fails(lambda: "take less"):
+        raise error
+
+
 def test_a_full_machine_is_a_sentence() -> None:
     with (
         pytest.raises(ResourceError, match=r"the machine's memory is full \(.*4503599627370496 bytes.*\); take less$"),

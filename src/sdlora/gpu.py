@@ -168,7 +168,10 @@ def check_scaler(train: Train, base: Base) -> None:
 #: How the errors of a card that stopped working begin; newer calls have a class of their own, torch.AcceleratorError.
 _LOST = ("CUDA error", "HIP error", "cuDNN error", "CUBLAS error", "NCCL error")
 #: What stands in errors of memory that have no class of their own.
-_FULL = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED")
+_FULL = (
+    "DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDA error: out of memory", "HIP error: out of memory",  # where another program has the whole card
+)  # fmt: skip
 
 
 def is_full(error: BaseException) -> bool:
