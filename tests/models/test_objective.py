@@ -103,7 +103,7 @@ def test_timesteps_are_uniform_or_logit_normal() -> None:
 
 
 def altered(folder: Path, **changes: Any) -> Base:
-    """The embedded base with another scheduler file; None takes a setting out."""
+    """The small base with another scheduler file; None takes a setting out."""
     shutil.copytree(small_base().model, folder)
     file = folder / "scheduler/scheduler_config.json"
     config = {**json.loads(file.read_text()), **changes}

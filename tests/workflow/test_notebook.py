@@ -1,4 +1,4 @@
-"""The notebook for Colab, run as it is on a small base; its settings and where it installs are the test's."""
+"""The notebook for Colab, run as it is on the embedded base; its settings and where it installs are the test's."""
 
 import json
 import os
@@ -25,7 +25,7 @@ QUERY = "pixel illustration"
 def executed(folder: Path, kept: Path, served: Path, monkeypatch: pytest.MonkeyPatch) -> NotebookNode:
     """Run all cells in a clone that is installed, whose web is `rig/` in it."""
     params = SMALL.replace("threads: 1", "scraping: false  # or true\nthreads: 1")
-    project = make_project(folder, params, served)
+    project = make_project(folder, params, served, embedded_base=True)
     (folder / "workflow/scripts/scrape.py").write_text(SCRIPT, "utf-8")
     for path in (ROOT / "Makefile", ROOT / "pyproject.toml", *ROOT.glob("requirements*.lock")):
         shutil.copy(path, folder)
