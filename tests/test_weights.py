@@ -102,6 +102,21 @@ def test_a_captioner_is_refused_likewise(tmp_path: Path) -> None:
         Blip(str(tmp_path / "blip"), None, Caption(), 1).captions([Image.new("RGB", (64, 64))])
 
 
+@pytest.mark.parametrize(("width", "metadata"), [
+    (1024, None), (1024, {"modelspec.prediction_type": "epsilon"}), (1024, {"modelspec.prediction_type": "v"}),
+    (768, None),
+])  # fmt: skip
+def test_a_single_file_of_stable_diffusion_2_does_not_say_what_it_learns(
+    tmp_path: Path, width: int, metadata: dict[str, str] | None
+) -> None:
+    """diffusers takes each for one that predicts velocity, also the base at 512 px."""
+    file = tmp_path / "512-base-ema.safetensors"
+    save_file({weights.KEY_OF_SD: torch.zeros(2, width)}, file, metadata)
+    said = pytest.raises(DataError, match=r"velocity \(768 px\) or noise \(512 px.*to v_prediction or epsilon in its")
+    with said if width == 1024 else nullcontext():
+        weights.refuse_others(str(file))
+
+
 @pytest.mark.parametrize(("mark", "metadata", "is_velocity"), [
     ("v_pred", None, True), ("ztsnr", None, False), ("w", {"modelspec.prediction_type": "v"}, True),
     ("w", {"modelspec.prediction_type": "epsilon"}, False), ("w", None, False),

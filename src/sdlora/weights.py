@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -11,6 +12,8 @@ from sdlora import records
 from sdlora.errors import DataError, MissingError, SdloraError, download_command
 
 MOST_HEADER = 100_000_000  # bytes: safetensors' own limit
+#: What a token is told by, in a single file of Stable Diffusion 1 or 2.
+KEY_OF_SD = "model.diffusion_model.input_blocks.2.1.transformer_blocks.0.attn2.to_k.weight"
 OTHERS = (".bin", ".ckpt", ".pt", ".pth")
 #: Names of models on the hub: an owner, and a name.
 HUB_ID = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
@@ -50,12 +53,19 @@ def refuse_others(model: str) -> None:
             f'{path}: {WHY}; `python -c "import diffusers; diffusers.StableDiffusionPipeline.{call}"` '
             f"(StableDiffusionXLPipeline for SDXL) writes a folder of such, which can be the base's model"
         )
-    if path.is_file() and _predicts_velocity(path):
+    header = _header(path) if path.is_file() else {}
+    place = "its scheduler/scheduler_config.json, and name the folder"
+    folder = f"Write it as a folder, `from_single_file({model!r}).save_pretrained(...)`, set prediction_type"
+    if _is_of_sd_2(header):
+        raise DataError(
+            f"{path}: checkpoints of Stable Diffusion 2 predict velocity (768 px) or noise (512 px, `base`), and a "
+            f"single file brings no scheduler that says which: diffusers would take velocity for each. {folder} to "
+            f"v_prediction or epsilon in {place}"
+        )
+    if _predicts_velocity(header):
         raise DataError(
             f"{path}: this checkpoint predicts velocity, and a single file brings no scheduler that says so: diffusers "
-            f"would take the family's, which says epsilon. Write it as a folder, "
-            f"`from_single_file({model!r}).save_pretrained(...)`, set prediction_type to v_prediction in its "
-            f"scheduler/scheduler_config.json, and name the folder"
+            f"would take the family's, which says epsilon. {folder} to v_prediction in {place}"
         )
     for file in _without_safetensors(path):
         raise DataError(f"{file}: {WHY}; `{conversion(path)}` writes such beside it")
@@ -81,15 +91,28 @@ def refuse_incomplete(option: str, model: str) -> None:
         )
 
 
-def _predicts_velocity(path: Path) -> bool:
-    """Whether a checkpoint's header marks it so, as trainers do: a key `v_pred`, or modelspec's prediction type."""
+def _header(path: Path) -> dict[str, Any]:
+    """What a file of weights says of its tensors; nothing where that cannot be read."""
     try:
         with path.open("rb") as file:
-            header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), MOST_HEADER)))
-            said = header.get("__metadata__", {}).get("modelspec.prediction_type", "")
-    except (OSError, ValueError, AttributeError):
-        return False  # who loads it will say what is wrong with it
+            found = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), MOST_HEADER)))
+    except (OSError, ValueError):
+        return {}  # who loads it will say what is wrong with it
+    return found if isinstance(found, dict) else {}
+
+
+def _predicts_velocity(header: dict[str, Any]) -> bool:
+    """Whether a checkpoint's header marks it so, as trainers do: a key `v_pred`, or modelspec's prediction type."""
+    about = header.get("__metadata__")
+    said = about.get("modelspec.prediction_type") if isinstance(about, dict) else None
     return "v_pred" in header or said == "v"
+
+
+def _is_of_sd_2(header: dict[str, Any]) -> bool:
+    """Whether a checkpoint's UNet is told 1024 numbers a token, by which diffusers knows Stable Diffusion 2."""
+    about = header.get(KEY_OF_SD)
+    shape = about.get("shape") if isinstance(about, dict) else None
+    return isinstance(shape, list) and shape[-1:] == [1024]
 
 
 def _without_safetensors(path: Path) -> Iterator[Path]:
