@@ -168,6 +168,29 @@ def test_a_script_has_its_card_before_its_work(machine: Path, started: Callable[
     other.give_back()
 
 
+SCRIPTS = """
+import runpy, sys
+from sdlora.flow import command
+command.run = lambda *_, **__: None
+for script in sys.argv[1:]:
+    runpy.run_path(script)
+    assert "torch" not in sys.modules, script
+"""
+
+
+@pytest.mark.workflow
+def test_no_script_starts_cuda_before_it_has_its_card() -> None:
+    """diffusers asks for cards when it is imported; which a process may see is then decided until it ends."""
+    stages = sorted(path.stem for path in (ROOT / "workflow/rules").glob("*.smk") if "gpu=" in path.read_text("utf-8"))
+    assert {"train", "sample", "choose", "encode", "caption", "evaluate", "probe", "animate"} <= {*stages}
+    scripts = [ROOT / f"workflow/scripts/{stage}.py" for stage in stages]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPTS, *scripts], text=True, capture_output=True, check=False,
+        env={**environment(), "PYTHONPATH": str(ROOT / "src")}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-500:]
+
+
 def test_one_of_several_processes_is_refused(
     machine: Path, started: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,7 +1,15 @@
 """Train a search's trial up to a checkpoint and measure it: `python workflow/scripts/probe.py --help`."""
 
+from pathlib import Path
+
 from sdlora.flow import command
-from sdlora.stages.probe.probe import probe
 from sdlora.stages.probe.recipe import ProbeRecipe
 
-command.run(ProbeRecipe, probe)
+
+def work(recipe: ProbeRecipe) -> list[Path]:
+    from sdlora.stages.probe.probe import probe  # diffusers starts CUDA: not before the job has a card
+
+    return probe(recipe)
+
+
+command.run(ProbeRecipe, work)
