@@ -14,13 +14,14 @@ from PIL import Image, ImageFilter
 from sdlora import choices, records
 from sdlora.config.evaluate import Evaluate
 from sdlora.errors import DataError
-from sdlora.images.pictures import png_bytes
+from sdlora.images.pictures import png_bytes, read_rgb
 from sdlora.stages.choose.choose import choose_by_samples
+from sdlora.stages.evaluate import run
 from sdlora.stages.evaluate.metric import Metric
 from sdlora.stages.evaluate.psnr import psnr_db
 from sdlora.stages.evaluate.recipe import EvaluateRecipe, Network
-from sdlora.stages.evaluate.run import at_size_of, evaluate_version, write_curves
-from sdlora.stages.sample.parts import FOLDERS, TEST, all_drawn, split
+from sdlora.stages.evaluate.run import Evaluator, at_size_of, evaluate_version, write_curves
+from sdlora.stages.sample.parts import FOLDERS, TEST, VALIDATION, all_drawn, drawn, split
 
 pytestmark = pytest.mark.slow
 
@@ -33,10 +34,10 @@ def picture() -> np.ndarray:
 
 def test_sizes_are_never_put_right_in_silence() -> None:
     small, large, wide = (Image.new("RGB", size) for size in ((32, 32), (48, 48), (48, 32)))
-    assert at_size_of(large, small).shape == (32, 32, 3)
+    assert at_size_of(large, np.asarray(small)).shape == (32, 32, 3)
     for sample, reference in ((small, large), (wide, small)):
         with pytest.raises(DataError, match="cannot be compared"):
-            at_size_of(sample, reference)
+            at_size_of(sample, np.asarray(reference))
 
 
 def test_each_metric_has_a_curve_of_its_own(tmp_path: Path) -> None:
@@ -63,9 +64,9 @@ def test_tables_read_like_the_report(tmp_path: Path) -> None:
     rows = []
     for name, pixels in truth.items():
         records.write_bytes(tmp_path / "references/pictures" / f"{name}.png", png_bytes(Image.fromarray(pixels)))
-        for step, drawn in ((0, picture()), (10, pixels)):
+        for step, pixels_of in ((0, picture()), (10, pixels)):
             file = f"step-{step:06d}/{name}.png"
-            records.write_bytes(tmp_path / "samples" / file, png_bytes(Image.fromarray(drawn)))
+            records.write_bytes(tmp_path / "samples" / file, png_bytes(Image.fromarray(pixels_of)))
             rows.append({"step": step, "reference": name, "seed": 1, "file": file, "prompt": "x"})
     records.write_jsonl(tmp_path / "samples" / "index.jsonl", rows)
     evaluated(tmp_path, Evaluate())
@@ -102,7 +103,7 @@ def evaluated(folder: Path, settings: Evaluate, chosen: int | None = None) -> li
 def lay(
     folder: Path,
     references: dict[str, np.ndarray],
-    drawn: dict[int, dict[str, np.ndarray]],
+    made: dict[int, dict[str, np.ndarray]],
     seeds: tuple[int, ...] = (1,),
     tested: tuple[int, ...] | None = None,
 ) -> None:
@@ -111,7 +112,7 @@ def lay(
     Args:
         folder: The version's.
         references: By id.
-        drawn: Step -> the picture of each reference.
+        made: Step -> the picture of each reference.
         seeds: Of test references; with each further one the picture is moved by a pixel.
         tested: Steps that draw the test references; None: all of them.
     """
@@ -119,7 +120,7 @@ def lay(
         records.write_bytes(folder / "references/pictures" / f"{name}.png", png_bytes(Image.fromarray(pixels)))
     for part, names in zip(FOLDERS, split(sorted(references), 0.5), strict=True):
         rows = []
-        for step, pictures in drawn.items():
+        for step, pictures in made.items():
             if part == TEST and tested is not None and step not in tested:
                 continue
             for (place, seed), name in product(enumerate(seeds if part == TEST else seeds[:1]), names):
@@ -232,6 +233,34 @@ def test_what_chose_is_not_measured_again(tmp_path: Path, monkeypatch: pytest.Mo
     evaluate_version(settings, tmp_path, tmp_path / "references")
     means = {row["metric"]: (row["mean"], row["test_mean"]) for row in records.read_csv(tmp_path / "metrics.csv")}
     assert means["psnr_db"] == ("1.0000", "100.0000") and means["ssim"] == ("1.0000", "1.0000")
+
+
+def test_pictures_that_were_learnt_from_are_read_once_for_all_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large set neither lies in memory nor is looked at again for each checkpoint; the values are those of one."""
+    truth = references_of("captain")
+    base = {name: np.roll(pixels, 20, axis=0) for name, pixels in truth.items()}
+    lay(tmp_path, truth, {0: base, 100: truth, 200: base}, tested=())
+    learnt = [{"id": f"t{number}", "split": "train", "file": f"pictures/t{number}.png"} for number in range(3)]
+    for row in learnt:
+        records.write_bytes(tmp_path / "references" / row["file"], png_bytes(Image.fromarray(picture())))
+    records.write_jsonl(tmp_path / "references/fit.jsonl", learnt)
+    opened: list[str] = []
+    monkeypatch.setattr(run, "read_rgb", lambda path: opened.append(path.name) or read_rgb(path))
+    metric: Metric = choices.pick(choices.METRICS, "memorisation_ratio")
+    names = sorted(truth)[:5]
+    evaluator = Evaluator({metric.name: metric}, tmp_path, tmp_path / "references", names, None)
+    assert not {"t0.png", "t1.png", "t2.png"} & {*opened}
+    rows = evaluator.measure(drawn(tmp_path, VALIDATION))
+    assert sorted(name for name in opened if name.startswith("t")) == ["t0.png", "t1.png", "t2.png"]
+    training = [np.asarray(read_rgb(tmp_path / "references" / row["file"])) for row in learnt]
+    for step, pictures in ((0, base), (100, truth)):
+        values = metric(
+            [pictures[name] for name in names], [truth[name] for name in names], [""] * 5,
+            training=training, held_out=[truth[name] for name in names],
+        )  # fmt: skip
+        assert [row[metric.name] for row in rows if row["step"] == step] == values.tolist()
 
 
 def test_a_persons_choice_is_tested_beside_the_rules(tmp_path: Path) -> None:

@@ -161,7 +161,7 @@ def test_feature_distance_does_not_depend_on_threads_and_leaves_them() -> None:
 
     a, b, found = noise(1), noise(2), []
     for threads in (1, 2):
-        effnet._features.cache_clear()
+        effnet._known.clear()
         torch.set_num_threads(threads)
         found.append(effnet_lite0_distance(a, b))
         assert torch.get_num_threads() == threads

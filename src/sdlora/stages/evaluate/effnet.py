@@ -1,6 +1,7 @@
 """A feature distance whose network comes with a Python package, so that it needs no download."""
 
-from functools import cache, lru_cache
+import hashlib
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ MEAN, STD = 0.498, 0.502
 BLOCKS = (0, 2, 4, 10, 15)
 KEPT = 400  # pictures whose features are remembered: 0.45 MB each
 Features = list[Any]  # tensors (C, h, w)
+_known: dict[tuple[bytes, tuple[int, ...]], Features] = {}
 
 
 @cache
@@ -37,16 +39,21 @@ def features(image: Pixels) -> Features:
     Returns:
         Five tensors (C, h, w).
     """
-    return _features(np.ascontiguousarray(image).tobytes(), image.shape)
+    content = np.ascontiguousarray(image)
+    key = hashlib.sha256(content.data).digest(), content.shape
+    if key not in _known:
+        while len(_known) >= KEPT:
+            del _known[next(iter(_known))]
+        _known[key] = _features(content)
+    return _known[key]
 
 
-@lru_cache(KEPT)
-def _features(content: bytes, shape: tuple[int, ...]) -> Features:
+def _features(image: Pixels) -> Features:
     import torch
     from torch.nn.functional import interpolate, normalize
 
     network, threads = _network(), torch.get_num_threads()
-    pixels = torch.frombuffer(bytearray(content), dtype=torch.uint8).reshape(shape).permute(2, 0, 1)[None].float() / 255
+    pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float() / 255
     found: Features = []
     try:
         torch.set_num_threads(1)  # the last digits depend on the number of threads

@@ -84,4 +84,5 @@ MEMORISATION_RATIO = Metric(
     measure=memorisation_ratio,
     needs=frozenset({"references", "training", "held_out"}),
     alarm=memorised,
+    at_once=True,
 )

@@ -32,6 +32,8 @@ class Metric:
         alarm: Called with the chosen step's and step 0's values, one a reference, and the bootstrap's resamples; a
             sentence that warns the reader, or None.
         prepare: Called once with the job's recipe; gives the keywords of each step.
+        at_once: Whether one call may have samples of several steps, for what else it looks at takes longer than they
+            do; nothing is prepared for it.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Metric:
     needs: frozenset[str] = PAIR
     alarm: Callable[[Sequence[float], Sequence[float], int], str | None] | None = None
     prepare: Callable[[Any], Given] | None = None
+    at_once: bool = False
 
     @property
     def of_a_pair(self) -> bool:
@@ -53,7 +56,7 @@ class Metric:
         prompts: Sequence[str],
         **given: Any,
     ) -> Floats:
-        """Measure samples of one checkpoint.
+        """Measure samples, of one checkpoint unless it is measured `at_once`.
 
         Args:
             samples: (H, W, 3) uint8 each.

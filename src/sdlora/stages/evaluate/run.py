@@ -1,6 +1,7 @@
 """One version's samples against its references."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -23,19 +24,21 @@ from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.sample.parts import FOLDERS, TEST, VALIDATION, all_drawn
 
 CHOICE = "choice.json"  # what the stage `choose` writes
+AT_ONCE = 400  # pictures in one call of a metric that is measured over several steps
 NOTHING: Measured = MappingProxyType({})
 
 
-def at_size_of(picture: Image.Image, reference: Image.Image) -> Pixels:
+def at_size_of(picture: Image.Image, reference: Pixels) -> Pixels:
     """A sample's pixels at its reference's size: hires pictures are reduced with Lanczos.
 
     Raises:
         DataError: If the sample is smaller or of another shape: that is never put right in silence.
     """
-    if picture.width < reference.width or picture.width * reference.height != picture.height * reference.width:
-        raise DataError(f"a sample of {picture.size} px cannot be compared with a reference of {reference.size} px")
-    if picture.size != reference.size:
-        picture = picture.resize(reference.size, Image.Resampling.LANCZOS)
+    height, width, _ = reference.shape
+    if picture.width < width or picture.width * height != picture.height * width:
+        raise DataError(f"a sample of {picture.size} px cannot be compared with a reference of {(width, height)} px")
+    if picture.size != (width, height):
+        picture = picture.resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(picture)
 
 
@@ -59,10 +62,10 @@ class Evaluator:
         recipe: MeasuringRecipe | None,
     ) -> None:
         self._metrics, self._result = metrics, result
-        self._truths = {name: read_rgb(references / PICTURES / f"{name}.png") for name in held_out}
+        self._truths = {name: np.asarray(read_rgb(references / PICTURES / f"{name}.png")) for name in held_out}
         wanted: set[str] = set().union(*(metric.needs for metric in metrics.values()))
-        self._always: dict[str, Any] = {"training": _training(references)} if "training" in wanted else {}
-        self._always["held_out"] = [np.asarray(picture) for picture in self._truths.values()]
+        self._always: dict[str, Any] = {"training": Training(references)} if "training" in wanted else {}
+        self._always["held_out"] = [*self._truths.values()]
         self._prepared = {name: metric.prepare(recipe) for name, metric in metrics.items() if metric.prepare}
 
     def measure(self, rows: Sequence[records.Row], known: Measured = NOTHING) -> list[records.Row]:
@@ -75,26 +78,37 @@ class Evaluator:
         Raises:
             DataError: If a metric cannot be had of them.
         """
-        found: list[records.Row] = []
-        for step in sorted({row["step"] for row in rows}):
-            own = [row for row in rows if row["step"] == step]
-            pictures = [at_size_of(read_rgb(self._result / row["file"]), self._truths[row["reference"]]) for row in own]
-            truths = [np.asarray(self._truths[row["reference"]]) for row in own]
-            values: dict[str, Sequence[float]] = {}
-            for name, metric in self._metrics.items():
-                values[name] = _known_of(own, name, known)
-                if values[name]:
-                    continue
-                given = self._always | (self._prepared[name](step, own) if name in self._prepared else {})
-                try:
-                    values[name] = metric(pictures, truths, [row["prompt"] for row in own], **given).tolist()
-                except ValueError as error:
-                    raise DataError(f"{self._result}: {error}") from None
-            found += [
-                {**row, **{name: of_metric[place] for name, of_metric in values.items()}}
-                for place, row in enumerate(own)
-            ]
-        return found
+        rows = sorted(rows, key=lambda row: int(row["step"]))
+        steps = [[*own] for _, own in groupby(rows, key=lambda row: int(row["step"]))]
+        some = [rows[first : first + AT_ONCE] for first in range(0, len(rows), AT_ONCE)]
+        values: dict[str, dict[str, float]] = {row["file"]: {} for row in rows}
+        for at_once, groups in ((False, steps), (True, some)):
+            metrics = {name: metric for name, metric in self._metrics.items() if metric.at_once == at_once}
+            for group in groups if metrics else ():
+                for name, found in self._measure(metrics, group, known).items():
+                    for row, value in zip(group, found, strict=True):
+                        values[row["file"]][name] = value
+        return [{**row, **{name: values[row["file"]][name] for name in self._metrics}} for row in rows]
+
+    def _measure(
+        self, metrics: Mapping[str, Metric], rows: Sequence[records.Row], known: Measured
+    ) -> dict[str, Sequence[float]]:
+        """Each metric's values of some pictures; what is prepared is of the first one's step."""
+        truths = [self._truths[row["reference"]] for row in rows]
+        pictures = [
+            at_size_of(read_rgb(self._result / row["file"]), truth) for row, truth in zip(rows, truths, strict=True)
+        ]
+        values: dict[str, Sequence[float]] = {}
+        for name, metric in metrics.items():
+            values[name] = _known_of(rows, name, known)
+            if values[name]:
+                continue
+            given = self._always | (self._prepared[name](rows[0]["step"], rows) if name in self._prepared else {})
+            try:
+                values[name] = metric(pictures, truths, [row["prompt"] for row in rows], **given).tolist()
+            except ValueError as error:
+                raise DataError(f"{self._result}: {error}") from None
+        return values
 
 
 def _known_of(rows: Sequence[records.Row], name: str, known: Measured) -> list[float]:
@@ -117,10 +131,18 @@ def table_of(pictures: Sequence[records.Row], metrics: Iterable[str]) -> Table:
     return Table(references, means, sorted({row["seed"] for row in pictures}))
 
 
-def _training(references: Path) -> list[Pixels]:
-    """The pictures that were learnt from, padded as the references are."""
-    rows = [row for row in records.read_jsonl(references / "fit.jsonl") if row["split"] == "train"]
-    return [np.asarray(read_rgb(references / row["file"])) for row in rows]
+class Training(Sequence[Pixels]):
+    """The pictures that were learnt from, padded as the references are; each is read when it is looked at."""
+
+    def __init__(self, references: Path) -> None:
+        rows = records.read_jsonl(references / "fit.jsonl")
+        self._files = [references / row["file"] for row in rows if row["split"] == "train"]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, place: Any) -> Any:
+        return np.asarray(read_rgb(self._files[place]))
 
 
 def evaluate_version(
@@ -183,10 +205,10 @@ def _report_tables(
     drawn: Sequence[records.Row], out: Path, references: Path, columns: Sequence[str], metrics: Mapping[str, Metric]
 ) -> list[Path]:
     """The first reference's prompt at every step, against the first five references; all of them chose."""
-    truths = [read_rgb(references / PICTURES / f"{name}.png") for name in columns[:COMPARED]]
+    truths = [np.asarray(read_rgb(references / PICTURES / f"{name}.png")) for name in columns[:COMPARED]]
     rows = [row for row in drawn if row["reference"] == columns[0]]
     pictures = {row["step"]: at_size_of(read_rgb(out / row["file"]), truths[0]) for row in reversed(rows)}
-    return write_tables(out.name, pictures, [np.asarray(truth) for truth in truths], metrics, out / "tables")
+    return write_tables(out.name, pictures, truths, metrics, out / "tables")
 
 
 def write_curves(values: Values, bootstrap_samples: int, folder: Path) -> list[Path]:
