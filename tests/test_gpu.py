@@ -1,5 +1,6 @@
 """What is said of GPUs that are there, too old, or missing; no card is needed."""
 
+import os
 import runpy
 from dataclasses import replace
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from sdlora.config.params import Base
 from sdlora.config.train import Train
 from sdlora.errors import MissingError, ParamsError, ResourceError
 from sdlora.gpu import GIB, Gpu
+from sdlora.stages.train import run
 
 T4 = Gpu("Tesla T4", 15 * GIB, (7, 5), bf16=False)
 RTX = Gpu("RTX 4090", 24 * GIB, (8, 9), bf16=True)
@@ -55,6 +57,31 @@ def test_what_a_machine_cannot_do_is_refused(card: Gpu | None, dtype: str, preci
 )  # fmt: skip
 def test_what_it_can_do_is_not(card: Gpu | None, dtype: str, precision: str | None) -> None:
     gpu.check(train(precision), base(dtype), card)
+
+
+def test_a_driver_that_is_too_old_is_why_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu, "driver_version", lambda: "NVIDIA 450.2")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(gpu, "found", lambda: None)
+    with pytest.raises(MissingError, match=r"fp16 needs a GPU; .* \(a driver is there \(NVIDIA 450\.2\), but torch"):
+        gpu.check(train(None), base("fp16"), None)
+    assert "built for CUDA 13.0, cannot use it" in (gpu.unused() or "")
+    monkeypatch.setattr(gpu, "found", lambda: RTX)
+    assert gpu.unused() is None
+
+
+def test_several_rtx_40_with_an_older_driver_do_not_stop_accelerate(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE")
+    for name in names:
+        monkeypatch.setenv(name, "")  # comes back as it was
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(run, "check_cuda_p2p_ib_support", lambda: True)
+    run.allow_older_drivers()
+    assert not any(name in os.environ for name in names)
+    monkeypatch.setattr(run, "check_cuda_p2p_ib_support", lambda: False)
+    monkeypatch.setenv("NCCL_IB_DISABLE", "0")
+    run.allow_older_drivers()
+    assert [os.environ[name] for name in names] == ["1", "0"], "what a user says counts"
 
 
 def test_a_film_in_bf16_is_made_where_the_card_has_it() -> None:

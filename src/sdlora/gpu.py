@@ -68,6 +68,16 @@ def is_likely() -> bool:
     return any(Path(name).exists() for name in _DRIVERS)
 
 
+def unused() -> str | None:
+    """Why torch finds no GPU on a machine whose driver tells of one; None where it finds it, or where there is none."""
+    driver = driver_version()
+    if driver is None or found() is not None:
+        return None
+    import torch
+
+    return _without(torch.version.cuda, driver)
+
+
 def concerns(train: Train, base: Base) -> bool:
     """Whether it must be known which GPU there is before a training can be planned."""
     asks = train.precision(base.dtype) == "fp16" or not train.deterministic or train.compile != "none"
@@ -82,16 +92,15 @@ def check(train: Train, base: Base, gpu: Gpu | None) -> None:
         ParamsError: If no GPU can have it.
     """
     if gpu is None:
+        needs, why = "", unused()
         if train.precision(base.dtype) == "fp16":
-            raise MissingError("mixed_precision fp16 needs a GPU; on a CPU use a base with dtype: fp32 or bf16")
-        if not train.deterministic:
-            raise MissingError(
-                "deterministic: false needs a GPU; on a CPU every algorithm is deterministic: leave it out"
-            )
-        if train.compile != "none":
-            raise MissingError(
-                f"compile: {train.compile} needs a GPU; on a CPU a base's own layers are as fast: leave it out"
-            )
+            needs = "mixed_precision fp16 needs a GPU; on a CPU use a base with dtype: fp32 or bf16"
+        elif not train.deterministic:
+            needs = "deterministic: false needs a GPU; on a CPU every algorithm is deterministic: leave it out"
+        elif train.compile != "none":
+            needs = f"compile: {train.compile} needs a GPU; on a CPU a base's own layers are as fast: leave it out"
+        if needs:
+            raise MissingError(f"{needs} ({why})" if why else needs)
         return
     check_kernels(gpu)
     check_scaler(train, base)

@@ -117,6 +117,21 @@ def test_a_job_says_itself_what_its_machine_cannot_do(
     )
 
 
+def test_a_job_says_why_it_computes_on_the_cpu_beside_a_card(
+    jobs: dict[str, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A driver that is too old for torch: days would pass before somebody looks."""
+
+    def stop(recipe: Recipe) -> list[Path]:
+        raise DataError("enough")
+
+    monkeypatch.setattr(gpu, "found", lambda: None)
+    for driver, said in (("NVIDIA 450.2", True), (None, False)):
+        monkeypatch.setattr(gpu, "driver_version", lambda driver=driver: driver)
+        ended_with(jobs["encode"], stop, tmp_path, monkeypatch)
+        assert ("note: computing on the CPU: a driver is there" in capsys.readouterr().out) == said
+
+
 def test_who_draws_or_films_says_what_takes_less(
     jobs: dict[str, Recipe], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

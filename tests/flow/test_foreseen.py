@@ -239,9 +239,13 @@ def test_a_machine_is_looked_at_only_where_the_job_runs_there(
             {}, "set bases.<name>.dtype: fp16, in which is drawn, too", {"sample", "choose"},
         ),
         (("defaults:\n", "defaults:\n  encode: {dtype: bf16}\n"), {}, "set encode.dtype: fp16 or fp32", {"encode"}),
+        (
+            ("defaults:\n  train: {", "defaults:\n  encode: {dtype: bf16}\n  train: {cache_latents: ram, "),
+            {}, "set encode.dtype: fp16 or fp32", {"encode", "train"},
+        ),
         (("size_px: 64,", "size_px: 64, dtype: bf16,"), {"bf16": True}, "", set()),
     ],
-    ids=["kernels", "bf16", "drawn in bf16", "encoded in bf16", "has bf16"],
+    ids=["kernels", "bf16", "drawn in bf16", "encoded in bf16", "encoded while training", "has bf16"],
 )  # fmt: skip
 def test_what_a_card_cannot_do_is_told_for_each_job_that_computes_on_it(
     tmp_path: Path, asked: list[list[Question]], monkeypatch: pytest.MonkeyPatch, change: tuple[str, str],

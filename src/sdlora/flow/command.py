@@ -49,6 +49,8 @@ def run(kind: type[Asked], work: Callable[..., Iterable[Path]], **arguments: typ
         if recipe.cards:
             cards.take(recipe.cards)
             foreseen.check_machine(recipe)  # on a cluster nobody has
+            if why := gpu.unused():
+                print(f"note: computing on the CPU: {why}", flush=True)
         inputs = freshness.inputs_of(recipe)
         with gpu.told_when_it_fails(lambda: LESS_MEMORY) if recipe.cards else nullcontext():
             outputs = list(work(recipe, **options))

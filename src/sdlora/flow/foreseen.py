@@ -199,13 +199,16 @@ def check_machine(job: Recipe) -> None:
     if isinstance(job, AnimateRecipe) and (job.animate.dtype == "fp16" or gpu.is_likely()):
         gpu.check_film(job.animate.dtype, gpu.found())
     if job.cards and gpu.is_likely():
-        gpu.check_dtype(*_type_of(job), gpu.found())
+        for dtype, instead in _types_of(job):
+            gpu.check_dtype(dtype, instead, gpu.found())
 
 
-def _type_of(job: Recipe) -> tuple[str, str]:
-    """The type in which a job computes, and what else could be set."""
-    if isinstance(job, EncodeRecipe):
-        return job.encode.dtype, "encode.dtype: fp16 or fp32"
+def _types_of(job: Recipe) -> Iterator[tuple[str, str]]:
+    """The types in which a job computes, each with what else could be set; a training's own are `gpu.check`'s."""
+    made_by = job.training if isinstance(job, ProbeRecipe) else job
+    encode = made_by.encode if isinstance(made_by, EncodeRecipe | TrainRecipe) else None
+    if encode is not None:
+        yield encode.dtype, "encode.dtype: fp16 or fp32"
     if isinstance(job, DrawingRecipe):
-        return job.base.dtype, "bases.<name>.dtype: fp16, in which is drawn, too"
-    return "fp32", ""
+        yield job.base.dtype, "bases.<name>.dtype: fp16, in which is drawn, too"
+    yield "fp32", ""

@@ -1,5 +1,6 @@
 """One version's training from recipe to checkpoints."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate.utils import check_cuda_p2p_ib_support
 from ruamel.yaml import YAML
 
 from sdlora import choices, determinism, gpu, records
@@ -254,7 +256,19 @@ def _conditioning_of(
     return texts.learning(model, accelerator.autocast, spoken)
 
 
+def allow_older_drivers() -> None:
+    """Say what accelerate asks for beside several RTX 40 with a driver below 550.40, as `accelerate launch` does.
+
+    Without it accelerate does not start, even for a process of one card.
+    """
+    if not check_cuda_p2p_ib_support():
+        for name in ("NCCL_P2P_DISABLE", "NCCL_IB_DISABLE"):
+            os.environ.setdefault(name, "1")
+
+
 def _accelerator(settings: Train) -> Accelerator:
+    if torch.cuda.is_available():
+        allow_older_drivers()
     return Accelerator(
         mixed_precision=settings.mixed_precision,
         cpu=not torch.cuda.is_available(),
