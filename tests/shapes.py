@@ -102,7 +102,7 @@ def save_small_sdxl(folder: Path, depth: int = 2) -> Base:
     def text(width: int) -> CLIPTextConfig:
         return CLIPTextConfig(
             vocab_size=len(tokenizer), hidden_size=width, intermediate_size=2 * width, num_hidden_layers=2,
-            num_attention_heads=4, projection_dim=width, eos_token_id=tokenizer.eos_token_id,
+            num_attention_heads=4, projection_dim=width, eos_token_id=2,  # as the published configs say, wrongly
         )  # fmt: skip
 
     unet = UNet2DConditionModel(

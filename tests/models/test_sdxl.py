@@ -2,6 +2,7 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from helpers import make_project
 from safetensors import safe_open
 from shapes import save_small_sdxl, small_vae
 from small_set import captain, make_set
-from training import examples
+from training import ABOUT, examples
 
 from sdlora.config.params import Base, Flip
 from sdlora.config.sample import Sample
-from sdlora.config.train import Train
+from sdlora.config.train import Pivotal, TextEncoder, Train
+from sdlora.lora import pivotal
+from sdlora.lora.card import card
 from sdlora.lora.diffusers_file import write_lora
 from sdlora.lora.names import FILE_NAME
 from sdlora.models import load_model
@@ -21,7 +24,7 @@ from sdlora.stages.sample.sample import Painter, Prompt
 from sdlora.stages.train.batch import draw_batch
 from sdlora.stages.train.dataset import Example, Geometry, load_examples
 from sdlora.stages.train.loop import train_loop
-from sdlora.stages.train.run import prepare
+from sdlora.stages.train.run import prepare, write_checkpoint
 
 # One version on the small pipeline, through every stage that a user's version goes through.
 STAGES = """
@@ -122,6 +125,61 @@ def test_sdxl_trains_saves_and_draws(small_sdxl: Base, tmp_path: Path) -> None:
     assert base.size == (64, 64)
     assert base.tobytes() != changed.tobytes()
     assert painter.draw(prompt)[0].tobytes() == base.tobytes()
+
+
+def test_a_learnt_trigger_leaves_each_caption_its_own_embedding(small_sdxl: Base, tmp_path: Path) -> None:
+    """The published configs name a wrong end of the text, and the new token has the highest number."""
+    train = Train(
+        mixed_precision="no", rank=2, steps=1, checkpoint_every=1, optimizer="adamw", pivotal=Pivotal(learning_rate=0.1)
+    )
+    run = prepare(train, Flip(), small_sdxl, examples(), trigger="captain")
+    plain = load_model(small_sdxl, "cpu").encode_prompts(["a hat"])["pooled"]
+    with torch.no_grad():
+        pooled = run.conditioning_of(["captain, left", "captain, right", "a hat"])["pooled"]
+    assert (pooled[0] - pooled[1]).abs().max() > 1e-3
+    assert torch.allclose(pooled[2:], plain, atol=1e-5), "what does not say it is as before"
+    train_loop(run, None, lambda state: None)
+    write_lora(tmp_path, run.model, train)
+    pivotal.write(tmp_path, run.model.pipeline, "captain")
+    names: dict[str, Any] = {}
+    text = card("a", train, small_sdxl, small_sdxl.model, ABOUT, {})
+    lines = text.partition("```python\n")[2].partition("```")[0].replace(f"checkpoints/step-{1:06d}", str(tmp_path))
+    exec(lines.strip().rpartition("\n")[0], names)  # up to the picture
+    with torch.no_grad():
+        expected = run.conditioning_of(["captain, left"])["pooled"]
+        found = names["pipeline"].encode_prompt("<captain>, left", do_classifier_free_guidance=False)[2]
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_every_prompt_of_a_picture_says_a_learnt_trigger(small_sdxl: Base, tmp_path: Path) -> None:
+    model = load_model(small_sdxl, "cpu")
+    train = Train(mixed_precision="no", rank=2, steps=1, checkpoint_every=1, optimizer="adamw")
+    run = prepare(train, Flip(), small_sdxl, examples())
+    write_lora(tmp_path, run.model, train)
+    pivotal.add(model.pipeline, Pivotal(), "captain")
+    for encoder in model.text_encoders().values():
+        torch.nn.init.normal_(encoder.get_input_embeddings().vectors)
+    pivotal.write(tmp_path, model.pipeline, "captain")
+    for option in ("second_prompt", "negative_prompt", "second_negative_prompt"):
+        pictures = []
+        for said in ("captain, left", "<captain>, left"):
+            sample = Sample(inference_steps=1, scheduler="euler", **{option: said})
+            painter = Painter(small_sdxl, sample, 64)
+            painter.use(tmp_path / FILE_NAME)
+            painter._trigger = painter._trigger if said.startswith("captain") else None  # said by hand
+            pictures.append(painter.draw([Prompt("r", "a hat", 1)])[0].tobytes())
+        assert pictures[0] == pictures[1], option
+
+
+def test_a_text_encoder_is_averaged_by_schedule_free(small_sdxl: Base, tmp_path: Path) -> None:
+    """SDXL reads neither encoder's last layer, whose LoRA never has a gradient, nor an average of its own."""
+    train = Train(
+        mixed_precision="no", rank=2, steps=2, checkpoint_every=1, optimizer="schedulefree_adamw",
+        lr_schedule="constant", text_encoder=TextEncoder(rank=2),
+    )  # fmt: skip
+    run = prepare(train, Flip(), small_sdxl, examples())
+    assert len(train_loop(run, None, lambda state: write_checkpoint(run, tmp_path / str(state.step)))) == 2
+    assert (tmp_path / "2" / FILE_NAME).is_file()
 
 
 @pytest.mark.workflow

@@ -217,6 +217,13 @@ def _with_embedding(folder: str, encoders: Sequence[str], token: str) -> list[st
             f'pipeline.load_textual_inversion(learnt["{key}"], token="{token}", text_encoder=pipeline.{encoder}, '
             f"tokenizer=pipeline.{tokenizer})"
         )
+    if len(encoders) > 1:  # as pivotal.py says; transformers 5 flattened one of the two
+        for encoder in encoders:
+            tokenizer, _ = pivotal.PARTS[encoder]
+            lines.append(
+                f'getattr(pipeline.{encoder}, "text_model", pipeline.{encoder}).eos_token_id = '
+                f"pipeline.{tokenizer}.eos_token_id"
+            )
     return lines
 
 

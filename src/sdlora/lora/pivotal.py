@@ -99,6 +99,9 @@ def outline(pipeline: Any, settings: Pivotal) -> None:
 
 def _load(pipeline: Any, tokenizer: Any, encoder: Any, trigger: str, vectors: Tensor) -> None:
     pipeline.load_textual_inversion({token_of(trigger): vectors}, tokenizer=tokenizer, text_encoder=encoder)
+    # The configs of OpenAI's CLIP and of SDXL name the wrong end (2), for which transformers pools at the highest id:
+    # that would be the new token's.
+    getattr(encoder, "text_model", encoder).eos_token_id = tokenizer.eos_token_id
 
 
 def _ids(tokenizer: Any, trigger: str, vectors: int) -> list[int]:

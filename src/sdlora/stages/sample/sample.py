@@ -33,6 +33,7 @@ from sdlora.stages.sample.drawing import (
 from sdlora.stages.sample.parts import FOLDERS, INDEX, UNTRIGGERED, VALIDATION, split
 from sdlora.stages.sample.recipe import DrawingRecipe, SampleRecipe
 
+OTHER_PROMPTS = ("negative_prompt", "second_prompt", "second_negative_prompt")  # of all pictures
 KEPT_SETS = 1000  # sets of pictures in the store, one a checkpoint, seed and setting
 
 
@@ -103,7 +104,12 @@ class Painter:
         if self._adapter is None:
             raise RuntimeError("call use() first")
         settings, trigger = self._settings, self._trigger
-        texts = [prompt.text if trigger is None else with_token(prompt.text, trigger) for prompt in prompts]
+        texts = [prompt.text for prompt in prompts]
+        if trigger is not None:
+            texts = [with_token(text, trigger) for text in texts]
+            others = {name: getattr(settings, name) for name in OTHER_PROMPTS}
+            said = {name: with_token(text, trigger) for name, text in others.items() if text is not None}
+            settings = settings.model_copy(update=said)
         shared, hires = told(settings, self._adapter, texts), settings.hires
         drawn = self._adapter.pipeline(
             **shared,

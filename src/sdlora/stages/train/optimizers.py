@@ -105,8 +105,11 @@ def schedulefree_adamw(groups: Groups, settings: Train) -> Optimizer:
 
 
 def point_to_save(optimizer: Any, parameters: list[nn.Parameter]) -> list[Tensor] | None:
-    """Where the weights to save differ from those that are trained: schedule-free's average x; else None."""
+    """Where the weights to save differ from those that are trained: schedule-free's average x; else None.
+
+    A parameter that never had a gradient, as of a text encoder's last layer that nothing reads, has no average.
+    """
     if "train_mode" not in optimizer.param_groups[0]:
         return None
     beta = optimizer.param_groups[0]["betas"][0]
-    return [p.detach().lerp(optimizer.state[p]["z"], 1 - 1 / beta) for p in parameters]
+    return [p.detach().lerp(optimizer.state[p].get("z", p.detach()), 1 - 1 / beta) for p in parameters]
