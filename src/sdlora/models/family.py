@@ -343,8 +343,14 @@ class ModelFamily:
         return {"prompt": [*prompts], **negative, "guidance_scale": guidance_scale, **self.draw_options}
 
     def img2img_pipeline(self) -> Any:
-        """An image-to-image pipeline on the same networks."""
-        pipeline = self.img2img.from_pipe(self.pipeline, dtype=self.dtype)
+        """An image-to-image pipeline on the same networks.
+
+        diffusers' own `from_pipe` would cast them all to one type, and with them what is kept in fp32, as parts of T5.
+        """
+        parts, options = self.img2img._get_signature_keys(self.img2img)
+        own = {name: value for name, value in self.pipeline.components.items() if name in parts}
+        said = {name: self.pipeline.config[name] for name in options if name in self.pipeline.config}
+        pipeline = self.img2img(**own, **said)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

@@ -1,7 +1,7 @@
 """Stable Diffusion XL: two text encoders, pooled embedding, size and crop conditioning."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -106,6 +106,10 @@ class StableDiffusionXL(ModelFamily):
         added = {"text_embeds": pooled, "time_ids": sizes}  # fp32: bf16 has no 1365
         output: Tensor = self.denoiser(noisy, timesteps, conditioning["context"], added_cond_kwargs=added).sample
         return output
+
+    def prompting(self, prompts: Sequence[str], guidance_scale: float, negative_prompt: str | None) -> dict[str, Any]:
+        """As every family; an empty negative prompt is none, for which SDXL was trained with zeros and not with ""."""
+        return super().prompting(prompts, guidance_scale, negative_prompt or None)
 
     def _whole(self, noisy: Tensor) -> Tensor:
         """Sizes of whole pictures: fitted, never cropped."""

@@ -19,7 +19,7 @@ from sdlora.errors import ParamsError
 from sdlora.lora.names import FILE_NAME
 from sdlora.models import load_model
 from sdlora.randomness import generator
-from sdlora.stages.sample.drawing import check_before_training, told
+from sdlora.stages.sample.drawing import check_before_training, sampler_of, told
 from sdlora.stages.sample.sample import Painter, Prompt
 
 PROMPT = Prompt("001", "captain, red background", 42)
@@ -33,7 +33,7 @@ SAMPLERS: list[tuple[dict[str, Any], str, dict[str, Any], dict[str, Any]]] = [
     ({"scheduler": "dpmpp_2m", "karras": True}, "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}, {}),
     ({"scheduler": "unipc"}, "UniPCMultistepScheduler", {}, {}),
     ({"scheduler": "unipc", "solver_order": 1}, "UniPCMultistepScheduler", {"solver_order": 1}, {}),
-    ({"clip_skip": 2}, "DDIMScheduler", {}, {"clip_skip": 1}),
+    ({"clip_skip": 2, "guidance_scale": 1.0}, "DDIMScheduler", {}, {"clip_skip": 1, "guidance_scale": 1.0}),
 ]
 
 
@@ -57,8 +57,8 @@ def test_every_sampler_is_diffusers_own_and_unlike_the_others() -> None:
         pipeline.scheduler = getattr(diffusers, name).from_config(config, **options)
         noise = generator("sample", PROMPT.seed, PROMPT.reference)
         (theirs,) = pipeline(
-            PROMPT.text, negative_prompt="", guidance_scale=7.0, num_inference_steps=3, height=64, width=64,
-            generator=[noise], **more,
+            PROMPT.text, num_inference_steps=3, height=64, width=64, generator=[noise],
+            **{"negative_prompt": "", "guidance_scale": 7.0, **more},
         ).images  # fmt: skip
         ours = drawn(**settings)
         assert np.abs(np.asarray(ours, int) - np.asarray(theirs, int)).max() <= 1, settings
@@ -105,6 +105,54 @@ def test_sdxl_counts_its_layers_as_a1111_does_and_has_second_prompts(small_sdxl:
         for options in ({}, {"second_prompt": "a hat"}, {"second_negative_prompt": "a hat"}, {"clip_skip": 1})
     ]
     assert len(set(pictures)) == 4
+
+
+@pytest.mark.parametrize(("family", "layers"), [("sd", 2), ("sdxl", 1)])
+def test_layers_are_skipped_of_the_negative_prompt_too(family: str, layers: int, small_sdxl: Base) -> None:
+    """As in A1111; so a negative prompt that is the prompt guides nowhere."""
+    base = small_sdxl if family == "sdxl" else small_base()
+    options = {"inference_steps": 2, "clip_skip": layers}
+    alone = drawn(base, **options, guidance_scale=1.0)
+    same = drawn(base, **options, negative_prompt=PROMPT.text)
+    assert np.abs(pixels(alone) - pixels(same)).max() <= 1
+    assert np.abs(pixels(alone) - pixels(drawn(base, **options, negative_prompt="a hat"))).max() > 1
+    hires = Hires(factor=1.5, denoising_strength=0.6)
+    assert drawn(base, **options, negative_prompt="a hat", hires=hires).size == (96, 96)
+
+
+def test_sdxl_without_a_negative_prompt_is_guided_away_from_zeros(small_sdxl: Base) -> None:
+    """What it was trained with; an empty text is another thing, and a second negative prompt is not lost."""
+    options = {"inference_steps": 2, "scheduler": "euler"}
+    pipeline = load_model(small_sdxl, "cpu").pipeline
+    noise = generator("sample", PROMPT.seed, PROMPT.reference)
+    (theirs,) = pipeline(
+        PROMPT.text, guidance_scale=7.0, num_inference_steps=2, height=64, width=64, generator=[noise]
+    ).images
+    assert np.abs(pixels(drawn(small_sdxl, **options)) - pixels(theirs)).max() <= 1
+    others = [drawn(small_sdxl, **options, second_negative_prompt=text) for text in ("", "a hat")]
+    assert len({picture.tobytes() for picture in (theirs, *others)}) == 3
+
+
+def test_latents_are_clipped_only_by_a_base_that_says_so(small_sdxl: Base) -> None:
+    """A base saved with another sampler says nothing of it, and diffusers' DDIM clips unless it is told not to."""
+    model = load_model(small_sdxl, "cpu")
+    assert "clip_sample" not in model.pipeline.scheduler.config
+    assert sampler_of(Sample(scheduler="ddim"), model).config.clip_sample is False
+    model.pipeline.scheduler = diffusers.DDIMScheduler(clip_sample=True)
+    assert sampler_of(Sample(scheduler="ddim"), model).config.clip_sample is True
+
+
+def test_what_is_kept_in_fp32_stays_so_in_image_to_image(small_sd3: Base) -> None:
+    """transformers keeps the end of T5's feed-forward layers in fp32 beside fp16, which would overflow."""
+    model = load_model(small_sd3, "cpu")
+    model.pipeline.to(dtype=torch.bfloat16)
+    ends = [p for name, p in model.pipeline.text_encoder_3.named_parameters() if ".wo." in name]
+    for end in ends:
+        end.data = end.data.float()
+    pipeline = model.img2img_pipeline()
+    assert ends and all(end.dtype == torch.float32 for end in ends)
+    assert pipeline.transformer is model.denoiser and pipeline.transformer.dtype == torch.bfloat16
+    assert pipeline.vae_scale_factor == model.pipeline.vae_scale_factor
 
 
 def test_what_a_family_does_not_have_is_refused(small_sd3: Base) -> None:

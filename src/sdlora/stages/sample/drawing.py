@@ -116,18 +116,26 @@ def set_decoding(vae: Any, settings: Sample, base: Base, side: int) -> None:
 
 
 def sampler_of(settings: Sample, model: ModelFamily) -> Any:
-    """The scheduler of diffusers that steps, with the base's own noise levels and the version's options."""
+    """The scheduler of diffusers that steps, with the base's own noise levels and the version's options.
+
+    DDIM clips what it predicts to [-1, 1] unless it is told not to, which is right for pixels and not for latents: a
+    base whose own scheduler does not clip says nothing of it.
+    """
+    kind, config = model.sampler(settings.scheduler), model.pipeline.scheduler.config
     options: dict[str, Any] = {"use_karras_sigmas": True} if settings.karras else {}
     if settings.solver_order is not None:
         options["solver_order"] = settings.solver_order
-    return model.sampler(settings.scheduler).from_config(model.pipeline.scheduler.config, **options)
+    if "clip_sample" in kind._get_init_keys(kind) and "clip_sample" not in config:
+        options["clip_sample"] = False
+    return kind.from_config(config, **options)
 
 
 def told(settings: Sample, model: ModelFamily, texts: Sequence[str]) -> dict[str, Any]:
     """What both pipelines are told about prompts.
 
     `clip_skip` counts as A1111 and kohya do: 1 is the text encoder's last layer, 2 the one before. diffusers counts
-    from the layer that the family reads, which is the last of SD's and the last but one of SDXL's.
+    from the layer that the family reads, which is the last of SD's and the last but one of SDXL's, and skips layers of
+    the prompt alone: so the negative prompt's embeddings, of the same layer, are made here.
 
     Raises:
         ParamsError: If the text encoder has fewer layers, or the family tells its pipeline embeddings of its own.
@@ -138,6 +146,8 @@ def told(settings: Sample, model: ModelFamily, texts: Sequence[str]) -> dict[str
     for option, name in (("second_prompt", "prompt_2"), ("second_negative_prompt", "negative_prompt_2")):
         if getattr(settings, option) is not None:
             more[name] = [getattr(settings, option)] * count
+    if settings.second_negative_prompt is not None:  # diffusers reads it only beside a first one
+        found.setdefault("negative_prompt", [settings.negative_prompt] * count)
     if settings.eta:
         more["eta"] = settings.eta
     if settings.clip_skip is not None:
@@ -153,7 +163,24 @@ def told(settings: Sample, model: ModelFamily, texts: Sequence[str]) -> dict[str
             f"family {model.base.family} tells its pipeline embeddings of its own, so sample.clip_skip, second_prompt "
             f"and second_negative_prompt would have no effect"
         )
-    return {**found, **more}
+    return _with_negative_skipped({**found, **more}, model)
+
+
+def _with_negative_skipped(said: dict[str, Any], model: ModelFamily) -> dict[str, Any]:
+    """What a pipeline is told, with embeddings in place of negative prompts where layers are skipped."""
+    skipped, negative = said.get("clip_skip"), [name for name in said if name.startswith("negative_prompt")]
+    zeros = not negative and model.pipeline.config.get("force_zeros_for_empty_prompt")  # SDXL's, where there is none
+    if skipped is None or zeros or said["guidance_scale"] <= 1:
+        return said
+    texts = {name.removeprefix("negative_"): said[name] for name in negative} or {"prompt": [""] * len(said["prompt"])}
+    with torch.no_grad():
+        found = model.pipeline.encode_prompt(
+            **texts, device=model.device, num_images_per_prompt=1, do_classifier_free_guidance=False, clip_skip=skipped
+        )
+    embeddings = {"negative_prompt_embeds": found[0]}
+    if len(found) > 2:
+        embeddings["negative_pooled_prompt_embeds"] = found[2]
+    return {**{name: value for name, value in said.items() if name not in negative}, **embeddings}
 
 
 def hires_steps(settings: Sample, hires: Hires) -> int:
