@@ -94,7 +94,9 @@ def _add_search(search: argparse.ArgumentParser) -> None:
         "--set", action="append", metavar="KEY=VALUES", help="the values of a key, such as train.rank=8,16"
     )
     search.add_argument(
-        "--by", metavar="METRIC", help="metric that ranks trials (default: the version's evaluate.choose_by)"
+        "--by",
+        metavar="METRIC",
+        help="metric that ranks trials (default: the version's evaluate.choose_by, if that is one)",
     )
     search.add_argument("--grid", action="store_true", default=None, help="every combination of lists, instead of TPE")
     search.add_argument(
@@ -105,7 +107,8 @@ def _add_search(search: argparse.ArgumentParser) -> None:
     )
     search.add_argument(
         "--prune-at", type=_steps, metavar="STEPS",
-        help="checkpoints at which a hopeless trial is given up, such as 300,600, or none (default: two)",
+        help="checkpoints at which a hopeless trial is given up, such as 300,600, or none (default: those "
+        "nearest to a third and two thirds of the shortest training)",
     )  # fmt: skip
     search.add_argument("--startup", type=_positive, metavar="N", help="trials before TPE proposes (default: 5)")
     search.add_argument("--seed", type=_whole, metavar="N", help="seed of the proposals (default: 42)")

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic.fields import FieldInfo
 
 from sdlora import choices
-from sdlora.config.params import SECTIONS, Params
+from sdlora.config.params import SECTIONS, Params, Version
 from sdlora.config.sections import Section
 from sdlora.config.train import DEPENDENT, MENUS, Train
 
@@ -30,16 +30,16 @@ ORIGINS: dict[str, tuple[str, str]] = {
     "text_encoder": ("section", "DreamBooth LoRA; diffusers"),
     "pivotal": ("section", "textual inversion 2208.01618; cloneofsimo's pivotal tuning"),
     "prior": ("section", "DreamBooth 2208.12242"),
-    "learning_rate": ("1/step", "the write-ups; Prodigy wants 1"),
+    "learning_rate": ("", "the write-ups; Prodigy wants 1"),
     "optimizer": ("", "1711.05101, 2110.02861, 2306.06101, 2302.06675, 1804.04235, 2405.15682"),
     "betas": ("share", "1412.6980"),
-    "weight_decay": ("1/step", "1711.05101"),
+    "weight_decay": ("", "1711.05101"),
     "epsilon": ("", "1412.6980"),
     "d_coef": ("ratio", "2306.06101; its README"),
     "d0": ("", "2306.06101; its README"),
     "lr_schedule": ("", "diffusers; staged: the SDXL write-up"),
     "lr_warmup_steps": ("steps", "diffusers"),
-    "lr_cycles": ("restarts", "diffusers"),
+    "lr_cycles": ("cycles", "diffusers"),
     "lr_stages": ("sections", "the SDXL write-up"),
     "ema": ("section", "2006.11239; warm-up as in diffusers' and OneTrainer's"),
     "loss": ("", "Huber: 2403.16728"),
@@ -73,7 +73,7 @@ ORIGINS: dict[str, tuple[str, str]] = {
     "mixed_precision": ("", "1710.03740"),
     "compile": ("", "torch.compile; diffusers' compile_repeated_blocks"),
     "deterministic": ("", "PyTorch, reproducibility notes"),
-    "seed": ("", "randomness is a function of (seed, step, picture)"),
+    "seed": ("", "randomness is a function of (seed, draw, picture)"),
     "seeds": ("trainings", "what may be said of settings, not of one LoRA"),
 }
 #: Keys whose values are the names of a menu, whatever section they are in.
@@ -81,9 +81,18 @@ OF_MENUS: dict[str, dict[str, str]] = {
     **MENUS, "family": choices.FAMILIES, "by": choices.CAPTIONERS, "noise": choices.NOISES,
     "scheduler": choices.SCHEDULERS, "metrics": choices.METRICS, "engine": choices.ENGINES,
 }  # fmt: skip
-#: What `load` takes out of a base before the schema sees it.
+#: Required in a section, and taken from the top of the file where it does not say it.
+OF_THE_FILE: dict[type[Section], tuple[str, ...]] = {Version: ("base", "dataset")}
+#: What `load` takes out of the file, and of a base, before the schema sees it.
+OF_THE_TOP = "| `defaults` | sections | `{}` | what every version starts from |"
 OF_BASES = "| `defaults` | sections | `{}` | what versions on this base start from, over the file's own `defaults` |"
-BOUNDS = (("minimum", "≥ {}"), ("exclusiveMinimum", "> {}"), ("maximum", "≤ {}"), ("exclusiveMaximum", "< {}"))
+BOUNDS = (
+    ("minimum", "≥ {}"),
+    ("exclusiveMinimum", "> {}"),
+    ("maximum", "≤ {}"),
+    ("exclusiveMaximum", "< {}"),
+    ("multipleOf", "a multiple of {}"),
+)
 INTRO = """# Every setting
 
 All keys of `params.yaml`, made from the schema by `make docs`. Unknown keys, and options that cannot apply together,
@@ -101,7 +110,7 @@ More about pictures and captions: [data-options.md](data-options.md); metrics an
 
 def reference_page() -> str:
     """The page in Markdown: one table a section."""
-    lines = [INTRO, "## The top of the file", "", *_table(Params), ""]
+    lines = [INTRO, "## The top of the file", "", *_table(Params), OF_THE_TOP, ""]
     for name, section in SECTIONS.items():
         lines += [f"## {name}", "", (section.__doc__ or "").strip().splitlines()[0], ""]
         lines += [*_training_table()] if section is Train else [*_table(section)]
@@ -112,7 +121,7 @@ def reference_page() -> str:
 def _table(section: type[Section]) -> list[str]:
     """A row for each key that has a meaning of its own; the others are sections with a table."""
     rows = [
-        f"| `{key}` | {_values(section, key)} | {_default(field)} | {field.description or ''} |"
+        f"| `{key}` | {_values(section, key)} | {_default(section, key, field)} | {field.description or ''} |"
         for key, field in section.model_fields.items()
         if field.description or section is not Params
     ]
@@ -124,7 +133,7 @@ def _training_table() -> list[str]:
     lines = ["| key | values | default | unit | meaning | source |", "| --- | --- | --- | --- | --- | --- |"]
     for key, field in Train.model_fields.items():
         unit, source = ORIGINS[key]
-        default = f"`{_yaml(DEPENDENT[key][2])}`" if key in DEPENDENT else _default(field)
+        default = f"`{_yaml(DEPENDENT[key][2])}`" if key in DEPENDENT else _default(Train, key, field)
         lines.append(f"| `{key}` | {_values(Train, key)} | {default} | {unit} | {field.description} | {source} |")
     return lines
 
@@ -155,7 +164,9 @@ def _named(values: Iterable[str]) -> str:
     return ", ".join(f"`{value}`" for value in values)
 
 
-def _default(field: FieldInfo) -> str:
+def _default(section: type[Section], key: str, field: FieldInfo) -> str:
+    if key in OF_THE_FILE.get(section, ()):
+        return f"the file's `{key}`"
     if field.is_required():
         return "required"
     if isinstance(field.default, Section):

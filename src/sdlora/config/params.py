@@ -51,7 +51,11 @@ class Base(Section):
     captioner: str = Field(description="hub id or folder of the BLIP that captions pictures for this base")
     captioner_revision: str | None = Field(None, description="hub revision of the captioner")
     learning_rate_scale: float = Field(
-        1.0, gt=0, le=1000, description="multiplier on every version's learning rate (1 = the write-ups' own)"
+        1.0,
+        gt=0,
+        le=1000,
+        description="multiplier on a version's rates, also of text encoder and pivotal, not with prodigy "
+        "(1 = the write-ups' own)",
     )
     guidance_scale_factor: float = Field(
         1.0,
@@ -113,11 +117,12 @@ class Fit(Section):
 class Flip(Section):
     """Mirroring as augmentation."""
 
-    probability: Unit = Field(0.5, description="chance that a draw is mirrored, decided by (seed, step, id)")
+    probability: Unit = Field(0.5, description="chance that a draw is mirrored, decided by (seed, draw, id)")
     swap_words: bool = Field(True, description="swap left and right in the mirrored picture's caption")
     kohya: Literal["none", "folders", "metadata"] = Field(
         "none",
-        description="also write the set for kohya's trainer: .txt beside pictures in 3_trigger/, or its metadata JSON",
+        description="also write the set for kohya's trainer: a .txt beside each picture in "
+        "<repeats>_<trigger>/, or its metadata JSON",
     )
 
 

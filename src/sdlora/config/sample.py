@@ -49,7 +49,9 @@ class Sample(Section):
         None, ge=1, le=12, description="which layer of the text encoder is used, 1 = the last; null = the family's own"
     )
     negative_prompt: str = Field("", description="negative prompt")
-    second_prompt: str | None = Field(None, description="prompt for the second text encoder (sdxl); null = the same")
+    second_prompt: str | None = Field(
+        None, description="prompt for the second text encoder (sdxl, sd3); null = the same"
+    )
     second_negative_prompt: str | None = Field(None, description="its negative prompt; null = the same")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (42,), min_length=1, description="one picture each, of every validation reference at every checkpoint"

@@ -84,7 +84,11 @@ Source = Annotated[FolderSource | BingSource | SeleniumSource | HubSource, Field
 
 
 class Scrape(Section):
-    """Limits on what a search may bring; your own folders and captioned datasets are taken as they are."""
+    """Limits on what a search may bring. Of your own pictures, copies of references alone are refused.
+
+    Those are left out of training where `held_out` is a number; else folders and captioned datasets are taken as they
+    are.
+    """
 
     max_mib: float = Field(20.0, gt=0, le=1000, description="largest file, MiB; reading stops there")
     max_megapixels: float = Field(32.0, gt=0, le=64, description="largest picture, megapixels, checked before decoding")

@@ -38,7 +38,7 @@ def pattern_of_layers(pattern: str) -> re.Pattern[str]:
 class LrStage(Section):
     """One stage of a staged learning-rate schedule."""
 
-    until_step: int = Field(ge=1, description="first step after this stage")
+    until_step: int = Field(ge=1, description="last step of this stage")
     learning_rate: float = Field(gt=0, le=10, description="rate at its start")
     schedule: Literal["constant", "cosine"] = Field("constant", description="constant, or cosine to zero")
 
@@ -60,14 +60,16 @@ class TextEncoder(Section):
 
     rank: Rank = Field(8, description="its rank")
     alpha: float | None = Field(None, gt=0, description="its alpha; null = rank")
-    learning_rate: float = Field(5e-5, gt=0, le=10, description="its own peak rate")
+    learning_rate: float = Field(5e-5, gt=0, le=10, description="its own peak rate, before the base's multiplier")
 
 
 class Pivotal(Section):
     """Pivotal tuning: the trigger becomes new tokens whose embeddings are learnt (textual inversion, 2208.01618)."""
 
     vectors: int = Field(2, ge=1, le=32, description="tokens that stand for the trigger")
-    learning_rate: float = Field(1e-3, gt=0, le=10, description="peak rate of the embeddings")
+    learning_rate: float = Field(
+        1e-3, gt=0, le=10, description="peak rate of the embeddings, before the base's multiplier"
+    )
 
 
 class Prior(Section):
@@ -107,7 +109,12 @@ class Train(Section):
     pivotal: Pivotal | None = Field(None, description="learn the trigger's embedding; null = no")
     prior: Prior | None = Field(None, description="prior preservation; null = none")
 
-    learning_rate: float = Field(1e-4, gt=0, le=10, description="peak rate, before the base's multiplier")
+    learning_rate: float = Field(
+        1e-4,
+        gt=0,
+        le=10,
+        description="peak rate, before the base's multiplier; with staged, what other networks' rates relate to",
+    )
     optimizer: str = Field("adamw", description="the optimizer")
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay rates of the two moments")
     weight_decay: float = Field(1e-2, ge=0, le=10, description="decoupled weight decay")
@@ -116,7 +123,7 @@ class Train(Section):
     d0: float | None = Field(None, gt=0, le=1, description="Prodigy: first estimate; null = 1e-6")
     lr_schedule: str = Field("constant", description="how the learning rate changes from its peak")
     lr_warmup_steps: int = Field(0, ge=0, description="linear warm-up, optimizer steps")
-    lr_cycles: int = Field(1, ge=1, le=100, description="restarts of cosine_with_restarts (1 = plain cosine)")
+    lr_cycles: int = Field(1, ge=1, le=100, description="cycles of cosine_with_restarts (1 = plain cosine)")
     lr_stages: tuple[LrStage, ...] = Field((), description="stages of the schedule 'staged'")
     ema: Ema | None = Field(None, description="average of the LoRA; null = none")
 

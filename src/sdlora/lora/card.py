@@ -15,7 +15,7 @@ from sdlora import choices
 from sdlora.config.params import Base, Export
 from sdlora.config.train import Train
 from sdlora.lora import pivotal
-from sdlora.lora.metadata import About, base_name, rate_scale
+from sdlora.lora.metadata import About, base_name, peak_rates
 from sdlora.lora.names import (
     AVERAGE,
     EMBEDDINGS,
@@ -237,7 +237,7 @@ def _settings(settings: Train, base: Base, about: About) -> dict[str, str]:
         "pictures": str(about.pictures),
         "size": f"{about.size_px[0]} x {about.size_px[1]} px",
         "rank, alpha": f"{settings.rank}, {settings.scaling_alpha:g}",
-        "learning rate": f"{settings.learning_rate * rate_scale(settings, base):g}, {settings.lr_schedule}",
+        "learning rate": f"{peak_rates(settings, base)[0]:g}, {settings.lr_schedule}",
         "optimizer": settings.optimizer,
         "steps": str(settings.steps),
         "batch": f"{settings.batch_size} x {settings.accumulation} accumulated",

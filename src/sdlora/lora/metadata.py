@@ -63,6 +63,18 @@ def rate_scale(settings: Train, base: Base) -> float:
     return 1.0 if settings.optimizer == "prodigy" else base.learning_rate_scale
 
 
+def peak_rates(settings: Train, base: Base) -> tuple[float, float | None]:
+    """The denoiser's highest rate, and the text encoders' (None where they are not trained), as they were used.
+
+    Stages say the denoiser's rate themselves; the text encoders' keeps its ratio to `learning_rate`.
+    """
+    scale, peak = rate_scale(settings, base), settings.learning_rate
+    if settings.lr_schedule == "staged":
+        peak = max(stage.learning_rate for stage in settings.lr_stages)
+    text = settings.text_encoder and settings.text_encoder.learning_rate * (peak / settings.learning_rate) * scale
+    return peak * scale, text
+
+
 def header(
     name: str, step: int, settings: Train, base: Base, about: About, found: Mapping[str, Tensor]
 ) -> dict[str, str]:
@@ -79,10 +91,9 @@ def header(
     form, version = form_of(base.family), base_version(base, about)
     digest = data_hash(found)
     width, height = about.size_px
-    scale = rate_scale(settings, base)
+    rate, text_rate = peak_rates(settings, base)
     module, arguments = _network(settings, found, form)
     rank, alpha = _size(settings, found, form)
-    text_rate = settings.text_encoder.learning_rate * scale if settings.text_encoder else None
     values = {
         "ss_base_model_version": version.name,
         "ss_v2": version.a1111 == "SD2",
@@ -93,8 +104,8 @@ def header(
         "ss_network_alpha": alpha,
         **({"ss_network_args": _json(arguments)} if arguments else {}),
         "ss_network_dropout": settings.dropout if module == "networks.lora" else None,
-        "ss_learning_rate": settings.learning_rate * scale,
-        "ss_unet_lr": settings.learning_rate * scale,
+        "ss_learning_rate": rate,
+        "ss_unet_lr": rate,
         "ss_text_encoder_lr": text_rate,
         "ss_lr_scheduler": settings.lr_schedule,
         "ss_lr_warmup_steps": settings.lr_warmup_steps,
