@@ -1,11 +1,11 @@
 # make        the first run: install, train v8 on the embedded base, say where its table and page are
 # make test   everything CI runs
-# make test-unit  what starts no process: a minute or two
+# make test-unit  what starts no process: one or two minutes
 # make check  formatting, types, lint, dry run
 # make docs   write docs/params.md from the schema
 # make findings  what the write-ups claim, put to the test on the embedded base: docs/findings.md (two hours on two cores)
 # make browser  Debian's Chromium: for the selenium source, and for make test
-# make servers  Debian's Slurm and sshd: for make test
+# make servers  Debian's Slurm, sshd and chromedriver: for make test
 # make bench  time training: benchmarks/results/train.csv and docs/benchmarks.md (options: BENCH="--steps 3")
 # make base   train the embedded base anew (hours on a CPU; WORK=folder: where states are kept, to go on from)
 # make PYTHON=python3.12   with another Python: 3.11 to 3.13. If .venv has another one, or another torch than the next two
