@@ -152,7 +152,7 @@ def test_rates_are_those_that_were_trained_with() -> None:
     text = settings(text_encoder={"rank": 2, "learning_rate": 5e-5}, learning_rate=1e-4)
     said = header("v", 4, text, base, ABOUT, {})
     assert [float(said[key]) for key in ("ss_unet_lr", "ss_text_encoder_lr")] == pytest.approx([6e-4, 3e-4])
-    stages = [{"until_step": 2, "learning_rate": 3e-4}, {"until_step": 4, "learning_rate": 2e-5}]
+    stages = ({"until_step": 2, "learning_rate": 3e-4}, {"until_step": 4, "learning_rate": 2e-5})
     options = {"lr_schedule": "staged", "lr_stages": stages, "steps": 4}
     staged = settings(text_encoder={"rank": 2, "learning_rate": 5e-5}, learning_rate=1e-4, **options)
     said = header("v", 4, staged, base, ABOUT, {})  # the text encoder's keeps its ratio to learning_rate
