@@ -117,6 +117,12 @@ def test_a_single_file_of_stable_diffusion_2_does_not_say_what_it_learns(
         weights.refuse_others(str(file))
 
 
+def test_a_base_of_zero_terminal_snr_is_told_both_settings(tmp_path: Path) -> None:
+    save_file({"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)}, tmp_path / "noob.safetensors")
+    with pytest.raises(DataError, match=r"to v_prediction \(and rescale_betas_zero_snr to true.* in its scheduler"):
+        weights.refuse_others(str(tmp_path / "noob.safetensors"))
+
+
 @pytest.mark.parametrize(("mark", "metadata", "is_velocity"), [
     ("v_pred", None, True), ("ztsnr", None, False), ("w", {"modelspec.prediction_type": "v"}, True),
     ("w", {"modelspec.prediction_type": "epsilon"}, False), ("w", None, False),

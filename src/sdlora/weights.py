@@ -63,9 +63,10 @@ def refuse_others(model: str) -> None:
             f"v_prediction or epsilon in {place}"
         )
     if _predicts_velocity(header):
+        zero = " (and rescale_betas_zero_snr to true: it is marked `ztsnr`)" if "ztsnr" in header else ""
         raise DataError(
             f"{path}: this checkpoint predicts velocity, and a single file brings no scheduler that says so: diffusers "
-            f"would take the family's, which says epsilon. {folder} to v_prediction in {place}"
+            f"would take the family's, which says epsilon. {folder} to v_prediction{zero} in {place}"
         )
     for file in _without_safetensors(path):
         raise DataError(f"{file}: {WHY}; `{conversion(path)}` writes such beside it")

@@ -80,6 +80,19 @@ def pipeline() -> StableDiffusionPipeline:
     return StableDiffusionPipeline.from_pretrained(small_base().model, safety_checker=None)
 
 
+def test_the_cards_base_is_the_one_that_was_trained_on() -> None:
+    base = TINY.model_copy(
+        update={"model": "somebody/sd", "revision": "451f", "vae": "other/vae", "vae_revision": "31f2"}
+    )
+    code = code_of(body(card("v1", settings(), base, "somebody/sd", ABOUT, {})))
+    assert "vae = AutoencoderKL.from_pretrained('other/vae', revision='31f2')" in code
+    assert "from_pretrained('somebody/sd', revision='451f', vae=vae)" in code
+    assert "from diffusers import AutoencoderKL, StableDiffusionPipeline" in code
+    local = base.model_copy(update={"vae": str(TINY.model)})
+    code = code_of(body(card("v1", settings(), local, "somebody/sd", ABOUT, {})))
+    assert "vae" not in code and "from_pretrained('somebody/sd', revision='451f')" in code, "nobody else has it"
+
+
 CASES: list[dict[str, Any]] = [
     {},
     {"lora_type": "dora"},

@@ -7,6 +7,7 @@ import html
 import io
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -27,6 +28,7 @@ from sdlora.lora.names import (
     word_of,
 )
 from sdlora.models import ModelFamily
+from sdlora.weights import HUB_ID
 
 _CONFIGS = {"loha": "LoHaConfig", "lokr": "LoKrConfig"}
 
@@ -170,12 +172,12 @@ def _snippet(settings: Train, base: Base, hub_id: str | None, about: About, exam
     folder = f"checkpoints/step-{settings.steps:06d}"
     config = _CONFIGS.get(settings.lora_type)
     lines = ["import json", ""] if config else []
-    lines += [f"from diffusers import {pipeline}"]
+    lines += [f"from diffusers import {'AutoencoderKL, ' if _has_vae(base, hub_id) else ''}{pipeline}"]
     if config:
         lines += [f"from peft import {config}, set_peft_model_state_dict", "from safetensors import safe_open"]
     if settings.pivotal is not None:
         lines += ["from safetensors.torch import load_file"]
-    lines += ["", f"pipeline = {pipeline}.from_pretrained({hub_id or 'id or folder of the base'!r})"]
+    lines += ["", *_base(pipeline, base, hub_id)]
     if config:
         lines += _with_peft(config, folder, family.denoiser_name, family.lora_encoders if settings.text_encoder else ())
     else:
@@ -183,6 +185,23 @@ def _snippet(settings: Train, base: Base, hub_id: str | None, about: About, exam
     if settings.pivotal is not None:
         lines += _with_embedding(folder, family.pivotal_encoders, pivotal.token_of(about.trigger))
     return "\n".join([*lines, f"image = pipeline({example!r}).images[0]"])
+
+
+def _base(pipeline: str, base: Base, hub_id: str | None) -> list[str]:
+    """Lines that load the base at its revision, with the VAE that drew the samples if that is a hub's."""
+    options = f", revision={base.revision!r}" if hub_id and base.revision else ""
+    if not _has_vae(base, hub_id):
+        return [f"pipeline = {pipeline}.from_pretrained({hub_id or 'id or folder of the base'!r}{options})"]
+    revision = f", revision={base.vae_revision!r}" if base.vae_revision else ""
+    return [
+        f"vae = AutoencoderKL.from_pretrained({base.vae!r}{revision})",
+        f"pipeline = {pipeline}.from_pretrained({hub_id!r}{options}, vae=vae)",
+    ]
+
+
+def _has_vae(base: Base, hub_id: str | None) -> bool:
+    """Whether base and VAE are both somewhere that the card's reader can load them from."""
+    return bool(hub_id and base.vae and HUB_ID.fullmatch(base.vae) and not Path(base.vae).exists())
 
 
 def _with_peft(config: str, folder: str, denoiser: str, encoders: Sequence[str]) -> list[str]:
