@@ -591,6 +591,14 @@ def test_all_fits_and_nothing_leaves_the_machine(served_page: tuple[Page, str], 
     assert all(name.startswith((address.removesuffix("results"), "blob:")) for name in page.asked())
 
 
+#: Whether the chosen column lies within the window, and nothing of it under the picture that has the focus.
+IN_SIGHT = """(() => {
+  const { left, right } = document.querySelector("#grid th.chosen").getBoundingClientRect();
+  const cell = document.activeElement.closest("td")?.getBoundingClientRect();
+  return left >= 0 && right <= innerWidth && (!cell || Math.abs(cell.left - left) < 1 || cell.right <= left + 1);
+})()"""
+
+
 def test_three_versions_of_thirteen_checkpoints_are_small_and_painted_with_little_work(tmp_path: Path) -> None:
     """Real pictures as large as a thumbnail may be; versions share those without a LoRA alone."""
     fitted = make_set(tmp_path / "data/sets/small", 128)
@@ -604,3 +612,12 @@ def test_three_versions_of_thirteen_checkpoints_are_small_and_painted_with_littl
         drawn = 3 * (12 * 5 + 5 * 4) + 5 + 5 * 4
         assert page.run("Object.keys(data.thumbnails).length") >= drawn + 10 + TRAINED
         assert page.run("data.versions.map((version) => version.steps.length)") == [13, 13, 13]
+        for width in (1400, 390):
+            page.open(f"{address}/report/index.html", width)
+            page.choose("#columns", "c")
+            page.run("document.documentElement.style.scrollBehavior = 'auto'")
+            assert page.run("document.querySelector('#grid').clientWidth > innerWidth")
+            page.run("document.querySelector('#grid tbody td button').focus()")
+            for _ in range(12):
+                assert page.run(IN_SIGHT), "the chosen step is what a reader looks for"
+                page.press("ArrowRight")
