@@ -113,7 +113,7 @@ class Train(Section):
         1e-4,
         gt=0,
         le=10,
-        description="peak rate, before the base's multiplier; with staged, what other networks' rates relate to",
+        description="peak rate, before the base's multiplier; with staged: what text_encoder's and pivotal's relate to",
     )
     optimizer: str = Field("adamw", description="the optimizer")
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay rates of the two moments")
