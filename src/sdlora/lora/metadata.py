@@ -71,8 +71,9 @@ def peak_rates(settings: Train, base: Base) -> tuple[float, float | None]:
     scale, peak = rate_scale(settings, base), settings.learning_rate
     if settings.lr_schedule == "staged":
         peak = max(stage.learning_rate for stage in settings.lr_stages)
-    text = settings.text_encoder and settings.text_encoder.learning_rate * (peak / settings.learning_rate) * scale
-    return peak * scale, text
+    if settings.text_encoder is None:
+        return peak * scale, None
+    return peak * scale, settings.text_encoder.learning_rate * (peak / settings.learning_rate) * scale
 
 
 def header(
