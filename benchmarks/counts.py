@@ -21,7 +21,7 @@ from sdlora import choices
 from sdlora.config.params import Base
 from sdlora.config.train import Train
 from sdlora.memory.prediction import _Shapes
-from sdlora.models.family import quieten
+from sdlora.models.loading import quieten
 from sdlora.stages.train.batch import batch_of, draw_batch
 from sdlora.stages.train.loop import READ_EVERY, loss_of, ready, rows_of
 from sdlora.stages.train.optimizers import bitsandbytes_optim

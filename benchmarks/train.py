@@ -22,7 +22,7 @@ from sdlora.config.params import Base
 from sdlora.config.train import Train
 from sdlora.errors import SdloraError
 from sdlora.models import architectures
-from sdlora.models.family import quieten
+from sdlora.models.loading import quieten
 from sdlora.stages.train.loop import Run, optimizer_step
 
 COLUMNS = (

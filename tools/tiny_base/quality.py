@@ -15,7 +15,7 @@ from sdlora.config.caption import Caption
 from sdlora.config.load import load
 from sdlora.config.params import Base
 from sdlora.config.sample import Hires, Sample
-from sdlora.models.family import quieten
+from sdlora.models.loading import quieten
 from sdlora.progress import Progress
 from sdlora.stages.caption.blip import Blip
 from sdlora.stages.evaluate.psnr import psnr_db

@@ -109,12 +109,7 @@ class Train(Section):
     pivotal: Pivotal | None = Field(None, description="learn the trigger's embedding; null = no")
     prior: Prior | None = Field(None, description="prior preservation; null = none")
 
-    learning_rate: float = Field(
-        1e-4,
-        gt=0,
-        le=10,
-        description="peak rate, before the base's multiplier; with staged: what text_encoder's and pivotal's relate to",
-    )
+    learning_rate: float = Field(1e-4, gt=0, le=10, description="peak rate, before the base's multiplier")
     optimizer: str = Field("adamw", description="the optimizer")
     betas: tuple[Decay, Decay] = Field((0.9, 0.999), description="decay rates of the two moments")
     weight_decay: float = Field(1e-2, ge=0, le=10, description="decoupled weight decay")
@@ -124,7 +119,7 @@ class Train(Section):
     lr_schedule: str = Field("constant", description="how the learning rate changes from its peak")
     lr_warmup_steps: int = Field(0, ge=0, description="linear warm-up, optimizer steps")
     lr_cycles: int = Field(1, ge=1, le=100, description="cycles of cosine_with_restarts (1 = plain cosine)")
-    lr_stages: tuple[LrStage, ...] = Field((), description="stages of the schedule 'staged'")
+    lr_stages: tuple[LrStage, ...] = Field((), description="of 'staged'; other rates keep their ratio to learning_rate")
     ema: Ema | None = Field(None, description="average of the LoRA; null = none")
 
     loss: str = Field("mse", description="squared error, or Huber's loss")

@@ -21,8 +21,8 @@ from sdlora.lora import pivotal, types
 from sdlora.memory.demand import Demand, latent_shape
 from sdlora.memory.meter import Meter, Shapes, as_if_there_were_a_card, become_fake, optimizer_cost, size_of
 from sdlora.models import Conditioning, ModelFamily
-from sdlora.models.family import first_loaded, quieten
-from sdlora.models.loading import trained_base
+from sdlora.models.family import first_loaded
+from sdlora.models.loading import quieten, trained_base
 from sdlora.stages.sample.drawing import check_drawing, last_side, tile_side
 from sdlora.tensors import DTYPES
 

@@ -24,7 +24,8 @@ from sdlora.memory.prediction import (
     encode_phase,
     predict,
 )
-from sdlora.models.family import default_device, quieten
+from sdlora.models.family import default_device
+from sdlora.models.loading import quieten
 from sdlora.stages.sample.drawing import check_before_training
 
 __all__ = ["Demand", "Phase", "check", "demand_of", "predict", "table"]

@@ -10,8 +10,8 @@ from sdlora.config.params import Base, Params, Version
 from sdlora.flow import asking, plan
 from sdlora.memory.demand import Demand, demand_of_version
 from sdlora.memory.prediction import Phase, draw_phase, encode_phase, predict, state_bytes
-from sdlora.models.family import KINDS, first_loaded, quieten
-from sdlora.models.loading import trained_base
+from sdlora.models.family import KINDS, first_loaded
+from sdlora.models.loading import quieten, trained_base
 from sdlora.tensors import DTYPES
 
 MIB = 2**20

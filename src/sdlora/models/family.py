@@ -18,6 +18,7 @@ from sdlora.models.loading import (
     check_class,
     from_file,
     from_pretrained,
+    quieten,
     revision_option,
     scheduler_file,
     weights_dtype,
@@ -389,13 +390,3 @@ def load_model(base: Base, device: str | None = None, kinds: Sequence[str] = KIN
 def default_device() -> str:
     """CUDA where torch finds it."""
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def quieten() -> None:
-    """Keep the libraries' own bars and hints out of the stages' progress."""
-    import diffusers.utils.logging as diffusers_logging
-    import transformers.utils.logging as transformers_logging
-
-    for logging in (diffusers_logging, transformers_logging):
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()

@@ -136,3 +136,13 @@ def check_class(kind: Any, settings: Train, family: str, denoiser: Any) -> None:
         raise ParamsError(
             f"train.compile: diffusers does not say which blocks family {family} repeats: set compile: none"
         )
+
+
+def quieten() -> None:
+    """Keep the libraries' own bars and hints out of the stages' progress."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()

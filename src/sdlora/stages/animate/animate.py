@@ -10,8 +10,8 @@ from PIL import Image
 from sdlora import determinism, gpu, records
 from sdlora.config.animate import Animate
 from sdlora.errors import DataError
-from sdlora.models.family import default_device, quieten
-from sdlora.models.loading import from_pretrained
+from sdlora.models.family import default_device
+from sdlora.models.loading import from_pretrained, quieten
 from sdlora.randomness import generator
 from sdlora.stages.animate.recipe import AnimateRecipe
 from sdlora.stages.evaluate.run import read_choice
