@@ -89,7 +89,7 @@ test: $(INSTALLED) browser servers
 	tests=$$?; wait $$check; checked=$$?; cat $$said; rm -f $$said; [ $$tests = 0 ] && [ $$checked = 0 ]
 
 test-unit: $(INSTALLED)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m unit \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m unit \
 	  --ignore tests/workflow
 
 browser: $(INSTALLED)

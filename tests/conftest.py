@@ -57,12 +57,12 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
     return Shared(base.parent, os.getppid()) if "PYTEST_XDIST_WORKER" in os.environ else Shared(base, os.getpid())
 
 
-def client_of(shared: Shared) -> Path:
+def client_of(shared: Shared, light: bool = False) -> Path:
     """The Python of the run's server, which is started where it was not."""
 
     def serve(folder: Path) -> None:
         folder.mkdir()
-        stage_server.start(folder, shared.runner)
+        stage_server.start(folder, shared.runner, light)
 
     return shared.once("s", serve) / "python"
 
@@ -78,7 +78,8 @@ def pytest_xdist_setupnodes(config: pytest.Config, specs: Sequence[Any]) -> None
     """More workers than two are forks of the server, too: importing every library takes each 8 s of a core."""
     if len(specs) > 2 and sys.platform == "linux":
         folder: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
-        python = shlex.quote(str(client_of(Shared(folder, os.getpid()))))
+        units = config.getoption("markexpr") == "unit"
+        python = shlex.quote(str(client_of(Shared(folder, os.getpid()), light=units)))
         for spec in specs:
             spec.python = python if spec.popen else spec.python
 

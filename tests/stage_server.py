@@ -86,13 +86,14 @@ posix._exit(int(said.split()[1]) if said.count(b"\\n") == 2 else 1)
 _started: list["subprocess.Popen[bytes]"] = []  # an object that is dropped while its process runs warns
 
 
-def start(scratch: Path, user: int) -> None:
+def start(scratch: Path, user: int, light: bool = False) -> None:
     """Start a server and wait until it answers.
 
     Args:
         scratch: Gets the client, `python`, `bin` and `small-sd`, and a log; its path must be short, for a socket lies
             there.
         user: The process with which the server ends.
+        light: Whether it runs unit tests alone: it then knows no DVC and no base, which take a third of its start.
     """
     address = scratch / "s"
     (scratch / "bin").mkdir()
@@ -105,7 +106,7 @@ def start(scratch: Path, user: int) -> None:
         "DVC_NO_ANALYTICS": "1",
     }  # fmt: skip
     with (scratch / "log").open("wb") as log:
-        words = [sys.executable, __file__, str(address), str(user)]
+        words = [sys.executable, __file__, str(address), str(user), *(["light"] if light else [])]
         server = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=log)
     _started.append(server)
     limit = time.monotonic() + 120
@@ -155,14 +156,16 @@ class Job:
         return bool(select.select([self.answer], [], [], 0)[0])
 
 
-def _serve(address: str, user: int) -> None:
+def _serve(address: str, user: int, light: bool) -> None:
     for name in PRELOADED:
-        importlib.import_module(name)
+        if not (light and name.startswith("dvc")):
+            importlib.import_module(name)
     from diffusers import StableDiffusionImg2ImgPipeline, StableDiffusionPipeline  # noqa: F401
     from shapes import save_small_sd
     from transformers import BlipForConditionalGeneration, BlipProcessor, CLIPTextModel, CLIPTokenizer  # noqa: F401
 
-    _rehearse(save_small_sd(Path(address).with_name("small-sd")))
+    if not light:
+        _rehearse(save_small_sd(Path(address).with_name("small-sd")))
     forget(*OWN)
     sdlora = Sdlora(ROOT / "src")
     Path(address).with_name("predicted").mkdir()
@@ -336,4 +339,4 @@ def _interpret(argv: list[str], python: Path, sdlora: Sdlora) -> None:
 
 if __name__ == "__main__":
     with suppress(KeyboardInterrupt):
-        _serve(sys.argv[1], int(sys.argv[2]))
+        _serve(sys.argv[1], int(sys.argv[2]), sys.argv[3:] == ["light"])

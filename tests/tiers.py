@@ -1,9 +1,10 @@
-"""Three tiers: unit (no process is started, seconds), workflow (the rest), gpu.
+"""Three tiers: unit (no process is started, a second), workflow (the rest), gpu.
 
 A test is `workflow` if it says so (`@pytest.mark.workflow`), lies in tests/workflow/ or takes a project in which
-Snakemake runs. What is slow for another reason, such as many real trainings, is `slow`. All others are `unit`, and this
-guard holds them to it: one that starts a process fails, also if it catches the error. The decoder of pictures, which
-is a process of its own by design, may start, and what `ctypes` asks where a library lies: importing trio does.
+Snakemake runs. What computes for longer than about a second, such as a real training or a simulation, is `slow`. All
+others are `unit`, and this guard holds them to it: one that starts a process fails, also if it catches the error. The
+decoder of pictures, which is a process of its own by design, may start, and what `ctypes` asks where a library lies:
+importing trio does.
 """
 
 import _posixsubprocess

@@ -214,6 +214,7 @@ def test_a_lora_goes_one_node_only_where_it_may(monkeypatch: pytest.MonkeyPatch)
     assert len(taken) == 2
 
 
+@pytest.mark.slow
 def test_the_embedded_base_is_packed_and_predicts_the_same(tmp_path: Path) -> None:
     from diffusers import UNet2DConditionModel
 

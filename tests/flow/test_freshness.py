@@ -357,6 +357,7 @@ def test_the_store_gives_nothing_back_that_a_power_cut_left(
     assert not any(path.exists() for path in files), "nothing was changed"
 
 
+@pytest.mark.slow
 def test_the_plan_of_100_versions_with_30_checkpoints_takes_less_than_6_seconds(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ def test_clip_skip_is_diffusers_own() -> None:
     assert not torch.allclose(theirs, plain)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("clip_skip_on_the_menu")
 def test_clip_skip_draws_otherwise_than_sd() -> None:
     drawn = []

@@ -79,6 +79,7 @@ def test_weights_on_a_cpu(dtype: str, kept: torch.dtype, capsys: pytest.CaptureF
     assert ("weights are kept in fp32, not fp16" in capsys.readouterr().out) == (dtype == "fp16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["no", "bf16"])
 def test_bf16_weights_train_an_fp32_lora(precision: str) -> None:
     run = prepare(settings(mixed_precision=precision), Flip(), TINY.model_copy(update={"dtype": "bf16"}), examples())

@@ -101,6 +101,7 @@ def test_sdxl_learns_from_every_cache(
     assert draw_batch(run, 0, 0).conditioning["sizes"].tolist() == [[64, 112, 0, 0, 64, 64]]
 
 
+@pytest.mark.slow
 def test_sdxl_trains_saves_and_draws(small_sdxl: Base, tmp_path: Path) -> None:
     train = Train(
         mixed_precision="no",
@@ -127,6 +128,7 @@ def test_sdxl_trains_saves_and_draws(small_sdxl: Base, tmp_path: Path) -> None:
     assert painter.draw(prompt)[0].tobytes() == base.tobytes()
 
 
+@pytest.mark.slow
 def test_a_learnt_trigger_leaves_each_caption_its_own_embedding(small_sdxl: Base, tmp_path: Path) -> None:
     """The published configs name a wrong end of the text, and the new token has the highest number."""
     train = Train(
@@ -151,6 +153,7 @@ def test_a_learnt_trigger_leaves_each_caption_its_own_embedding(small_sdxl: Base
     assert torch.allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_every_prompt_of_a_picture_says_a_learnt_trigger(small_sdxl: Base, tmp_path: Path) -> None:
     model = load_model(small_sdxl, "cpu")
     train = Train(mixed_precision="no", rank=2, steps=1, checkpoint_every=1, optimizer="adamw")

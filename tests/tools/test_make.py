@@ -117,6 +117,7 @@ text.bert_tokenizer(captions, Path(sys.argv[1]) / "bert").save_pretrained(Path(s
         assert len({sha256_of(folder / name / "tokenizer.json") for folder in made}) == 1
 
 
+@pytest.mark.slow
 def test_tokenizers_know_the_words_and_read_any(tmp_path: Path) -> None:
     captions = [world.sample(index, 0).caption for index in range(60)]
     clip, bert = text.clip_tokenizer(captions, tmp_path / "clip"), text.bert_tokenizer(captions, tmp_path / "bert")
@@ -332,6 +333,7 @@ def test_wordings_leave_out_and_add_as_often_as_they_say() -> None:
     assert {plain.of(caption, rng) for _ in range(50)} == {caption}
 
 
+@pytest.mark.slow
 def test_foreign_words_are_no_words_of_the_world() -> None:
     captions = " ".join(world.sample(index, 0).caption for index in range(800))
     known = set(captions.replace(",", " ").replace("-", " ").split()) - {"eyes"}

@@ -54,6 +54,7 @@ def test_cmmd_is_nothing_for_one_distribution_and_grows_with_the_distance() -> N
     assert cmmd(a, b) == pytest.approx(1000 * (sum(within) - 2 * across), abs=1e-2)
 
 
+@pytest.mark.slow
 def test_features_tell_another_world_from_this_one() -> None:
     drawn = {
         name: np.stack([np.asarray(world.draw(world.sample(n, seed, style), 64)) for n in range(16)])

@@ -20,12 +20,14 @@ def known() -> style.Candidates:
     return style.candidates(64)
 
 
+@pytest.mark.slow
 def test_the_candidates_are_as_many_of_each_style(known: style.Candidates) -> None:
     assert {name: known.styles.count(name) for name in known.styles} == dict.fromkeys(
         (styles.HELD_OUT_STYLE, *styles.STYLES), style.EACH
     )
 
 
+@pytest.mark.slow
 def test_the_style_is_recognised_in_its_own_pictures_alone(known: style.Candidates) -> None:
     own = [world.draw(picture, 64) for picture in datasets.pixel_avatars(6, 0)]
     assert style.recognised(own, known) == 1.0

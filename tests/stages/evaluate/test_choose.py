@@ -80,6 +80,7 @@ def called_better(tables: Sequence[tuple[Table, Table]]) -> float:
     return float(np.mean(found))
 
 
+@pytest.mark.slow
 def test_four_seeds_find_what_one_misses_and_are_fooled_no_more() -> None:
     def share(seeds: int, gain: float) -> float:
         random = np.random.default_rng(seeds)
@@ -89,6 +90,7 @@ def test_four_seeds_find_what_one_misses_and_are_fooled_no_more() -> None:
     assert max(share(1, 0.0), share(4, 0.0)) <= 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alike", [0.0, 1.0])
 def test_two_ranks_are_hardly_ever_fooled(alike: float) -> None:
     """On test references a mean rank is among two steps; the metrics agree by chance, or always."""

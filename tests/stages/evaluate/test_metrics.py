@@ -169,6 +169,7 @@ def test_feature_distance_does_not_depend_on_threads_and_leaves_them() -> None:
     assert found[0] == found[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dataset", ["captain", "pixel-avatars"])
 def test_copies_of_training_pictures_are_memorised_and_new_pictures_are_not(dataset: str) -> None:
     metric = METRICS["memorisation_ratio"]

@@ -32,6 +32,7 @@ def checkpoints(random: np.random.Generator, references: int) -> np.ndarray:
     return shared + np.sqrt(1 - CORRELATION) * random.normal(size=(CHECKPOINTS + 1, references))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [5, 8, 20, 50])
 @pytest.mark.parametrize("shape", DRAWS)
 def test_intervals_cover_what_they_promise(shape: str, count: int) -> None:

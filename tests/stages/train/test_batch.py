@@ -177,6 +177,7 @@ def gradients(run: Run) -> list[Tensor]:
     return [parameter.grad.clone() for parameter in run.parameters if parameter.grad is not None]
 
 
+@pytest.mark.slow
 def test_accumulation_is_a_larger_batch(tmp_path: Path) -> None:
     pictures = {"a.png": captain(1), "b.png": captain(2), "c.png": captain(3, (64, 64)), "d.png": captain(4)}
     examples = examples_of(make_set(tmp_path, pictures))
