@@ -15,7 +15,7 @@ from sdlora.config.search import Study
 from sdlora.errors import DataError
 from sdlora.flow import plan
 from sdlora.search.itself import Itself
-from sdlora.search.journal import Journal, Outcome
+from sdlora.search.journal import LEFT_OUT, Journal, Outcome
 from sdlora.search.run import Asked, Search
 from sdlora.search.space import Space, space_of
 from sdlora.stages.train.recipe import TrainRecipe
@@ -97,6 +97,53 @@ def test_the_first_trial_is_the_version_and_no_other_repeats_it(tmp_path: Path, 
         together.append(opened(tmp_path / "together", lists, own, grid).propose(number, 0, together))
     for tried in (alone, together):
         assert tried[0] == own and len({tuple(one.values()) for one in tried}) == 6
+
+
+def test_a_grid_tries_each_combination_before_one_that_was_left_out_again(tmp_path: Path) -> None:
+    lists = space_of({"train.rank": "2,4", "train.alpha": "1,2"}, grid=True)
+    own = {"train.alpha": 2, "train.rank": 4}
+    for left_out in (1, 2):
+        journal = opened(tmp_path / f"{left_out}", lists, own, grid=True)
+        tried: list[dict[str, Any]] = []
+        for number in range(4):
+            tried.append(journal.propose(number, number, []))
+            why = LEFT_OUT if number == left_out else ""
+            journal.tell(Outcome(number, tried[-1], None if why else 1.0, why=why))
+        assert len({tuple(one.values()) for one in tried}) == 4
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("presets:", "presets: [", "params.yaml:"),
+        ("  c: {train:", "  c: {trian:", "versions.c.trian: unknown key; did you mean train?"),
+        ("rank: 2, alpha: null", "rank: 5, alpha: null", "version.train.rank was 2 and is 5; set that back, and the same"),
+        ("threads: 1", "threads: 2", "threads was 1 and is 2; set that back, and the same command goes on"),
+        ("held_out: references", "held_out: 2", "datasets.small.held_out was \"references\" and is 2"),
+    ],
+)
+def test_settings_that_change_while_a_search_runs_stop_it_and_cost_no_trial(
+    folder: Path, measured: Measured, old: str, new: str, said: str
+) -> None:
+    """They are no trial's fault, and trials before and after could not be compared."""
+    path = folder / "params.yaml"
+    text = path.read_text("utf-8")
+    assert text.count(old) == 1
+
+    def edited(rank: int) -> float:
+        path.write_text(text.replace(old, new), encoding="utf-8")
+        return float(rank)
+
+    measured(edited)
+    words = ["search", "s", "--like", "c", "--by", "psnr_db", "--set", "train.learning_rate=1e-4,1e-3,1e-2"]
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    assert said in str(stopped.value)
+    path.write_text(text, encoding="utf-8")
+    measured(float)
+    main(words)
+    rows = records.read_csv(folder / "results/searches/s/trials.csv")
+    assert [row["psnr_db"] for row in rows] == ["2", "2", "2"]
 
 
 def opened(folder: Path, space: Space, first: dict[str, Any] | None, grid: bool = False) -> Journal:

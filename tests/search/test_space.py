@@ -24,7 +24,9 @@ ASKED = ("--like", "a", "--set", "train.rank=2,4")
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with settings and nothing else: a search that got past them would fail otherwise."""
     larger = "  larger: {model: models/tiny-sd, family: sd, size_px: 96, captioner: models/tiny-blip}\ndatasets:"
-    (tmp_path / "params.yaml").write_text(SMALL.replace("datasets:", larger), encoding="utf-8")
+    bare = "datasets:\n  bare: {sources: [{kind: folder, path: data/embedded/small}], trigger: captain, held_out: 0}\n"
+    text = SMALL.replace("datasets:", larger).replace("datasets:\n", bare)
+    (tmp_path / "params.yaml").write_text(text, encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -65,6 +67,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ([*ASKED, "--at-once", "20"], "--at-once is 20, but keep_runs is 20"),
         (["--like", "a", "--set", "sample.negative_prompt=2026-01-31,x"], "2026-01-31 is a date to YAML; as a text it"),
         (["--like", "a", "--set", "fit.fill=edge,blur"], "they would be measured against references padded otherwise"),
+        (["--like", "a", "--set", "sample={seeds: [42]},{seeds: [43]}"], "sample.seeds cannot differ between trials"),
+        (["--like", "a", "--set", "sample={max_references: 2},{}"], "give each sample the same, or none"),
+        ([*ASKED, "--set", "dataset=bare"], "datasets.bare.held_out is 0: there is nothing to measure trials against"),
         (["--like", "a", "--set", "base=tiny,larger"], "fitted as pad-edge-64, pad-edge-96, for their bases"),
     ],
 )  # fmt: skip

@@ -14,6 +14,7 @@ from sdlora.errors import DataError, ParamsError
 from sdlora.flow import command
 from sdlora.search.journal import LEFT_OUT, NOT_ALLOWED, Outcome
 from sdlora.search.space import Key, as_yaml, value_at
+from sdlora.search.unchanged import check_params
 from sdlora.stages.probe.recipe import PROBE, ProbeRecipe
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ class Batch:
     def _asked(self, last: int) -> tuple[dict[int, dict[Key, Any]], dict[int, str]]:
         """What each trial tries, and why some may not; those that may are versions from here on."""
         search = self._search
+        check_params(search)  # from here on a mistake is a trial's
         params: dict[int, dict[Key, Any]] = {}
         refused: dict[int, str] = {}
         settings = dict(search.known.trials)
@@ -112,6 +114,7 @@ class Batch:
         pattern = f"{ProbeRecipe.folder_pattern}/{PROBE}"
         paths = {n: Path(pattern.format(version=names[n], step=step)) for n, step in steps.items()}
         if paths:
+            check_params(self._search)
             logs = {n: LOGS / names[n] / f"probe-{step}.log" for n, step in steps.items()}
             before = {n: _written(log) for n, log in logs.items()}
             try:

@@ -120,12 +120,14 @@ class Journal:
         """
         if number == 0 and self._first is not None:
             return dict(self._first)
-        known = [*(one.params for one in self.told[:first] if one.why != LEFT_OUT), *mates]
+        tried = [*(one.params for one in self.told[:first]), *mates]
         for attempt in range(1 if self._study.grid else ATTEMPTS):  # a grid's order is the same at each
             found = self._drawn(number, first, mates, attempt)
-            if found not in known:  # what was tried would teach nothing
+            if found not in tried:  # what was tried would teach nothing
                 return found
-        return next((one for one in self._space.every() if one not in known), found)
+        known = [*(one.params for one in self.told[:first] if one.why != LEFT_OUT), *mates]
+        left = [one for one in self._space.every() if one not in known]
+        return next((one for one in left if one not in tried), left[0] if left else found)
 
     def _drawn(self, number: int, first: int, mates: Sequence[Mapping[Key, Any]], attempt: int) -> dict[Key, Any]:
         """What Optuna proposes for a trial at an attempt."""

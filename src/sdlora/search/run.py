@@ -15,13 +15,14 @@ from sdlora.config.params import Params, Version
 from sdlora.config.search import FOLDER, STUDY, TRIALS, Study, Trial, Trials
 from sdlora.errors import DataError, ParamsError, suggest
 from sdlora.flow import freshness, plan, store
-from sdlora.flow.identity import differing, identity_of, is_update, nested, told
+from sdlora.flow.identity import differing, is_update, nested, told
 from sdlora.flow.recipe import Recipe
 from sdlora.search import page
 from sdlora.search.batch import PARAMS, Batch, check_further, snakemake, write_yaml
 from sdlora.search.itself import Itself, itself
 from sdlora.search.journal import LEFT_OUT, Journal, Outcome
 from sdlora.search.space import Key, Range, Space, space_of
+from sdlora.search.unchanged import check_params, named
 from sdlora.stages.probe.recipe import ProbeRecipe
 
 TRIALS_BY_DEFAULT = 20
@@ -158,8 +159,10 @@ class Search:
         version = self.params.versions[self.study.like]
         if version.lora is not None:
             raise ParamsError(f"version {self.study.like} names a LoRA from elsewhere: nothing is trained")
-        if self.params.datasets[version.dataset].held_out == 0:
-            raise ParamsError(f"datasets.{version.dataset}.held_out is 0: there is nothing to measure trials against")
+        name = self.space.fixed.get("dataset", version.dataset)
+        dataset = self.params.datasets.get(name)  # a name that no dataset has is told below
+        if dataset is not None and dataset.held_out == 0:
+            raise ParamsError(f"datasets.{name}.held_out is 0: there is nothing to measure trials against")
         if (self.folder / TRIALS).exists():
             return
         tried = {self.trial_name(number): settings for number, settings in enumerate(self._extremes)}
@@ -216,7 +219,7 @@ class Search:
             ParamsError: If the study began with something else; names both.
         """
         self.journal = Journal(self.folder, self.study, self.space, self.maximise, self.itself.params)
-        wanted, was = _named(self.definition), _named(self.journal.definition)
+        wanted, was = named(self.definition), named(self.journal.definition)
         if not was:
             self.journal.begin(self.definition)
         elif names := [name for name in differing(was, wanted) if name in was]:  # an update may bring further options
@@ -257,7 +260,7 @@ class Search:
             made = None if job is None else freshness.read_made(job.made)
             if job is None or made is None or made.asked is None:  # not trained to its end, or its results are gone
                 continue
-            was, is_now = (_named({**asked, "made from": inputs}) for asked, inputs in (
+            was, is_now = (named({**asked, "made from": inputs}) for asked, inputs in (
                 (made.asked, made.inputs), (job.identity(), freshness.inputs_of(job))
             ))  # fmt: skip
             names = differing(was, is_now)
@@ -309,6 +312,7 @@ class Search:
 
     def _make_all_of(self, name: str, asked: Asked) -> None:
         """Publish the best trial, test it, and write its own page."""
+        check_params(self)
         try:
             snakemake([f"results/{name}/metrics.csv", f"results/{name}/report/index.html"], asked.snakemake)
         except DataError as error:
@@ -349,7 +353,7 @@ def _study(asked: Asked) -> Study:
         {**study.model_dump(mode="json"), "settings": space_of(study.settings, study.grid).texts}
         for study in (kept, wanted)
     ]
-    was, is_now = map(_named, both)
+    was, is_now = map(named, both)
     if names := differing(was, is_now):
         raise ParamsError(
             f"{path} says otherwise: {told(names, was, is_now)}; a study stays what it was: leave the options out, or "
@@ -367,8 +371,3 @@ def _metric(study: Study, version: Version) -> str:
     if by not in choices.METRICS:
         raise ParamsError(f"--by: there is no metric {by!r}{suggest(by, choices.METRICS)}")
     return by
-
-
-def _named(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Every value by its dotted name, as JSON has it."""
-    return identity_of(records.parse_json(records.compact_json(dict(values))), [])

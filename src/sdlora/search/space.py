@@ -192,6 +192,8 @@ def space_of(settings: Mapping[Key, str | Sequence[Any]], grid: bool) -> Space:
         for shared, why in SHARED.items():
             if f"{key}.".startswith(f"{shared}."):
                 raise ParamsError(f"{key} cannot differ between trials: {why}; give it one value")
+            if shared.startswith(f"{key}.") and len({_within(value, shared, key) for value in axis.ends}) > 1:
+                raise ParamsError(f"{shared} cannot differ between trials: {why}; give each {key} the same, or none")
         if grid and isinstance(axis, Range):
             raise ParamsError(f"{key}: a grid takes lists, and {axis.text} is a range")
     for outer in settings:
@@ -209,6 +211,15 @@ def value_at(settings: Mapping[str, Any], key: Key) -> Any:
     for part in key.split("."):
         found = found[part]
     return found
+
+
+def _within(section: Any, key: Key, above: Key) -> str:
+    """What a section, which is a value of the key above, says of a key; nothing where it does not."""
+    for part in key.removeprefix(f"{above}.").split("."):
+        if not isinstance(section, Mapping) or part not in section:
+            return ""
+        section = section[part]
+    return spelt(section)
 
 
 def _keys(section: type[Section], before: str = "") -> Iterator[tuple[Key, set[type]]]:
