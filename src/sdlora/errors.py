@@ -56,6 +56,15 @@ def printable(text: str, keep: str = "") -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """A stranger's text as a caption: one line, without what no reader sees (soft hyphens, zero-width spaces)."""
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    seen = (letter for letter in line if letter in _JOINERS or unicodedata.category(letter) not in _STEERING)
+    return " ".join("".join(seen).split())
+
+
 def suggest(name: str, choices: Iterable[str]) -> str:
     """' (did you mean rank?)' or, without a near name, the choices."""
     known = sorted(choices)

@@ -129,13 +129,14 @@ def test_kohya_s_captions_are_read(mine: Path, capsys: pytest.CaptureFixture[str
         "a.png": picture("red"), "a.txt": "1girl, red hair,\n  smile \n",
         "b.png": picture("green"), "b.caption": "\ufeffa green room", "b.txt": "a green field",
         "c.png": picture("blue"), "c.txt": "caf\u00e9".encode("cp1252"),
-        "d.png": picture("white"), "d.txt": "  \n", "E.PNG": picture("black"), "E.TXT": "night\x1b[2J",
+        "d.png": picture("white"), "d.txt": "  \n", "d.caption": "white\u200b ha\u00adt",
+        "E.PNG": picture("black"), "E.TXT": "night\x1b[2J",
         "f.jpg": picture("grey", "JPEG"), "f.webp": picture("pink", "WEBP"), "f.txt": "two of them", "g.txt": "alone",
     })  # fmt: skip
     kept, rejected = gathered(mine)
     assert kept == {
-        "a.png": "1girl, red hair, smile", "b.png": "a green field", "c.png": None, "d.png": None,
-        "E.PNG": r"night\x1b[2J", "f.jpg": "two of them", "f.webp": "two of them",
+        "a.png": "1girl, red hair, smile", "b.png": "a green field", "c.png": None, "d.png": "white hat",
+        "E.PNG": "night[2J", "f.jpg": "two of them", "f.webp": "two of them",
     }  # fmt: skip
     assert rejected == {
         "b.caption": "a second caption: b.txt is used",
@@ -143,7 +144,7 @@ def test_kohya_s_captions_are_read(mine: Path, capsys: pytest.CaptureFixture[str
         "d.txt": "a caption that is not used: it is empty",
         "g.txt": "a text without a picture of its name",
     }
-    assert "7 files to open, 5 of them with a caption beside" in capsys.readouterr().out
+    assert "7 files to open, 6 of them with a caption beside" in capsys.readouterr().out
 
 
 class NoModel:

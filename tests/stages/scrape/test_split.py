@@ -12,7 +12,7 @@ from sdlora.config.dataset import Dataset
 from sdlora.errors import DataError
 from sdlora.stages.scrape.gather import gather
 from sdlora.stages.scrape.split import CHOSEN, mark_copies, split
-from sdlora.stages.scrape.verify import examine
+from sdlora.stages.scrape.verify import Look, examine
 
 CAPTAIN = ROOT / "data/embedded/captain/train"
 
@@ -40,6 +40,17 @@ def test_copies_are_never_on_both_sides(tmp_path: Path) -> None:
     assert references(split(pictures, 2, tmp_path)) == {"d", "e"}, "pictures without copies come first"
     with pytest.raises(DataError, match="held_out is 3, but only 2 pictures can be references"):
         split(pictures, 3, tmp_path / "other")
+
+
+def test_who_looks_like_two_others_joins_them(tmp_path: Path) -> None:
+    """Frames of a film: the first and the third differ, and both look like the second."""
+    hashes = {"a": "0" * 32, "b": "f" * 4 + "0" * 28, "c": "f" * 2 + "0" * 30, "d": "5" * 32}
+    looks = {name: Look("PNG", 64, 64, dhash, "00" * 192) for name, dhash in hashes.items()}
+    found = mark_copies(rows("a", "b", "c", "d"), looks, bits=10)
+    assert [row.get("copy_of") for row in found] == [None, "a", "a", None]
+    assert references(split(found, 1, tmp_path)) == {"d"}
+    found = mark_copies(rows("a", "c", "b"), looks, bits=10)
+    assert [row.get("copy_of") for row in found] == [None, "a", "a"]
 
 
 def test_a_copy_of_a_reference_that_comes_later_is_left_out(tmp_path: Path) -> None:

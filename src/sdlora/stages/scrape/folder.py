@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from sdlora.config.sources import FolderSource
-from sdlora.errors import DataError, printable
+from sdlora.errors import DataError, one_line, printable
 from sdlora.flow import folders
 from sdlora.flow.folders import Found
 from sdlora.flow.hashing import printable as as_text
@@ -79,14 +79,13 @@ def _captions(
     captions: dict[Path, tuple[Path, str]] = {}
     refused = dict.fromkeys(texts, "a text without a picture of its name")
     for picture in (one.path for one in found if problems[one.path] is None and one.path not in texts):
-        beside = by_name.get(picture.with_suffix(""), [])
-        for path in beside[1:]:
-            refused[path] = f"a second caption: {beside[0].name} is used"
-        if beside:
-            text, problem = _caption(beside[0])
+        for path in by_name.get(picture.with_suffix(""), []):
+            if picture in captions:
+                refused[path] = f"a second caption: {captions[picture][0].name} is used"
+                continue
+            text, refused[path] = _caption(path)
             if text:
-                captions[picture] = (beside[0], text)
-            refused[beside[0]] = problem
+                captions[picture] = (path, text)
     return captions, refused
 
 
@@ -97,7 +96,7 @@ def _caption(path: Path) -> tuple[str | None, str]:
             content = handle.read(MAX_CAPTION + 1)
         if len(content) > MAX_CAPTION:
             return None, f"a caption that is not used: more than {MAX_CAPTION} bytes"
-        text = printable(" ".join(content.decode("utf-8-sig").split()))
+        text = one_line(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         return None, f"a caption that is not used: byte {error.object[error.start]:#04x} is not UTF-8; save it as UTF-8"
     except OSError as error:

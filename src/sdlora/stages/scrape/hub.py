@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sdlora.config.sources import HubSource
-from sdlora.errors import DataError, MissingError, SdloraError, printable
+from sdlora.errors import DataError, MissingError, SdloraError, one_line, printable
 from sdlora.stages.scrape import hub_files
 from sdlora.stages.scrape.source import Candidate, ScrapeContext
 
@@ -172,7 +172,7 @@ def _text(value: Any) -> str | None:
     """A caption; of several, the first."""
     if isinstance(value, list | tuple):
         value = next(iter(value), None)
-    return printable(" ".join(value.split())) or None if isinstance(value, str) else None
+    return one_line(value) or None if isinstance(value, str) else None
 
 
 def _licence(card: dict[str, Any]) -> str | None:

@@ -13,7 +13,9 @@ CHOSEN = "references.json"  # ids in the order in which they were chosen; no out
 
 
 def mark_copies(rows: list[Row], looks: Mapping[str, Look], bits: int) -> list[Row]:
-    """Add `copy_of` (the id of the first one) to each picture that shows what an earlier row shows.
+    """Add `copy_of` to each picture that shows what an earlier row shows: the id of the first of their group.
+
+    Of three in a row the first and the last need not look alike: who looks like both makes them one group.
 
     Args:
         rows: Accepted pictures.
@@ -21,12 +23,19 @@ def mark_copies(rows: list[Row], looks: Mapping[str, Look], bits: int) -> list[R
         bits: As `scrape.duplicate_bits`; -1 finds none.
     """
     seen, first = Looks(), list(range(len(rows)))
+
+    def first_of(place: int) -> int:
+        while first[place] != place:
+            place = first[place]
+        return place
+
     for index, row in enumerate(rows):
-        alike = seen.same_as(looks[row["id"]], bits)
-        if alike:
-            first[index] = first[alike[0]]
+        groups = {first_of(place) for place in seen.same_as(looks[row["id"]], bits)}
+        for group in groups | {index} if groups else ():
+            first[group] = min(groups)
         seen.append(looks[row["id"]])
-    return [row if first[n] == n else {**row, "copy_of": rows[first[n]]["id"]} for n, row in enumerate(rows)]
+    firsts = [first_of(place) for place in range(len(rows))]
+    return [row if firsts[n] == n else {**row, "copy_of": rows[firsts[n]]["id"]} for n, row in enumerate(rows)]
 
 
 def split(rows: Sequence[Row], held_out: int | str, out: Path) -> tuple[list[Row], list[Row]]:
