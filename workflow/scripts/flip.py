@@ -8,7 +8,7 @@ from sdlora.stages.flip.recipe import FlipRecipe
 
 
 def work(recipe: FlipRecipe) -> list[Path]:
-    return flip_dataset(recipe.folder, recipe.mirror, recipe.swap_words, recipe.repeats, recipe.kohya)
+    return flip_dataset(recipe.folder, recipe.mirror, recipe.swap_words, recipe.repeats, recipe.kohya, recipe.trigger)
 
 
 command.run(FlipRecipe, work)

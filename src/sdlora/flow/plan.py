@@ -271,9 +271,11 @@ def _dataset_jobs(params: Params, name: str, method: str, seen: Seen) -> Iterato
         undesired_tags=dataset.undesired_tags,
     )  # fmt: skip
     yield caption
+    mirror = dataset.flip and version.flip.probability > 0
     flip = FlipRecipe(
         wildcards=of_set, **seen.maker(FlipRecipe, ()), inputs=(fit.made, caption.made),
-        mirror=dataset.flip and version.flip.probability > 0, swap_words=version.flip.swap_words,
+        mirror=mirror, swap_words=version.flip.swap_words,
+        trigger=dataset.trigger if mirror and version.flip.swap_words else "",
         repeats="kohya" if dataset.kohya_repeats else dataset.repeats,
         kohya=None if version.flip.kohya == "none" else (version.flip.kohya, dataset.trigger),
     )  # fmt: skip

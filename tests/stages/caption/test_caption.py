@@ -385,3 +385,13 @@ def test_flip_writes_both_orientations(folder: Path) -> None:
 
 def test_left_and_right_change_places() -> None:
     assert swap_left_right("LEFT of the right, leftover") == "RIGHT of the left, leftover"
+    assert swap_left_right("looking_to_the_left, right_arm, bright") == "looking_to_the_right, left_arm, bright"
+
+
+def test_a_trigger_keeps_its_own_left_and_right(folder: Path) -> None:
+    assert swap_left_right("Left shark, on the left", "left shark") == "Left shark, on the right"
+    rows = [{"id": "p1", "caption": "left shark on the left", "split": "train"}]
+    records.write_jsonl(folder / "captions.jsonl", rows)
+    flip_dataset(folder, mirror=True, swap_words=True, trigger="left shark")
+    metadata = records.read_jsonl(folder / "train" / "metadata.jsonl")
+    assert [row["text"] for row in metadata] == ["left shark on the left", "left shark on the right"]

@@ -85,7 +85,12 @@ def test_the_option_makes_no_training_stale(tmp_path: Path, monkeypatch: pytest.
     changed = {jobs[0][made].stage for made in jobs[0] if jobs[0][made].identity() != jobs[1][made].identity()}
     assert changed == {"flip"}
     recipe = FlipRecipe(
-        wildcards={"dataset": "kohya", "fit": "pad-edge-64"}, mirror=True, swap_words=True, repeats={}, kohya=None
+        wildcards={"dataset": "kohya", "fit": "pad-edge-64"},
+        mirror=True,
+        swap_words=True,
+        trigger="",
+        repeats={},
+        kohya=None,
     )
     made = recipe.made
     outputs = [made.parent.parent / "train/metadata.jsonl", made.parent.parent / "kohya/3_a/1.txt"]

@@ -12,21 +12,27 @@ from sdlora.errors import DataError, suggest
 from sdlora.images import masks
 from sdlora.images.pictures import png_bytes, read_rgb
 from sdlora.progress import Progress
+from sdlora.stages.caption.caption import leading
 from sdlora.stages.fit.fit import PICTURES
 from sdlora.stages.flip import kohya_set
 
 _OTHER = {"left": "right", "right": "left"}
 
 
-def swap_left_right(caption: str) -> str:
-    """'small, on the left' -> 'small, on the right', in any case."""
+_LEFT_OR_RIGHT = re.compile(r"(?<![^\W_])(left|right)(?![^\W_])", re.IGNORECASE)  # words, also of `looking_left`
+
+
+def swap_left_right(caption: str, trigger: str = "") -> str:
+    """'small, on the left' -> 'small, on the right', in any case; a trigger at the beginning stays what it is."""
 
     def other(match: re.Match[str]) -> str:
         word = match.group()
         swapped = _OTHER[word.lower()]
         return swapped.upper() if word.isupper() else swapped.capitalize() if word[0].isupper() else swapped
 
-    return re.sub(r"\b(left|right)\b", other, caption, flags=re.IGNORECASE)
+    found = leading(trigger).match(caption)
+    begin = found.end() if found else 0
+    return caption[:begin] + _LEFT_OR_RIGHT.sub(other, caption[begin:])
 
 
 def repeats_of(names: Iterable[str], repeats: Mapping[str, int] | str) -> dict[str, int]:
@@ -71,6 +77,7 @@ def flip_dataset(
     swap_words: bool,
     repeats: Mapping[str, int] | str | None = None,
     kohya: Sequence[str] | None = None,
+    trigger: str = "",
 ) -> list[Path]:
     """Write `train/` in Hugging Face's ImageFolder layout: pictures, mirrored pictures, `metadata.jsonl`.
 
@@ -83,6 +90,7 @@ def flip_dataset(
         swap_words: Whether left and right change places in a mirrored picture's caption.
         repeats: See `repeats_of`.
         kohya: Layout and trigger of the same set for kohya's trainer (`kohya_set.write`); None = none.
+        trigger: Keeps its own left and right.
 
     Returns:
         The files written.
@@ -98,15 +106,15 @@ def flip_dataset(
             for mirrored in (False, True) if mirror else (False,):
                 name = f"{row['id']}.flip.png" if mirrored else f"{row['id']}.png"
                 files += _copy(folder, row["id"], name, mirrored, write)
-                text = swap_left_right(row["caption"]) if mirrored and swap_words else row["caption"]
+                text = swap_left_right(row["caption"], trigger) if mirrored and swap_words else row["caption"]
                 about = {"text": text, "id": row["id"], "mirrored": mirrored, "repeats": counts[source["name"]]}
                 rows.append({"file_name": name, **about, **_geometry(source, mirrored)})
             progress.advance()
     for stale in {*(folder / "train").glob("*.png"), *(folder / masks.TRAIN_FOLDER).glob("*.png")} - set(files):
         stale.unlink()
     records.write_jsonl(folder / "train" / "metadata.jsonl", rows)
-    layout, trigger = kohya or ("none", "")
-    return [folder / "train" / "metadata.jsonl", *files, *kohya_set.write(folder, layout, trigger, rows)]
+    layout, concept = kohya or ("none", "")
+    return [folder / "train" / "metadata.jsonl", *files, *kohya_set.write(folder, layout, concept, rows)]
 
 
 def _copy(folder: Path, picture: str, name: str, mirrored: bool, write: records.Write) -> list[Path]:

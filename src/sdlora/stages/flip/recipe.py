@@ -15,5 +15,6 @@ class FlipRecipe(Recipe):
 
     mirror: bool
     swap_words: bool
+    trigger: str  # no word of it is swapped; empty where none would be
     repeats: dict[str, Repeats] | Literal["kohya"]
     kohya: tuple[str, str] | None  # layout and trigger of the same set for kohya's trainer
