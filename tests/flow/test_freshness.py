@@ -16,7 +16,7 @@ from small_set import edited
 from sdlora import records
 from sdlora.config.load import load
 from sdlora.errors import DataError
-from sdlora.flow import command, freshness, hashing, plan, store
+from sdlora.flow import command, folders, freshness, hashing, plan, store
 from sdlora.flow.hashing import FileHashes
 from sdlora.flow.recipe import Recipe
 
@@ -299,7 +299,7 @@ def test_names_that_are_not_utf8_and_files_that_cannot_be_read_have_an_identity(
     (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"1")
     (tmp_path / "b.png").write_bytes(b"2")
     hashes = FileHashes(tmp_path / "hashes.json")
-    before = hashing.identity_of_folder(tmp_path, (".png",), hashes)
+    before = folders.identity(tmp_path, hashes, (".png",))
     hashes.save()
     assert "b.png" in "".join(records.read_json(tmp_path / "hashes.json"))
     real = hashing.sha256_of
@@ -310,7 +310,19 @@ def test_names_that_are_not_utf8_and_files_that_cannot_be_read_have_an_identity(
         return real(path)
 
     monkeypatch.setattr(hashing, "sha256_of", refused)
-    assert hashing.identity_of_folder(tmp_path, (".png",), FileHashes(tmp_path / "none.json")) != before
+    assert folders.identity(tmp_path, FileHashes(tmp_path / "none.json"), (".png",)) != before
+
+
+def test_what_lies_behind_a_link_counts(tmp_path: Path) -> None:
+    """Who reads masks, bases and LoRAs follows links."""
+    (tmp_path / "far").mkdir()
+    (tmp_path / "near").mkdir()
+    (tmp_path / "near/hat").symlink_to(tmp_path / "far")
+    found = set()
+    for content in (b"1", b"22"):
+        (tmp_path / "far/a.png").write_bytes(content)
+        found.add(folders.identity(tmp_path / "near", FileHashes(tmp_path / "none.json"), (".png",)))
+    assert len(found) == 2
 
 
 @pytest.mark.parametrize("cut", CUTS)

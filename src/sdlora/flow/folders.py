@@ -1,7 +1,7 @@
 """Everything that lies in a user's folder: each file once, with what keeps it from being read."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,9 +82,16 @@ def _is_text(name: str) -> bool:
     return True
 
 
-def identity(folder: Path, hashes: FileHashes) -> str:
-    """One hash for the names and bytes of all that is not hidden below a folder."""
-    files = [one for one in walk(folder) if not one.is_hidden]
+def identity(folder: Path, hashes: FileHashes, suffixes: Sequence[str] | None = None) -> str:
+    """One hash for the names and bytes of all that is not hidden below a folder, or of one file.
+
+    Args:
+        folder: Links in it are followed, as by who reads it.
+        hashes: Of files.
+        suffixes: Of the only files that count; None counts all.
+    """
+    found = [Found(folder)] if folder.is_file() else walk(folder)
+    files = [one for one in found if not one.is_hidden and (suffixes is None or one.path.suffix.lower() in suffixes)]
     return sha256_text(
         "\n".join(
             f"{printable(one.path.relative_to(folder))} {one.problem or hash_or_why_not(one.path, hashes)}"

@@ -4,7 +4,7 @@ import hashlib
 import os
 import stat
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -114,13 +114,6 @@ def are_whole(folder: Path, digests: Mapping[str, str]) -> bool:
 def sha256_text(text: str) -> str:
     """sha256 of a text, in hex."""
     return hashlib.sha256(text.encode("utf-8")).hexdigest()
-
-
-def identity_of_folder(folder: Path, suffixes: Sequence[str], hashes: FileHashes) -> str:
-    """One hash for the names and bytes of the files of some kinds below a folder (or of one file)."""
-    files = [folder] if folder.is_file() else sorted(p for p in folder.rglob("*") if p.is_file())
-    kept = [p for p in files if p.suffix.lower() in suffixes and not p.name.startswith(".")]
-    return sha256_text("\n".join(f"{printable(p.relative_to(folder))} {hash_or_why_not(p, hashes)}" for p in kept))
 
 
 def hash_or_why_not(path: Path, hashes: FileHashes) -> str:

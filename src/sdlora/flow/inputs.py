@@ -14,7 +14,7 @@ from sdlora.config.params import Base, Params, Version
 from sdlora.config.search import Trial
 from sdlora.config.sources import FolderSource, HubSource, Source
 from sdlora.errors import DataError
-from sdlora.flow import folders, hashing
+from sdlora.flow import folders
 from sdlora.flow.hashing import FileHashes
 from sdlora.stages.scrape import pin
 from sdlora.stages.scrape.source import PICTURE_SUFFIXES
@@ -35,16 +35,14 @@ def identity_of(model: str, revision: str | None, hashes: FileHashes) -> str:
     """Which weights a folder, file or hub id means."""
     path = Path(model)
     if path.exists():
-        return f"sha256:{hashing.identity_of_folder(path, MODEL_SUFFIXES, hashes)}"
+        return f"sha256:{folders.identity(path, hashes, MODEL_SUFFIXES)}"
     return f"hub:{model}@{revision or 'main'}"
 
 
 def source_files(sources: Sequence[Source], hashes: FileHashes) -> dict[str, str]:
     """Content identity of each source on this machine; what is scraped is pinned instead."""
     return {
-        path: folders.identity(Path(path), hashes)
-        if suffixes is None
-        else hashing.identity_of_folder(Path(path), suffixes, hashes)
+        path: folders.identity(Path(path), hashes, suffixes)
         for path, suffixes in map(pin.on_this_machine, sources)
         if path and Path(path).exists()
     }
@@ -59,13 +57,13 @@ def mask_identity(masks: str | None, hashes: FileHashes) -> str | None:
     """Content of the folder of masks, where there is one."""
     if masks in (None, ALPHA) or not Path(str(masks)).is_dir():
         return None
-    return hashing.identity_of_folder(Path(str(masks)), PICTURE_SUFFIXES, hashes)
+    return folders.identity(Path(str(masks)), hashes, PICTURE_SUFFIXES)
 
 
 def lora_identity(file: str | None, hashes: FileHashes) -> str | None:
     """Content of a LoRA from elsewhere; None where it is not there."""
     path = None if file is None else Path(file)
-    return None if path is None or not path.exists() else hashing.identity_of_folder(path, MODEL_SUFFIXES, hashes)
+    return None if path is None or not path.exists() else folders.identity(path, hashes, MODEL_SUFFIXES)
 
 
 def votes_identity(hashes: FileHashes) -> str | None:
