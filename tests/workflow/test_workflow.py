@@ -230,6 +230,11 @@ def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project)
         int(p.parent.name[-6:]) for new in set(store.iterdir()) - before for p in new.glob("state/*/state.json")
     )
     built.edit(*LOSS)
+    before = set(store.iterdir())
+    run = start(built, "results/b/train_log.csv")  # who is told of `accept` by the training has begun it anew
+    wait_for(lambda: any((new / "lock").exists() for new in set(store.iterdir()) - before))
+    run.kill()
+    kill_all_at_work(built.folder)
     accepted = built.command("sdlora", "accept", "b", "--yes").stdout
     assert "train b (a training that was stopped): code was" in accepted
     text = built.snakemake("results/b/train_log.csv")
@@ -238,6 +243,19 @@ def test_kill_9_loses_at_most_one_checkpoint_and_changes_nothing(built: Project)
     straight.snakemake("results/b/train_log.csv")
     for name in ("results/b/made/train.json", "results/b/train_log.csv"):
         assert built.read(name) == straight.read(name)
+
+
+def test_a_finished_training_that_an_update_had_begun_anew_is_kept(built: Project) -> None:
+    """Snakemake deletes a job's outputs before it runs, so the store alone has them."""
+    was = built.read("results/a/train_log.csv")
+    built.edit(*LOSS)
+    shutil.rmtree(built.folder / "results/a/checkpoints")
+    for name in ("made/train.json", "train_log.csv", "config.yaml"):
+        (built.folder / "results/a" / name).unlink()
+    accepted = built.command("sdlora", "accept", "a", "--yes").stdout
+    assert "train a (a training that the store has): code was" in accepted
+    assert "these settings were trained before" in built.snakemake("results/a/train_log.csv")
+    assert built.read("results/a/train_log.csv") == was
 
 
 def test_a_second_run_is_refused_and_an_orphan_is_waited_for(built: Project) -> None:

@@ -34,16 +34,18 @@ class Change:
     """One job whose files are kept although code or packages have changed."""
 
     job: Recipe
-    made: Made | None  # None: a training that was stopped, kept in the store only
+    made: Made | None  # None: a training that is in the store only: stopped, or no longer published
     names: tuple[str, ...]  # what differs, dotted
     before: Identity
-    run: Path | None = None  # the stopped training
+    run: Path | None = None  # that training
 
     @property
     def text(self) -> str:
         """What changed, for a reader."""
         after = _named(self.job.identity())
-        what = "a training that was stopped" if self.made is None else f"{len(self.made.outputs)} files"
+        what = f"{len(self.made.outputs)} files" if self.made else "a training that was stopped"
+        if self.run is not None and (self.run / DONE).exists():
+            what = "a training that the store has"
         return f"{self.job.stage} {self.job.name} ({what}): {told([*self.names], self.before, after)}"
 
 
@@ -104,11 +106,13 @@ def _change(job: Recipe, hashes: FileHashes) -> Iterator[Change]:
     after = _named(job.identity())
     if made is None:
         if job.stage == "train":
-            yield from _stopped(job)
-        return
-    if made.recipe == job.digest():
+            yield from _in_the_store(job)
         return
     where = f"{job.stage} {job.name}"
+    if made.inputs != freshness.inputs_of(job):
+        raise DataError(f"{where}: what it was made from has changed; run the version again")
+    if made.recipe == job.digest():
+        return
     if made.asked is None:
         raise DataError(f"{where}: {job.made} was written by an older sdlora and does not say what it was made from")
     before = _named(made.asked)
@@ -119,8 +123,6 @@ def _change(job: Recipe, hashes: FileHashes) -> Iterator[Change]:
             f"{where}: {told(others, before, after)}; an update can be accepted, "  # noqa: S608 - no SQL
             f"changed settings or data cannot: set them back, or run the version again"
         )
-    if made.inputs != freshness.inputs_of(job):
-        raise DataError(f"{where}: what it was made from has changed; run the version again")
     if not freshness.is_whole(made, hashes):
         raise DataError(f"{where}: its files are not as they were made; run the version again")
     yield Change(job, made, tuple(names), before)
@@ -131,32 +133,49 @@ def _named(values: Values, inputs: Sequence[Path] = ()) -> Identity:
     return identity_of(json.loads(records.canonical_json(values)), inputs)
 
 
-def _stopped(job: Recipe) -> Iterator[Change]:
-    """The newest unfinished training in the store that is this one but for an update."""
+def _in_the_store(job: Recipe) -> Iterator[Change]:
+    """The newest training in the store that is this one but for an update, a finished one first.
+
+    Snakemake deletes a job's outputs before it runs: of one that was stopped at its start only the store's are left.
+    """
     runs = store.entries("train")
-    if not any(not (run / DONE).exists() for run in runs):
+    if not runs or (store.STORE / "train" / _key(job) / DONE).exists():  # that one will be published
         return
     from sdlora.stages.train.checkpoint import newest_manifest  # imports torch
 
     wanted = _named(job.identity(), job.inputs)
-    for run in runs:
-        manifest = None if (run / DONE).exists() else newest_manifest(run)
+    for run in sorted(runs, key=lambda run: not (run / DONE).exists()):
+        manifest = newest_manifest(run)
         names = differing(manifest.identity, wanted) if manifest else []
         if manifest and names and is_update(names):
             yield Change(job, None, tuple(names), manifest.identity, run)
             return
 
 
+def _key(job: Recipe) -> str:
+    """The training that a job looks for in the store."""
+    return run_key(job.identity(), job.inputs)
+
+
 def _adopt(run: Path | None, job: Recipe) -> None:
     """Make a kept training the one that the job would look for."""
-    target = store.STORE / "train" / run_key(job.identity(), job.inputs)
-    if run is None or not run.is_dir() or target.exists():
+    target = store.STORE / "train" / _key(job)
+    if run is None or not run.is_dir() or run == target or (target / DONE).exists():
         return
-    from sdlora.stages.train.checkpoint import manifests, reseal  # imports torch
+    from sdlora.stages.train.checkpoint import manifests, newest_manifest, reseal  # imports torch
 
+    begun, kept = (newest_manifest(folder) if folder.is_dir() else None for folder in (target, run))
+    if begun is not None and kept is not None and not (run / DONE).exists() and begun.step >= kept.step:
+        raise DataError(
+            f"{job.stage} {job.name}: it was begun anew since and is at step {begun.step}, the one before at "
+            f"{kept.step}: run it again, which goes on"
+        )
     with store.sole_use(run):
         for manifest in [*manifests(run)]:
             reseal(manifest, _named(job.identity(), job.inputs))
+        if target.is_dir():  # the job that said so had begun
+            with store.sole_use(target):
+                store.delete(target)
         run.rename(target)
 
 

@@ -105,7 +105,7 @@ def keep_newest(kind: str, count: int, done: str | None = None) -> None:
     left = [folder for folder in waiting if _used(folder) < oldest]
     for folder in reversed([*finished[count:], *left]):
         with suppress(DataError), sole_use(folder):
-            _delete(folder)
+            delete(folder)
 
 
 def _used(folder: Path) -> float:
@@ -116,7 +116,7 @@ def _used(folder: Path) -> float:
         return time.time()
 
 
-def _delete(folder: Path) -> None:
+def delete(folder: Path) -> None:
     """Delete an entry that is held, its lock last: until then nobody else can be at work in it."""
     for path in folder.iterdir():
         if path.is_dir():
