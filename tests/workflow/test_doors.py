@@ -298,6 +298,9 @@ def test_the_check_of_code_knows_its_own(tmp_path: Path, monkeypatch: pytest.Mon
     command.check_code(recipe.model_copy(update={"code": Code().reach(script).identity}), script)
     with pytest.raises(DataError, match="the code of fit"):
         command.check_code(recipe.model_copy(update={"code": "0" * 16}), script)
+    own = {"code": Code().reach(script).identity, "software": {"numpy": "0"}}
+    with pytest.raises(DataError, match=r"packages of fit are not those .*: numpy was 0 and is \d"):
+        command.check_code(recipe.model_copy(update=own), script)
 
 
 @pytest.mark.parametrize(

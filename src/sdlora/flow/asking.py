@@ -10,7 +10,9 @@ from functools import cache
 from pathlib import Path
 
 from sdlora import records
-from sdlora.flow.hashing import PRIVATE, read_regular, sha256_text
+from sdlora.flow import folders
+from sdlora.flow.code import PACKAGE
+from sdlora.flow.hashing import PRIVATE, FileHashes, read_regular, sha256_text
 from sdlora.stages.caption.recipe import CaptionRecipe
 from sdlora.stages.encode.recipe import EncodeRecipe
 from sdlora.stages.sample.recipe import DrawingRecipe
@@ -94,8 +96,14 @@ def _distinct(path: Path, names: tuple[str, ...], _: int) -> int:
 
 
 def kept(asked: str) -> Path:
-    """The file that remembers a prediction."""
-    return PRIVATE / "asking" / f"{sha256_text(asked)}.json"
+    """The file that remembers a prediction, as long as it is predicted in the same way."""
+    return PRIVATE / "asking" / f"{sha256_text(f'{_predicting()} {asked}')}.json"
+
+
+@cache
+def _predicting() -> str:
+    """What predicts: no stage's identity has it, for no result depends on it."""
+    return folders.identity(PACKAGE / "memory", FileHashes(), (".py",))
 
 
 @cache

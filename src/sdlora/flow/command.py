@@ -14,6 +14,7 @@ from sdlora import gpu
 from sdlora.errors import DataError, ParamsError, SdloraError, suggest
 from sdlora.flow import cards, foreseen, freshness
 from sdlora.flow.code import CODE_MEMORY, PACKAGE, Code
+from sdlora.flow.makers import package_version
 from sdlora.flow.recipe import Recipe
 
 # What is wrong with the machine, not with the program.
@@ -162,10 +163,10 @@ def unknown_side(file: str, known: Collection[str]) -> str:
 
 
 def check_code(recipe: Recipe, script: Path) -> None:
-    """Nothing may be recorded under the hash of other code than ran.
+    """Nothing may be recorded under the hash of other code, or under other packages, than ran.
 
     Raises:
-        DataError: If this process has other code than the one that the recipe names.
+        DataError: If this process has other code or packages than those that the recipe names.
     """
     if recipe.code is None:  # what came from the web is pinned, whatever the code
         return
@@ -174,6 +175,14 @@ def check_code(recipe: Recipe, script: Path) -> None:
         raise DataError(
             f"the code of {recipe.stage} below {PACKAGE} is not the code that this run was planned with: "
             f"it was edited meanwhile, or it belongs to another checkout; run the same command again"
+        )
+    now = {name: package_version(name) for name in recipe.software}
+    if changed := [
+        f"{name} was {recipe.software[name]} and is {now[name]}" for name in now if now[name] != recipe.software[name]
+    ]:
+        raise DataError(
+            f"packages of {recipe.stage} are not those that this run was planned with: {', '.join(changed)}; run the "
+            f"same command again"
         )
 
 
