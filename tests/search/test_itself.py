@@ -1,6 +1,7 @@
 """A search begins with the version that its trials are like."""
 
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from sdlora.cli import main
 from sdlora.config.load import load
 from sdlora.config.search import Study
 from sdlora.errors import DataError
-from sdlora.flow import plan
+from sdlora.flow import freshness, plan
 from sdlora.search.itself import Itself
 from sdlora.search.journal import LEFT_OUT, Journal, Outcome
 from sdlora.search.run import Asked, Search
@@ -117,9 +118,13 @@ def test_a_grid_tries_each_combination_before_one_that_was_left_out_again(tmp_pa
     [
         ("presets:", "presets: [", "params.yaml:"),
         ("  c: {train:", "  c: {trian:", "versions.c.trian: unknown key; did you mean train?"),
-        ("rank: 2, alpha: null", "rank: 5, alpha: null", "version.train.rank was 2 and is 5; set that back, and the same"),
+        (
+            "rank: 2, alpha: null",
+            "rank: 5, alpha: null",
+            "version.train.rank was 2 and is 5; set that back, and the same",
+        ),
         ("threads: 1", "threads: 2", "threads was 1 and is 2; set that back, and the same command goes on"),
-        ("held_out: references", "held_out: 2", "datasets.small.held_out was \"references\" and is 2"),
+        ("held_out: references", "held_out: 2", 'datasets.small.held_out was "references" and is 2'),
     ],
 )
 def test_settings_that_change_while_a_search_runs_stop_it_and_cost_no_trial(
@@ -144,6 +149,36 @@ def test_settings_that_change_while_a_search_runs_stop_it_and_cost_no_trial(
     main(words)
     rows = records.read_csv(folder / "results/searches/s/trials.csv")
     assert [row["psnr_db"] for row in rows] == ["2", "2", "2"]
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["there", "gone"])
+def test_trials_of_other_pictures_are_not_told(folder: Path, monkeypatch: pytest.MonkeyPatch, gone: bool) -> None:
+    """What pictures have become shows only in what Snakemake makes of them; records may be gone before, too."""
+    pictures = ["old"]
+
+    def make(targets: Sequence[str], _: Sequence[str]) -> None:
+        jobs = {str(job.folder): job for job in plan.jobs(load(folder / "params.yaml"))}
+        for target in targets:
+            values = {"0": 0.0, "2": 1.0, "4": 1.0}
+            records.write_json(Path(target), {"diverged": None, "run": None, "chosen": 4, "values": values})
+            job = jobs[str(Path(target).parent)]
+            for before in job.inputs:
+                records.write_json(before, {"recipe": "", "inputs": {}, "outputs": {"a": pictures[0]}})
+            freshness.write_made(job, [Path(target)])
+
+    monkeypatch.setattr("sdlora.search.batch.snakemake", make)
+    monkeypatch.setattr("sdlora.search.run.snakemake", lambda *_: None)
+    monkeypatch.setattr("sdlora.search.run.check_further", lambda _: None)
+    main([*SEARCH, "--trials", "1"])
+    pictures[0] = "new"
+    if gone:
+        shutil.rmtree(folder / "data")
+    with pytest.raises(SystemExit, match=r"since trial 0 of s was measured, .*; trials from here on could not be"):
+        main([*SEARCH, "--trials", "2"])
+    pictures[0] = "old"
+    shutil.rmtree(folder / "data")
+    main([*SEARCH, "--trials", "2"])
+    assert len(records.read_csv(folder / "results/searches/s/trials.csv")) == 2
 
 
 def opened(folder: Path, space: Space, first: dict[str, Any] | None, grid: bool = False) -> Journal:

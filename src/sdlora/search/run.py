@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from sdlora import choices, records
+from sdlora import choices
 from sdlora.config.load import load, section_of, stated, trial_of
 from sdlora.config.params import Params, Version
 from sdlora.config.search import FOLDER, STUDY, TRIALS, Study, Trial, Trials
@@ -91,6 +91,7 @@ class Search:
     params: Params
     journal: Journal = field(init=False, repr=False)  # there from `begin` on, as the next
     known: Trials = field(init=False, repr=False)  # the trials so far, and those that are asked
+    _noted: bool = field(default=False, init=False, repr=False)  # an update is told once
 
     @classmethod
     def of(cls, asked: Asked) -> "Search":
@@ -260,6 +261,8 @@ class Search:
             made = None if job is None else freshness.read_made(job.made)
             if job is None or made is None or made.asked is None:  # not trained to its end, or its results are gone
                 continue
+            if not all(path.exists() for path in job.inputs):  # they are made with the next trial, and compared then
+                continue
             was, is_now = (named({**asked, "made from": inputs}) for asked, inputs in (
                 (made.asked, made.inputs), (job.identity(), freshness.inputs_of(job))
             ))  # fmt: skip
@@ -268,7 +271,9 @@ class Search:
             if not is_update(names):
                 raise DataError(f"{said}; trials from here on could not be compared with it: begin another search")
             if names:
-                print(f"note: {said}", file=sys.stderr)
+                if not self._noted:
+                    print(f"note: {said}", file=sys.stderr)
+                self._noted = True
                 return
 
     def make(self, asked: Asked) -> None:
@@ -284,7 +289,9 @@ class Search:
             if not leave_out <= {*range(done, last + 1)}:
                 raise ParamsError(f"--leave-out: at work are {', '.join(map(str, range(done, last + 1)))}")
             batch = Batch(self, first, last, asked.snakemake)
-            for outcome in batch.outcomes(done, leave_out):
+            outcomes = batch.outcomes(done, leave_out)
+            self._compare_with_what_was()  # once more: what pictures have become shows in what Snakemake makes of them
+            for outcome in outcomes:
                 self.journal.tell(outcome)
                 print(self._line(outcome, count), flush=True)
             leave_out = set()  # those of the next batch are others

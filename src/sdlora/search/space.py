@@ -189,11 +189,7 @@ def space_of(settings: Mapping[Key, str | Sequence[Any]], grid: bool) -> Space:
     # in an order of their own: what is drawn depends on it, and a file may have another than the command line
     space = Space({key: _axis(key, settings[key], known[key]) for key in sorted(settings)})
     for key, axis in space.varied.items():
-        for shared, why in SHARED.items():
-            if f"{key}.".startswith(f"{shared}."):
-                raise ParamsError(f"{key} cannot differ between trials: {why}; give it one value")
-            if shared.startswith(f"{key}.") and len({_within(value, shared, key) for value in axis.ends}) > 1:
-                raise ParamsError(f"{shared} cannot differ between trials: {why}; give each {key} the same, or none")
+        _check_shared(key, axis)
         if grid and isinstance(axis, Range):
             raise ParamsError(f"{key}: a grid takes lists, and {axis.text} is a range")
     for outer in settings:
@@ -211,6 +207,15 @@ def value_at(settings: Mapping[str, Any], key: Key) -> Any:
     for part in key.split("."):
         found = found[part]
     return found
+
+
+def _check_shared(key: Key, axis: Axis) -> None:
+    """Refuse what would have trials differ in what they share, also where a section's values hide it."""
+    for shared, why in SHARED.items():
+        if f"{key}.".startswith(f"{shared}."):
+            raise ParamsError(f"{key} cannot differ between trials: {why}; give it one value")
+        if shared.startswith(f"{key}.") and len({_within(value, shared, key) for value in axis.ends}) > 1:
+            raise ParamsError(f"{shared} cannot differ between trials: {why}; give each {key} the same, or none")
 
 
 def _within(section: Any, key: Key, above: Key) -> str:
