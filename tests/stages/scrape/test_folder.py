@@ -147,6 +147,18 @@ def test_kohya_s_captions_are_read(mine: Path, capsys: pytest.CaptureFixture[str
     assert "7 files to open, 6 of them with a caption beside" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["zed.png", "a.png"])
+def test_of_the_same_bytes_the_held_out_file_stays_and_has_the_caption(mine: Path, tmp_path: Path, name: str) -> None:
+    """Whichever comes first by name: a picture that measures is not learnt from."""
+    write(mine, {name: picture("red"), "b.png": picture("blue"), "test/m.png": picture("red")})
+    write(mine, {Path(name).with_suffix(".txt").name: "red hair"})
+    gather(dataset(mine).model_copy(update={"held_out": "test"}), tmp_path / "out")
+    rows = records.read_jsonl(tmp_path / "out" / "manifest.jsonl")
+    assert {row["name"]: (row["split"], row["caption"]) for row in rows} == {
+        "b.png": ("train", None), "test/m.png": ("reference", "red hair"),
+    }  # fmt: skip
+
+
 class NoModel:
     """Nobody may ask it."""
 

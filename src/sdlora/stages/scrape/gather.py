@@ -55,7 +55,7 @@ def gather(
     raw = out / "raw"
     clear(raw, "*.part")
     journal = Journal(out, context.limits)
-    judge = Judge(context.limits)
+    judge = Judge(context.limits, dataset.held_out if isinstance(dataset.held_out, str) else "")
     with closing(_Workshop(raw, journal, context, spared)) as workshop:
         for number, source in enumerate(dataset.sources):
             _take_source(number, source, workshop, judge, context)

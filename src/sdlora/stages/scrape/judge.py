@@ -8,6 +8,7 @@ from sdlora.config.sources import Scrape
 from sdlora.records import Row
 from sdlora.stages.scrape.looks import Looks
 from sdlora.stages.scrape.source import Candidate
+from sdlora.stages.scrape.split import lies_in
 from sdlora.stages.scrape.verify import Look
 
 
@@ -55,6 +56,7 @@ class Judge:
     """Takes candidates in order and keeps the set."""
 
     limits: Scrape
+    held_out: str = ""  # the subfolder of references; of the same bytes the file in it stays
     entries: list[Entry] = field(default_factory=list)
     rejected: list[Row] = field(default_factory=list)
     seen: Counter[int] = field(default_factory=Counter)  # candidates by source
@@ -91,13 +93,15 @@ class Judge:
             return
         nearest = min(copies, key=lambda known: (known.arrived.sha256 != result.sha256, _bits(known, entry)))
         # A picture that is like two of the set would, in the place of one, stand beside the other.
-        if len(copies) == 1 and _replaces(entry, nearest):
+        if len(copies) == 1 and self._replaces(entry, nearest):
             place = self._places.pop(nearest.arrived.file)
-            self.entries[place] = replace(entry, source=nearest.source)
+            self.entries[place] = _captioned(replace(entry, source=nearest.source), nearest)
             self._places[result.file] = place
             self._looks.replace(place, look)
             self._reject_copy(nearest, entry)
         else:
+            place = self._places[nearest.arrived.file]
+            self.entries[place] = _captioned(nearest, entry)
             self._reject_copy(entry, nearest)
 
     def take_unused(self) -> list[tuple[Candidate, str]]:
@@ -131,6 +135,17 @@ class Judge:
         if new.arrived.file in self._places:
             same.add(self._places[new.arrived.file])
         return [self.entries[place] for place in sorted(same)]
+
+    def _replaces(self, new: Entry, old: Entry) -> bool:
+        """Whether a copy is the better one: chosen by somebody, else the reference, else the one with more pixels."""
+        if new.is_chosen != old.is_chosen:
+            return new.is_chosen
+        is_reference, was = (
+            bool(self.held_out) and lies_in({"name": one.candidate.label}, self.held_out) for one in (new, old)
+        )
+        if is_reference != was:
+            return is_reference
+        return new.arrived.look.pixels > old.arrived.look.pixels
 
     def _reject_copy(self, dropped: Entry, kept: Entry) -> None:
         if dropped.arrived.sha256 == kept.arrived.sha256:
@@ -166,11 +181,11 @@ def _bits(one: Entry, other: Entry) -> int:
     return one.arrived.look.bits_from(other.arrived.look)
 
 
-def _replaces(new: Entry, old: Entry) -> bool:
-    """Whether a copy is the better one: chosen by somebody, else with more pixels."""
-    if new.is_chosen != old.is_chosen:
-        return new.is_chosen
-    return new.arrived.look.pixels > old.arrived.look.pixels
+def _captioned(kept: Entry, dropped: Entry) -> Entry:
+    """A picture with the caption that a file of the same bytes had, where it has none itself."""
+    if kept.candidate.caption or kept.arrived.sha256 != dropped.arrived.sha256:
+        return kept
+    return replace(kept, candidate=replace(kept.candidate, caption=dropped.candidate.caption))
 
 
 def candidate_columns(candidate: Candidate) -> dict[str, Any]:
