@@ -234,6 +234,18 @@ def test_a_bad_mask_is_named(tmp_path: Path, name: str, said: str) -> None:
         make_set(tmp_path, {"sub/a.png": captain(1, (64, 64))}, masks=str(tmp_path / "masks"), encode=False)
 
 
+def test_pictures_of_one_name_have_masks_by_their_ids(tmp_path: Path) -> None:
+    """One of that name would be learnt with for all of them."""
+    pictures = {"a.png": captain(1, (64, 64)), "a.webp": captain(2, (64, 64))}
+    where = tmp_path / "masks"
+    half_masks(where, {"a.png": pictures["a.png"]})
+    for _ in pictures:
+        with pytest.raises(DataError, match="2 pictures are called so, and a mask of that name would") as refused:
+            make_set(tmp_path, pictures, masks=str(where), encode=False)
+        Image.new("L", (64, 64), 255).save(where / f"{str(refused.value).rpartition(' ')[2]}.png")
+    make_set(tmp_path, pictures, masks=str(where), encode=False)
+
+
 def test_a_mask_that_a_crop_takes_away_is_named(tmp_path: Path) -> None:
     pictures = {"a.png": captain(1, (192, 64))}
     half_masks(tmp_path / "masks", pictures)

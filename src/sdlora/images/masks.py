@@ -16,12 +16,13 @@ TRAIN_FOLDER = "train-masks"  # in both orientations, beside train/, whose layou
 SUFFIXES = (".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".jpg", ".jpeg")
 
 
-def find(source: str | None, row: dict[str, object]) -> Path | None:
+def find(source: str | None, row: dict[str, object], namesakes: int = 0) -> Path | None:
     """The mask file of a picture: in the folder, under the picture's own path or its id, with any suffix.
 
     Args:
         source: `alpha`, a folder, or None.
         row: The picture's row of the manifest.
+        namesakes: Other pictures of the same path but for the suffix, as of another source: the id tells them apart.
 
     Returns:
         The file, or None where masks do not lie in a folder.
@@ -33,8 +34,15 @@ def find(source: str | None, row: dict[str, object]) -> Path | None:
         return None
     stems = [Path(source) / Path(str(row["name"])).with_suffix(""), Path(source) / str(row["id"])]
     stems = [stem for stem in stems if Path(normpath(stem)).is_relative_to(normpath(source))]  # a name may be a URL
+    if namesakes:
+        stems = stems[-1:]
     found = [stem.with_name(stem.name + suffix) for stem in stems for suffix in SUFFIXES]
     found = [path for path in found if path.is_file()]
+    if namesakes and not found:
+        raise DataError(
+            f"{row['name']}: {namesakes + 1} pictures are called so, and a mask of that name would be for one of them: "
+            f"name the masks in {source!r} by the pictures' ids, this one {row['id']}"
+        )
     if len(found) != 1:
         names = (
             " and ".join(map(str, found)) or f"none; looked for {stems[0] if stems else source}{{{','.join(SUFFIXES)}}}"

@@ -161,10 +161,12 @@ def fit_dataset(
     known = _remembered(out / KEPT)
     rows, files, kept, new = [], [], {}, 0
     pictures = manifest.read(source)
+    named = Counter(Path(row["name"]).with_suffix("") for row in pictures if row["split"] == "train")
     progress = Progress("fit", len(pictures))
     with records.many_files() as write:
         for row in pictures:
-            mask_file = masks.find(mask_source, row) if row["split"] == "train" else None
+            namesakes = named[Path(row["name"]).with_suffix("")] - 1
+            mask_file = masks.find(mask_source, row, namesakes) if row["split"] == "train" else None
             wanted = [out / PICTURES / f"{row['id']}.png"]
             if mask_source is not None and row["split"] == "train":
                 wanted.append(out / masks.FOLDER / f"{row['id']}.png")
