@@ -12,8 +12,9 @@ from rocrate.rocrate import ROCrate
 
 from sdlora import records
 from sdlora.cli import main
+from sdlora.errors import DataError
 from sdlora.flow import croissant, provenance
-from sdlora.flow.freshness import Made
+from sdlora.flow.freshness import Made, outputs_identity
 from sdlora.flow.hashing import sha256_of
 
 CRATE = "results/a/ro-crate-metadata.json"
@@ -164,6 +165,36 @@ def test_what_does_not_fit_its_record_is_refused_by_name(built: Project) -> None
     with chdir(built.folder), pytest.raises(SystemExit, match=r"fit\.json: what .*scrape\.json names is not what"):
         main(["provenance", "a"])
     assert not (built.folder / CRATE).exists()
+
+
+def test_what_nothing_measured_goes_back_to_is_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An animation of settings before, and the training of a version that has become a mixture."""
+    folder = Path("results/v8")
+
+    def made(stage: str, before: tuple[str, ...], name: str, text: str) -> None:
+        records.write_text(folder / name, text)
+        inputs = {str(path): outputs_identity(path) for path in (folder / f"made/{one}.json" for one in before)}
+        outputs = {str(folder / name): sha256_of(folder / name)}
+        record = {"recipe": "", "asked": {"stage": stage}, "inputs": inputs, "outputs": outputs}
+        records.write_json(folder / f"made/{stage}.json", record)
+
+    with chdir(tmp_path):
+        for lora in ("1", "2"):
+            made("train", (), "checkpoints/lora", lora)
+            made("sample", ("train",), "samples", lora)
+            made("evaluate", ("sample",), "metrics.csv", lora)
+            if lora == "1":
+                made("animate", ("sample",), "animation.gif", lora)
+        assert [path.stem for path in provenance.History(folder).jobs] == ["train", "sample", "evaluate"]
+        assert "animate.json: what results/v8/made/sample.json names is not what" in capsys.readouterr().err
+        made("adopt", (), "checkpoints/lora", "3")
+        made("sample", ("adopt",), "samples", "3")
+        made("evaluate", ("sample",), "metrics.csv", "3")
+        assert [path.stem for path in provenance.History(folder).jobs] == ["adopt", "sample", "evaluate"]
+        assert "train.json: results/v8/checkpoints/lora is gone or not as it was" in capsys.readouterr().err
+        (folder / "metrics.csv").write_text("4")
+        with pytest.raises(DataError, match=r"metrics\.csv is gone or not as it was made"):
+            provenance.History(folder)
 
 
 def test_a_name_without_results_is_refused(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ packages and machine. All is read from the records that the jobs wrote (`made/*.
 RO-Crate: https://w3id.org/ro/crate; jobs are actions as in https://w3id.org/ro/wfrun/process.
 """
 
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,29 @@ Ref = dict[str, str]
 
 
 class History:
-    """The records that a version goes back to, each checked against the files it names."""
+    """The records that a version goes back to, each checked against the files it names.
+
+    What nothing measured goes back to may be of settings before: an animation that nobody asked for again, or the
+    training of a version that has become a mixture. Where it does not fit, it is left out, and stderr is told.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.jobs: dict[Path, Made] = {}  # in the order in which they ran
         self._hashes = FileHashes()
-        for path in sorted((folder / "made").glob("*.json")):
-            self._take(path)
+        found = sorted((folder / "made").glob("*.json"))
+        measured = folder / "made" / "evaluate.json"
+        if measured in found:
+            self._take(measured)
+        trained = folder / "made" / "train.json" in self.jobs
+        for path in found:
+            before = dict(self.jobs)
+            try:
+                self._take(path)
+            except DataError as error:
+                self.jobs = before  # nothing that it alone goes back to
+                if measured not in found or (path.stem == "export" and trained):
+                    raise
+                print(f"note: {error}; it is left out", file=sys.stderr)
         self._hashes.save()
 
     def _take(self, path: Path) -> None:
