@@ -1,8 +1,12 @@
 """What `python -m benchmarks.counts` counts."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from benchmarks.counts import Operations, optimizer_counts, reads_of_losses, settings_of
+from helpers import ROOT
 
 
 def test_views_are_no_operations() -> None:
@@ -20,3 +24,10 @@ def test_an_optimizer_is_counted_in_its_second_step(name: str, waits: int) -> No
 
 def test_losses_are_read_once_in_twenty_steps() -> None:
     assert reads_of_losses() == 0.05
+
+
+@pytest.mark.workflow
+def test_a_benchmark_may_import_diffusers_first() -> None:
+    """diffusers asks when it is imported whether bitsandbytes is there, and would import what is hidden later."""
+    code = "import sys, benchmarks; assert sys.modules['bitsandbytes'] is None"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
