@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, Project, shipped_with_v8
+from helpers import ROOT, SMALL, Project, shipped_with_v8
 
 from sdlora import records
 from sdlora.config import params
@@ -441,3 +441,11 @@ def test_snakemake_fails_at_once(fresh: Project, before: str, after: str, said: 
     assert said in text
     assert not (fresh.folder / "data/sets").exists()
     assert seconds < 30, "the message must come before any work"
+
+
+def test_an_anchored_truth_value_is_one(tmp_path: Path) -> None:
+    """To Python ruamel's is a number."""
+    text = SMALL.replace("held_out: references", "held_out: references\n    flip: &no false\n    kohya_repeats: *no")
+    records.write_text(tmp_path / "params.yaml", text)
+    dataset = load(tmp_path / "params.yaml").datasets["small"]
+    assert dataset.flip is False and dataset.kohya_repeats is False

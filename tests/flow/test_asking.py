@@ -141,3 +141,14 @@ def test_a_training_asks_for_its_captions_as_soon_as_they_are_known(
 
     assert [demand(100_000, cache_text=one) for one in ("ram", "disk", "none")] == [100_000, texts.OPEN, 0]
     assert demand(5, prior=Prior(prompt="a head")) == 6
+
+
+def test_what_was_predicted_otherwise_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(asking, "PACKAGE", tmp_path)
+    found = set()
+    for code in ("1", "22"):
+        records.write_text(tmp_path / "memory/prediction.py", code)
+        asking._predicting.cache_clear()
+        found.add(asking.kept("train"))
+    asking._predicting.cache_clear()
+    assert len(found) == 2
