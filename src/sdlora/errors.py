@@ -49,9 +49,7 @@ def printable(text: str, keep: str = "") -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(
-        letter
-        if letter in keep or letter in _JOINERS or unicodedata.category(letter) not in _STEERING
-        else letter.encode("unicode_escape").decode("ascii")
+        letter if letter in keep or _is_seen(letter) else letter.encode("unicode_escape").decode("ascii")
         for letter in text
     )
 
@@ -61,8 +59,12 @@ def one_line(text: str) -> str:
     line = " ".join(text.split())
     if line.isprintable():
         return line
-    seen = (letter for letter in line if letter in _JOINERS or unicodedata.category(letter) not in _STEERING)
-    return " ".join("".join(seen).split())
+    return " ".join("".join(filter(_is_seen, line)).split())
+
+
+def _is_seen(letter: str) -> bool:
+    """Whether a letter shows, or joins those beside it."""
+    return letter in _JOINERS or unicodedata.category(letter) not in _STEERING
 
 
 def suggest(name: str, choices: Iterable[str]) -> str:

@@ -43,9 +43,12 @@ class Change:
     def text(self) -> str:
         """What changed, for a reader."""
         after = _named(self.job.identity())
-        what = f"{len(self.made.outputs)} files" if self.made else "a training that was stopped"
-        if self.run is not None and (self.run / DONE).exists():
+        if self.made is not None:
+            what = f"{len(self.made.outputs)} files"
+        elif self.run is not None and (self.run / DONE).exists():
             what = "a training that the store has"
+        else:
+            what = "a training that was stopped"
         return f"{self.job.stage} {self.job.name} ({what}): {told([*self.names], self.before, after)}"
 
 

@@ -165,8 +165,9 @@ def fit_dataset(
     progress = Progress("fit", len(pictures))
     with records.many_files() as write:
         for row in pictures:
-            namesakes = named[Path(row["name"]).with_suffix("")] - 1
-            mask_file = masks.find(mask_source, row, namesakes) if row["split"] == "train" else None
+            mask_file = None
+            if row["split"] == "train":
+                mask_file = masks.find(mask_source, row, named[Path(row["name"]).with_suffix("")] - 1)
             wanted = [out / PICTURES / f"{row['id']}.png"]
             if mask_source is not None and row["split"] == "train":
                 wanted.append(out / masks.FOLDER / f"{row['id']}.png")

@@ -30,8 +30,8 @@ def mark_copies(rows: list[Row], looks: Mapping[str, Look], bits: int) -> list[R
         return place
 
     for index, row in enumerate(rows):
-        groups = {first_of(place) for place in seen.same_as(looks[row["id"]], bits)}
-        for group in groups | {index} if groups else ():
+        groups = {index, *map(first_of, seen.same_as(looks[row["id"]], bits))}
+        for group in groups:
             first[group] = min(groups)
         seen.append(looks[row["id"]])
     firsts = [first_of(place) for place in range(len(rows))]
